@@ -1,0 +1,47 @@
+# On a fresh machine: `make train`, then `make test`. Each target makes what it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# The newest JAX wants a newer Python than the default one; the first of these that works.
+NEWEST ?= python3.13 python3.12 $(HOME)/.pyenv/versions/3.13*/bin/python $(HOME)/.pyenv/versions/3.12*/bin/python
+PRESET ?= garg/linear-xs
+
+.PHONY: setup train test test-newest lint format bench bench-training clean
+
+setup: $(READY)
+
+$(READY): setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+train: $(READY)
+	$(BIN)/icl train $(PRESET)
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-newest:
+	@found=; for p in $(NEWEST); do if "$$p" -c 'import venv' 2>/dev/null; then found="$$p"; break; fi; done; \
+	if [ -z "$$found" ]; then echo "no Python 3.12 or newer found; set NEWEST=/path/to/python"; exit 1; fi; \
+	echo "testing with $$found"; $(MAKE) test PYTHON="$$found" VENV=.venv-newest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: bench-training
+
+bench-training: $(READY)
+	$(BIN)/python -m pip install --quiet --requirement bench/requirements.txt
+	$(BIN)/python bench/training.py $(BENCH_FLAGS)
+
+clean:
+	rm -rf $(VENV) .venv-newest build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

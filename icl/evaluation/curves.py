@@ -1,0 +1,137 @@
+"""Error at every number of in-context examples, of a run and of classical estimators."""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..tasks import Episode, LinearRegression, TaskFamily, sample_batch
+from ..training.learner import Learner
+from ..training.run import Run
+from . import baselines
+from .figures import evaluation_figure
+from .result import Curve, Evaluation
+
+# Evaluation draws from another stream than training, whatever the two seeds.
+EVALUATION_STREAM = 0x6576616C
+CHUNK = 128
+
+
+def estimators(family: TaskFamily) -> tuple[dict[str, baselines.Baseline], str | None]:
+    """The comparators of a family by name, and which of them is optimal for it."""
+    chosen: dict[str, baselines.Baseline] = {"least squares": baselines.least_squares}
+    optimal = None
+    if isinstance(family, LinearRegression):
+        optimal = "ridge (optimal)" if family.noise else "least squares"
+        # Noiseless least squares is the limit of ridge; a unit penalty shows it regularised.
+        penalty = family.noise**2 or 1.0
+        chosen[optimal if family.noise else "ridge"] = partial(baselines.ridge, penalty=penalty)
+    else:
+        chosen["ridge"] = baselines.ridge
+    chosen["averaging"] = baselines.averaging
+    chosen["3-nearest neighbours"] = baselines.nearest_neighbours
+    chosen["zero"] = baselines.zero
+    return chosen, optimal
+
+
+def evaluate(
+    run: Run | str | Path, *, prompts: int = 1280, resamples: int = 1000, seed: int = 0
+) -> Evaluation:
+    """Evaluates a run's newest checkpoint, and writes `eval.json` and `eval.png` in its folder.
+
+    Prompts are of fresh tasks at full difficulty, also for a run trained on a pool or under a
+    curriculum; errors are against the labels as drawn, noise included (Garg et al. 2022,
+    appendix A.3: 1,280 prompts, bootstrap over 1,000 resamples).
+
+    Args:
+      run: the run or its folder.
+      prompts: number of prompts.
+      resamples: bootstrap resamples for the 5th to 95th percentile.
+      seed: seed of prompts and resamples.
+
+    Raises:
+      RunError: no run there, or it has no checkpoint.
+      ValueError: fewer than one prompt or resample.
+    """
+    if prompts < 1 or resamples < 1:
+        raise ValueError(f"prompts ({prompts}) and resamples ({resamples}) must be at least 1")
+    run = run if isinstance(run, Run) else Run.open(run)
+    learner = Learner(run.config)
+    step, params = run.params()
+    prompt_key, resample_key = jax.random.split(
+        jax.random.fold_in(jax.random.key(seed), EVALUATION_STREAM)
+    )
+    episodes = draw_prompts(learner.family, prompt_key, prompts)
+    scored = np.asarray(jax.vmap(learner.layout.scored)(episodes)[0])
+    predict = jax.jit(learner.predict)
+    predictions = {"transformer": _in_chunks(partial(predict, params), episodes, np.float32)}
+    chosen, reference = estimators(learner.family)
+    with jax.enable_x64(True):
+        for name, estimator in chosen.items():
+            apply = jax.jit(lambda e, estimator=estimator: estimator(e.x, e.y))
+            predictions[name] = _in_chunks(apply, episodes, np.float64)
+    labels = np.asarray(episodes.y, np.float64)
+    curves = {}
+    for name, predicted in predictions.items():
+        errors = (predicted.astype(np.float64) - labels) ** 2 / learner.family.error_scale
+        low, high = bootstrap(resample_key, errors, resamples)
+        curves[name] = Curve(errors.mean(axis=0)[scored], low[scored], high[scored])
+    result = Evaluation(np.flatnonzero(scored), curves, reference, step, prompts, run.path)
+    result.save()
+    evaluation_figure(result, run.path / "eval.png")
+    return result
+
+
+def draw_prompts(family: TaskFamily, key: jax.Array, prompts: int) -> Episode:
+    """Prompts of fresh tasks at full difficulty, `[prompts, ...]`. The key is consumed."""
+    draw = jax.jit(lambda key: sample_batch(family, key, jnp.arange(prompts), family.full))
+    return draw(key)
+
+
+def bootstrap(
+    key: jax.Array, errors: np.ndarray, resamples: int, level: float = 0.9
+) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile interval of the mean over prompts.
+
+    Args:
+      key: it is consumed.
+      errors: `[prompts, points]`.
+      resamples: number of resamples of the prompts, drawn with replacement.
+      level: probability inside the interval.
+
+    Returns:
+      Lower and upper ends, each `[points]`.
+    """
+    count = len(errors)
+
+    @jax.jit
+    def resampled_mean(key, errors):
+        drawn = jax.random.randint(key, (count,), 0, count)
+        weights = jnp.zeros(count).at[drawn].add(1 / count)
+        return jnp.matmul(weights, errors, precision="highest")
+
+    # Relative to the mean, so that float32 sums of large and small errors keep their digits.
+    centre = errors.mean(axis=0)
+    scale = np.where(centre > 0, centre, 1)
+    keys = jax.random.split(key, resamples)
+    relative = jnp.asarray(errors / scale, jnp.float32)
+    means = np.asarray(jax.lax.map(lambda k: resampled_mean(k, relative), keys), np.float64) * scale
+    tail = 50 * (1 - level)
+    return np.percentile(means, tail, axis=0), np.percentile(means, 100 - tail, axis=0)
+
+
+def _in_chunks(function, episodes: Episode, dtype) -> np.ndarray:
+    """Applies a function of episodes to so many prompts at a time, to bound memory."""
+    cast = lambda a: a if a.dtype == bool else a.astype(dtype)
+    arrays = jax.tree.map(lambda a: cast(np.asarray(a)), episodes)
+    count = len(arrays.y)
+    size = min(CHUNK, count)
+    results = []
+    for first in range(0, count, size):
+        # The last chunk starts early rather than have a shape of its own to compile.
+        start = min(first, count - size)
+        part = jax.tree.map(lambda a: jnp.asarray(a[start : start + size]), arrays)
+        results.append(np.asarray(function(part))[first - start :])
+    return np.concatenate(results)

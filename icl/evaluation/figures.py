@@ -1,0 +1,72 @@
+"""Figures of a run: error by number of examples, and the loss over training."""
+
+from pathlib import Path
+
+from ..training.run import Run, RunError
+from .result import Evaluation
+
+STYLE = {
+    "figure.figsize": (6.4, 4.0),
+    "figure.dpi": 150,
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "font.size": 10,
+}
+
+
+def evaluation_figure(evaluation: Evaluation, path: Path) -> None:
+    """Error against the number of in-context examples (as Garg et al. 2022, figure 2)."""
+    plt = _pyplot()
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(layout="constrained")
+        marker = "o" if len(evaluation.examples) < 15 else None
+        for name, curve in evaluation.curves.items():
+            own = name == "transformer"
+            line = dict(linewidth=2.5, zorder=3) if own else dict(linewidth=1.3, linestyle="--")
+            if name == "zero":
+                line |= dict(color="0.6", linestyle=":")
+            [drawn] = axes.plot(evaluation.examples, curve.mean, label=name, marker=marker,
+                                markersize=4, **line)  # fmt: skip
+            axes.fill_between(
+                evaluation.examples, curve.low, curve.high, alpha=0.25, color=drawn.get_color()
+            )
+        axes.set_xlabel("in-context examples")
+        axes.set_ylabel("squared error / mean squared label")
+        axes.set_ylim(-0.03, 1.35)
+        axes.set_title(f"{evaluation.path.name}, step {evaluation.step}", fontsize=10)
+        axes.legend(fontsize=8)
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def training_figure(run: Run, path: Path) -> None:
+    """Training loss against the step.
+
+    Raises:
+      RunError: nothing was logged yet.
+    """
+    records = run.metrics()
+    if not records:
+        raise RunError(f"{run.path} has no metrics yet; train it first")
+    plt = _pyplot()
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(layout="constrained")
+        axes.plot([r["step"] for r in records], [r["loss"] for r in records])
+        axes.set_xlabel("step")
+        axes.set_ylabel("training loss")
+        axes.set_yscale("log")
+        axes.set_title(run.path.name, fontsize=10)
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt

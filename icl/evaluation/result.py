@@ -1,0 +1,114 @@
+"""What an evaluation found: curves of error, saved as JSON and shown as a table."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from ..training.run import Run, RunError, write_json
+
+MAX_COLUMNS = 7
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """Mean squared error by number of in-context examples, with a 90% bootstrap interval.
+
+    Each a float64 array over `Evaluation.examples`, divided by the family's `error_scale`.
+    """
+
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Errors of a learner and of its comparators on the same fresh prompts.
+
+    Attributes:
+      examples: numbers of in-context examples, int `[E]`.
+      curves: a `Curve` by name; "transformer" is the learner.
+      reference: the name of the optimal estimator, or of the best known one.
+      step: the training step of the parameters.
+      prompts: how many prompts were averaged.
+      path: the run's folder.
+    """
+
+    examples: np.ndarray
+    curves: dict[str, Curve]
+    reference: str | None
+    step: int
+    prompts: int
+    path: Path
+
+    def save(self) -> None:
+        """Writes `eval.json` in the run's folder."""
+        curves = {
+            name: {end: [float(v) for v in values] for end, values in vars(curve).items()}
+            for name, curve in self.curves.items()
+        }
+        data = {
+            "step": self.step,
+            "prompts": self.prompts,
+            "reference": self.reference,
+            "examples": [int(k) for k in self.examples],
+            "normalised_error": curves,
+        }
+        write_json(self.path / "eval.json", data)
+
+    @classmethod
+    def load(cls, run: Run) -> "Evaluation":
+        """Reads the newest evaluation of a run.
+
+        Raises:
+          RunError: it has none.
+        """
+        file = run.path / "eval.json"
+        if not file.exists():
+            raise RunError(f"{run.path} was not evaluated yet; run: icl eval {run.path}")
+        data = json.loads(file.read_text())
+        curves = {
+            name: Curve(**{end: np.array(values) for end, values in curve.items()})
+            for name, curve in data["normalised_error"].items()
+        }
+        return cls(
+            np.array(data["examples"]), curves, data["reference"], data["step"], data["prompts"],
+            run.path,
+        )  # fmt: skip
+
+    def table(self) -> Table:
+        """Normalised error by number of examples, a row an estimator, the learner first."""
+        count = len(self.examples)
+        shown = np.unique(np.linspace(0, count - 1, min(count, MAX_COLUMNS)).round().astype(int))
+        result = Table(
+            title=f"normalised error after k examples ({self.path}, step {self.step})",
+            caption=(
+                f"mean squared error over {self.prompts} fresh prompts, 1 = the size of the "
+                "labels; ± half of the 90% bootstrap interval"
+            ),
+        )
+        result.add_column("k", no_wrap=True)
+        for k in self.examples[shown]:
+            result.add_column(str(k), justify="right")
+        for name, curve in self.curves.items():
+            style = "bold" if name == "transformer" else None
+            suffix = " (optimal)" if name == self.reference and "optimal" not in name else ""
+            result.add_row(name + suffix, *(_number(v) for v in curve.mean[shown]), style=style)
+            if name == "transformer":
+                half = (curve.high - curve.low)[shown] / 2
+                result.add_row("", *(f"±{_number(v)}" for v in half), style="dim")
+        return result
+
+    def __str__(self) -> str:
+        console = Console(width=100, color_system=None)
+        with console.capture() as capture:
+            console.print(self.table())
+        return capture.get()
+
+
+def _number(value: float) -> str:
+    return "0" if value < 5e-7 else f"{value:.3g}" if value >= 1e-3 else f"{value:.0e}"

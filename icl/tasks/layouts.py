@@ -1,0 +1,87 @@
+"""Layouts: how an episode becomes tokens, and where its predictions are read.
+
+A layout knows nothing of families, and a family nothing of layouts. `encode` and `scored`
+are for one prompt; `read` says which output positions hold predictions, one a point.
+"""
+
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+from .base import Episode
+
+
+class Layout(Protocol):
+    def tokens(self, points: int) -> int:
+        """Tokens of a prompt of so many points."""
+        ...
+
+    def width(self, dim: int) -> int:
+        """Features of a token for inputs of dimension dim."""
+        ...
+
+    def encode(self, episode: Episode) -> jax.Array:
+        """The prompt, `[tokens, width]`."""
+        ...
+
+    @property
+    def read(self) -> slice:
+        """The output positions that predict y_1, y_2, ..."""
+        ...
+
+    def scored(self, episode: Episode) -> jax.Array:
+        """Bool `[points]`: the predictions that the layout makes without seeing their label."""
+        ...
+
+
+class Interleaved:
+    """x_1, y_1, x_2, y_2, ...: y_i is predicted at x_i (Garg et al. 2022, section 2).
+
+    A label becomes the token (y, 0, ..., 0). Under a causal model every prefix is a prompt.
+    """
+
+    read = slice(0, None, 2)
+
+    def tokens(self, points: int) -> int:
+        return 2 * points
+
+    def width(self, dim: int) -> int:
+        return dim
+
+    def encode(self, episode: Episode) -> jax.Array:
+        labels = jnp.zeros_like(episode.x).at[:, 0].set(episode.y)
+        return jnp.stack([episode.x, labels], axis=1).reshape(-1, episode.x.shape[1])
+
+    def scored(self, episode: Episode) -> jax.Array:
+        return episode.counts
+
+
+class Concatenated:
+    """(x_1, y_1), ..., (x_q, 0): only the last point is predicted (von Oswald et al. 2023).
+
+    The query is the last point that counts; its label and those after it are replaced by 0.
+    """
+
+    read = slice(0, None, 1)
+
+    def tokens(self, points: int) -> int:
+        return points
+
+    def width(self, dim: int) -> int:
+        return dim + 1
+
+    def encode(self, episode: Episode) -> jax.Array:
+        position = jnp.arange(episode.y.shape[0])
+        labels = jnp.where(position < self._query(episode), episode.y, 0)
+        return jnp.concatenate([episode.x, labels[:, None]], axis=1)
+
+    def scored(self, episode: Episode) -> jax.Array:
+        return jnp.arange(episode.y.shape[0]) == self._query(episode)
+
+    def _query(self, episode: Episode) -> jax.Array:
+        last = episode.counts.shape[0] - 1
+        return last - jnp.argmax(episode.counts[::-1])
+
+
+LAYOUTS: dict[str, Layout] = {"interleaved": Interleaved(), "concatenated": Concatenated()}

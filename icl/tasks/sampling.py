@@ -1,0 +1,59 @@
+"""Batches of episodes, of fresh tasks or of a finite pool.
+
+Prompt i of a batch depends on the batch's key and on i alone, so it is the same bits
+however the batch is split over gradient accumulation steps or devices.
+"""
+
+import jax
+
+from .base import Difficulty, Episode, TaskFamily
+
+MAX_POOL_SIZE = 2**31 - 1
+
+
+def pool_task(family: TaskFamily, pool_key: jax.Array, index: jax.Array | int):
+    """Task `index` of a pool: it is remade from its index, so a pool takes no memory."""
+    return family.sample_task(jax.random.fold_in(pool_key, index), family.full)
+
+
+def sample_prompt(
+    family: TaskFamily,
+    key: jax.Array,
+    difficulty: Difficulty,
+    pool_key: jax.Array | None = None,
+    pool_size: int | None = None,
+) -> Episode:
+    """An episode of a fresh task, or of a uniform one of `pool_size`. The key is consumed."""
+    task_key, episode_key = jax.random.split(key)
+    if pool_size is None:
+        task = family.sample_task(task_key, difficulty)
+    else:
+        task = pool_task(family, pool_key, jax.random.randint(task_key, (), 0, pool_size))
+    return family.sample_episode(episode_key, task, difficulty)
+
+
+def sample_batch(
+    family: TaskFamily,
+    key: jax.Array,
+    indices: jax.Array,
+    difficulty: Difficulty,
+    pool_key: jax.Array | None = None,
+    pool_size: int | None = None,
+) -> Episode:
+    """The prompts of a batch with the given indices.
+
+    Args:
+      family: where tasks come from.
+      key: the batch's key; it is consumed.
+      indices: int `[B]`, which prompts of the batch to draw.
+      difficulty: coordinates and points in use.
+      pool_key, pool_size: draw tasks from a pool of `pool_size`, at most 2^31 - 1, that
+        `pool_key` defines; fresh tasks when None.
+
+    Returns:
+      An `Episode` with a leading axis B.
+    """
+    draw = lambda i: sample_prompt(
+        family, jax.random.fold_in(key, i), difficulty, pool_key, pool_size
+    )
+    return jax.vmap(draw)(indices)

@@ -1,0 +1,159 @@
+"""The settings of a run: frozen dataclasses, checked when made, saved as JSON."""
+
+import dataclasses
+from typing import Any, Literal
+
+from ..tasks import FAMILIES, MAX_POOL_SIZE, Curriculum, LinearRegression, TaskFamily
+from ..models import TransformerConfig
+
+CUSTOM = "custom"
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimiser, its learning rate over time, and gradient clipping."""
+
+    name: str = "adam"
+    """Any optimiser of optax that takes a learning rate, by its name there."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """Learning rate after warm-up: constant, or a cosine down to 0 at the last step."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly from 0."""
+    clip_norm: float | None = None
+    """Largest global norm of the gradient; None for no clipping."""
+    options: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Further arguments of the optimiser, as in: b2 0.98 weight_decay 0.1."""
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps cannot be negative, got {self.warmup_steps}")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"clip_norm must be positive or None, got {self.clip_norm}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """How long, on how much at once, and how often the run is written down."""
+
+    steps: int = 10_000
+    """Updates of the parameters."""
+    batch_size: int = 64
+    """Prompts an update."""
+    seed: int = 0
+    """Seed of the initial parameters, of the pool and of every batch."""
+    pool_size: int | None = None
+    """Train on a fixed pool of so many tasks, which takes no memory; None for fresh tasks."""
+    microbatch_size: int | None = None
+    """Prompts whose gradient is computed at once, a divisor of the batch size; None for the
+    whole batch on an accelerator and what fits the cache on a CPU."""
+    log_every: int = 100
+    """Steps a line of metrics.jsonl; also how many run on the device before the host looks."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints, a multiple of log_every."""
+    keep_checkpoints: int = 3
+    """How many of the newest checkpoints stay."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.pool_size is not None and not 1 <= self.pool_size <= MAX_POOL_SIZE:
+            raise ValueError(f"pool_size must be from 1 to {MAX_POOL_SIZE}, got {self.pool_size}")
+        if self.checkpoint_every % self.log_every:
+            raise ValueError(
+                f"checkpoint_every ({self.checkpoint_every}) must be a multiple of "
+                f"log_every ({self.log_every})"
+            )
+        size = self.microbatch_size
+        if size is not None and (size < 1 or self.batch_size % size):
+            raise ValueError(
+                f"microbatch_size ({size}) must divide batch_size ({self.batch_size})"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that determines a run."""
+
+    task: TaskFamily = dataclasses.field(default_factory=LinearRegression)
+    """What is learned in context."""
+    layout: Literal["interleaved", "concatenated"] = "interleaved"
+    """How points become tokens: x1 y1 x2 y2 ..., or (x1, y1) ... (query, 0)."""
+    model: TransformerConfig = dataclasses.field(default_factory=TransformerConfig)
+    """The in-context learner."""
+    curriculum: Curriculum = dataclasses.field(default_factory=Curriculum)
+    """Difficulty over training."""
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    """How parameters are updated."""
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    """Length, batch and bookkeeping."""
+
+    def replace(self, **changes: Any) -> "Config":
+        """A copy with changes given as `section_field=value` or `section=object`.
+
+        `config.replace(training_steps=500, task_noise=0.5)`. A name that fits no field
+        raises TypeError with those that exist.
+        """
+        whole, parts = {}, {}
+        for name, value in changes.items():
+            section, _, field = name.partition("_")
+            owner = getattr(self, section, None)
+            if not field and owner is not None:
+                whole[section] = value
+            elif dataclasses.is_dataclass(owner) and hasattr(owner, field):
+                parts.setdefault(section, {})[field] = value
+            else:
+                raise TypeError(f"no setting {name!r}; there are: {', '.join(self.flat())}")
+        for section, fields in parts.items():
+            whole[section] = dataclasses.replace(whole.get(section, getattr(self, section)), **fields)
+        return dataclasses.replace(self, **whole)
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting by the name that `replace` takes."""
+        flat = {}
+        for section, value in config_to_dict(self).items():
+            if isinstance(value, dict):
+                flat.update({f"{section}_{name}": item for name, item in value.items()})
+            else:
+                flat[section] = value
+        return flat
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """A JSON-able dictionary; the task family goes by its registered name."""
+    names = {family: name for name, family in FAMILIES.items()}
+    if type(config.task) not in names:
+        raise ValueError(
+            f"{type(config.task).__name__} is not in icl.tasks.FAMILIES: register it, so that "
+            "the run can be read back"
+        )
+    result = dataclasses.asdict(config)
+    result["task"] = {"family": names[type(config.task)], **result["task"]}
+    return result
+
+
+def config_from_dict(data: dict[str, Any]) -> Config:
+    """The inverse of `config_to_dict`.
+
+    Raises:
+      ValueError: when the dictionary has unknown families or settings.
+    """
+    data = dict(data)
+    try:
+        task = dict(data.pop("task"))
+        family = FAMILIES[task.pop("family")]
+        return Config(
+            task=family(**task),
+            layout=data.pop("layout"),
+            model=TransformerConfig(**data.pop("model")),
+            curriculum=Curriculum(**data.pop("curriculum")),
+            optimizer=OptimizerConfig(**data.pop("optimizer")),
+            training=TrainingConfig(**data.pop("training")),
+            **data,
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"settings this version cannot read: {error}") from error

@@ -1,0 +1,63 @@
+"""A run's settings made into pure functions: initial parameters, predictions, loss."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ..models import Transformer
+from ..tasks import LAYOUTS, Episode
+from .config import Config
+
+Params = Any
+
+
+class Learner:
+    """The model of a config, its task and its layout, without any state.
+
+    Args:
+      config: the settings; raises ValueError where they do not fit together.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.family = config.task
+        self.layout = LAYOUTS[config.layout]
+        self.tokens = self.layout.tokens(self.family.points)
+        abstract = nnx.eval_shape(lambda: self._model(jax.random.key(0)))
+        self._graph, self._abstract = nnx.split(abstract)
+
+    def _model(self, key: jax.Array) -> Transformer:
+        width = self.layout.width(self.family.dim)
+        return Transformer(width, self.tokens, self.config.model, rngs=nnx.Rngs(params=key))
+
+    def init(self, key: jax.Array) -> Params:
+        """Initial parameters, a nested dict of float32 arrays. The key is consumed."""
+        return nnx.to_pure_dict(nnx.state(self._model(key), nnx.Param))
+
+    def model(self, params: Params) -> Transformer:
+        """The flax.nnx module with these parameters."""
+        state = jax.tree.map(lambda leaf: leaf, self._abstract)
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(self._graph, state)
+
+    def predict(self, params: Params, episodes: Episode) -> jax.Array:
+        """The predicted label of each point from the points before it.
+
+        Args:
+          params: as from `init`.
+          episodes: batch of episodes, leading axis B.
+
+        Returns:
+          float32 `[B, points]`. Only those that `layout.scored` marks are predictions made
+          without sight of the label.
+        """
+        tokens = jax.vmap(self.layout.encode)(episodes)
+        return self.model(params)(tokens, self.layout.read)
+
+    def loss_sum(self, params: Params, episodes: Episode) -> tuple[jax.Array, jax.Array]:
+        """Sum of the losses over the scored positions of a batch, and their number."""
+        losses = self.family.loss(self.predict(params, episodes), episodes.y)
+        scored = jax.vmap(self.layout.scored)(episodes)
+        return jnp.where(scored, losses, 0).sum(), scored.sum()

@@ -1,0 +1,98 @@
+"""Where metrics go: metrics.jsonl always, TensorBoard and Weights & Biases when asked."""
+
+import dataclasses
+import importlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+from .run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggingConfig:
+    """Further places for the metrics, and how the run shows itself."""
+
+    tensorboard: bool = False
+    """Also write TensorBoard event files to RUN/tensorboard (needs tensorboardX)."""
+    wandb: str | None = None
+    """Also log to this Weights & Biases project (needs wandb)."""
+    progress: bool = True
+    """Show a progress bar, or lines where the output is not a terminal."""
+
+
+class Sink(Protocol):
+    def write(self, step: int, record: dict[str, Any]) -> None: ...
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """Appends a line a record; on disk when `write` returns. Lines past a resume are dropped."""
+
+    def __init__(self, run: Run, first_step: int):
+        path = run.path / "metrics.jsonl"
+        kept = [r for r in run.metrics() if r["step"] <= first_step]
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
+        os.replace(temporary, path)
+        self._file = open(path, "a")
+
+    def write(self, step: int, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps({"step": step, **record}) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoard:
+    def __init__(self, folder: Path):
+        self._writer = _need("tensorboardX").SummaryWriter(str(folder))
+
+    def write(self, step: int, record: dict[str, Any]) -> None:
+        for name, value in record.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    def __init__(self, project: str, run: Run):
+        settings = {"config": run.config.flat(), "name": run.path.name, "id": run.path.name}
+        self._run = _need("wandb").init(project=project, resume="allow", **settings)
+
+    def write(self, step: int, record: dict[str, Any]) -> None:
+        self._run.log(record, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def check_installed(logging: LoggingConfig) -> None:
+    """Raises ModuleNotFoundError, saying what to install, for a sink that cannot work."""
+    if logging.tensorboard:
+        _need("tensorboardX")
+    if logging.wandb:
+        _need("wandb")
+
+
+def open_sinks(run: Run, logging: LoggingConfig, first_step: int) -> list[Sink]:
+    """The sinks of a run that starts or resumes at `first_step`."""
+    sinks: list[Sink] = [JsonLines(run, first_step)]
+    if logging.tensorboard:
+        sinks.append(TensorBoard(run.path / "tensorboard"))
+    if logging.wandb:
+        sinks.append(WeightsAndBiases(logging.wandb, run))
+    return sinks
+
+
+def _need(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f"logging there needs the package {name}: pip install {name}"
+        ) from None

@@ -1,0 +1,64 @@
+"""The optimiser of a run, made of optax parts."""
+
+import difflib
+import inspect
+
+import optax
+
+from .config import CUSTOM, OptimizerConfig
+
+
+def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate by step: linear warm-up, then constant or a cosine down to 0."""
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(
+            config.learning_rate, max(1, steps - config.warmup_steps)
+        )
+    else:
+        after = optax.constant_schedule(config.learning_rate)
+    if not config.warmup_steps:
+        return after
+    warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+    return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """The optimiser for a run of so many steps.
+
+    Raises:
+      ValueError: no such optimiser in optax, or options it does not take.
+    """
+    if config.name == CUSTOM:
+        raise ValueError(
+            "this run was made with an optimiser given from Python; pass it again, as "
+            "icl.resume(run, optimizer=...)"
+        )
+    factory = getattr(optax, config.name, None)
+    names = _optimizer_names()
+    if config.name not in names:
+        near = difflib.get_close_matches(config.name, names, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}"
+        raise ValueError(f"optax has no optimiser called {config.name!r}; {hint}")
+    parameters = inspect.signature(factory).parameters
+    unknown = sorted(set(config.options) - set(parameters) | set(config.options) & {"learning_rate"})
+    if unknown:
+        raise ValueError(
+            f"optax.{config.name} takes no option {', '.join(unknown)}; "
+            f"it takes {', '.join(p for p in parameters if p != 'learning_rate')}"
+        )
+    optimizer = factory(learning_rate_schedule(config, steps), **config.options)
+    if config.clip_norm is None:
+        return optimizer
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+
+
+def _optimizer_names() -> list[str]:
+    """Names in optax whose first argument is a learning rate."""
+    names = []
+    for name, value in vars(optax).items():
+        if name.startswith("_") or not inspect.isfunction(value):
+            continue
+        parameters = list(inspect.signature(value).parameters)
+        if parameters and parameters[0] == "learning_rate":
+            names.append(name)
+    return sorted(names)

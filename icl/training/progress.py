@@ -1,0 +1,69 @@
+"""What a person sees while a run trains: a bar on a terminal, a line now and then elsewhere."""
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+LINE_SECONDS = 10.0
+
+
+class ProgressDisplay:
+    """Shows steps, loss, speed and time left.
+
+    Args:
+      total: steps of the whole run.
+      done: steps already made.
+      enabled: False shows nothing.
+    """
+
+    def __init__(self, total: int, done: int, enabled: bool = True):
+        self.console = Console(quiet=not enabled)
+        self.total = total
+        self._started = time.monotonic()
+        self._first = done
+        self._last_line = 0.0
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(compact=True),
+        )
+        self._bar = Progress(
+            *columns, console=self.console, disable=not (enabled and self.console.is_terminal)
+        )
+        self._task = self._bar.add_task("training", total=total, completed=done, text="")
+
+    def __enter__(self) -> "ProgressDisplay":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.stop()
+
+    def say(self, message: str) -> None:
+        """Prints a message above the bar."""
+        self._bar.console.print(message, highlight=False, soft_wrap=True)
+
+    def update(self, step: int, loss: float, steps_per_second: float, tokens_per_second: float):
+        """Shows a chunk's results."""
+        text = (
+            f"loss {loss:.4f}  {steps_per_second:.1f} steps/s  {_short(tokens_per_second)} tokens/s"
+        )
+        self._bar.update(self._task, completed=step, text=text)
+        now = time.monotonic()
+        due = now - self._last_line >= LINE_SECONDS or step == self.total
+        if not self.console.is_terminal and due:
+            self._last_line = now
+            rate = (now - self._started) / max(1, step - self._first)
+            left = rate * (self.total - step)
+            self.say(f"step {step}/{self.total}  {text}  {left:.0f} s left")
+
+
+def _short(number: float) -> str:
+    for unit in ("", "k", "M"):
+        if number < 1000:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g}G"

@@ -1,0 +1,157 @@
+"""A run is a folder: config.json, metrics.jsonl, checkpoints/, and what evaluation adds."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from .checkpoints import Checkpoints
+from .config import Config, config_from_dict, config_to_dict
+from .learner import Learner, Params
+
+FORMAT = 1
+
+
+class RunError(Exception):
+    """A run folder that cannot be used as asked; the message says what to do."""
+
+
+class Run:
+    """A run folder, made by `Run.create` or found by `Run.open`.
+
+    Attributes:
+      path: the folder.
+      config: the settings it was made with.
+    """
+
+    def __init__(self, path: Path, config: Config):
+        self.path = path
+        self.config = config
+
+    @classmethod
+    def create(cls, path: str | Path, config: Config) -> "Run":
+        """Makes the folder and writes the settings.
+
+        Raises:
+          RunError: the folder exists and is not empty; nothing in it is touched.
+        """
+        path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path} is a file; choose another folder for the run")
+        if path.exists() and any(path.iterdir()):
+            raise RunError(_occupied(path, config))
+        path.mkdir(parents=True, exist_ok=True)
+        made_with = {name: version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint")}
+        write_json(
+            path / "config.json",
+            {"format": FORMAT, "config": config_to_dict(config), "made_with": made_with},
+        )
+        return cls(path, config)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Run":
+        """Finds a run.
+
+        Raises:
+          RunError: there is no run in that folder, or its settings cannot be read.
+        """
+        path = Path(path)
+        file = path / "config.json"
+        if not file.is_file():
+            what = "does not exist" if not path.exists() else "is not a run: it has no config.json"
+            raise RunError(f"{path} {what}; `icl train NAME` makes a run")
+        try:
+            return cls(path, config_from_dict(json.loads(file.read_text())["config"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{file} cannot be read: {error}") from error
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for writing; RunError where another process holds it."""
+        with open(self.path / ".lock", "w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(f"{self.path} is being trained by another process") from None
+            yield
+
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.path / "checkpoints", self.config.training.keep_checkpoints)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; one cut short by a crash is left out."""
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        records = []
+        for line in lines:
+            with contextlib.suppress(json.JSONDecodeError):
+                records.append(json.loads(line))
+        return records
+
+    def params(self) -> tuple[int, Params]:
+        """Step and parameters of the newest checkpoint that can be read.
+
+        Raises:
+          RunError: there is none.
+        """
+        learner = Learner(self.config)
+        abstract = {"params": jax.eval_shape(learner.init, jax.random.key(0))}
+        checkpoints = self.checkpoints()
+        try:
+            found = checkpoints.restore_newest(abstract)
+        finally:
+            checkpoints.close()
+        if found is None:
+            raise RunError(f"{self.path} has no checkpoint yet; train it first")
+        step, items = found
+        return step, items["params"]
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+
+def free_path(name: str, root: str | Path = "runs") -> Path:
+    """`runs/NAME`, or the first of `runs/NAME-2`, `runs/NAME-3`, ... that does not exist."""
+    stem = name.replace("/", "-")
+    path, number = Path(root) / stem, 1
+    while path.exists():
+        number += 1
+        path = Path(root) / f"{stem}-{number}"
+    return path
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w") as handle:
+        json.dump(data, handle, indent=2)
+        handle.write("\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(temporary, path)
+
+
+def _occupied(path: Path, config: Config) -> str:
+    """Why a folder that holds something cannot become a new run, and what to do."""
+    try:
+        other = Run.open(path).config
+    except RunError:
+        return f"{path} exists and is not a run; choose another folder, or empty it yourself"
+    theirs, ours = other.flat(), config.flat()
+    different = [
+        f"{name} (there {theirs.get(name)!r}, here {ours.get(name)!r})"
+        for name in dict.fromkeys([*theirs, *ours])
+        if theirs.get(name) != ours.get(name)
+    ]
+    if not different:
+        return f"{path} already holds this run; continue it with: icl train --resume {path}"
+    return (
+        f"{path} holds a run with other settings: {', '.join(different)}; choose another folder, "
+        f"or continue that run with: icl train --resume {path}"
+    )

@@ -1,0 +1,121 @@
+"""One update, and the scanned chunk of updates that runs on the device.
+
+Nothing here touches the host: a step draws its own batch from `fold_in(key, step)`, so the
+result depends neither on how steps are cut into chunks nor on where a run was resumed.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ..tasks import sample_batch
+from .learner import Learner, Params
+
+# Activations of an MLP's hidden layer that stay in a CPU's cache, in bytes.
+CPU_CACHE_BYTES = 4 * 2**20
+
+
+class TrainState(NamedTuple):
+    """All that changes during a run, and its keys."""
+
+    params: Params
+    opt_state: Any
+    step: jax.Array  # int32 []: updates made so far
+    data_key: jax.Array  # key []: batch t is drawn from fold_in(data_key, t)
+    pool_key: jax.Array  # key []: defines the pool of tasks
+
+
+    def items(self) -> dict[str, Any]:
+        """The parts that a checkpoint keeps apart."""
+        return {"params": self.params, "rest": self[1:]}
+
+    @classmethod
+    def from_items(cls, items: dict[str, Any]) -> "TrainState":
+        """The inverse of `items`."""
+        return cls(items["params"], *items["rest"])
+
+
+class StepMetrics(NamedTuple):
+    """What a chunk brings back, each `[steps]`."""
+
+    loss: jax.Array
+    grad_norm: jax.Array  # global norm, before clipping
+
+
+def init_state(learner: Learner, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step, from the config's seed."""
+    init_key, data_key, pool_key = jax.random.split(
+        jax.random.key(learner.config.training.seed), 3
+    )
+    params = learner.init(init_key)
+    return TrainState(params, optimizer.init(params), jnp.int32(0), data_key, pool_key)
+
+
+def microbatch_size(learner: Learner) -> int:
+    """Prompts whose gradient is computed at once: as configured, or chosen for the backend."""
+    config = learner.config
+    batch = config.training.batch_size
+    if config.training.microbatch_size is not None:
+        return config.training.microbatch_size
+    if jax.default_backend() != "cpu":
+        return batch
+    prompt_bytes = learner.tokens * 4 * config.model.width * 4
+    fitting = max(1, CPU_CACHE_BYTES // prompt_bytes)
+    return max(size for size in range(1, batch + 1) if batch % size == 0 and size <= fitting)
+
+
+def batch_gradient(learner: Learner, state: TrainState) -> tuple[jax.Array, Params]:
+    """Mean loss of the step's batch, and its gradient, one microbatch after the other."""
+    training = learner.config.training
+    key = jax.random.fold_in(state.data_key, state.step)
+    difficulty = learner.config.curriculum.at(state.step, learner.family)
+    size = microbatch_size(learner)
+
+    def gradient(first: jax.Array | int):
+        episodes = sample_batch(
+            learner.family,
+            key,
+            first + jnp.arange(size),
+            difficulty,
+            state.pool_key,
+            training.pool_size,
+        )
+        loss = jax.value_and_grad(learner.loss_sum, has_aux=True)
+        (total, count), grads = loss(state.params, episodes)
+        return total, count, grads
+
+    if size == training.batch_size:
+        sums = gradient(0)
+    else:
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(gradient, 0))
+        add = lambda sums, first: (jax.tree.map(jnp.add, sums, gradient(first)), None)
+        sums, _ = jax.lax.scan(add, zeros, jnp.arange(0, training.batch_size, size))
+    total, count, grads = sums
+    return total / count, jax.tree.map(lambda g: g / count, grads)
+
+
+def train_step(
+    learner: Learner, optimizer: optax.GradientTransformation, state: TrainState
+) -> tuple[TrainState, StepMetrics]:
+    """Draws a batch, and updates the parameters on it."""
+    loss, grads = batch_gradient(learner, state)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    state = state._replace(params=params, opt_state=opt_state, step=state.step + 1)
+    return state, StepMetrics(loss, optax.global_norm(grads))
+
+
+def compile_chunk(
+    learner: Learner, optimizer: optax.GradientTransformation, state: TrainState, length: int
+):
+    """Compiles `length` training steps into one program that donates its state.
+
+    Returns:
+      A function from a `TrainState` to the one `length` steps later and `StepMetrics`.
+    """
+    step = partial(train_step, learner, optimizer)
+    chunk = lambda state: jax.lax.scan(lambda s, _: step(s), state, length=length)
+    return jax.jit(chunk, donate_argnums=0).lower(state).compile()

@@ -1,0 +1,39 @@
+"""Distribution `fused-icl`: one import root, `icl`; the folder kernels/ is `icl.kernels`."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+TRAIN = [
+    "flax>=0.12",
+    "optax>=0.2.5",
+    "orbax-checkpoint>=0.11.33",
+    "tyro>=1.0",
+    "rich>=13.9",
+    "matplotlib>=3.9",
+]
+DEV = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.14", "pyright>=1.1.400"]
+TRITON = ["triton>=3.6", "jax-triton>=0.3.1"]
+
+setup(
+    name="fused-icl",
+    version="0.1.0",
+    description="Fused attention for short contexts, and a trainer of in-context learners, in JAX",
+    long_description=Path(__file__).with_name("README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    # The link icl/kernels -> ../kernels is followed here, so that kernels/ installs inside icl
+    # and never as a top-level `kernels`, which is another project's import name.
+    packages=[p for p in find_packages(include=["icl", "icl.*"])],
+    install_requires=["jax>=0.10", "numpy>=1.26"],
+    extras_require={
+        "train": TRAIN,
+        "baselines": ["scikit-learn>=1.5", "xgboost>=2.1"],
+        "cuda12": ["jax[cuda12]>=0.10", *TRITON],
+        "cuda13": ["jax[cuda13]>=0.10", *TRITON],
+        "dev": [*TRAIN, *DEV],
+    },
+    entry_points={"console_scripts": ["icl = icl.cli:main"]},
+)
