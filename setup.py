@@ -12,7 +12,14 @@ TRAIN = [
     "rich>=13.9",
     "matplotlib>=3.9",
 ]
-DEV = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.14", "pyright>=1.1.400"]
+DEV = [
+    "setuptools>=77",
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "hypothesis>=6.100",
+    "ruff>=0.14",
+    "pyright>=1.1.400",
+]
 TRITON = ["triton>=3.6", "jax-triton>=0.3.1"]
 
 setup(

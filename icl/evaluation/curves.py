@@ -132,6 +132,7 @@ def _in_chunks(function, episodes: Episode, dtype) -> np.ndarray:
     for first in range(0, count, size):
         # The last chunk starts early rather than have a shape of its own to compile.
         start = min(first, count - size)
-        part = jax.tree.map(lambda a: jnp.asarray(a[start : start + size]), arrays)
+        rows = slice(start, start + size)
+        part = Episode(*(jnp.asarray(array[rows]) for array in arrays))
         results.append(np.asarray(function(part))[first - start :])
     return np.concatenate(results)

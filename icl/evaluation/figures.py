@@ -1,11 +1,12 @@
 """Figures of a run: error by number of examples, and the loss over training."""
 
 from pathlib import Path
+from typing import Any
 
 from ..training.run import Run, RunError
 from .result import Evaluation
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.figsize": (6.4, 4.0),
     "figure.dpi": 150,
     "axes.grid": True,
@@ -22,14 +23,16 @@ def evaluation_figure(evaluation: Evaluation, path: Path) -> None:
     plt = _pyplot()
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(layout="constrained")
-        marker = "o" if len(evaluation.examples) < 15 else None
         for name, curve in evaluation.curves.items():
             own = name == "transformer"
-            line = dict(linewidth=2.5, zorder=3) if own else dict(linewidth=1.3, linestyle="--")
+            line: dict[str, Any] = dict(linewidth=1.3, linestyle="--")
+            if own:
+                line = dict(linewidth=2.5, zorder=3)
             if name == "zero":
                 line |= dict(color="0.6", linestyle=":")
-            [drawn] = axes.plot(evaluation.examples, curve.mean, label=name, marker=marker,
-                                markersize=4, **line)  # fmt: skip
+            if len(evaluation.examples) < 15:
+                line |= dict(marker="o", markersize=4)
+            [drawn] = axes.plot(evaluation.examples, curve.mean, label=name, **line)
             axes.fill_between(
                 evaluation.examples, curve.low, curve.high, alpha=0.25, color=drawn.get_color()
             )

@@ -4,6 +4,7 @@ A mixer is built as `Mixer(width, heads, dtype=..., kernel_init=..., out_init=..
 and maps `[B, T, width]` to the same shape, causally. Add one to `MIXERS` to use it by name.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -44,4 +45,4 @@ class CausalSelfAttention(nnx.Module):
         return self.out(mixed.reshape(batch, length, width))
 
 
-MIXERS: dict[str, type[nnx.Module]] = {"attention": CausalSelfAttention}
+MIXERS: dict[str, Callable[..., Any]] = {"attention": CausalSelfAttention}

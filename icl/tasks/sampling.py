@@ -25,7 +25,7 @@ def sample_prompt(
 ) -> Episode:
     """An episode of a fresh task, or of a uniform one of `pool_size`. The key is consumed."""
     task_key, episode_key = jax.random.split(key)
-    if pool_size is None:
+    if pool_size is None or pool_key is None:
         task = family.sample_task(task_key, difficulty)
     else:
         task = pool_task(family, pool_key, jax.random.randint(task_key, (), 0, pool_size))

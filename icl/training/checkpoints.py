@@ -45,7 +45,9 @@ class Checkpoints:
 
     def restore(self, abstract: Items, step: int) -> Items:
         """Reads items of a checkpoint; raises what Orbax raises where it is damaged."""
-        shapes = {name: tree.map(ocp.utils.to_shape_dtype_struct, a) for name, a in abstract.items()}
+        shapes = {
+            name: tree.map(ocp.utils.to_shape_dtype_struct, a) for name, a in abstract.items()
+        }
         restores = {name: ocp.args.StandardRestore(shape) for name, shape in shapes.items()}
         return dict(self._manager.restore(step, args=ocp.args.Composite(**restores)).items())
 

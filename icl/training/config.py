@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any, Literal
 
-from ..tasks import FAMILIES, MAX_POOL_SIZE, Curriculum, LinearRegression, TaskFamily
 from ..models import TransformerConfig
+from ..tasks import FAMILIES, MAX_POOL_SIZE, Curriculum, LinearRegression, TaskFamily
 
 CUSTOM = "custom"
 
@@ -70,9 +70,7 @@ class TrainingConfig:
             )
         size = self.microbatch_size
         if size is not None and (size < 1 or self.batch_size % size):
-            raise ValueError(
-                f"microbatch_size ({size}) must divide batch_size ({self.batch_size})"
-            )
+            raise ValueError(f"microbatch_size ({size}) must divide batch_size ({self.batch_size})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +107,9 @@ class Config:
             else:
                 raise TypeError(f"no setting {name!r}; there are: {', '.join(self.flat())}")
         for section, fields in parts.items():
-            whole[section] = dataclasses.replace(whole.get(section, getattr(self, section)), **fields)
+            whole[section] = dataclasses.replace(
+                whole.get(section, getattr(self, section)), **fields
+            )
         return dataclasses.replace(self, **whole)
 
     def flat(self) -> dict[str, Any]:

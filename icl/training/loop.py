@@ -45,7 +45,7 @@ def train(
     run_dir: str | Path | None = None,
     *,
     optimizer: optax.GradientTransformation | None = None,
-    logging: LoggingConfig = LoggingConfig(),
+    logging: LoggingConfig | None = None,
 ) -> Run:
     """Trains an in-context learner from its first step to its last.
 
@@ -68,6 +68,7 @@ def train(
         config = dataclasses.replace(
             config, optimizer=dataclasses.replace(config.optimizer, name=CUSTOM)
         )
+    logging = logging or LoggingConfig()
     check_installed(logging)
     learner = Learner(config)
     optimizer = optimizer or make_optimizer(config.optimizer, config.training.steps)
@@ -81,7 +82,7 @@ def resume(
     run: Run | str | Path,
     *,
     optimizer: optax.GradientTransformation | None = None,
-    logging: LoggingConfig = LoggingConfig(),
+    logging: LoggingConfig | None = None,
 ) -> Run:
     """Continues a run from its newest checkpoint that can be read.
 
@@ -97,6 +98,7 @@ def resume(
       NonFiniteLoss, Interrupted: as for `train`.
     """
     run = run if isinstance(run, Run) else Run.open(run)
+    logging = logging or LoggingConfig()
     check_installed(logging)
     learner = Learner(run.config)
     if optimizer is None:
@@ -192,7 +194,7 @@ def _record(learner: Learner, step: int, metrics: StepMetrics, seconds: float) -
     record = {"loss": float(metrics.loss.mean()), "grad_norm": float(metrics.grad_norm.mean())}
     if config.optimizer.name != CUSTOM:
         schedule = learning_rate_schedule(config.optimizer, config.training.steps)
-        record["learning_rate"] = float(schedule(step - 1))
+        record["learning_rate"] = float(np.asarray(schedule(step - 1)))
     record["steps_per_second"] = round(rate, 3)
     record["tokens_per_second"] = round(rate * config.training.batch_size * learner.tokens, 1)
     return record
@@ -239,4 +241,3 @@ def _stop_signals() -> Iterator[list[int]]:
     finally:
         for s, old in previous.items():
             signal.signal(s, old)
-

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+from collections.abc import Callable
 
 import optax
 
@@ -33,18 +34,18 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             "this run was made with an optimiser given from Python; pass it again, as "
             "icl.resume(run, optimizer=...)"
         )
-    factory = getattr(optax, config.name, None)
-    names = _optimizer_names()
-    if config.name not in names:
-        near = difflib.get_close_matches(config.name, names, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}"
+    factories = _factories()
+    if config.name not in factories:
+        near = difflib.get_close_matches(config.name, factories, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(factories)}"
         raise ValueError(f"optax has no optimiser called {config.name!r}; {hint}")
-    parameters = inspect.signature(factory).parameters
-    unknown = sorted(set(config.options) - set(parameters) | set(config.options) & {"learning_rate"})
+    factory = factories[config.name]
+    accepted = [p for p in inspect.signature(factory).parameters if p != "learning_rate"]
+    unknown = sorted(set(config.options) - set(accepted))
     if unknown:
         raise ValueError(
             f"optax.{config.name} takes no option {', '.join(unknown)}; "
-            f"it takes {', '.join(p for p in parameters if p != 'learning_rate')}"
+            f"it takes {', '.join(accepted)}"
         )
     optimizer = factory(learning_rate_schedule(config, steps), **config.options)
     if config.clip_norm is None:
@@ -52,13 +53,12 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
 
 
-def _optimizer_names() -> list[str]:
-    """Names in optax whose first argument is a learning rate."""
-    names = []
-    for name, value in vars(optax).items():
-        if name.startswith("_") or not inspect.isfunction(value):
-            continue
-        parameters = list(inspect.signature(value).parameters)
-        if parameters and parameters[0] == "learning_rate":
-            names.append(name)
-    return sorted(names)
+def _factories() -> dict[str, Callable[..., optax.GradientTransformation]]:
+    """What optax has whose first argument is a learning rate, by name."""
+    return {
+        name: value
+        for name, value in sorted(vars(optax).items())
+        if not name.startswith("_")
+        and inspect.isfunction(value)
+        and next(iter(inspect.signature(value).parameters), None) == "learning_rate"
+    }

@@ -20,8 +20,6 @@ class ProgressDisplay:
     def __init__(self, total: int, done: int, enabled: bool = True):
         self.console = Console(quiet=not enabled)
         self.total = total
-        self._started = time.monotonic()
-        self._first = done
         self._last_line = 0.0
         columns = (
             TextColumn("{task.description}"),
@@ -56,8 +54,7 @@ class ProgressDisplay:
         due = now - self._last_line >= LINE_SECONDS or step == self.total
         if not self.console.is_terminal and due:
             self._last_line = now
-            rate = (now - self._started) / max(1, step - self._first)
-            left = rate * (self.total - step)
+            left = (self.total - step) / steps_per_second
             self.say(f"step {step}/{self.total}  {text}  {left:.0f} s left")
 
 

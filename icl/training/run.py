@@ -30,7 +30,7 @@ class Run:
       config: the settings it was made with.
     """
 
-    def __init__(self, path: Path, config: Config):
+    def __init__(self, path: Path, config: Config) -> None:
         self.path = path
         self.config = config
 

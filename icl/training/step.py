@@ -27,7 +27,6 @@ class TrainState(NamedTuple):
     data_key: jax.Array  # key []: batch t is drawn from fold_in(data_key, t)
     pool_key: jax.Array  # key []: defines the pool of tasks
 
-
     def items(self) -> dict[str, Any]:
         """The parts that a checkpoint keeps apart."""
         return {"params": self.params, "rest": self[1:]}
@@ -47,9 +46,7 @@ class StepMetrics(NamedTuple):
 
 def init_state(learner: Learner, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step, from the config's seed."""
-    init_key, data_key, pool_key = jax.random.split(
-        jax.random.key(learner.config.training.seed), 3
-    )
+    init_key, data_key, pool_key = jax.random.split(jax.random.key(learner.config.training.seed), 3)
     params = learner.init(init_key)
     return TrainState(params, optimizer.init(params), jnp.int32(0), data_key, pool_key)
 

@@ -1,0 +1,174 @@
+"""Where a training step's time goes: the trainer again, each time with one thing left out.
+
+The difference to the whole step is what that thing costs where it stands, fusion and cache
+included; so the parts need not add up, and the rest may even be negative.
+"""
+
+import contextlib
+import statistics
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import optax
+from contestants import (
+    SIZES,
+    Started,
+    compile_draw,
+    compile_peak,
+    flops_by_part,
+    peak_flops,
+    seconds_of,
+)
+from flax import nnx
+
+from icl.layers import LayerNorm
+from icl.layers.mixers import MIXERS, CausalSelfAttention
+from icl.models.transformer import Block
+from icl.tasks import sample_batch
+from icl.training import Config
+from icl.training.learner import Learner
+from icl.training.optimizer import make_optimizer
+from icl.training.step import compile_chunk, init_state, microbatch_size
+
+
+class NoMixer(nnx.Module):
+    """Leaves tokens as they are; no parameters."""
+
+    def __init__(self, width: int, heads: int, **_: Any):
+        pass
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x
+
+
+class ProjectionsOnly(CausalSelfAttention):
+    """Both linear layers of attention, with a sum in place of what is between them."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        query, key, value = jnp.split(self.qkv(x), 3, axis=-1)
+        return self.out(query + key + value)
+
+
+def _block_without_mlp(self: Block, x: jax.Array, read: slice = slice(None)) -> jax.Array:
+    return (x + self.mixer(self.mixer_norm(x)))[:, read]
+
+
+@contextlib.contextmanager
+def _mixer(name: str, mixer: type[nnx.Module], config: Config) -> Iterator[Config]:
+    with mock.patch.dict(MIXERS, {name: mixer}):
+        yield config.replace(model_mixer=name)
+
+
+@contextlib.contextmanager
+def _call(owner: type[nnx.Module], call: Callable, config: Config) -> Iterator[Config]:
+    with mock.patch.object(owner, "__call__", call):
+        yield config
+
+
+# What is left out, by the variant that leaves it out: config -> context with the config to use.
+LEFT_OUT = {
+    "no_attention": partial(_mixer, "projections", ProjectionsOnly),
+    "no_mixer": partial(_mixer, "none", NoMixer),
+    "no_mlp": partial(_call, Block, _block_without_mlp),
+    "no_norms": partial(_call, LayerNorm, lambda self, x: x),
+}
+
+
+def start_profile(size: str, steps: int) -> Started:
+    """Every variant as a command that answers with seconds a step."""
+    config = SIZES[size]
+    learner = Learner(config)
+    adam = make_optimizer(config.optimizer, config.training.steps)
+    commands = {
+        "peak": compile_peak(),
+        "whole": _trainer(config, steps, adam),
+        "draw": compile_draw(learner, steps),
+        "forward": _forward(learner, steps),
+        # A gradient that nobody uses would not be computed: the cheapest use of it.
+        "no_optimizer": _trainer(config, steps, optax.sgd(1e-6)),
+    }
+    for name, left_out in LEFT_OUT.items():
+        with left_out(config) as changed:
+            commands[name] = _trainer(changed, steps, adam)
+    for command in commands.values():
+        command()
+    return {"variants": list(commands)}, commands
+
+
+def _trainer(
+    config: Config, steps: int, optimizer: optax.GradientTransformation
+) -> Callable[[], dict]:
+    """The trainer's program for these settings."""
+    learner = Learner(config)
+    state = init_state(learner, optimizer)
+    chunk = compile_chunk(learner, optimizer, state, steps)
+
+    def run() -> dict:
+        nonlocal state
+        kept = []
+        seconds = seconds_of(lambda: kept.append(chunk(state)) or kept[0])
+        state, metrics = kept[0]
+        if not jnp.isfinite(metrics.loss).all():
+            raise RuntimeError("the loss became infinite, which would take another time")
+        return {"seconds": seconds / steps}
+
+    return run
+
+
+def _forward(learner: Learner, steps: int) -> Callable[[], dict]:
+    """Drawing and the forward pass, cut into the trainer's microbatches."""
+    state = init_state(learner, optax.identity())
+    batch, size = learner.config.training.batch_size, microbatch_size(learner)
+
+    def forward(params):
+        def part(step, total, first):
+            key = jax.random.fold_in(state.data_key, step)
+            indices = first + jnp.arange(size)
+            episodes = sample_batch(learner.family, key, indices, learner.family.full)
+            return total + learner.loss_sum(params, episodes)[0], None
+
+        firsts = jnp.arange(0, batch, size)
+        one_step = lambda total, step: (jax.lax.scan(partial(part, step), total, firsts)[0], None)
+        return jax.lax.scan(one_step, 0.0, jnp.arange(steps))[0]
+
+    program = jax.jit(forward).lower(state.params).compile()
+    return lambda: {"seconds": seconds_of(lambda: program(state.params)) / steps}
+
+
+def profile_rows(size: str, taken: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """The profile as rows: what, its ms a step, its share, and the ms its products need at peak.
+
+    Args:
+      size: one of `SIZES`.
+      taken: seconds a step by variant, a number a rep.
+    """
+    flops = flops_by_part(SIZES[size])
+    peak = peak_flops(statistics.median(taken["peak"]))
+    whole = statistics.median(taken["whole"])
+
+    def row(group: str, name: str, with_it: str, without: str | None = None, part: str = ""):
+        pairs = zip(taken[with_it], taken[without] if without else [0.0] * len(taken[with_it]))
+        seconds = statistics.median(a - b for a, b in pairs)
+        at_peak = 1e3 * flops[part] / peak if part else None
+        share = seconds / whole
+        return dict(group=group, name=name, ms=1e3 * seconds, share=share, ms_at_peak=at_peak)
+
+    rows = [
+        row("phase", "drawing tasks", "draw"),
+        row("phase", "forward", "forward", "draw"),
+        row("phase", "backward", "no_optimizer", "forward"),
+        row("phase", "optimiser, clipping", "whole", "no_optimizer"),
+        row("part", "attention without projections", "whole", "no_attention", "attention"),
+        row("part", "its projections", "no_attention", "no_mixer", "projections"),
+        row("part", "MLP", "whole", "no_mlp", "mlp"),
+        row("part", "layer norms", "whole", "no_norms"),
+        row("part", "drawing tasks", "draw"),
+        row("part", "optimiser, clipping", "whole", "no_optimizer"),
+    ]
+    named = sum(r["ms"] for r in rows if r["group"] == "part")
+    rest = dict(name="rest", ms=1e3 * whole - named, share=1 - named / (1e3 * whole))
+    return [*rows, dict(group="part", **rest, ms_at_peak=None)]

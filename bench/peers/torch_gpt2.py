@@ -1,0 +1,95 @@
+"""The peer: a PyTorch trainer of in-context learners, made as Garg et al.'s public one is.
+
+Transformers' GPT-2 between two linear layers, prompts drawn on the host at each step, Adam,
+one Python iteration a step, and the loss brought to the host every time.
+"""
+
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2Model
+
+
+class InContextGPT2(nn.Module):
+    """Predicts y_i at x_i in prompts x_1, y_1, x_2, y_2, ...
+
+    Args:
+      dim: features of a token.
+      layers, heads, width: size of the model.
+      positions: learned positions, at least twice the points of a prompt.
+    """
+
+    def __init__(self, dim: int, layers: int, heads: int, width: int, positions: int):
+        super().__init__()
+        config = GPT2Config(
+            n_positions=positions,
+            n_embd=width,
+            n_layer=layers,
+            n_head=heads,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            use_cache=False,
+        )
+        self.read_in = nn.Linear(dim, width)
+        self.backbone = GPT2Model(config)
+        self.read_out = nn.Linear(width, 1)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Predictions `[B, points]` for inputs `[B, points, dim]` and their labels `[B, points]`."""
+        batch, points, dim = x.shape
+        labels = torch.zeros_like(x)
+        labels[:, :, 0] = y
+        tokens = torch.stack([x, labels], dim=2).reshape(batch, 2 * points, dim)
+        hidden = self.backbone(inputs_embeds=self.read_in(tokens)).last_hidden_state
+        return self.read_out(hidden)[:, ::2, 0]
+
+    @property
+    def unused_parameters(self) -> int:
+        """Numbers in GPT-2's table of word embeddings, which prompts of vectors never read."""
+        return self.backbone.wte.weight.numel()
+
+
+def draw_prompts(batch: int, points: int, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Linear regression on the host: x `[batch, points, dim]`, y = w.x `[batch, points]`."""
+    x = torch.randn(batch, points, dim)
+    w = torch.randn(batch, dim, 1)
+    return x, (x @ w)[:, :, 0]
+
+
+def prefix_loss(prediction: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Squared error, averaged over all prefixes of all prompts."""
+    return ((prediction - y) ** 2).mean()
+
+
+class Trainer:
+    """The training loop's body.
+
+    Args:
+      model: already on the device.
+      batch, points, dim: shape of a batch.
+      learning_rate: Adam's.
+      device: `cpu` or `cuda`.
+    """
+
+    def __init__(
+        self,
+        model: InContextGPT2,
+        batch: int,
+        points: int,
+        dim: int,
+        learning_rate: float,
+        device: str = "cpu",
+    ):
+        self.model = model.train()
+        self.shape = (batch, points, dim)
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+        self.device = device
+
+    def step(self) -> float:
+        """Draws a batch and updates the parameters on it; returns the loss."""
+        x, y = (a.to(self.device) for a in draw_prompts(*self.shape))
+        self.optimizer.zero_grad()
+        loss = prefix_loss(self.model(x, y), y)
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()

@@ -1,0 +1,64 @@
+"""Layouts: what a token is, and that no scored prediction could have seen its label."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from icl.tasks import LAYOUTS, LinearRegression, sample_prompt
+from icl.tasks.base import Difficulty
+
+FAMILY = LinearRegression(dim=3, points=5)
+
+
+@pytest.fixture(params=sorted(LAYOUTS))
+def layout(request):
+    return LAYOUTS[request.param]
+
+
+def episode(points=5):
+    return sample_prompt(FAMILY, jax.random.key(0), Difficulty(3, points))
+
+
+def test_shapes_as_declared(layout):
+    tokens = layout.encode(episode())
+    assert tokens.shape == (layout.tokens(5), layout.width(3))
+    assert jnp.arange(layout.tokens(5))[layout.read].shape == (5,)
+    assert layout.scored(episode()).shape == (5,)
+
+
+@pytest.mark.parametrize("points", [1, 3, 5])
+def test_scored_predictions_cannot_see_their_label(layout, points):
+    """Under a causal model: tokens up to where y_i is read do not change with y_i."""
+    drawn = episode(points)
+    read = np.arange(layout.tokens(5))[layout.read]
+    scored = np.asarray(layout.scored(drawn))
+    assert scored.any()
+    for i in np.flatnonzero(scored):
+        other = drawn._replace(y=drawn.y.at[i:].add(100.0))
+        before = slice(0, read[i] + 1)
+        np.testing.assert_array_equal(layout.encode(drawn)[before], layout.encode(other)[before])
+
+
+def test_every_example_before_a_scored_prediction_is_visible(layout):
+    drawn = episode()
+    read = np.arange(layout.tokens(5))[layout.read]
+    for i in np.flatnonzero(layout.scored(drawn)):
+        for j in range(i):
+            other = drawn._replace(y=drawn.y.at[j].add(100.0))
+            before = slice(0, read[i] + 1)
+            assert (layout.encode(drawn)[before] != layout.encode(other)[before]).any()
+
+
+def test_interleaved_is_x_then_y():
+    tokens = LAYOUTS["interleaved"].encode(episode())
+    np.testing.assert_array_equal(tokens[::2], episode().x)
+    np.testing.assert_array_equal(tokens[1::2, 0], episode().y)
+    np.testing.assert_array_equal(tokens[1::2, 1:], 0)
+
+
+def test_concatenated_puts_the_query_where_the_curriculum_ends():
+    layout, drawn = LAYOUTS["concatenated"], episode(3)
+    np.testing.assert_array_equal(layout.scored(drawn), [0, 0, 1, 0, 0])
+    np.testing.assert_array_equal(layout.encode(drawn)[:2, 3], drawn.y[:2])
+    np.testing.assert_array_equal(layout.encode(drawn)[2:, 3], 0)
