@@ -16,6 +16,7 @@ DEV = [
     "setuptools>=77",
     "pytest>=8",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
     "hypothesis>=6.100",
     "ruff>=0.14",
     "pyright>=1.1.400",
@@ -33,7 +34,7 @@ setup(
     python_requires=">=3.11",
     # The link icl/kernels -> ../kernels is followed here, so that kernels/ installs inside icl
     # and never as a top-level `kernels`, which is another project's import name.
-    packages=[p for p in find_packages(include=["icl", "icl.*"])],
+    packages=find_packages(include=["icl", "icl.*"]),
     install_requires=["jax>=0.10", "numpy>=1.26"],
     extras_require={
         "train": TRAIN,

@@ -1,11 +1,11 @@
 """Where a training step's time goes: the trainer again, each time with one thing left out.
 
 The difference to the whole step is what that thing costs where it stands, fusion and cache
-included; so the parts need not add up, and the rest may even be negative.
+included; so the parts need not add up, and the rest may even be negative. Differences are of
+the fastest reps: small ones would drown in the noise of medians.
 """
 
 import contextlib
-import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -147,28 +147,31 @@ def profile_rows(size: str, taken: dict[str, list[float]]) -> list[dict[str, Any
       taken: seconds a step by variant, a number a rep.
     """
     flops = flops_by_part(SIZES[size])
-    peak = peak_flops(statistics.median(taken["peak"]))
-    whole = statistics.median(taken["whole"])
+    fastest = {variant: min(seconds) for variant, seconds in taken.items()}
+    peak, whole = peak_flops(fastest["peak"]), fastest["whole"]
 
-    def row(group: str, name: str, with_it: str, without: str | None = None, part: str = ""):
-        pairs = zip(taken[with_it], taken[without] if without else [0.0] * len(taken[with_it]))
-        seconds = statistics.median(a - b for a, b in pairs)
+    def row(group: str, name: str, seconds: float, part: str = "") -> dict[str, Any]:
         at_peak = 1e3 * flops[part] / peak if part else None
         share = seconds / whole
         return dict(group=group, name=name, ms=1e3 * seconds, share=share, ms_at_peak=at_peak)
 
-    rows = [
-        row("phase", "drawing tasks", "draw"),
-        row("phase", "forward", "forward", "draw"),
-        row("phase", "backward", "no_optimizer", "forward"),
-        row("phase", "optimiser, clipping", "whole", "no_optimizer"),
-        row("part", "attention without projections", "whole", "no_attention", "attention"),
-        row("part", "its projections", "no_attention", "no_mixer", "projections"),
-        row("part", "MLP", "whole", "no_mlp", "mlp"),
-        row("part", "layer norms", "whole", "no_norms"),
-        row("part", "drawing tasks", "draw"),
-        row("part", "optimiser, clipping", "whole", "no_optimizer"),
+    less = lambda with_it, without: fastest[with_it] - fastest[without]
+    drawing = ("drawing tasks", fastest["draw"])
+    optimizer = ("optimiser, clipping", less("whole", "no_optimizer"))
+    attention = less("whole", "no_attention")
+    projections = less("no_attention", "no_mixer")
+    mlp, norms = less("whole", "no_mlp"), less("whole", "no_norms")
+    named = attention + projections + mlp + norms + drawing[1] + optimizer[1]
+    return [
+        row("phase", *drawing),
+        row("phase", "forward", less("forward", "draw")),
+        row("phase", "backward", less("no_optimizer", "forward")),
+        row("phase", *optimizer),
+        row("part", "attention without projections", attention, "attention"),
+        row("part", "its projections", projections, "projections"),
+        row("part", "MLP", mlp, "mlp"),
+        row("part", "layer norms", norms),
+        row("part", *drawing),
+        row("part", *optimizer),
+        row("part", "rest", whole - named),
     ]
-    named = sum(r["ms"] for r in rows if r["group"] == "part")
-    rest = dict(name="rest", ms=1e3 * whole - named, share=1 - named / (1e3 * whole))
-    return [*rows, dict(group="part", **rest, ms_at_peak=None)]

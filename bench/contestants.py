@@ -3,6 +3,8 @@
 Only one of JAX and torch computes in a process, so neither's thread pool is in the other's:
 `icl` imports JAX everywhere, but JAX starts nothing before its first computation.
 """
+# torch is needed by this benchmark alone, so type checkers may not find it.
+# pyright: reportMissingImports=false
 
 import statistics
 import time
@@ -84,7 +86,8 @@ def start_ours(size: str, steps: int) -> Started:
 
     draw, peak = compile_draw(learner, steps), compile_peak()
     warm_seconds = step()["seconds"] * steps
-    draw(), peak()
+    for command in (draw, peak):
+        command()
     device = jax.devices()[0]
     ready = {
         "compile_seconds": compile_seconds,

@@ -1,8 +1,11 @@
 """The gate before any timing: both contestants are the same model, and compute the same."""
+# torch is needed by this benchmark alone, so type checkers may not find it.
+# pyright: reportMissingImports=false
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 from contestants import SIZES, Started, make_peer
@@ -43,7 +46,7 @@ def _check(size: str) -> dict[str, Any]:
         raise ValueError(f"{size}: our model has {ours} parameters, the peer's {theirs}")
 
     key = jax.random.fold_in(state.data_key, state.step)
-    indices = np.arange(config.training.batch_size)
+    indices = jnp.arange(config.training.batch_size)
     episodes = sample_batch(learner.family, key, indices, learner.family.full)
     perturbed = state._replace(params=_add_noise(state.params, jax.random.key(3)))
     errors: dict[str, Any] = {"parameters": ours}
@@ -75,7 +78,7 @@ def _errors(
     peer_loss = prefix_loss(peer_predictions, y)
     peer_loss.backward()
     grads = [p.grad for p in peer.parameters() if p.grad is not None]
-    peer_norm = torch.sqrt(sum((g**2).sum() for g in grads)).item()
+    peer_norm = np.sqrt(sum((g**2).sum().item() for g in grads))
 
     difference = np.abs(predictions - peer_predictions.detach().numpy()).max()
     return {
@@ -93,33 +96,36 @@ def _add_noise(params: Params, key: jax.Array) -> Params:
 
 
 def copy_parameters(params: Params, peer: InContextGPT2) -> None:
-    """Copies our parameters, as from `Learner.init`, into the peer's model."""
-    gpt2 = peer.backbone
-    _copy(peer.read_in.weight, params["read_in"]["kernel"].T)
-    _copy(peer.read_in.bias, params["read_in"]["bias"])
-    _copy(gpt2.wpe.weight, params["positions"])
-    for index, block in enumerate(gpt2.h):
-        ours = params["blocks"][index]
-        # Transformers keeps these kernels [in, out], as flax does, and nn.Linear's [out, in].
-        for theirs, name in ((block.ln_1, "mixer_norm"), (block.ln_2, "mlp_norm")):
-            _copy(theirs.weight, ours[name]["scale"])
-            _copy(theirs.bias, ours[name]["bias"])
-        for theirs, dense in (
-            (block.attn.c_attn, ours["mixer"]["qkv"]),
-            (block.attn.c_proj, ours["mixer"]["out"]),
-            (block.mlp.c_fc, ours["up"]),
-            (block.mlp.c_proj, ours["down"]),
-        ):
-            _copy(theirs.weight, dense["kernel"])
-            _copy(theirs.bias, dense["bias"])
-    _copy(gpt2.ln_f.weight, params["norm"]["scale"])
-    _copy(gpt2.ln_f.bias, params["norm"]["bias"])
-    _copy(peer.read_out.weight, params["read_out"]["kernel"].T)
-    _copy(peer.read_out.bias, params["read_out"]["bias"])
+    """Copies our parameters, as from `Learner.init`, into the peer's model.
 
-
-def _copy(target: torch.Tensor, source: jax.Array) -> None:
-    if tuple(target.shape) != source.shape:
-        raise ValueError(f"shapes differ: ours {source.shape}, the peer's {tuple(target.shape)}")
-    with torch.no_grad():
-        target.copy_(torch.from_numpy(np.array(source)))
+    Raises:
+      ValueError: one of the peer's parameters, other than the unused table, is left out.
+    """
+    # Transformers keeps its kernels [in, out], as flax does; nn.Linear keeps them [out, in].
+    copied = {
+        "read_in.weight": params["read_in"]["kernel"].T,
+        "read_in.bias": params["read_in"]["bias"],
+        "backbone.wpe.weight": params["positions"],
+        "backbone.ln_f.weight": params["norm"]["scale"],
+        "backbone.ln_f.bias": params["norm"]["bias"],
+        "read_out.weight": params["read_out"]["kernel"].T,
+        "read_out.bias": params["read_out"]["bias"],
+    }
+    for index, block in params["blocks"].items():
+        layers = {
+            "ln_1": block["mixer_norm"],
+            "attn.c_attn": block["mixer"]["qkv"],
+            "attn.c_proj": block["mixer"]["out"],
+            "ln_2": block["mlp_norm"],
+            "mlp.c_fc": block["up"],
+            "mlp.c_proj": block["down"],
+        }
+        for name, layer in layers.items():
+            weight = layer["scale" if "scale" in layer else "kernel"]
+            copied[f"backbone.h.{index}.{name}.weight"] = weight
+            copied[f"backbone.h.{index}.{name}.bias"] = layer["bias"]
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in copied.items()}
+    left = {name for name, _ in peer.named_parameters()} ^ {*tensors, "backbone.wte.weight"}
+    if left:
+        raise ValueError(f"parameters without a counterpart: {', '.join(sorted(left))}")
+    peer.load_state_dict(tensors, strict=False)

@@ -1,12 +1,9 @@
 """Plumbing of the benchmarks: contestants in processes of their own, timed in turn."""
 
 import contextlib
-import datetime
-import importlib.metadata
 import importlib.util
 import json
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -18,7 +15,6 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers")
 SETTLE_SECONDS = 0.1  # before each turn: thread pools spin for a while after their last work
 
 
@@ -35,10 +31,15 @@ class Worker:
     Args:
       script: the program; it calls `serve`.
       arguments: its command line.
+
+    Attributes:
+      ready: its first answer.
+      cpu_seconds: what its answers took so far, of all cores together.
     """
 
     def __init__(self, script: str | Path, *arguments: str):
         self.name = " ".join(arguments)
+        self.cpu_seconds = 0.0
         # Contestants share an accelerator's memory, of which JAX would take most at once.
         environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}
         self._process = subprocess.Popen(
@@ -48,6 +49,8 @@ class Worker:
             text=True,
             env=environment,
         )
+        assert self._process.stdin and self._process.stdout  # both are pipes
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
         try:
             self.ready = self._answer()
         except BaseException:
@@ -58,17 +61,18 @@ class Worker:
         """Has a command done; returns its answer. Raises `WorkerFailed`."""
         time.sleep(SETTLE_SECONDS)
         with contextlib.suppress(BrokenPipeError):  # the answer tells that it has ended
-            print(command, file=self._process.stdin, flush=True)
+            print(command, file=self._stdin, flush=True)
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
-        line = self._process.stdout.readline()
+        line = self._stdout.readline()
         if not line:
             status = self._process.wait()
             raise WorkerFailed(f"worker `{self.name}` ended with status {status}; see above")
         answer = json.loads(line)
         if "error" in answer:
             raise WorkerFailed(answer["error"])
+        self.cpu_seconds += answer.pop("cpu_seconds", 0.0)
         return answer
 
     def __enter__(self) -> "Worker":
@@ -76,7 +80,7 @@ class Worker:
 
     def __exit__(self, *_) -> None:
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+            self._stdin.close()
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
@@ -100,7 +104,9 @@ def serve(start: Callable[[], tuple[dict[str, Any], Mapping[str, Callable[[], di
         return 1
     tell(ready)
     for line in sys.stdin:
-        tell(commands[line.strip()]())
+        started = time.process_time()
+        answer = commands[line.strip()]()
+        tell({**answer, "cpu_seconds": time.process_time() - started})
     return 0
 
 
@@ -137,27 +143,6 @@ def missing(*modules: str) -> list[str]:
     return [name for name in modules if importlib.util.find_spec(name) is None]
 
 
-def describe(device_kind: str) -> dict[str, Any]:
-    """Where and with what a benchmark runs.
-
-    Args:
-      device_kind: what JAX calls the device that is used.
-    """
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": device_kind,
-        "cpu": _cpu_model(),
-        "cores": _cores(),
-        "load_before": os.getloadavg()[0],  # processes that wanted a core over the last minute
-        "versions": versions,
-        "revision": _revision(),
-    }
-
-
 def write_results(benchmark: str, results: dict[str, Any], path: Path | None = None) -> Path:
     """Writes `{benchmark}-{device}.json` below `results/`, or the path; returns where."""
     if path is None:
@@ -169,29 +154,3 @@ def write_results(benchmark: str, results: dict[str, Any], path: Path | None = N
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")
     return path
-
-
-def _cpu_model() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def _revision() -> str:
-    """The commit, with -dirty where tracked files, other than results, differ from it."""
-    git = lambda *arguments: subprocess.run(
-        ["git", *arguments], cwd=HERE.parent, capture_output=True, text=True, check=True
-    ).stdout.strip()
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results")
-        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

@@ -10,7 +10,6 @@ from contestants import (
     DEFAULT_STEPS,
     SIZES,
     peak_flops,
-    prompt_tokens,
     start_ours,
     start_torch,
     step_flops,
@@ -18,7 +17,6 @@ from contestants import (
 from harness import (
     Worker,
     WorkerFailed,
-    describe,
     missing,
     ratios,
     serve,
@@ -26,8 +24,9 @@ from harness import (
     take_turns,
     write_results,
 )
+from machine import Bystanders, describe
+from report import show
 from rich.console import Console
-from rich.table import Table
 
 SCRIPT = Path(__file__)
 
@@ -43,19 +42,18 @@ def main(argv: list[str] | None = None) -> int:
     if absent and not options.alone:
         names = " and ".join(absent)
         console.print(f"no {names} here: ours is timed alone, without a peer and ungated")
-    sizes, machine = {}, {}
+    sizes, machine = {}, describe()
     try:
         for size in options.sizes:
             steps = options.steps or DEFAULT_STEPS[size]
-            sizes[size], device = _measure(size, steps, options.reps, alone, console)
-            machine = machine or describe(device)
+            sizes[size], machine["device"] = _measure(size, steps, options.reps, alone, console)
             if options.profile:
                 sizes[size]["profile"] = _profile(size, steps, options.reps, console)
     except WorkerFailed as error:
         print(f"training benchmark: {error}", file=sys.stderr)
         return 1
     results = {"machine": machine, "sizes": sizes}
-    _print(results, console)
+    show(results, console)
     console.print(f"written to {write_results('training', results, options.output)}")
     return 0
 
@@ -119,7 +117,10 @@ def _measure(
         ask = lambda worker, command: lambda: worker.ask(command)["seconds"]
         turns = {name: ask(worker, "step") for name, worker in workers.items()}
         turns |= {"peak": ask(workers["ours"], "peak"), "draw": ask(workers["ours"], "draw")}
+        bystanders = Bystanders()
         taken = take_turns(turns, reps)
+        own_seconds = sum(worker.cpu_seconds for worker in workers.values())
+        result["others_cpu"] = bystanders.share(own_seconds)
     result["contestants"] = {
         name: {
             "ready": worker.ready,
@@ -147,55 +148,6 @@ def _profile(size: str, steps: int, reps: int, console: Console) -> list[dict[st
         ask = lambda name: lambda: worker.ask(name)["seconds"]
         taken = take_turns({name: ask(name) for name in worker.ready["variants"]}, reps)
     return profile_rows(size, taken)
-
-
-def _print(results: dict[str, Any], console: Console) -> None:
-    machine = results["machine"]
-    console.print(f"{machine['device']}, {machine['cpu']}, {machine['cores']} cores")
-    console.print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
-    table = Table(title=f"a training step; revision {machine['revision']}")
-    for heading in ("size", "", "ms median", "ms min", "tokens/s", "of peak", "start-up s"):
-        table.add_column(heading, justify="left" if heading in ("size", "") else "right")
-    for size, result in results["sizes"].items():
-        tokens = SIZES[size].training.batch_size * prompt_tokens(SIZES[size])
-        for name, contestant in result["contestants"].items():
-            ms, ready = contestant["ms_a_step"], contestant["ready"]
-            table.add_row(
-                size,
-                name,
-                f"{ms['median']:.1f}",
-                f"{ms['min']:.1f}",
-                f"{1e3 * tokens / ms['median']:,.0f}",
-                f"{contestant['share_of_peak']['median']:.0%}",
-                f"{ready['compile_seconds']:.1f} + {ready['warm_seconds']:.1f}",
-            )
-    console.print(table)
-    for size, result in results["sizes"].items():
-        if "torch_over_ours" in result:
-            ratio = result["torch_over_ours"]
-            console.print(
-                f"{size}: torch takes {ratio['median']:.2f} times as long "
-                f"({ratio['min']:.2f} to {ratio['max']:.2f} over {len(ratio['reps'])} pairs)"
-            )
-        console.print(
-            f"{size}: peak {result['peak_gflops']['median']:.0f} GFLOP/s; drawing tasks "
-            f"{result['draw_ms']['median']:.2f} ms, {result['draw_share']['median']:.1%} of a step"
-        )
-        if "profile" in result:
-            console.print(_profile_table(size, result["profile"]))
-
-
-def _profile_table(size: str, rows: list[dict[str, Any]]) -> Table:
-    table = Table(title=f"where our step goes, {size}")
-    table.add_column("")
-    for heading in ("ms", "share", "ms at peak"):
-        table.add_column(heading, justify="right")
-    for index, row in enumerate(rows):
-        if index and row["group"] != rows[index - 1]["group"]:
-            table.add_section()
-        at_peak = "" if row["ms_at_peak"] is None else f"{row['ms_at_peak']:.1f}"
-        table.add_row(row["name"], f"{row['ms']:.2f}", f"{row['share']:.1%}", at_peak)
-    return table
 
 
 if __name__ == "__main__":

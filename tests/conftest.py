@@ -1,9 +1,18 @@
-"""Settings of every test: deterministic hypothesis, key reuse caught, warnings as errors."""
+"""Settings of every test: deterministic hypothesis, key reuse caught, compilations shared."""
+
+import atexit
+import os
+import shutil
+import tempfile
 
 import hypothesis
-import jax
 
-jax.config.update("jax_debug_key_reuse", True)
+# Before jax is imported, and inherited by the processes that tests start.
+CACHE = tempfile.mkdtemp(prefix="icl-tests-")
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+os.environ["JAX_DEBUG_KEY_REUSE"] = "1"
 
 hypothesis.settings.register_profile(
     "project", derandomize=True, database=None, deadline=None, max_examples=25

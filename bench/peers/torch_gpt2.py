@@ -3,6 +3,8 @@
 Transformers' GPT-2 between two linear layers, prompts drawn on the host at each step, Adam,
 one Python iteration a step, and the loss brought to the host every time.
 """
+# torch is needed by this benchmark alone, so type checkers may not find it.
+# pyright: reportMissingImports=false
 
 import torch
 from torch import nn
@@ -35,7 +37,7 @@ class InContextGPT2(nn.Module):
         self.read_out = nn.Linear(width, 1)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Predictions `[B, points]` for inputs `[B, points, dim]` and their labels `[B, points]`."""
+        """Predictions `[B, points]` from x `[B, points, dim]` and y `[B, points]`."""
         batch, points, dim = x.shape
         labels = torch.zeros_like(x)
         labels[:, :, 0] = y

@@ -73,11 +73,12 @@ def evaluate(
             apply = jax.jit(lambda e, estimator=estimator: estimator(e.x, e.y))
             predictions[name] = _in_chunks(apply, episodes, np.float64)
     labels = np.asarray(episodes.y, np.float64)
-    curves = {}
-    for name, predicted in predictions.items():
-        errors = (predicted.astype(np.float64) - labels) ** 2 / learner.family.error_scale
-        low, high = bootstrap(resample_key, errors, resamples)
-        curves[name] = Curve(errors.mean(axis=0)[scored], low[scored], high[scored])
+    stacked = np.stack(list(predictions.values()), axis=1).astype(np.float64)
+    errors = (stacked - labels[:, None]) ** 2 / learner.family.error_scale
+    errors = errors[..., scored]
+    low, high = bootstrap(resample_key, errors, resamples)
+    mean = errors.mean(axis=0)
+    curves = {name: Curve(mean[i], low[i], high[i]) for i, name in enumerate(predictions)}
     result = Evaluation(np.flatnonzero(scored), curves, reference, step, prompts, run.path)
     result.save()
     evaluation_figure(result, run.path / "eval.png")
@@ -97,12 +98,12 @@ def bootstrap(
 
     Args:
       key: it is consumed.
-      errors: `[prompts, points]`.
+      errors: `[prompts, ...]`; every entry sees the same resamples.
       resamples: number of resamples of the prompts, drawn with replacement.
       level: probability inside the interval.
 
     Returns:
-      Lower and upper ends, each `[points]`.
+      Lower and upper ends, each `[...]`.
     """
     count = len(errors)
 
@@ -110,7 +111,7 @@ def bootstrap(
     def resampled_mean(key, errors):
         drawn = jax.random.randint(key, (count,), 0, count)
         weights = jnp.zeros(count).at[drawn].add(1 / count)
-        return jnp.matmul(weights, errors, precision="highest")
+        return jnp.tensordot(weights, errors, axes=1, precision="highest")
 
     # Relative to the mean, so that float32 sums of large and small errors keep their digits.
     centre = errors.mean(axis=0)

@@ -2,8 +2,9 @@
 
 Paper size follows appendix A.2: Adam at 1e-4, no warm-up, no clipping, batches of 64,
 500,001 steps in the public code and 500,000 here, and the curriculum over dimensions and
-points. The `-xs` presets train on two CPU cores in minutes, with a higher learning rate,
-warm-up and a cosine, and no curriculum, which problems that small do not need.
+points. The `-xs` presets train on two CPU cores in minutes: a higher learning rate with warm-up
+and a cosine, a shorter memory of squared gradients (b2 0.95), which leaves the first plateau
+sooner, no clipping, which prolongs it, and no curriculum, which problems that small do not need.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from .presets import register
 PAPER_OPTIMIZER = OptimizerConfig(name="adam", learning_rate=1e-4, schedule="constant")
 PAPER_TRAINING = TrainingConfig(steps=500_000, batch_size=64, checkpoint_every=10_000)
 FAST_OPTIMIZER = OptimizerConfig(
-    name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=500, clip_norm=1.0
+    name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=500, options={"b2": 0.95}
 )
 
 register(

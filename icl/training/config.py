@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from ..models import TransformerConfig
-from ..tasks import FAMILIES, MAX_POOL_SIZE, Curriculum, LinearRegression, TaskFamily
+from ..tasks import FAMILIES, LAYOUTS, MAX_POOL_SIZE, Curriculum, LinearRegression, TaskFamily
 
 CUSTOM = "custom"
 
@@ -89,6 +89,20 @@ class Config:
     """How parameters are updated."""
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     """Length, batch and bookkeeping."""
+
+    def __post_init__(self) -> None:
+        expected = {
+            "task": TaskFamily,
+            "model": TransformerConfig,
+            "curriculum": Curriculum,
+            "optimizer": OptimizerConfig,
+            "training": TrainingConfig,
+        }
+        for name, kind in expected.items():
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"{name} must be a {kind.__name__}, got {getattr(self, name)!r}")
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"no layout called {self.layout!r}; there are {sorted(LAYOUTS)}")
 
     def replace(self, **changes: Any) -> "Config":
         """A copy with changes given as `section_field=value` or `section=object`.

@@ -1,0 +1,135 @@
+"""The command line, as a person types it, in processes of its own where signals matter."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from icl.cli import main
+from icl.experiments import PRESETS
+
+TINY = [
+    "--task.dim=3", "--task.points=5", "--model.layers=1", "--model.width=16",
+    "--training.batch-size=8", "--training.log-every=5", "--training.checkpoint-every=10",
+]  # fmt: skip
+
+
+def train(folder, *more):
+    return ["train", "garg/linear-xs", *TINY, f"--run-dir={folder}", *more]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    assert main(train(folder, "--training.steps=20", "--no-evaluate")) == 0
+    return folder
+
+
+def test_list_shows_every_preset_with_a_line(capsys):
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out
+    for name in PRESETS:
+        assert name in lines
+
+
+def test_train_eval_and_plot_leave_a_whole_run(folder, capsys):
+    assert main(["eval", str(folder), "--prompts=20", "--resamples=5"]) == 0
+    output = capsys.readouterr().out
+    assert "transformer" in output and "least squares" in output and "zero" in output
+    for name in ("eval.png", "training.png"):
+        (folder / name).unlink()
+    assert main(["plot", str(folder)]) == 0
+    for name in ("config.json", "metrics.jsonl", "eval.json", "eval.png", "training.png"):
+        assert (folder / name).stat().st_size > 0
+    settings = json.loads((folder / "config.json").read_text())["config"]
+    assert settings["task"]["dim"] == 3 and settings["training"]["steps"] == 20
+
+
+def test_train_evaluates_at_its_end(tmp_path, capsys):
+    assert main(train(tmp_path / "run", "--training.steps=5")) == 0
+    assert "normalised error after k examples" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tarin"], "no command 'tarin'"),
+        (["train", "garg/linear-sx"], "did you mean garg/linear-xs"),
+        (["train", "--training.steps=5", "garg/linear-xs"], "preset's name comes first"),
+        (["eval", "nowhere"], "does not exist"),
+        (["plot", "nowhere"], "does not exist"),
+        (["train", "--resume", "nowhere"], "does not exist"),
+        (["train", "garg/linear-xs", "--optimizer.name=adma", "--run-dir=x"], "did you mean"),
+        (["list", "more"], "usage: icl list"),
+    ],
+)
+def test_wrong_commands_say_what_to_do(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_option_suggests_the_near_one(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "garg/linear-xs", "--task.nois=1"])
+    assert stop.value.code == 2
+    assert "--task.noise" in capsys.readouterr().err
+
+
+def test_help_shows_defaults_and_what_options_mean(capsys):
+    assert main([]) == 0 and main(["--help"]) == 0
+    with pytest.raises(SystemExit):
+        main(["train", "garg/linear-xs", "--help"])
+    text = capsys.readouterr().out
+    for shown in ("--task.noise", "(default: 10000)", "Standard deviation", "--run-dir"):
+        assert shown in text
+
+
+def test_plot_before_eval_says_to_evaluate(tmp_path, capsys):
+    assert main(train(tmp_path / "run", "--training.steps=5", "--no-evaluate")) == 0
+    assert main(["plot", str(tmp_path / "run")]) == 2
+    assert "icl eval" in capsys.readouterr().err
+
+
+def test_a_taken_folder_is_refused(folder, capsys):
+    assert main(train(folder, "--training.steps=20")) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main(train(folder, "--training.steps=30")) == 2
+    assert "training_steps (there 20, here 30)" in capsys.readouterr().err
+
+
+def test_nan_is_exit_status_one(tmp_path, capsys):
+    arguments = train(tmp_path / "run", "--optimizer.learning-rate=1e30", "--training.steps=20",
+                      "--optimizer.warmup-steps=0")  # fmt: skip
+    assert main(arguments) == 1
+    assert "NaN or infinite" in capsys.readouterr().err
+
+
+def wait_for_line(folder, process, seconds=120):
+    """Until the run has logged something."""
+    deadline = time.monotonic() + seconds
+    metrics = folder / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_leaves(tmp_path, signum):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "icl.cli", *train(folder, "--training.steps=1000000")]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    wait_for_line(folder, process)
+    os.kill(process.pid, signum)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum
+    assert f"--resume {folder}" in errors
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (folder / "checkpoints" / str(last["step"])).is_dir()

@@ -1,0 +1,202 @@
+"""Baselines against closed forms and against a loop over prefixes; intervals; files."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import icl
+from icl.evaluation import Evaluation, baselines, bootstrap, draw_prompts, estimators
+from icl.tasks import DecisionTree, LinearRegression
+
+from .test_training import QUIET, tiny
+
+
+def predictions(function, x, y):
+    with jax.enable_x64(True):
+        return np.asarray(function(jnp.asarray(x, jnp.float64), jnp.asarray(y, jnp.float64)))
+
+
+def per_prefix(predict, x, y):
+    """Refits for every prompt and prefix, as Garg et al. do."""
+    result = np.zeros(y.shape)
+    for b in range(len(x)):
+        for k in range(1, x.shape[1]):
+            result[b, k] = predict(x[b, :k], y[b, :k], x[b, k])
+    return result
+
+
+def ridge_fit(x, y, query):
+    return query @ np.linalg.solve(x.T @ x + 0.3 * np.eye(x.shape[1]), x.T @ y)
+
+
+def neighbours_fit(x, y, query):
+    return y[np.argsort(((x - query) ** 2).sum(axis=1), kind="stable")[:3]].mean()
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (baselines.least_squares, lambda x, y, q: q @ np.linalg.lstsq(x, y, rcond=None)[0]),
+        (lambda x, y: baselines.ridge(x, y, 0.3), ridge_fit),
+        (baselines.averaging, lambda x, y, q: q @ (x * y[:, None]).mean(axis=0)),
+        (baselines.nearest_neighbours, neighbours_fit),
+        (baselines.zero, lambda x, y, q: 0.0),
+    ],
+    ids=["least squares", "ridge", "averaging", "neighbours", "zero"],
+)
+@given(
+    dim=st.sampled_from([1, 3, 8]),
+    points=st.sampled_from([1, 2, 9, 14]),
+    noise=st.sampled_from([0.0, 0.5]),
+    seed=st.integers(0, 9),
+)
+def test_all_prefixes_at_once_equal_a_refit_per_prefix(ours, theirs, dim, points, noise, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(3, points, dim))
+    y = np.einsum("bpd,bd->bp", x, rng.normal(size=(3, dim))) + noise * rng.normal(size=(3, points))
+    np.testing.assert_allclose(predictions(ours, x, y), per_prefix(theirs, x, y), atol=1e-6)
+
+
+def test_least_squares_takes_the_smallest_norm_where_points_repeat():
+    rng = np.random.default_rng(0)
+    x = np.repeat(rng.normal(size=(4, 3, 5)), 3, axis=1)
+    y = np.einsum("bpd,bd->bp", x, rng.normal(size=(4, 5)))
+    expected = per_prefix(lambda x, y, q: q @ np.linalg.pinv(x, rcond=1e-9) @ y, x, y)
+    np.testing.assert_allclose(predictions(baselines.least_squares, x, y), expected, atol=1e-6)
+
+
+def test_a_prediction_uses_only_earlier_points():
+    family = LinearRegression(dim=3, points=6)
+    episodes = draw_prompts(family, jax.random.key(0), 4)
+    for name, estimator in estimators(family)[0].items():
+        before = estimator(episodes.x, episodes.y)
+        changed = estimator(episodes.x.at[:, 4:].add(9.0), episodes.y.at[:, 3:].add(9.0))
+        np.testing.assert_allclose(before[:, :4], changed[:, :4], atol=1e-3, err_msg=name)
+
+
+PROMPTS = 6000
+
+
+def errors(family, estimator):
+    episodes = draw_prompts(family, jax.random.key(1), PROMPTS)
+    x, y = np.asarray(episodes.x), np.asarray(episodes.y)
+    return (predictions(estimator, x, y) - y) ** 2 / family.error_scale
+
+
+def within(measured, expected, spread=5.0):
+    """The mean of the measured errors is within so many standard errors of what is expected."""
+    standard_error = measured.std(axis=0) / PROMPTS**0.5
+    np.testing.assert_array_less(
+        np.abs(measured.mean(axis=0) - expected), spread * standard_error + 1e-9
+    )
+
+
+def test_noiseless_least_squares_closed_form():
+    family = LinearRegression(dim=8, points=14)
+    k = np.arange(14)
+    within(errors(family, baselines.least_squares), np.maximum(8 - k, 0) / 8)
+
+
+def test_averaging_closed_form():
+    family = LinearRegression(dim=8, points=14)
+    k = np.arange(1, 14)
+    within(errors(family, baselines.averaging)[:, 1:], (8 + 1) / k)
+
+
+def test_noisy_least_squares_excess():
+    d, noise = 4, 0.5
+    family = LinearRegression(dim=d, points=20, noise=noise)
+    k = np.arange(d + 4, 20)
+    expected = noise**2 * (1 + d / (k - d - 1)) / d
+    within(errors(family, baselines.least_squares)[:, k], expected)
+
+
+def test_zero_predictor_has_error_one():
+    for family in (LinearRegression(dim=4, points=6), DecisionTree(dim=4, points=6)):
+        within(errors(family, baselines.zero), 1.0)
+
+
+def test_ridge_with_the_noise_variance_is_the_best_linear_estimator():
+    family = LinearRegression(dim=4, points=10, noise=1.0)
+    chosen, reference = estimators(family)
+    best = errors(family, chosen[reference]).mean(axis=0)
+    for penalty in (0.2, 5.0):
+        other = errors(family, lambda x, y, p=penalty: baselines.ridge(x, y, p)).mean(axis=0)
+        assert (best[1:] < other[1:]).all()
+
+
+def test_nearest_neighbours_ignores_what_was_not_seen():
+    x = np.array([[[0.0], [10.0], [0.1], [0.2]]])
+    y = np.array([[1.0, 5.0, 2.0, 3.0]])
+    ours = predictions(lambda x, y: baselines.nearest_neighbours(x, y, 2), x, y)
+    np.testing.assert_allclose(ours, [[0.0, 1.0, 3.0, 1.5]])
+
+
+def test_bootstrap_covers_the_mean_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = []
+    for repeat in range(40):
+        samples = rng.exponential(size=(200, 5))
+        low, high = bootstrap(jax.random.key(repeat), samples, 200)
+        covered.append((low <= 1) & (1 <= high))
+    assert 0.8 < np.mean(covered) < 0.97
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return icl.train(tiny(), tmp_path_factory.mktemp("runs") / "run", logging=QUIET)
+
+
+def test_evaluation_writes_what_it_returns(run):
+    result = icl.evaluate(run, prompts=300, resamples=20)
+    saved = json.loads((run.path / "eval.json").read_text())
+    assert saved["examples"] == [0, 1, 2, 3, 4] and saved["prompts"] == 300
+    assert saved["step"] == 20 and saved["reference"] == "least squares"
+    np.testing.assert_allclose(
+        saved["normalised_error"]["transformer"]["mean"], result.curves["transformer"].mean
+    )
+    assert (run.path / "eval.png").stat().st_size > 10_000
+    again = Evaluation.load(run)
+    assert str(again) == str(result) and "least squares (optimal)" in str(result)
+    for curve in result.curves.values():
+        assert (curve.low <= curve.mean + 1e-12).all() and (curve.mean <= curve.high + 1e-12).all()
+
+
+def test_evaluation_is_the_same_again_and_differs_by_seed(run):
+    means = [
+        icl.evaluate(run, prompts=50, resamples=2, seed=seed).curves["transformer"].mean
+        for seed in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(means[0], means[1])
+    assert (means[0] != means[2]).all()
+
+
+def test_a_chunk_boundary_loses_no_prompt(run, monkeypatch):
+    from icl.evaluation import curves
+
+    whole = icl.evaluate(run, prompts=23, resamples=2)
+    monkeypatch.setattr(curves, "CHUNK", 5)
+    parts = icl.evaluate(run, prompts=23, resamples=2)
+    for name, curve in whole.curves.items():
+        np.testing.assert_allclose(parts.curves[name].mean, curve.mean, rtol=1e-5, atol=1e-9)
+
+
+def test_concatenated_prompts_are_evaluated_where_they_predict(tmp_path):
+    run = icl.train(tiny(layout="concatenated"), tmp_path / "run", logging=QUIET)
+    result = icl.evaluate(run, prompts=20, resamples=2)
+    np.testing.assert_array_equal(result.examples, [4])
+
+
+def test_trees_are_evaluated_without_an_optimum(tmp_path):
+    run = icl.train(tiny(task=DecisionTree(dim=3, points=5)), tmp_path / "run", logging=QUIET)
+    assert icl.evaluate(run, prompts=20, resamples=2).reference is None
+
+
+def test_impossible_evaluations_are_refused(run):
+    with pytest.raises(ValueError, match="at least 1"):
+        icl.evaluate(run, prompts=0)

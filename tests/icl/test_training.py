@@ -1,0 +1,261 @@
+"""The trained program: chunks, microbatches, optimisers, settings, what stops a run."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import icl
+from icl.experiments import PRESETS, preset
+from icl.models import TransformerConfig
+from icl.tasks import Curriculum, DecisionTree, LinearRegression
+from icl.training import Config, Learner, LoggingConfig, NonFiniteLoss, OptimizerConfig
+from icl.training.config import TrainingConfig, config_from_dict, config_to_dict
+from icl.training.optimizer import learning_rate_schedule, make_optimizer
+from icl.training.step import batch_gradient, compile_chunk, init_state, microbatch_size, train_step
+
+QUIET = LoggingConfig(progress=False)
+
+
+def tiny(**changes):
+    config = Config(
+        task=LinearRegression(dim=3, points=5),
+        model=TransformerConfig(layers=1, heads=2, width=16),
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=5),
+        training=TrainingConfig(steps=20, batch_size=8, log_every=5, checkpoint_every=10),
+    )
+    return config.replace(**changes)
+
+
+def start(config):
+    learner = Learner(config)
+    optimizer = make_optimizer(config.optimizer, config.training.steps)
+    return learner, optimizer, init_state(learner, optimizer)
+
+
+def assert_same_bits(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("task", [LinearRegression(dim=3, points=5), DecisionTree(dim=3, points=5)])
+def test_chunk_length_changes_no_bit(task):
+    ends = []
+    for lengths in ([20], [5] * 4, [13, 7]):
+        learner, optimizer, state = start(tiny(task=task, training_pool_size=100))
+        losses = []
+        chunks = {n: compile_chunk(learner, optimizer, state, n) for n in set(lengths)}
+        for length in lengths:
+            state, metrics = chunks[length](state)
+            losses.append(np.asarray(metrics.loss))
+        ends.append((state, np.concatenate(losses)))
+    for end in ends[1:]:
+        assert_same_bits(ends[0], end)
+    assert int(ends[0][0].step) == 20
+
+
+def test_a_scanned_chunk_is_so_many_single_steps():
+    learner, optimizer, state = start(tiny())
+    step = jax.jit(lambda state: train_step(learner, optimizer, state))
+    single = state
+    for _ in range(3):
+        single, _ = step(single)
+    scanned, _ = compile_chunk(learner, optimizer, state, 3)(state)
+    for a, b in zip(jax.tree.leaves(scanned.params), jax.tree.leaves(single.params)):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["interleaved", "concatenated"])
+def test_microbatches_add_up_to_the_batch(layout):
+    config = tiny(layout=layout, training_microbatch_size=8)
+    learner, _, state = start(config)
+    whole = jax.jit(lambda s: batch_gradient(learner, s))(state)
+    for size in (1, 2, 4):
+        learner = Learner(config.replace(training_microbatch_size=size))
+        parts = jax.jit(lambda s, learner=learner: batch_gradient(learner, s))(state)
+        for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts)):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_chosen_microbatch_divides_the_batch():
+    for batch_size in (1, 7, 48, 64):
+        size = microbatch_size(Learner(tiny(training_batch_size=batch_size)))
+        assert batch_size % size == 0
+    large = preset("garg/linear-small").replace(training_microbatch_size=None)
+    assert microbatch_size(Learner(large)) < 64
+    assert microbatch_size(Learner(tiny(training_microbatch_size=2))) == 2
+
+
+def test_the_loss_is_the_mean_over_scored_positions():
+    config = tiny(curriculum=Curriculum(dim_start=2, points_start=3))
+    learner, _, state = start(config)
+    from icl.tasks import sample_batch
+
+    key = jax.random.fold_in(state.data_key, 0)
+    episodes = sample_batch(
+        learner.family, key, jnp.arange(8), config.curriculum.at(0, config.task)
+    )
+    errors = (learner.predict(state.params, episodes) - episodes.y) ** 2
+    loss, _ = batch_gradient(learner, state)
+    np.testing.assert_allclose(loss, errors[:, :3].mean(), rtol=1e-5)
+
+
+def test_training_learns(tmp_path):
+    config = tiny(
+        task=LinearRegression(dim=1, points=5),
+        model=TransformerConfig(layers=2, heads=2, width=32),
+        training_batch_size=64,
+        training_steps=600,
+        training_log_every=100,
+        training_checkpoint_every=100,
+    )
+    run = icl.train(config, tmp_path / "run", logging=QUIET)
+    losses = [record["loss"] for record in run.metrics()]
+    # Predicting 0 costs 1 on average.
+    assert losses[0] > 0.8 and losses[-1] < 0.6
+    assert [record["step"] for record in run.metrics()] == [100, 200, 300, 400, 500, 600]
+    assert "compile_seconds" in run.metrics()[0] and "compile_seconds" not in run.metrics()[1]
+    assert run.checkpoints().steps() == [400, 500, 600]
+
+
+def test_steps_need_not_be_a_multiple_of_anything(tmp_path):
+    run = icl.train(tiny(training_steps=12), tmp_path / "run", logging=QUIET)
+    assert [record["step"] for record in run.metrics()] == [5, 10, 12]
+    assert run.params()[0] == 12
+
+
+def test_a_curriculum_compiles_once(tmp_path):
+    config = tiny(curriculum=Curriculum(dim_start=1, points_start=1, interval=2))
+    run = icl.train(config, tmp_path / "run", logging=QUIET)
+    assert sum("compile_seconds" in record for record in run.metrics()) == 1
+
+
+@pytest.mark.parametrize("changes", [
+    dict(optimizer_learning_rate=1e30, optimizer_warmup_steps=0),
+    dict(optimizer_name="sgd", optimizer_learning_rate=1e8, optimizer_warmup_steps=0),
+])  # fmt: skip
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, changes):
+    with pytest.raises(NonFiniteLoss) as caught:
+        icl.train(tiny(**changes), tmp_path / "run", logging=QUIET)
+    message = str(caught.value)
+    assert "no checkpoint was made" in message
+    for advice in ("learning_rate", "warmup_steps", "clip_norm", "float32"):
+        assert advice in message
+    assert icl.Run.open(tmp_path / "run").checkpoints().steps() == []
+
+
+def test_the_message_names_step_and_last_good_checkpoint(tmp_path):
+    explode = optax.scale_by_schedule(lambda step: jnp.where(step < 16, -1e-3, 1e30))
+    with pytest.raises(NonFiniteLoss, match="at step 1[78].*last good checkpoint is step 10"):
+        icl.train(tiny(), tmp_path / "run", optimizer=explode, logging=QUIET)
+    assert icl.Run.open(tmp_path / "run").params()[0] == 10
+
+
+def test_any_optimizer_of_optax(tmp_path):
+    for name, options in (("lion", {"b1": 0.8}), ("sgd", {"momentum": 0.9}), ("adamw", {})):
+        changes = dict(optimizer_name=name, optimizer_options=options, training_steps=5)
+        run = icl.train(tiny(**changes), tmp_path / name, logging=QUIET)
+        assert np.isfinite(run.metrics()[-1]["loss"])
+    run = icl.train(tiny(), tmp_path / "own", optimizer=optax.lamb(1e-3), logging=QUIET)
+    assert run.config.optimizer.name == "custom"
+    icl.evaluate(run, prompts=8, resamples=2)
+    with pytest.raises(ValueError, match="pass it again"):
+        icl.resume(run, logging=QUIET)
+    icl.resume(run, optimizer=optax.lamb(1e-3), logging=QUIET)
+
+
+def test_wrong_optimizers_are_refused():
+    with pytest.raises(ValueError, match="did you mean .*adam"):
+        make_optimizer(OptimizerConfig(name="adma"), 10)
+    with pytest.raises(ValueError, match="takes no option beta; it takes b1"):
+        make_optimizer(OptimizerConfig(options={"beta": 0.9}), 10)
+
+
+def test_learning_rate_rises_and_falls():
+    config = OptimizerConfig(learning_rate=0.1, warmup_steps=10)
+    rate = learning_rate_schedule(config, 110)
+    np.testing.assert_allclose([rate(0), rate(5), rate(10)], [0, 0.05, 0.1], atol=1e-7)
+    np.testing.assert_allclose([rate(60), rate(110)], [0.05, 0], atol=1e-7)
+    constant = learning_rate_schedule(dataclasses.replace(config, schedule="constant"), 110)
+    np.testing.assert_allclose([constant(10), constant(110)], 0.1)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_settings_survive_json(name):
+    config = preset(name)
+    assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
+
+
+def test_presets_keep_their_laws():
+    for name, entry in PRESETS.items():
+        learner = Learner(entry.config)
+        make_optimizer(entry.config.optimizer, entry.config.training.steps)
+        assert name.count("/") == 1 and "\n" not in entry.summary
+        shapes = jax.eval_shape(learner.init, jax.random.key(0))
+        assert jax.tree.leaves(shapes)
+    with pytest.raises(KeyError, match="did you mean garg/linear"):
+        preset("garg/liner")
+    with pytest.raises(KeyError, match="icl list"):
+        preset("zzz")
+
+
+def test_replace_reaches_every_setting_and_refuses_the_rest():
+    config = tiny(task_noise=0.5, model=TransformerConfig(layers=4), model_width=32)
+    assert config.task.noise == 0.5
+    assert (config.model.layers, config.model.width) == (4, 32)
+    for wrong in ("noise", "task_nois", "training"):
+        with pytest.raises((TypeError, ValueError)):
+            config.replace(**{wrong: 1})
+    with pytest.raises(TypeError, match="no setting 'task_nois'; there are: .*task_noise"):
+        config.replace(task_nois=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(training_batch_size=0), "batch_size must be at least 1"),
+        (dict(training_pool_size=2**31), "pool_size must be from 1"),
+        (dict(training_checkpoint_every=7), "multiple of log_every"),
+        (dict(training_microbatch_size=3), "must divide batch_size"),
+        (dict(optimizer_learning_rate=0.0), "learning_rate must be positive"),
+        (dict(optimizer_clip_norm=0.0), "clip_norm must be positive"),
+        (dict(optimizer_warmup_steps=-1), "warmup_steps cannot be negative"),
+    ],
+)
+def test_impossible_settings_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(**changes)
+
+
+def test_unreadable_settings_are_refused():
+    data = config_to_dict(tiny())
+    with pytest.raises(ValueError, match="cannot read"):
+        config_from_dict(data | {"colour": 1})
+    with pytest.raises(ValueError, match="cannot read"):
+        config_from_dict(data | {"task": {"family": "astrology"}})
+
+
+def test_tensorboard_gets_the_metrics(tmp_path):
+    pytest.importorskip("tensorboardX", reason="tensorboardX is an option")
+    logging = LoggingConfig(progress=False, tensorboard=True)
+    run = icl.train(tiny(), tmp_path / "run", logging=logging)
+    assert list((run.path / "tensorboard").iterdir())
+
+
+def test_a_sink_that_is_not_installed_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+    import sys
+
+    for name, logging in (
+        ("tensorboardX", LoggingConfig(tensorboard=True)),
+        ("wandb", LoggingConfig(wandb="project")),
+    ):
+        monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(ModuleNotFoundError, match=f"pip install {name}"):
+            icl.train(tiny(), tmp_path / "run", logging=logging)
+    assert not (tmp_path / "run").exists()
