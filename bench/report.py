@@ -42,13 +42,18 @@ def show(results: dict[str, Any], console: Console) -> None:
             f"{size}: peak {result['peak_gflops']['median']:.0f} GFLOP/s; drawing tasks "
             f"{result['draw_ms']['median']:.2f} ms, {result['draw_share']['median']:.1%} of a step"
         )
-        if (result["others_cpu"] or 0) > QUIET:
-            console.print(
-                f"{size}: other processes kept the machine {result['others_cpu']:.0%} busy "
-                "meanwhile; measure again when it is idle"
-            )
+        _warn(size, result["others_cpu"], console)
         if "profile" in result:
-            console.print(_profile_table(size, result["profile"]))
+            console.print(_profile_table(size, result["profile"]["rows"]))
+            _warn(f"{size}, profile", result["profile"]["others_cpu"], console)
+
+
+def _warn(what: str, others: float | None, console: Console) -> None:
+    if (others or 0) > QUIET:
+        console.print(
+            f"{what}: other processes kept the machine {others:.0%} busy meanwhile; "
+            "measure again when it is idle"
+        )
 
 
 def _profile_table(size: str, rows: list[dict[str, Any]]) -> Table:

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import sys
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +118,7 @@ def _measure(
         ask = lambda worker, command: lambda: worker.ask(command)["seconds"]
         turns = {name: ask(worker, "step") for name, worker in workers.items()}
         turns |= {"peak": ask(workers["ours"], "peak"), "draw": ask(workers["ours"], "draw")}
-        bystanders = Bystanders()
-        taken = take_turns(turns, reps)
-        own_seconds = sum(worker.cpu_seconds for worker in workers.values())
-        result["others_cpu"] = bystanders.share(own_seconds)
+        taken, result["others_cpu"] = _in_turn(turns, workers.values(), reps)
     result["contestants"] = {
         name: {
             "ready": worker.ready,
@@ -140,14 +138,24 @@ def _measure(
     return result, ours["device"]
 
 
-def _profile(size: str, steps: int, reps: int, console: Console) -> list[dict[str, Any]]:
+def _in_turn(
+    turns: dict[str, Callable[[], float]], workers: Collection[Worker], reps: int
+) -> tuple[dict[str, list[float]], float | None]:
+    """`take_turns`, and the share of the machine that others took meanwhile."""
+    bystanders = Bystanders()
+    taken = take_turns(turns, reps)
+    return taken, bystanders.share(sum(worker.cpu_seconds for worker in workers))
+
+
+def _profile(size: str, steps: int, reps: int, console: Console) -> dict[str, Any]:
     from ablations import profile_rows
 
     console.print(f"{size}: timing the trainer with one thing left out at a time")
     with _start("profile", size, steps) as worker:
         ask = lambda name: lambda: worker.ask(name)["seconds"]
-        taken = take_turns({name: ask(name) for name in worker.ready["variants"]}, reps)
-    return profile_rows(size, taken)
+        turns = {name: ask(name) for name in worker.ready["variants"]}
+        taken, others = _in_turn(turns, [worker], reps)
+    return {"others_cpu": others, "rows": profile_rows(size, taken)}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,38 @@
+"""The README says what is so."""
+
+import re
+from pathlib import Path
+
+from icl.experiments import PRESETS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_table_of_presets_is_the_registry():
+    rows = dict(re.findall(r"^\| `([\w-]+/[\w-]+)` \| (.*) \|$", README, re.MULTILINE))
+    assert rows == {preset.name: preset.summary for preset in PRESETS.values()}
+
+
+def test_what_it_links_to_exists():
+    paths = re.findall(r"\]\(([\w/.-]+)\)|^\| `([\w/.-]+)`", README, re.MULTILINE)
+    local = [a or b for a, b in paths if not (b and b in PRESETS)]
+    assert "docs/images/linear-xs.png" in local and "kernels/" in local
+    for path in local:
+        assert (ROOT / path).exists(), path
+
+
+def test_make_targets_it_names_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for text in (README, (ROOT / "CONTRIBUTING.md").read_text(), (ROOT / ".ci/run").read_text()):
+        for target in re.findall(r"\bmake ([a-z-]+)", text):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_python_it_shows_names_what_exists():
+    import icl
+    import icl.kernels
+
+    for name in re.findall(r"\bicl\.(\w+)\(", README):
+        assert hasattr(icl, name), name
+    assert icl.preset("garg/linear-xs").replace(task_noise=0.5, training_steps=20_000)
