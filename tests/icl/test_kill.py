@@ -27,7 +27,7 @@ icl.resume(sys.argv[1], logging=LoggingConfig(progress=False))
 
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path):
     # Long enough for every kill to find work left, with checkpoints all the time.
-    config = tiny(training_steps=400 * KILLS, training_log_every=2, training_checkpoint_every=2)
+    config = tiny(training_steps=60 * KILLS, training_log_every=2, training_checkpoint_every=2)
     whole = icl.train(config, tmp_path / "whole", logging=QUIET)
     broken = Run.create(tmp_path / "broken", config)
     draw = random.Random(0)
@@ -39,13 +39,13 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path):
         if draw.random() < 0.75:
             while _lines(broken) <= before and process.poll() is None:
                 time.sleep(0.005)
-        time.sleep(draw.uniform(0, 0.5))
+        time.sleep(draw.uniform(0, 1.0))
         landed += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
         reached.append(max(broken.checkpoints().steps(), default=0))
     assert landed == KILLS, "the run ended before the last kill"
-    assert reached[-1] < config.training.steps and len(set(reached)) > KILLS // 2
+    assert 0 < reached[-1] < config.training.steps and len(set(reached)) > KILLS // 3
     icl.resume(broken, logging=QUIET)
     assert_same_bits(whole.params()[1], broken.params()[1])
     for a, b in zip(whole.metrics(), broken.metrics(), strict=True):
