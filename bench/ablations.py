@@ -157,7 +157,7 @@ def profile_rows(size: str, taken: dict[str, list[float]]) -> list[dict[str, Any
 
     less = lambda with_it, without: fastest[with_it] - fastest[without]
     drawing = ("drawing tasks", fastest["draw"])
-    optimizer = ("optimiser, clipping", less("whole", "no_optimizer"))
+    optimizer = ("optimiser", less("whole", "no_optimizer"))
     attention = less("whole", "no_attention")
     projections = less("no_attention", "no_mixer")
     mlp, norms = less("whole", "no_mlp"), less("whole", "no_norms")

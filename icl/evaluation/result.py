@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ..training.run import Run, RunError, write_json
 
-MAX_COLUMNS = 7
+MAX_COLUMNS = 5  # fits 80 characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Evaluation:
         )
         result.add_column("k", no_wrap=True)
         for k in self.examples[shown]:
-            result.add_column(str(k), justify="right")
+            result.add_column(str(k), justify="right", no_wrap=True)
         for name, curve in self.curves.items():
             style = "bold" if name == "transformer" else None
             suffix = " (optimal)" if name == self.reference and "optimal" not in name else ""
@@ -111,4 +111,5 @@ class Evaluation:
 
 
 def _number(value: float) -> str:
-    return "0" if value < 5e-7 else f"{value:.3g}" if value >= 1e-3 else f"{value:.0e}"
+    """Three decimals, or a power of ten for what would show none."""
+    return "0" if value < 5e-7 else f"{value:.3f}" if value >= 1e-3 else f"{value:.0e}"
