@@ -18,6 +18,7 @@ DEV = [
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",
+    "tensorboardX>=2.6",
     "ruff>=0.14",
     "pyright>=1.1.400",
 ]

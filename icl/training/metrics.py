@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -61,7 +62,16 @@ class TensorBoard:
 
 class WeightsAndBiases:
     def __init__(self, project: str, run: Run):
-        settings = {"config": run.config.flat(), "name": run.path.name, "id": run.path.name}
+        # Kept in the run's folder, so that a resumed run goes on in the same place.
+        identity = run.path / "wandb_id"
+        if not identity.exists():
+            identity.write_text(uuid.uuid4().hex)
+        settings = {
+            "config": run.config.flat(),
+            "name": run.path.name,
+            "id": identity.read_text(),
+            "dir": str(run.path),
+        }
         self._run = _need("wandb").init(project=project, resume="allow", **settings)
 
     def write(self, step: int, record: dict[str, Any]) -> None:
