@@ -161,7 +161,6 @@ REFUSALS = {
 def test_refusals_say_what_is_wrong(case):
     changes, error, message = REFUSALS[case]
     shapes = {name: (2, 5, 2, 8) for name in ("query", "key", "value")} | changes
-    options = {"query": None}
     arguments = [jnp.ones(shapes[name]) for name in ("query", "key", "value")]
     options = {}
     if "bias" in shapes:
