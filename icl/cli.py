@@ -70,28 +70,27 @@ def _train(arguments: list[str]) -> int:
     from .training import Config, LoggingConfig, resume, train
     from .training.run import free_path
 
-    @dataclasses.dataclass(frozen=True)
-    class Train:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Common:
+        evaluate: bool = True
+        """Evaluate at the end: a table, eval.json and eval.png."""
+        logging: LoggingConfig = LoggingConfig()
+        """Where metrics go."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Train(Common):
         """Trains an in-context learner, evaluates it, and leaves a folder with all of it."""
 
         config: Annotated[Config, tyro.conf.arg(name="")]
         run_dir: Path | None = None
         """Folder of the run; None for a new one below runs/."""
-        evaluate: bool = True
-        """Evaluate at the end: a table, eval.json and eval.png."""
-        logging: LoggingConfig = LoggingConfig()
-        """Where metrics go."""
 
-    @dataclasses.dataclass(frozen=True)
-    class Resume:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Resume(Common):
         """Continues a run from its newest checkpoint, with the settings it was made with."""
 
         resume: Path
         """Folder of the run."""
-        evaluate: bool = True
-        """Evaluate at the end: a table, eval.json and eval.png."""
-        logging: LoggingConfig = LoggingConfig()
-        """Where metrics go."""
 
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")

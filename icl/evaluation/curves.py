@@ -20,19 +20,18 @@ CHUNK = 128
 
 
 def estimators(family: TaskFamily) -> tuple[dict[str, baselines.Baseline], str | None]:
-    """The comparators of a family by name, and which of them is optimal for it."""
-    chosen: dict[str, baselines.Baseline] = {"least squares": baselines.least_squares}
-    optimal = None
+    """The comparators of a family by name, and the optimal one's, or None where none is."""
+    optimal, penalty = None, 1.0
     if isinstance(family, LinearRegression):
-        optimal = "ridge (optimal)" if family.noise else "least squares"
-        # Noiseless least squares is the limit of ridge; a unit penalty shows it regularised.
-        penalty = family.noise**2 or 1.0
-        chosen[optimal if family.noise else "ridge"] = partial(baselines.ridge, penalty=penalty)
-    else:
-        chosen["ridge"] = baselines.ridge
-    chosen["averaging"] = baselines.averaging
-    chosen["3-nearest neighbours"] = baselines.nearest_neighbours
-    chosen["zero"] = baselines.zero
+        optimal = "ridge" if family.noise else "least squares"
+        penalty = family.noise**2 or penalty
+    chosen: dict[str, baselines.Baseline] = {
+        "least squares": baselines.least_squares,
+        "ridge": partial(baselines.ridge, penalty=penalty),
+        "averaging": baselines.averaging,
+        "3-nearest neighbours": baselines.nearest_neighbours,
+        "zero": baselines.zero,
+    }
     return chosen, optimal
 
 
@@ -42,8 +41,8 @@ def evaluate(
     """Evaluates a run's newest checkpoint, and writes `eval.json` and `eval.png` in its folder.
 
     Prompts are of fresh tasks at full difficulty, also for a run trained on a pool or under a
-    curriculum; errors are against the labels as drawn, noise included (Garg et al. 2022,
-    appendix A.3: 1,280 prompts, bootstrap over 1,000 resamples).
+    curriculum; errors are against the labels as drawn, noise included. The numbers of prompts
+    and resamples are those of Garg et al.'s public code.
 
     Args:
       run: the run or its folder.

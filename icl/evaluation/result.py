@@ -32,7 +32,7 @@ class Evaluation:
     Attributes:
       examples: numbers of in-context examples, int `[E]`.
       curves: a `Curve` by name; "transformer" is the learner.
-      reference: the name of the optimal estimator, or of the best known one.
+      reference: the name of the optimal estimator; None where no comparator is.
       step: the training step of the parameters.
       prompts: how many prompts were averaged.
       path: the run's folder.
@@ -96,7 +96,7 @@ class Evaluation:
             result.add_column(str(k), justify="right", no_wrap=True)
         for name, curve in self.curves.items():
             style = "bold" if name == "transformer" else None
-            suffix = " (optimal)" if name == self.reference and "optimal" not in name else ""
+            suffix = " (optimal)" if name == self.reference else ""
             result.add_row(name + suffix, *(_number(v) for v in curve.mean[shown]), style=style)
             if name == "transformer":
                 half = (curve.high - curve.low)[shown] / 2

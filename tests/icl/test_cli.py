@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,6 +89,15 @@ def test_help_shows_defaults_and_what_options_mean(capsys):
     text = capsys.readouterr().out
     for shown in ("--task.noise", "(default: 10000)", "Standard deviation", "--run-dir"):
         assert shown in text
+
+
+def test_resume_goes_on_to_the_last_step(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main(train(folder, "--training.steps=20", "--no-evaluate")) == 0
+    shutil.rmtree(folder / "checkpoints" / "20")
+    assert main(["train", "--resume", str(folder), "--no-evaluate"]) == 0
+    assert "resumed at step 10" in capsys.readouterr().out
+    assert (folder / "checkpoints" / "20").is_dir()
 
 
 def test_plot_before_eval_says_to_evaluate(tmp_path, capsys):
