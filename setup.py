@@ -18,6 +18,9 @@ DEV = [
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",
+    "equinox>=0.13",
+    # Its interpreter runs the kernels' tests on a CPU.
+    "triton>=3.6; platform_system == 'Linux'",
     "tensorboardX>=2.6",
     "ruff>=0.14",
     "pyright>=1.1.400",
@@ -36,6 +39,7 @@ setup(
     # The link icl/kernels -> ../kernels is followed here, so that kernels/ installs inside icl
     # and never as a top-level `kernels`, which is another project's import name.
     packages=find_packages(include=["icl", "icl.*"]),
+    package_data={"icl.kernels.attention": ["launch_tables/*.json"]},
     install_requires=["jax>=0.10", "numpy>=1.26"],
     extras_require={
         "train": TRAIN,

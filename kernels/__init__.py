@@ -3,6 +3,12 @@
 Imported as `icl.kernels`; needs jax and numpy only. See README.md beside this file.
 """
 
-from .attention import dot_product_attention
+from .attention import dot_product_attention, flax_attention_fn, packed_dot_product_attention
+from .dispatch import targeting
 
-__all__ = ["dot_product_attention"]
+__all__ = [
+    "dot_product_attention",
+    "flax_attention_fn",
+    "packed_dot_product_attention",
+    "targeting",
+]

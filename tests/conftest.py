@@ -13,6 +13,9 @@ atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 os.environ["JAX_DEBUG_KEY_REUSE"] = "1"
+if os.environ.get("ICL_TEST_DEVICE") != "gpu":
+    # Triton and Pallas kernels run step by step on the CPU.
+    os.environ["ICL_KERNELS_INTERPRET"] = "1"
 
 hypothesis.settings.register_profile(
     "project", derandomize=True, database=None, deadline=None, max_examples=25

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..kernels import dot_product_attention
+from ..kernels import packed_dot_product_attention
 from .linear import linear_dot_general
 
 Initializer = jax.nn.initializers.Initializer
@@ -39,9 +39,8 @@ class CausalSelfAttention(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, length, width = x.shape
-        split = (batch, length, self.heads, width // self.heads)
-        query, key, value = (a.reshape(split) for a in jnp.split(self.qkv(x), 3, axis=-1))
-        mixed = dot_product_attention(query, key, value, is_causal=True)
+        qkv = self.qkv(x).reshape(batch, length, 3, self.heads, width // self.heads)
+        mixed = packed_dot_product_attention(qkv, is_causal=True)
         return self.out(mixed.reshape(batch, length, width))
 
 

@@ -1,15 +1,22 @@
-"""The public attention function: arguments checked, implementation chosen."""
+"""The public attention functions: arguments checked, implementation chosen."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from . import reference, xla
-from .masks import combine_masks
+from .. import dispatch
+from . import cudnn, pallas, reference, triton, xla
+from .problem import Dimensions, Operands, Problem
 
-IMPLEMENTATIONS = {"reference": reference.attention, "xla": xla.attention}
-DEFAULT = "xla"
+IMPLEMENTATIONS = {
+    "cudnn": cudnn.IMPLEMENTATION,
+    "triton": triton.IMPLEMENTATION,
+    "pallas": pallas.IMPLEMENTATION,
+    "xla": xla.IMPLEMENTATION,
+    "reference": reference.IMPLEMENTATION,
+}
 
 
 def dot_product_attention(
@@ -31,7 +38,11 @@ def dot_product_attention(
     `softmax(scale * query @ key^T + bias) @ value` over the keys that the mask allows
     (Vaswani et al. 2017, section 3.2.1). Softmax and sums are in float32, or float64
     for float64 inputs. Unlike JAX's own, a query that may attend to no key gives 0, with
-    zero gradients.
+    zero gradients, and NaN or infinity in a hidden key or value changes nothing; where it is
+    seen, the query's whole result is NaN.
+
+    Differentiable in reverse mode as often as wanted; for `jax.jvp` and what is built on
+    it (`jacfwd`, `hessian`), ask for `implementation="reference"`.
 
     Args:
       query: `[..., T, N, H]`; T queries, N heads, H features a head, any leading batch.
@@ -45,9 +56,10 @@ def dot_product_attention(
       key_value_seq_lengths: int `[...]`; keys at or past it are hidden.
       local_window_size: `w` or `(left, right)`; query t attends to keys from `t - left`
         to `t + right`.
-      implementation: "reference" (plain, every derivative), "xla" (saves only the
-        probabilities, first-order reverse mode only), a sequence of names of which the
-        first one known is taken, or None for the best one here.
+      implementation: None for the best one here, which always works; a name, which is taken or
+        refused; or a sequence of names, of which the first that can do it is taken.
+        "triton": fused, on a GPU. "cudnn": JAX's own, on an NVIDIA GPU. "pallas": fused, on a
+        TPU. "xla": everywhere. "reference": the definition, everywhere, every derivative.
 
     Returns:
       `[..., T, N, H]` in the dtype of `query`.
@@ -55,49 +67,111 @@ def dot_product_attention(
     Raises:
       ValueError: shapes that do not fit, or no implementation of that name.
       TypeError: inputs that are not floating point, or a mask that is not boolean.
+      NotImplementedError: the implementation asked for cannot do this here; says why.
     """
     query, key, value = jnp.asarray(query), jnp.asarray(key), jnp.asarray(value)
     _check_shapes(query, key, value)
-    heads, key_heads = query.shape[-2], key.shape[-2]
-    score_shape = (*query.shape[:-3], heads, query.shape[-3], key.shape[-3])
-    for name, extra in (("bias", bias), ("mask", mask)):
-        if extra is not None:
-            _check_broadcast(name, jnp.shape(extra), score_shape)
-    allowed = combine_masks(
-        score_shape,
-        mask,
-        is_causal=is_causal,
-        query_seq_lengths=query_seq_lengths,
-        key_value_seq_lengths=key_value_seq_lengths,
-        local_window_size=local_window_size,
-    )
-    if key_heads != heads:
-        key = jnp.repeat(key, heads // key_heads, axis=-2)
-        value = jnp.repeat(value, heads // key_heads, axis=-2)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    attend = IMPLEMENTATIONS[_choose(implementation)]
-    return attend(query, key, value, bias, allowed, scale)
+    batch = query.shape[:-3]
+    heads, length, key_length = query.shape[-2], query.shape[-3], key.shape[-3]
+    flat = lambda array: array.reshape(-1, *array.shape[-3:])
+    if 0 in query.shape or 0 in key.shape:
+        return jnp.zeros_like(query)
+    operands = Operands(flat(query), flat(key), flat(value))
+    out = _attend(
+        operands, batch, (heads, length, key_length), bias, mask, scale, is_causal,
+        query_seq_lengths, key_value_seq_lengths, local_window_size, implementation,
+    )  # fmt: skip
+    return out.reshape(query.shape)
 
 
-def _choose(implementation: str | Sequence[str] | None) -> str:
-    if implementation is None:
-        return DEFAULT
-    names = [implementation] if isinstance(implementation, str) else list(implementation)
-    for name in names:
-        if name in IMPLEMENTATIONS:
-            return name
-    raise ValueError(
-        f"no implementation of attention called {implementation!r}; "
-        f"there are {sorted(IMPLEMENTATIONS)}, or None for the best one here"
+def packed_dot_product_attention(
+    qkv: jax.Array,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    *,
+    scale: float | None = None,
+    is_causal: bool = False,
+    query_seq_lengths: jax.Array | None = None,
+    key_value_seq_lengths: jax.Array | None = None,
+    local_window_size: int | tuple[int, int] | None = None,
+    implementation: str | Sequence[str] | None = None,
+) -> jax.Array:
+    """`dot_product_attention` of query, key and value that lie in one array.
+
+    A fused projection gives them so; the kernels read them, and write their gradient, where they
+    lie, while splitting them first would copy each.
+
+    Args:
+      qkv: `[..., T, 3, N, H]`; query, key and value, any leading batch.
+      bias, mask, scale, is_causal, query_seq_lengths, key_value_seq_lengths, local_window_size,
+        implementation: as in `dot_product_attention`.
+
+    Returns:
+      `[..., T, N, H]` in the dtype of `qkv`.
+
+    Raises:
+      As `dot_product_attention`.
+    """
+    qkv = jnp.asarray(qkv)
+    if qkv.ndim < 4 or qkv.shape[-3] != 3:
+        raise ValueError(f"qkv must be [..., length, 3, heads, head_dim], got {qkv.shape}")
+    _check_floating("qkv", qkv)
+    *batch, length, _, heads, width = qkv.shape
+    if 0 in qkv.shape:
+        return jnp.zeros((*batch, length, heads, width), qkv.dtype)
+    out = _attend(
+        Operands(qkv.reshape(-1, *qkv.shape[-4:])), tuple(batch), (heads, length, length), bias,
+        mask, scale, is_causal, query_seq_lengths, key_value_seq_lengths, local_window_size,
+        implementation,
+    )  # fmt: skip
+    return out.reshape(*batch, length, heads, width)
+
+
+def _attend(
+    operands: Operands,
+    batch: tuple[int, ...],
+    scores: tuple[int, int, int],
+    bias: Any,
+    mask: Any,
+    scale: Any,
+    is_causal: bool,
+    query_seq_lengths: Any,
+    key_value_seq_lengths: Any,
+    local_window_size: Any,
+    implementation: Any,
+) -> jax.Array:
+    """Checks what both functions share; `scores` is (N, T, S)."""
+    if mask is not None and jnp.asarray(mask).dtype != jnp.bool_:
+        dtype = jnp.asarray(mask).dtype
+        raise TypeError(f"mask must be boolean (True attends), got {dtype}; use bias")
+    if bias is not None:
+        _check_floating("bias", jnp.asarray(bias))
+    operands = operands._replace(
+        bias=_flat_scores("bias", bias, batch, scores),
+        mask=_flat_scores("mask", mask, batch, scores),
+        query_lengths=_flat_lengths("query_seq_lengths", query_seq_lengths, batch),
+        key_lengths=_flat_lengths("key_value_seq_lengths", key_value_seq_lengths, batch),
     )
+    problem = Problem(
+        scale=_as_number(scale, Dimensions.of(operands).H),
+        is_causal=bool(is_causal),
+        window=_as_window(local_window_size),
+        precision=jax.config.jax_default_matmul_precision,
+    )
+    attend = dispatch.choose("attention", IMPLEMENTATIONS, implementation, problem, operands, "xla")
+    try:
+        return attend(problem, operands)
+    except TypeError as error:
+        if "forward-mode" in str(error):
+            error.add_note("icl.kernels: ask for implementation='reference' to use jax.jvp")
+        raise
 
 
 def _check_shapes(query: jax.Array, key: jax.Array, value: jax.Array) -> None:
     for name, array in (("query", query), ("key", key), ("value", value)):
         if array.ndim < 3:
             raise ValueError(f"{name} must be [..., length, heads, head_dim], got {array.shape}")
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise TypeError(f"{name} must be floating point, got {array.dtype}")
+        _check_floating(name, array)
     if key.shape != value.shape:
         raise ValueError(f"key {key.shape} and value {value.shape} must have the same shape")
     if query.shape[:-3] != key.shape[:-3] or query.shape[-1] != key.shape[-1]:
@@ -110,7 +184,55 @@ def _check_shapes(query: jax.Array, key: jax.Array, value: jax.Array) -> None:
         )
 
 
-def _check_broadcast(name: str, shape: tuple[int, ...], target: tuple[int, ...]) -> None:
-    padded = (1,) * (len(target) - len(shape)) + tuple(shape)
+def _check_floating(name: str, array: jax.Array) -> None:
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(f"{name} must be floating point, got {array.dtype}")
+
+
+def _as_number(scale: Any, width: int) -> float:
+    if scale is None:
+        return width**-0.5
+    if isinstance(scale, jax.core.Tracer):
+        raise TypeError("scale must be a number; multiply the query by a scale that JAX traces")
+    return float(scale)
+
+
+def _as_window(window: Any) -> tuple[int, int] | None:
+    if window is None:
+        return None
+    left, right = (window, window) if isinstance(window, int) else window
+    if left < 0 or right < 0:
+        raise ValueError(f"local_window_size must not be negative, got {window}")
+    return int(left), int(right)
+
+
+def _flat_scores(
+    name: str, array: Any, batch: tuple[int, ...], scores: tuple[int, int, int]
+) -> jax.Array | None:
+    """`[B or 1, N or 1, T or 1, S or 1]` of a bias or mask."""
+    if array is None:
+        return None
+    array = jnp.asarray(array)
+    target = (*batch, *scores)
+    padded = (1,) * (len(target) - array.ndim) + array.shape
     if len(padded) != len(target) or any(a not in (1, b) for a, b in zip(padded, target)):
-        raise ValueError(f"{name} of shape {shape} cannot broadcast to [..., N, T, S] = {target}")
+        raise ValueError(
+            f"{name} of shape {array.shape} cannot broadcast to [..., N, T, S] = {target}"
+        )
+    array = array.reshape(padded)
+    mine, rest = padded[: len(batch)], padded[len(batch) :]
+    if all(size == 1 for size in mine):
+        return array.reshape(1, *rest)
+    return jnp.broadcast_to(array, (*batch, *rest)).reshape(-1, *rest)
+
+
+def _flat_lengths(name: str, lengths: Any, batch: tuple[int, ...]) -> jax.Array | None:
+    """int32 `[B]`."""
+    if lengths is None:
+        return None
+    lengths = jnp.asarray(lengths)
+    if lengths.shape != batch:
+        raise ValueError(f"{name} must have the batch shape {batch}, got {lengths.shape}")
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise TypeError(f"{name} must be integers, got {lengths.dtype}")
+    return lengths.astype(jnp.int32).reshape(-1)

@@ -1,51 +1,73 @@
 """Attention as it is defined: plain jnp, any float dtype, every derivative."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
+from ..dispatch import Implementation
+from .masks import allowed_pairs
+from .problem import Dimensions, Operands, Problem, unpack
 
-def probabilities(
-    query: jax.Array,
-    key: jax.Array,
-    bias: jax.Array | None,
-    allowed: jax.Array | None,
-    scale: float,
-) -> jax.Array:
-    """Attention weights `[..., N, T, S]`, at least float32; 0 where nothing is allowed.
 
-    Args:
-      query: `[..., T, N, H]`.
-      key: `[..., S, N, H]`.
-      bias: broadcastable to `[..., N, T, S]`, or None.
-      allowed: boolean, broadcastable to `[..., N, T, S]`, or None for all.
-      scale: factor of the scores before the bias.
+def einsum(problem: Problem, dtype: jnp.dtype):
+    """`jnp.einsum` that accumulates in `dtype` and rounds float32 only where JAX is told to."""
+    precision = problem.precision or jax.lax.Precision.HIGHEST
+    return partial(jnp.einsum, preferred_element_type=dtype, precision=precision)
+
+
+def share_heads(operands: Operands) -> Operands:
+    """The same with query, key and value apart, and a key head for every query head."""
+    sizes = Dimensions.of(operands)
+    operands = unpack(operands)
+    if sizes.K == sizes.N:
+        return operands
+    repeat = partial(jnp.repeat, repeats=sizes.N // sizes.K, axis=2)
+    return operands._replace(key=repeat(operands.key), value=repeat(operands.value))
+
+
+def keep_finite(key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Keys and values with 0 for what is not finite, and what to add to the scores of each key.
+
+    A product with a probability of 0 would carry the NaN of a hidden key or value to every
+    query. A key that held any gets a score of NaN instead, which reaches the queries that see it.
+
+    Returns:
+      key and value `[B, S, N, H]`, and `[B, N, 1, S]`.
     """
+    key_finite, value_finite = jnp.isfinite(key), jnp.isfinite(value)
+    whole = key_finite.all(-1) & value_finite.all(-1)
+    poison = jnp.where(whole, 0.0, jnp.nan).swapaxes(1, 2)[:, :, None, :]
+    return jnp.where(key_finite, key, 0), jnp.where(value_finite, value, 0), poison
+
+
+def attention(problem: Problem, operands: Operands) -> jax.Array:
+    """`softmax(scale * query @ key^T + bias) @ value`, `[B, T, N, H]` in the query's dtype."""
+    operands = share_heads(operands)
+    query, key, value, bias = operands[:4]
     dtype = jnp.promote_types(query.dtype, jnp.float32)
-    scores = jnp.einsum("...tnh,...snh->...nts", query, key, preferred_element_type=dtype) * scale
+    product = einsum(problem, dtype)
+    allowed = allowed_pairs(problem, operands)
+    if allowed is not None:
+        sees = allowed.any(axis=-1).swapaxes(1, 2)[..., None]
+        query = jnp.where(sees, query, 0)
+        key, value, poison = keep_finite(key, value)
+    scores = product("btnh,bsnh->bnts", query, key) * problem.scale
     if bias is not None:
         scores = scores + bias.astype(dtype)
     if allowed is None:
-        return jax.nn.softmax(scores, axis=-1)
-    lowest = jnp.finfo(dtype).min
-    scores = jnp.where(allowed, scores, lowest)
-    highest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True, initial=lowest))
-    weights = jnp.where(allowed, jnp.exp(scores - highest), 0)
-    total = weights.sum(axis=-1, keepdims=True)
-    return weights / jnp.where(total > 0, total, 1)
-
-
-def attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    bias: jax.Array | None,
-    allowed: jax.Array | None,
-    scale: float,
-) -> jax.Array:
-    """`probabilities(...) @ value`: `[..., T, N, H]` in the dtype of `query`."""
-    weights = probabilities(query, key, bias, allowed, scale)
-    dtype = weights.dtype
-    result = jnp.einsum(
-        "...nts,...snh->...tnh", weights.astype(value.dtype), value, preferred_element_type=dtype
-    )
+        weights = jax.nn.softmax(scores, axis=-1)
+    else:
+        lowest = jnp.finfo(dtype).min
+        scores = jnp.where(allowed, scores + poison.astype(dtype), lowest)
+        highest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+        weights = jnp.where(allowed, jnp.exp(scores - highest), 0)
+        total = weights.sum(axis=-1, keepdims=True)
+        weights = weights / jnp.where(total == 0, 1, total)
+    result = product("bnts,bsnh->btnh", weights.astype(value.dtype), value)
+    if allowed is not None:
+        result = jnp.where(sees, result, 0)
     return result.astype(query.dtype)
+
+
+IMPLEMENTATION = Implementation(attention)

@@ -5,64 +5,82 @@ layer. Written out, the backward pass needs the probabilities P alone (FlashAtte
 Dao et al. 2022, appendix B.2): dV = P^T dO, dP = dO V^T, dS = P * (dP - rowsum(dP * P)).
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 
-from .reference import probabilities
+from ..dispatch import Implementation
+from ..wiring import differentiable
+from .masks import allowed_pairs
+from .problem import Dimensions, Operands, Problem, hides, may_blind, pack
+from .reference import attention as definition
+from .reference import einsum, keep_finite, share_heads
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5,))
-def attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    bias: jax.Array | None,
-    allowed: jax.Array | None,
-    scale: float,
-) -> jax.Array:
-    """As `reference.attention`; differentiable once, in reverse mode."""
-    return _forward(query, key, value, bias, allowed, scale)[0]
-
-
-def _heads_first(array: jax.Array) -> jax.Array:
-    return jnp.swapaxes(array, -3, -2)
-
-
-def _forward(query, key, value, bias, allowed, scale):
-    weights = probabilities(query, key, bias, allowed, scale).astype(value.dtype)
+def _forward(problem: Problem, operands: Operands):
+    apart = share_heads(operands)
+    query, key, value, bias = apart[:4]
+    dtype = jnp.promote_types(query.dtype, jnp.float32)
+    product = einsum(problem, dtype)
+    scores = product("btnh,bsnh->bnts", query, key) * problem.scale
+    if bias is not None:
+        scores = scores + bias.astype(dtype)
+    if hides(problem, operands):
+        _, value, poison = keep_finite(key, value)
+        scores = jnp.where(
+            allowed_pairs(problem, operands), scores + poison.astype(dtype), -jnp.inf
+        )
+    highest = scores.max(axis=-1, keepdims=True)
+    # A row of NaN or of -inf alone: NaN stays in its columns, and nothing else becomes NaN.
+    highest = jnp.where(jnp.isfinite(highest), highest, 0)
+    weights = jnp.exp(scores - highest)
+    total = weights.sum(axis=-1, keepdims=True)
+    weights = weights / jnp.where(total == 0, 1, total)
     # Without the barrier XLA computes the softmax again inside each of its users.
     weights = jax.lax.optimization_barrier(weights)
-    result = weights @ _heads_first(value)
-    return _heads_first(result).astype(query.dtype), (query, key, value, bias, weights)
-
-
-def _backward(scale, saved, cotangent):
-    query, key, value, bias, weights = saved
-    dtype = jnp.promote_types(query.dtype, jnp.float32)
-    einsum = partial(jnp.einsum, preferred_element_type=dtype)
-    d_value = einsum("...nts,...tnh->...snh", weights, cotangent)
-    d_weights = einsum("...tnh,...snh->...nts", cotangent, value)
-    d_scores = weights * (d_weights - (d_weights * weights).sum(axis=-1, keepdims=True))
-    d_bias = None if bias is None else _sum_to(d_scores, bias.shape).astype(bias.dtype)
-    d_scores = (d_scores * scale).astype(query.dtype)
-    d_query = einsum("...nts,...snh->...tnh", d_scores, key)
-    d_key = einsum("...nts,...tnh->...snh", d_scores, query)
-    return (
-        d_query.astype(query.dtype),
-        d_key.astype(key.dtype),
-        d_value.astype(value.dtype),
-        d_bias,
-        None,
+    result = jnp.matmul(
+        weights.astype(value.dtype),
+        value.swapaxes(1, 2),
+        precision=product.keywords["precision"],
+        preferred_element_type=dtype,
     )
+    return result.swapaxes(1, 2).astype(query.dtype), weights
 
 
-def _sum_to(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Sums `array` over the axes along which `shape` was broadcast."""
-    array = array.sum(axis=tuple(range(array.ndim - len(shape))))
+def _backward(problem: Problem, operands: Operands, weights: jax.Array, cotangent: jax.Array):
+    sizes = Dimensions.of(operands)
+    query, key, value, bias = share_heads(operands)[:4]
+    dtype = jnp.promote_types(query.dtype, jnp.float32)
+    product = einsum(problem, dtype)
+    if hides(problem, operands):
+        key, value, _ = keep_finite(key, value)
+        allowed = allowed_pairs(problem, operands)
+    if may_blind(problem, operands):
+        sees = allowed.any(axis=-1).swapaxes(1, 2)[..., None]
+        query, cotangent = jnp.where(sees, query, 0), jnp.where(sees, cotangent, 0)
+    d_value = product("bnts,btnh->bsnh", weights.astype(value.dtype), cotangent)
+    d_weights = product("btnh,bsnh->bnts", cotangent, value)
+    d_scores = weights * (d_weights - (d_weights * weights).sum(axis=-1, keepdims=True))
+    if hides(problem, operands):
+        d_scores = jnp.where(allowed, d_scores, 0)
+    d_bias = None if bias is None else sum_to(d_scores, bias.shape).astype(bias.dtype)
+    d_scores = (d_scores * problem.scale).astype(query.dtype)
+    d_query = product("bnts,bsnh->btnh", d_scores, key)
+    d_key = product("bnts,btnh->bsnh", d_scores, query)
+    if sizes.K != sizes.N:
+        shared = (sizes.B, sizes.S, sizes.K, sizes.N // sizes.K, sizes.H)
+        d_key, d_value = (d.reshape(shared).sum(axis=3) for d in (d_key, d_value))
+    gradient = Operands(
+        d_query.astype(query.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype), d_bias
+    )
+    return pack(gradient) if operands.is_packed else gradient
+
+
+def sum_to(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Sums `array` over the axes along which `shape`, of as many axes, was broadcast."""
     axes = tuple(i for i, size in enumerate(shape) if size == 1 and array.shape[i] != 1)
     return array.sum(axis=axes, keepdims=True)
 
 
-attention.defvjp(_forward, _backward)
+attention = differentiable(_forward, _backward, definition)
+
+IMPLEMENTATION = Implementation(attention)

@@ -1,185 +1,250 @@
-"""Attention against a float64 definition written with NumPy, and its refusals."""
+"""Every implementation of attention against a float64 definition, with all options together."""
+
+import contextlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from icl.kernels import dot_product_attention
+from icl.kernels import dot_product_attention, packed_dot_product_attention
+from icl.kernels.attention import launch
 
-IMPLEMENTATIONS = ["reference", "xla"]
-LENGTHS = st.sampled_from([1, 2, 5, 15, 16, 17, 33])
+from . import oracle
+from .implementations import ALL, FUSED, draw_inputs
 
-
-def numpy_attention(query, key, value, bias=None, allowed=None, scale=None):
-    """Loops over heads, in float64; `allowed` is `[B, N, T, S]`."""
-    query, key, value = (np.asarray(a, np.float64) for a in (query, key, value))
-    batch, length, heads, width = query.shape
-    group = heads // key.shape[2]
-    scale = width**-0.5 if scale is None else scale
-    result = np.zeros_like(query)
-    for b in range(batch):
-        for n in range(heads):
-            scores = scale * query[b, :, n] @ key[b, :, n // group].T
-            if bias is not None:
-                scores = scores + np.broadcast_to(bias, (batch, heads, *scores.shape))[b, n]
-            if allowed is not None:
-                scores = np.where(allowed[b, n], scores, -np.inf)
-            highest = scores.max(axis=-1, keepdims=True)
-            weights = np.exp(scores - np.where(np.isfinite(highest), highest, 0))
-            total = weights.sum(axis=-1, keepdims=True)
-            weights = weights / np.where(total > 0, total, 1)
-            result[b, :, n] = weights @ value[b, :, n // group]
-    return result
+EDGES = [1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 257, 300]
+LENGTHS = st.one_of(st.sampled_from(EDGES), st.integers(1, 300))
+TILED = launch.Plan(
+    "tiled", launch.Config(32, 32, 4), launch.Config(32, 16, 4), launch.Config(16, 32, 4)
+)
 
 
-def inputs(seed, batch, length, key_length, heads, key_heads, width, dtype=np.float32):
-    rng = np.random.default_rng(seed)
-    shapes = [(batch, length, heads, width)] + 2 * [(batch, key_length, key_heads, width)]
-    return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+def results(implementation, arrays, d_out, **options):
+    """Output and gradients of query, key, value and, where there is one, bias."""
+
+    def run(d_out, arrays):
+        attend = lambda *a: dot_product_attention(*a, implementation=implementation, **options)
+        out, pull_back = jax.vjp(attend, *arrays)
+        return [out, *pull_back(d_out)]
+
+    return [np.asarray(r, np.float64) for r in jax.jit(run)(d_out, arrays)]
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@given(data=st.data())
-def test_matches_float64_definition(implementation, data):
-    length, key_length = data.draw(LENGTHS), data.draw(LENGTHS)
-    key_heads = data.draw(st.sampled_from([1, 2]))
-    heads = key_heads * data.draw(st.sampled_from([1, 2]))
-    width = data.draw(st.sampled_from([1, 8, 17]))
-    arrays = inputs(data.draw(st.integers(0, 9)), 2, length, key_length, heads, key_heads, width)
-    rng = np.random.default_rng(1)
-    shape = (2, heads, length, key_length)
-    rows, columns = np.arange(length)[:, None], np.arange(key_length)
-    allowed = np.ones(shape, bool)
-    options = {}
+def assert_as_exact_as(baseline, ours, exact, dtype):
+    """The root mean square error is at most twice the baseline's, give or take two roundings.
+
+    A gradient of 0 is a difference of larger numbers, so a rounding is one of the largest result.
+    """
+    size = lambda array: np.sqrt(np.mean(array**2))
+    slack = 2 * float(jnp.finfo(dtype).eps) * max(size(truth) for truth in exact)
+    for theirs, mine, truth in zip(baseline, ours, exact, strict=True):
+        assert size(mine - truth) <= 2 * size(theirs - truth) + slack
+
+
+def draw_options(data, rng, batch, heads, length, key_length, dtype):
+    """Options of a call, and its bias or None."""
+    options, bias = {}, None
+    shape = (batch, heads, length, key_length)
+    cut = lambda: tuple(n if data.draw(st.booleans()) else 1 for n in shape)
     if data.draw(st.booleans()):
         options["is_causal"] = True
-        allowed &= columns <= rows
     if data.draw(st.booleans()):
-        options["mask"] = rng.random(shape) < 0.7
-        allowed &= options["mask"]
+        options["mask"] = rng.random(cut()) < 0.7
     if data.draw(st.booleans()):
-        options["bias"] = rng.normal(size=(1, heads, 1, key_length)).astype(np.float32)
+        bias = jnp.asarray(rng.normal(size=cut()), dtype)
     if data.draw(st.booleans()):
-        options["key_value_seq_lengths"] = np.array([0, key_length])
-        allowed &= columns < options["key_value_seq_lengths"][:, None, None, None]
+        options["key_value_seq_lengths"] = rng.integers(0, key_length + 1, batch)
     if data.draw(st.booleans()):
-        options["query_seq_lengths"] = np.array([1, length])
-        allowed &= rows < options["query_seq_lengths"][:, None, None, None]
+        options["query_seq_lengths"] = rng.integers(0, length + 1, batch)
     if data.draw(st.booleans()):
-        options["local_window_size"] = (2, 1)
-        allowed &= (columns >= rows - 2) & (columns <= rows + 1)
-    ours = dot_product_attention(*arrays, implementation=implementation, **options)
-    expected = numpy_attention(*arrays, options.get("bias"), allowed)
-    np.testing.assert_allclose(ours, expected, atol=2e-6)
+        options["local_window_size"] = data.draw(st.sampled_from([0, 3, (40, 2), (1, 70)]))
+    if data.draw(st.booleans()):
+        options["scale"] = 0.3
+    return options, bias
 
 
-@settings(max_examples=12)
-@given(length=LENGTHS, causal=st.booleans(), seed=st.integers(0, 5))
-def test_gradients_of_xla_match_the_reference(length, causal, seed):
-    query, key, value = inputs(seed, 2, length, length, 2, 1, 8)
+@pytest.mark.parametrize("implementation", ALL)
+@settings(max_examples=30, phases=[Phase.generate])  # an example takes a second: no shrinking
+@given(data=st.data())
+def test_all_options_together(implementation, data):
+    length, key_length = data.draw(LENGTHS), data.draw(LENGTHS)
+    small = length * key_length <= 70 * 70
+    batch, key_heads = (2, data.draw(st.sampled_from([1, 2]))) if small else (1, 1)
+    heads = key_heads * data.draw(st.sampled_from([1, 2, 3] if small else [1, 2]))
+    width = data.draw(st.sampled_from([8, 16, 32, 64, 128] + [1, 24, 100]))
+    dtype = data.draw(st.sampled_from([jnp.float32, jnp.bfloat16, jnp.float16]))
+    seed = data.draw(st.integers(0, 2**20))
+    *arrays, d_out = draw_inputs(seed, batch, length, key_length, heads, key_heads, width, dtype)
     rng = np.random.default_rng(seed)
-    mask = jnp.asarray(rng.random((2, 1, length, length)) < 0.8)
-    bias = jnp.asarray(rng.normal(size=(2, 1, length)), jnp.float32)
-    weight = jnp.asarray(rng.normal(size=query.shape), jnp.float32)
+    options, bias = draw_options(data, rng, batch, heads, length, key_length, dtype)
+    if bias is not None:
+        arrays.append(bias)
+    tiled = implementation == "triton" and data.draw(st.booleans())
+    with launch.forcing(TILED) if tiled else contextlib.nullcontext():
+        ours = results(implementation, arrays, d_out, **options)
+    baseline = results("reference" if implementation == "xla" else "xla", arrays, d_out, **options)
+    exact = oracle.attention(*arrays, d_out=d_out, **options)
+    assert_as_exact_as(baseline, ours, exact, dtype)
 
-    def loss(implementation, query, key, value, bias):
-        result = dot_product_attention(
-            query, key, value, bias, mask, is_causal=causal, implementation=implementation
-        )
-        return (result * weight).sum()
 
-    ours = jax.grad(loss, argnums=(1, 2, 3, 4))("xla", query, key, value, bias)
+@pytest.mark.parametrize("form", ["row", "tiled"])
+@pytest.mark.parametrize("length", EDGES)
+def test_lengths_around_the_tiles(form, length):
+    *arrays, d_out = draw_inputs(length, 1, length, length, 1, 1, 16)
+    options = dict(is_causal=length % 2 == 0)
+    with launch.forcing(TILED) if form == "tiled" else contextlib.nullcontext():
+        ours = results("triton", arrays, d_out, **options)
+    exact = oracle.attention(*arrays, d_out=d_out, **options)
+    assert_as_exact_as(results("xla", arrays, d_out, **options), ours, exact, jnp.float32)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+def test_float64_is_computed_in_float64(implementation):
     with jax.enable_x64(True):
-        wide = [jnp.asarray(np.asarray(a, np.float64)) for a in (query, key, value, bias)]
-        expected = jax.grad(loss, argnums=(1, 2, 3, 4))("reference", *wide)
-    for mine, theirs in zip(ours, expected):
-        assert mine.dtype == jnp.float32
-        np.testing.assert_allclose(mine, theirs, atol=1e-5)
+        *arrays, d_out = draw_inputs(0, 2, 9, 9, 2, 1, 8, jnp.float64)
+        ours = results(implementation, arrays, d_out, is_causal=True)
+    exact = oracle.attention(*arrays, d_out=d_out, is_causal=True)
+    for mine, truth in zip(ours, exact):
+        np.testing.assert_allclose(mine, truth, atol=1e-13)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_a_row_that_sees_nothing_is_zero_with_zero_gradient(implementation):
-    query, key, value = inputs(0, 1, 4, 4, 2, 2, 8)
-    mask = jnp.ones((4, 4), bool).at[2].set(False)
-
-    def run(query):
-        return dot_product_attention(query, key, value, mask=mask, implementation=implementation)
-
-    np.testing.assert_array_equal(run(query)[0, 2], 0)
-    gradient = jax.grad(lambda q: (run(q) ** 2).sum())(query)
-    assert np.isfinite(gradient).all()
-    np.testing.assert_array_equal(gradient[0, 2], 0)
-    assert np.abs(gradient[0, 1]).max() > 0
-
-
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_any_leading_axes_and_vmap_agree(implementation):
-    query, key, value = inputs(0, 6, 5, 5, 2, 2, 8)
-    attend = lambda *a: dot_product_attention(*a, is_causal=True, implementation=implementation)
-    expected = attend(query, key, value)
-    split = [a.reshape(2, 3, *a.shape[1:]) for a in (query, key, value)]
-    np.testing.assert_allclose(attend(*split).reshape(expected.shape), expected, atol=1e-6)
-    np.testing.assert_allclose(jax.vmap(attend)(query, key, value), expected, atol=1e-6)
-    gradient = jax.vmap(jax.grad(lambda q, k, v: (attend(q, k, v) ** 2).sum()))(query, key, value)
-    whole = jax.grad(lambda q: (attend(q, key, value) ** 2).sum())(query)
-    np.testing.assert_allclose(gradient, whole, atol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_dtype_is_the_querys(implementation, dtype):
-    arrays = inputs(0, 2, 9, 9, 2, 2, 8, dtype)
-    ours = dot_product_attention(*arrays, implementation=implementation)
-    assert ours.dtype == dtype
-    expected = numpy_attention(*(np.asarray(a, np.float64) for a in arrays))
-    tolerance = 4 * float(jnp.finfo(dtype).eps)
-    np.testing.assert_allclose(np.asarray(ours, np.float64), expected, atol=tolerance)
-
-
-def test_reference_has_second_derivatives():
-    query, key, value = inputs(0, 1, 3, 3, 1, 1, 4)
-    loss = lambda q: dot_product_attention(q, key, value, implementation="reference").sum()
-    assert np.isfinite(jax.hessian(loss)(query)).all()
-
-
-REFUSALS = {
-    "other head dim": (dict(key=(2, 5, 2, 4), value=(2, 5, 2, 4)), ValueError, "agree"),
-    "key and value": (dict(value=(2, 4, 2, 8)), ValueError, "same shape"),
-    "heads": (dict(key=(2, 5, 3, 8), value=(2, 5, 3, 8)), ValueError, "evenly"),
-    "bias": (dict(bias=(3, 5)), ValueError, "bias of shape"),
-    "mask": (dict(mask=(7, 2, 5, 5)), ValueError, "mask of shape"),
-    "float mask": (dict(float_mask=(5, 5)), TypeError, "boolean"),
-    "two axes": (dict(query=(5, 8)), ValueError, "length, heads, head_dim"),
-    "lengths": (dict(lengths=(3,)), ValueError, "batch shape"),
+HIDING = {
+    "causal": (dict(is_causal=True), np.s_[:, 9:]),
+    "lengths": (dict(key_value_seq_lengths=np.array([7, 0])), np.s_[:, 7:]),
+    "mask": (dict(mask=np.arange(20) % 3 != 1), np.s_[:, 1::3]),
+    "window": (dict(local_window_size=(4, 0)), np.s_[:, 13:]),
 }
 
 
-@pytest.mark.parametrize("case", REFUSALS)
-def test_refusals_say_what_is_wrong(case):
-    changes, error, message = REFUSALS[case]
-    shapes = {name: (2, 5, 2, 8) for name in ("query", "key", "value")} | changes
-    arguments = [jnp.ones(shapes[name]) for name in ("query", "key", "value")]
-    options = {}
-    if "bias" in shapes:
-        options["bias"] = jnp.ones(shapes["bias"])
-    if "mask" in shapes:
-        options["mask"] = jnp.ones(shapes["mask"], bool)
-    if "float_mask" in shapes:
-        options["mask"] = jnp.ones(shapes["float_mask"])
-    if "lengths" in shapes:
-        options["key_value_seq_lengths"] = jnp.ones(shapes["lengths"], jnp.int32)
-    with pytest.raises(error, match=message):
-        dot_product_attention(*arguments, **options)
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+@pytest.mark.parametrize("hiding", HIDING)
+@pytest.mark.parametrize("implementation", [*ALL, "tiled"])
+def test_what_is_hidden_never_leaks(implementation, hiding, broken):
+    """NaN in keys and values changes no bit for queries that do not see them."""
+    options, hidden = HIDING[hiding]
+    query, key, value, d_out = draw_inputs(3, 2, 20, 20, 2, 1, 8)
+    seen_by = oracle.allowed_pairs((2, 2, 20, 20), **options)
+    touched = np.zeros((2, 20, 1, 8), bool)
+    touched[hidden] = True
+    blind = ~(seen_by & touched[:, None, None, :, 0, 0]).any(-1).swapaxes(1, 2)[..., None]
+    # Only what the spared queries give back is compared, as the others see NaN and should.
+    d_out = jnp.where(blind, d_out, 0)
+    bad = [jnp.where(touched, broken, array) for array in (key, value)]
+    with launch.forcing(TILED) if implementation == "tiled" else contextlib.nullcontext():
+        name = "triton" if implementation == "tiled" else implementation
+        clean = results(name, [query, key, value], d_out, **options)
+        poisoned = results(name, [query, *bad], d_out, **options)
+    spared = np.broadcast_to(blind, clean[0].shape)
+    np.testing.assert_array_equal(poisoned[0][spared], clean[0][spared])
+    np.testing.assert_array_equal(poisoned[1][spared], clean[1][spared])
+    if blind.all():
+        for mine, theirs in zip(poisoned[2:], clean[2:]):
+            np.testing.assert_array_equal(mine, theirs)
+    else:
+        assert np.isnan(poisoned[0][~spared]).all()
 
 
-def test_implementations_are_chosen_by_name():
-    arrays = inputs(0, 1, 3, 3, 1, 1, 4)
-    with pytest.raises(ValueError, match="no implementation of attention called 'flash'"):
-        dot_product_attention(*arrays, implementation="flash")
-    with pytest.raises(TypeError, match="floating point"):
-        dot_product_attention(*(a.astype(jnp.int32) for a in arrays))
-    first = dot_product_attention(*arrays, implementation=["flash", "reference"])
-    np.testing.assert_array_equal(first, dot_product_attention(*arrays, implementation="reference"))
+@pytest.mark.parametrize("implementation", [*ALL, "tiled"])
+def test_padding_may_hold_anything(implementation):
+    """Past the lengths query, key, value and cotangent are NaN, and no gradient notices."""
+    lengths = np.array([0, 5, 20])
+    options = dict(query_seq_lengths=lengths, key_value_seq_lengths=lengths[::-1].copy())
+    query, key, value, d_out = draw_inputs(4, 3, 20, 20, 2, 2, 8)
+    past = lambda counts: np.arange(20)[None, :, None, None] >= counts[:, None, None, None]
+    rows, columns = past(lengths), past(lengths[::-1])
+    fill = lambda array, where: jnp.where(where, jnp.nan, array)
+    with launch.forcing(TILED) if implementation == "tiled" else contextlib.nullcontext():
+        name = "triton" if implementation == "tiled" else implementation
+        clean = results(name, [query, key, value], d_out, **options)
+        bad = [fill(query, rows), fill(key, columns), fill(value, columns)]
+        poisoned = results(name, bad, fill(d_out, rows), **options)
+    for mine, theirs in zip(poisoned, clean):
+        np.testing.assert_array_equal(mine, theirs)
+    np.testing.assert_array_equal(clean[0][np.broadcast_to(rows, clean[0].shape)], 0)
+
+
+@pytest.mark.parametrize("implementation", [*ALL, "tiled"])
+def test_a_query_that_sees_nothing_is_zero_with_zero_gradient(implementation):
+    *arrays, d_out = draw_inputs(0, 1, 4, 4, 2, 2, 8)
+    mask = np.ones((4, 4), bool)
+    mask[2] = False
+    with launch.forcing(TILED) if implementation == "tiled" else contextlib.nullcontext():
+        name = "triton" if implementation == "tiled" else implementation
+        out, d_query, d_key, _ = results(name, arrays, d_out, mask=mask)
+    np.testing.assert_array_equal(out[0, 2], 0)
+    np.testing.assert_array_equal(d_query[0, 2], 0)
+    assert np.isfinite(d_key).all() and np.abs(d_query[0, 1]).max() > 0
+
+
+@pytest.mark.parametrize("implementation", [*FUSED, "tiled"])
+def test_two_runs_give_the_same_bits(implementation):
+    *arrays, d_out = draw_inputs(0, 4, 33, 40, 4, 2, 16, jnp.bfloat16)
+    arrays.append(jnp.asarray(np.random.default_rng(0).normal(size=(4, 33, 40)), jnp.bfloat16))
+    with launch.forcing(TILED) if implementation == "tiled" else contextlib.nullcontext():
+        name = "triton" if implementation == "tiled" else implementation
+        first, second = (results(name, arrays, d_out, is_causal=True) for _ in range(2))
+    for mine, theirs in zip(first, second):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("implementation", [*ALL, "tiled"])
+def test_packed_is_the_same(implementation):
+    query, key, value, d_out = draw_inputs(0, 3, 17, 17, 2, 2, 8)
+    qkv = jnp.stack([query, key, value], axis=2)
+    with launch.forcing(TILED) if implementation == "tiled" else contextlib.nullcontext():
+        name = "triton" if implementation == "tiled" else implementation
+        options = dict(is_causal=True, implementation=name)
+        apart = results(name, [query, key, value], d_out, is_causal=True)
+        attend = lambda qkv: packed_dot_product_attention(qkv, **options)
+        out, pull_back = jax.vjp(attend, qkv)
+        [d_qkv] = pull_back(d_out)
+    together = [out, *(d_qkv[:, :, i] for i in range(3))]
+    for mine, theirs in zip(together, apart):
+        np.testing.assert_allclose(mine, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", FUSED)
+def test_gradient_of_a_bias_that_rows_share(implementation, monkeypatch):
+    """The row form adds it up on chip, in groups of batch rows, which vmap must not mix."""
+    monkeypatch.setattr(launch, "FEWEST_PROGRAMS", 2)
+    *arrays, d_out = draw_inputs(0, 12, 17, 20, 2, 2, 8)
+    bias = jnp.asarray(np.random.default_rng(1).normal(size=(2, 17, 20)), jnp.float32)
+    options = dict(is_causal=True)
+    ours = results(implementation, [*arrays, bias], d_out, **options)
+    exact = oracle.attention(*arrays, bias, d_out=d_out, **options)
+    np.testing.assert_allclose(ours[-1], exact[-1], atol=1e-5)
+
+    def d_bias(query, key, value, d_out):
+        attend = lambda b: dot_product_attention(
+            query, key, value, b, implementation=implementation, **options
+        )
+        return jax.vjp(attend, bias)[1](d_out)[0]
+
+    parts = jax.vmap(d_bias)(*(array.reshape(3, 4, *array.shape[1:]) for array in (*arrays, d_out)))
+    first = oracle.attention(*(array[:4] for array in arrays), bias, d_out=d_out[:4], **options)
+    np.testing.assert_allclose(parts[0], first[-1], atol=1e-5)
+    np.testing.assert_allclose(parts.sum(0), exact[-1], atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ALL)
+@pytest.mark.parametrize("batch", [(), (2,), (2, 1, 3), (0,), (2, 0)])
+def test_any_leading_axes(implementation, batch):
+    rng = np.random.default_rng(0)
+    arrays = [jnp.asarray(rng.normal(size=(*batch, 5, 2, 8)), jnp.float32) for _ in range(3)]
+    mask = rng.random((*batch, 1, 5, 5)) < 0.8
+    ours = dot_product_attention(*arrays, mask=mask, implementation=implementation)
+    assert ours.shape == arrays[0].shape
+    flat = lambda array: np.asarray(array).reshape(-1, *array.shape[len(batch) :])
+    [exact] = oracle.attention(*map(flat, arrays), mask=flat(mask))
+    np.testing.assert_allclose(flat(ours), exact, atol=1e-6)
+
+
+def test_no_queries_or_no_keys():
+    query, key = jnp.ones((2, 3, 1, 4)), jnp.ones((2, 0, 1, 4))
+    np.testing.assert_array_equal(dot_product_attention(query, key, key), 0)
+    assert dot_product_attention(key, query, query).shape == (2, 0, 1, 4)
+    gradient = jax.grad(lambda q: dot_product_attention(q, key, key).sum())(query)
+    np.testing.assert_array_equal(gradient, 0)

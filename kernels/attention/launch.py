@@ -1,0 +1,196 @@
+"""How the Triton kernels are launched: a table per device that ships, a heuristic behind it.
+
+A table is `launch_tables/<device>.json`, written by `bench/tune.py` on that device: from the key of
+a call (see `key_of`) to the plan that was fastest there. Nothing is tuned at run time.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from ..dispatch import target
+from .problem import Dimensions, Operands, Problem
+
+TABLES = Path(__file__).with_name("launch_tables")
+# Below this a GPU is not full, and batch rows are not put together.
+FEWEST_PROGRAMS = 1024
+
+
+@dataclass(frozen=True)
+class Config:
+    """One kernel's launch: queries and keys in a tile, batch rows of a program, warps, stages."""
+
+    block_t: int
+    block_s: int
+    num_warps: int
+    num_stages: int = 2
+    rows: int = 1
+
+    @property
+    def resources(self) -> dict[str, int]:
+        return dict(num_warps=self.num_warps, num_stages=self.num_stages)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The form, "row" or "tiled", and its kernels' launches.
+
+    The row form has one backward kernel; `backward_queries` is the tiled form's second one.
+    """
+
+    form: str
+    forward: Config
+    backward: Config
+    backward_queries: Config | None = None
+
+    @classmethod
+    def of(cls, form: str, **configs: Any) -> "Plan":
+        return cls(form, **{name: Config(**values) for name, values in configs.items()})
+
+
+_forced: ContextVar[Plan | None] = ContextVar("forced", default=None)
+
+
+def next_power_of_2(number: int) -> int:
+    return 1 << max(number - 1, 0).bit_length()
+
+
+@contextlib.contextmanager
+def forcing(plan: Plan) -> Iterator[None]:
+    """Takes `plan` for every call traced inside, to tune and to test; mind JAX's trace cache."""
+    token = _forced.set(plan)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def plan(problem: Problem, operands: Operands) -> Plan:
+    """The launch for this call on the machine at hand."""
+    sizes = Dimensions.of(operands)
+    forced = _forced.get()
+    if forced is not None:
+        _check_fits(forced, sizes)
+        return forced
+    known = read_table(table_path(target().device)).get(key_of(problem, operands))
+    return _for_batch(known, sizes) if known else heuristic(problem, operands)
+
+
+def _check_fits(plan: Plan, sizes: Dimensions) -> None:
+    """Raises ValueError where a kernel would leave out keys or batch rows."""
+    for config in (plan.forward, plan.backward) if plan.form == "row" else ():
+        if config.block_s < sizes.S or sizes.B % config.rows:
+            raise ValueError(f"{config} does not fit {sizes.B} batch rows of {sizes.S} keys")
+
+
+def _for_batch(plan: Plan, sizes: Dimensions) -> Plan:
+    """The plan with no more rows a program than this batch can be cut into."""
+
+    def fit(config: Config) -> Config:
+        rows = config.rows
+        while rows > 1 and (sizes.B % rows or sizes.B // rows * sizes.K < FEWEST_PROGRAMS):
+            rows //= 2
+        return dataclasses.replace(config, rows=rows)
+
+    return dataclasses.replace(plan, forward=fit(plan.forward), backward=fit(plan.backward))
+
+
+def key_of(problem: Problem, operands: Operands) -> str:
+    """What a table is looked up by; sizes are rounded up to powers of two."""
+    sizes = Dimensions.of(operands)
+    rounded = [next_power_of_2(size) for size in (sizes.T, sizes.S, sizes.H)]
+    length, key_length, width = rounded
+    bias = "+bias" if operands.bias is not None else ""
+    kind = ("causal" if problem.is_causal else "full") + bias
+    return f"{jnp.dtype(operands.query.dtype).name} T{length} S{key_length} H{width} {kind}"
+
+
+def table_path(device: str) -> Path:
+    """Where the table of a device is, by the device's name."""
+    return TABLES / (re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") + ".json")
+
+
+@functools.cache
+def read_table(path: Path) -> dict[str, Plan]:
+    """The plans by key; none where there is no such file."""
+    if not path.exists():
+        return {}
+    plans = json.loads(path.read_text())["plans"]
+    return {key: Plan.of(**values) for key, values in plans.items()}
+
+
+def write_table(path: Path, plans: dict[str, Plan], **about: Any) -> None:
+    """Writes what `read_table` reads, after what the table is about: device, versions, revision."""
+    drop = lambda values: {name: value for name, value in values.items() if value is not None}
+    entries = {key: drop(dataclasses.asdict(plan)) for key, plan in sorted(plans.items())}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(about | {"plans": entries}, indent=1) + "\n")
+    read_table.cache_clear()
+
+
+def heuristic(problem: Problem, operands: Operands) -> Plan:
+    """A launch that fits on chip everywhere; see `bench/check_gpu_code.py` for its registers."""
+    return forms(operands)[0]
+
+
+def forms(operands: Operands) -> list[Plan]:
+    """A launch for each form that can take the call, the likely faster one first."""
+    sizes = Dimensions.of(operands)
+    keys = max(16, next_power_of_2(sizes.S))
+    width = max(16, next_power_of_2(sizes.H))
+    itemsize = jnp.dtype(operands.query.dtype).itemsize
+    tiled = _tiled(sizes, width, itemsize)
+    if row_fits(keys, width, itemsize):
+        return [_row(sizes, keys, itemsize), tiled]
+    return [tiled]
+
+
+def row_fits(keys: int, width: int, itemsize: int) -> bool:
+    """Whether a head's keys, values and their gradients stay in registers.
+
+    keys, width: sizes rounded up to powers of two.
+    """
+    return keys <= 512 and keys * width * itemsize <= 32768
+
+
+def _row(sizes: Dimensions, keys: int, itemsize: int) -> Plan:
+    queries = max(16, next_power_of_2(sizes.T))
+    if keys <= 128 and itemsize == 2:
+        block = min(queries, 128)
+        warps = min(max(block * keys // 1024, 1), 8)
+    else:
+        # Warps lie along the keys: each holds a slice of them, and no operand is held twice.
+        block, warps = 16, max(keys // 32, 1)
+    # A tiny program costs as much to start as to run, so it takes several batch rows.
+    rows = 1
+    while keys <= 32 and rows < 8 and sizes.B % (2 * rows) == 0:
+        if sizes.B * sizes.K // (2 * rows) < 16384:
+            break
+        rows *= 2
+    config = Config(block, keys, warps, rows=rows)
+    return Plan("row", config, config)
+
+
+def _tiled(sizes: Dimensions, width: int, itemsize: int) -> Plan:
+    room = width * itemsize
+    if room <= 128:
+        forward, backward = (128, 64, 8), (64, 64, 4)
+    elif room <= 256:
+        forward, backward = (64, 64, 4), (64, 64, 8)
+    else:
+        forward, backward = (32, 32, 4), (32, 32, 8)
+    fit = lambda length, block: max(16, min(block, next_power_of_2(length)))
+    configs = [
+        Config(fit(sizes.T, queries), fit(sizes.S, keys), warps)
+        for queries, keys, warps in (forward, backward, backward)
+    ]
+    return Plan("tiled", *configs)

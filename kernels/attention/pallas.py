@@ -1,0 +1,247 @@
+"""Attention in Pallas: a head's keys and values on chip, forward and backward in one call each.
+
+A program owns one key head of one batch row, holds its keys and values and all queries of the
+heads that share it, and takes these heads one after the other. As in triton_row.py a whole row of
+scores is at hand, so nothing is saved for the backward pass: it recomputes the softmax, takes delta
+as rowsum(P * dP), and writes each gradient once. For TPU, and for Pallas' interpret mode anywhere.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from ..dispatch import Implementation, Target, interpreting, target
+from .fused import dtype_refusal, fused
+from .problem import Dimensions, Operands, Problem, hides, pack, unpack
+
+# Of the 16 MiB that the compiler gives a program.
+BYTES_ON_CHIP = 12 * 2**20
+
+
+def _softmax(scores):
+    """Exponentials, their sum (1 for a row that sees nothing), and which rows see nothing."""
+    highest = scores.max(axis=1, keepdims=True)
+    highest = jnp.where(highest > -jnp.inf, highest, 0.0)
+    weights = jnp.exp(scores - highest)
+    total = weights.sum(axis=1, keepdims=True)
+    return weights, jnp.where(total == 0, 1.0, total), total == 0
+
+
+def _forward_kernel(problem: Problem, hidden: bool, operands: Operands, out: Any) -> None:
+    dot = partial(_dot, _precision(problem, out.dtype))
+    k, v, poison = _keys_and_values(operands, hidden)
+    for member in range(out.shape[0]):
+        q = operands.query[member]
+        scores, _ = _scores(problem, operands, member, dot(q, k, (1, 1)), poison)
+        weights, total, _ = _softmax(scores)
+        out[member] = (dot(weights.astype(v.dtype), v, (1, 0)) / total).astype(out.dtype)
+
+
+def _backward_kernel(
+    problem: Problem, hidden: bool, operands: Operands, d_out: Any, gradient: Operands
+) -> None:
+    dot = partial(_dot, _precision(problem, d_out.dtype))
+    k, v, poison = _keys_and_values(operands, hidden)
+    dk = dv = jnp.zeros(k.shape, jnp.float32)
+    for member in range(d_out.shape[0]):
+        q, do = operands.query[member], d_out[member]
+        scores, allowed = _scores(problem, operands, member, dot(q, k, (1, 1)), poison)
+        weights, total, blind = _softmax(scores)
+        weights = weights / total
+        if hidden:
+            # What a query that sees nothing holds must not reach the keys.
+            q, do = (jnp.where(blind, 0.0, _wide(tile)).astype(tile.dtype) for tile in (q, do))
+        dv += dot(weights.astype(do.dtype), do, (0, 0))
+        d_weights = dot(do, v, (1, 1))
+        delta = (weights * d_weights).sum(axis=1, keepdims=True)
+        d_scores = weights * (d_weights - delta)
+        if hidden:
+            d_scores = jnp.where(allowed, d_scores, 0.0)
+        if gradient.bias is not None:
+            gradient.bias[member] = d_scores
+        d_scores = d_scores.astype(q.dtype)
+        dk += dot(d_scores, q, (0, 0))
+        dq = dot(d_scores, k, (1, 0)) * problem.scale
+        gradient.query[member] = dq.astype(gradient.query.dtype)
+    gradient.key[0] = (dk * problem.scale).astype(gradient.key.dtype)
+    gradient.value[0] = dv.astype(gradient.value.dtype)
+
+
+def _keys_and_values(operands: Operands, hidden: bool) -> tuple[jax.Array, jax.Array, Any]:
+    """Keys, values, and what to add to the scores of each key; see `reference.keep_finite`."""
+    k, v = operands.key[0], operands.value[0]
+    if not hidden:
+        return k, v, None
+    finite = [jnp.abs(_wide(tile)) < jnp.inf for tile in (k, v)]
+    broken = jnp.where(finite[0] & finite[1], 0.0, 1.0)
+    # A product with ones, because a row of sums is wanted where a reduction gives a column.
+    ones = jnp.ones((1, k.shape[1]), jnp.float32)
+    count = _dot(jax.lax.Precision.DEFAULT, ones, broken, (1, 1))
+    poison = jnp.where(count > 0, jnp.nan, 0.0)
+    k, v = (jnp.where(f, _wide(tile), 0.0).astype(tile.dtype) for f, tile in zip(finite, (k, v)))
+    return k, v, poison
+
+
+def _scores(problem: Problem, operands: Operands, member: int, products: jax.Array, poison: Any):
+    """scale * q k^T + bias, -inf where hidden, and which pairs are allowed."""
+    scores = products * problem.scale
+    if operands.bias is not None:
+        scores += _wide(_of_member(operands.bias, member))
+    if poison is None:
+        return scores, None
+    allowed = _pairs_allowed(problem, operands, member, scores.shape)
+    return jnp.where(allowed, scores + poison, -jnp.inf), allowed
+
+
+def _pairs_allowed(problem: Problem, operands: Operands, member: int, shape: tuple) -> jax.Array:
+    """Boolean `[T, S]`: which keys each query may see."""
+    rows = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
+    columns = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    allowed = columns <= rows if problem.is_causal else columns >= 0
+    if problem.left is not None:
+        allowed &= columns >= rows - problem.left
+    if problem.right is not None:
+        allowed &= columns <= rows + problem.right
+    if operands.query_lengths is not None:
+        allowed &= rows < operands.query_lengths[0, 0, 0]
+    if operands.key_lengths is not None:
+        allowed &= columns < operands.key_lengths[0, 0, 0]
+    if operands.mask is not None:
+        allowed &= _of_member(operands.mask, member).astype(jnp.int32) != 0
+    return allowed
+
+
+def _of_member(scores: Any, member: int) -> jax.Array:
+    """A query head's bias or mask, which all may share."""
+    return scores[member if scores.shape[0] > 1 else 0]
+
+
+def _wide(tile: jax.Array) -> jax.Array:
+    return tile.astype(jnp.float32)
+
+
+def _dot(precision: Any, a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
+    """Sums the product over an axis of each, in float32."""
+    if axes == (1, 1) and b.shape[0] == 1:
+        # Mosaic turns this one into a product with a vector, which only float32 has.
+        a, b = _wide(a), _wide(b)
+    contract = (((axes[0],), (axes[1],)), ((), ()))
+    return jax.lax.dot_general(a, b, contract, precision, jnp.float32)
+
+
+def _precision(problem: Problem, dtype: Any) -> jax.lax.Precision:
+    """Mosaic knows two; float32 stays exact unless told."""
+    if dtype != jnp.float32 or problem.precision in ("default", "fastest", "bfloat16"):
+        return jax.lax.Precision.DEFAULT
+    return jax.lax.Precision.HIGHEST
+
+
+def _forward(problem: Problem, operands: Operands) -> tuple[jax.Array, tuple]:
+    sizes, inputs = Dimensions.of(operands), _heads_first(operands)
+    kernel = partial(_forward_kernel, problem, hides(problem, operands))
+    shape = (sizes.B, sizes.N, sizes.T, sizes.H)
+    [out] = _call(kernel, sizes, (inputs,), (jax.ShapeDtypeStruct(shape, inputs.query.dtype),))
+    return out.swapaxes(1, 2).astype(operands.query.dtype), ()
+
+
+def _backward(problem: Problem, operands: Operands, saved: tuple, d_out: jax.Array) -> Operands:
+    """The gradient, that of the bias not yet added up over what it was broadcast along."""
+    sizes, inputs = Dimensions.of(operands), _heads_first(operands)
+    kernel = partial(_backward_kernel, problem, hides(problem, operands))
+    gradient_of = lambda array: jax.ShapeDtypeStruct((sizes.B, *array.shape[1:]), array.dtype)
+    d_bias = None
+    if operands.bias is not None:
+        d_bias = jax.ShapeDtypeStruct((sizes.B, sizes.N, sizes.T, sizes.S), jnp.float32)
+    outputs = Operands(*map(gradient_of, inputs[:3]), d_bias)
+    [gradient] = _call(kernel, sizes, (inputs, _readable(d_out.swapaxes(1, 2))), (outputs,))
+    back = (array.swapaxes(1, 2).astype(operands.query.dtype) for array in gradient[:3])
+    gradient = Operands(*back, gradient.bias)
+    return pack(gradient) if operands.is_packed else gradient
+
+
+def _call(kernel: Any, sizes: Dimensions, inputs: tuple, outputs: tuple) -> Any:
+    """Runs a program for every batch row and key head."""
+    # In a shard_map all inputs vary over the same axes, and so do the outputs.
+    kind = jax.typeof(inputs[0].query).manual_axis_type
+    outputs = jax.tree.map(lambda out: out.update(manual_axis_type=kind), outputs)
+    blocks = partial(jax.tree.map, partial(_block, sizes.K))
+    return pl.pallas_call(
+        kernel,
+        outputs,
+        grid=(sizes.B, sizes.K),
+        in_specs=blocks(inputs),
+        out_specs=blocks(outputs),
+        interpret=interpreting() and target().platform != "tpu",
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
+    )(*inputs)
+
+
+def _block(key_heads: int, array: Any) -> pl.BlockSpec:
+    """One batch row, and the heads that share a key head; an axis of 1 serves all programs."""
+    rows, heads, *rest = array.shape
+    return pl.BlockSpec(
+        (None, max(1, heads // key_heads), *rest),
+        lambda b, k: (b if rows > 1 else 0, k if heads > 1 else 0, 0, 0),
+        memory_space=pltpu.SMEM if array.dtype == jnp.int32 else None,
+    )
+
+
+def _heads_first(operands: Operands) -> Operands:
+    """Four axes each, `[B, heads, length, H]` where not scores, so that blocks are whole in two."""
+    *first, bias, mask, query_lengths, key_lengths = unpack(operands)
+    first = [array.swapaxes(1, 2) for array in first]
+    lengths = [a if a is None else a.reshape(-1, 1, 1, 1) for a in (query_lengths, key_lengths)]
+    return jax.tree.map(_readable, Operands(*first, bias, mask, *lengths))
+
+
+def _readable(array: jax.Array) -> jax.Array:
+    """The array in a dtype that Mosaic reads."""
+    wider = {"bool": jnp.int8, "float16": jnp.float32, "float64": jnp.float32}
+    return array.astype(wider.get(array.dtype.name, array.dtype))
+
+
+def _refusal(here: Target, problem: Problem, operands: Operands) -> str | None:
+    if here.platform != "tpu" and not interpreting():
+        return (
+            f"Pallas kernels need a TPU and this is {here.platform!r}; use implementation=None, or "
+            "set ICL_KERNELS_INTERPRET=1 to run them slowly here"
+        )
+    if here.device in ("TPU v2", "TPU v3"):
+        return f"Mosaic needs a TPU v4 or newer and this is a {here.device}"
+    dtypes = dtype_refusal(operands)
+    if dtypes is not None:
+        return dtypes
+    needed = _bytes_on_chip(operands)
+    if needed > BYTES_ON_CHIP:
+        return (
+            f"a key head with its queries and scores needs about {needed / 2**20:.0f} MiB on chip "
+            f"and {BYTES_ON_CHIP >> 20} may be used; use implementation=None"
+        )
+    return None
+
+
+def _bytes_on_chip(operands: Operands) -> int:
+    """About what the backward pass holds: blocks, twice to load the next, and float32 tiles."""
+    sizes = Dimensions.of(operands)
+    group = sizes.N // sizes.K
+    padded = lambda rows, columns: -(-rows // 8) * 8 * -(-columns // 128) * 128
+    queries, keys = padded(sizes.T, sizes.H), padded(sizes.S, sizes.H)
+    scores = padded(sizes.T, sizes.S)
+    blocks = (3 * group * queries + 4 * keys) * (2 if operands.query.dtype == jnp.bfloat16 else 4)
+    for array, width in ((operands.bias, 4), (operands.mask, 1)):
+        if array is not None:
+            blocks += max(1, array.shape[1] // sizes.K) * padded(*array.shape[2:]) * width
+    if operands.bias is not None:
+        blocks += group * scores * 4
+    return 2 * blocks + 4 * (4 * scores + 3 * queries + 4 * keys)
+
+
+IMPLEMENTATION = Implementation(
+    # Never timed on a TPU, so it is not taken unasked.
+    **fused(_forward, _backward, "tpu"),
+    refusal=_refusal,
+)

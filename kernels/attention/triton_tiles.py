@@ -1,0 +1,221 @@
+"""Device functions that the row and the tiled attention kernels share.
+
+A tensor is a pointer and a constexpr tuple of strides in elements: (batch, length, head, offset)
+for query, key, value and their gradients, (batch, head, query, key) for bias and mask. A stride
+of 0 broadcasts; the offset finds query, key and value inside a packed tensor. `b` is int64, so
+that a tensor may have more than 2^31 elements.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def load_tile(
+    pointer,
+    b,
+    head,
+    rows,
+    columns,
+    STRIDES: tl.constexpr,
+    LENGTH: tl.constexpr,
+    H: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    """`[rows, columns]` of one head, 0 past LENGTH and H. EXACT: the rows never pass LENGTH."""
+    start = pointer + b * STRIDES[0] + head * STRIDES[2] + STRIDES[3]
+    pointers = start + rows[:, None] * STRIDES[1] + columns[None, :]
+    if EXACT and H == columns.shape[0]:
+        return tl.load(pointers)
+    elif H == columns.shape[0]:
+        return tl.load(pointers, mask=rows[:, None] < LENGTH, other=0.0)
+    else:
+        inside = (rows[:, None] < LENGTH) & (columns[None, :] < H)
+        return tl.load(pointers, mask=inside, other=0.0)
+
+
+@triton.jit
+def store_tile(
+    pointer,
+    tile,
+    b,
+    head,
+    rows,
+    columns,
+    STRIDES: tl.constexpr,
+    LENGTH: tl.constexpr,
+    H: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    """Writes where `load_tile` reads, in the tensor's own dtype."""
+    start = pointer + b * STRIDES[0] + head * STRIDES[2] + STRIDES[3]
+    pointers = start + rows[:, None] * STRIDES[1] + columns[None, :]
+    tile = tile.to(pointer.dtype.element_ty)
+    if EXACT and H == columns.shape[0]:
+        tl.store(pointers, tile)
+    else:
+        inside = (rows[:, None] < LENGTH) & (columns[None, :] < H)
+        tl.store(pointers, tile, mask=inside)
+
+
+@triton.jit
+def load_scores(
+    pointer,
+    b,
+    n,
+    rows,
+    columns,
+    STRIDES: tl.constexpr,
+    T: tl.constexpr,
+    S: tl.constexpr,
+):
+    """A tile of the bias or the mask, 0 past T and S."""
+    start = pointer + b * STRIDES[0] + n * STRIDES[1]
+    pointers = start + rows[:, None] * STRIDES[2] + columns[None, :] * STRIDES[3]
+    inside = (rows[:, None] < T) & (columns[None, :] < S)
+    return tl.load(pointers, mask=inside, other=0)
+
+
+@triton.jit
+def store_scores(
+    pointer,
+    scores,
+    b,
+    n,
+    rows,
+    columns,
+    STRIDES: tl.constexpr,
+    T: tl.constexpr,
+    S: tl.constexpr,
+):
+    """Writes a tile of the gradient of the scores, without scale."""
+    start = pointer + b * STRIDES[0] + n * STRIDES[1]
+    pointers = start + rows[:, None] * STRIDES[2] + columns[None, :] * STRIDES[3]
+    tl.store(pointers, scores, mask=(rows[:, None] < T) & (columns[None, :] < S))
+
+
+@triton.jit
+def load_length(pointer, b, STRIDE: tl.constexpr, GIVEN: tl.constexpr, LENGTH: tl.constexpr):
+    """How many queries or keys of this batch row count: at most LENGTH."""
+    length = LENGTH
+    if GIVEN:
+        length = tl.minimum(tl.load(pointer + b * STRIDE), LENGTH)
+    return length
+
+
+@triton.jit
+def pairs_allowed(
+    mask,
+    b,
+    n,
+    rows,
+    columns,
+    query_length,
+    key_length,
+    MASK: tl.constexpr,
+    T: tl.constexpr,
+    S: tl.constexpr,
+    IS_CAUSAL: tl.constexpr,
+    LEFT: tl.constexpr,
+    RIGHT: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    HAS_QUERY_LENGTHS: tl.constexpr,
+):
+    """Boolean `[rows, columns]`: which keys each query may see."""
+    allowed = columns[None, :] < key_length
+    if IS_CAUSAL:
+        allowed = allowed & (columns[None, :] <= rows[:, None])
+    if LEFT is not None:
+        allowed = allowed & (columns[None, :] >= rows[:, None] - LEFT)
+    if RIGHT is not None:
+        allowed = allowed & (columns[None, :] <= rows[:, None] + RIGHT)
+    if HAS_QUERY_LENGTHS:
+        allowed = allowed & (rows[:, None] < query_length)
+    if HAS_MASK:
+        allowed = allowed & (load_scores(mask, b, n, rows, columns, MASK, T, S) != 0)
+    return allowed
+
+
+@triton.jit
+def load_keys_and_values(
+    key,
+    value,
+    b,
+    head,
+    columns,
+    features,
+    KEY: tl.constexpr,
+    VALUE: tl.constexpr,
+    S: tl.constexpr,
+    H: tl.constexpr,
+    EXACT: tl.constexpr,
+    HIDES: tl.constexpr,
+):
+    """Keys, values, and what to add to the scores of each key.
+
+    A product with a probability of 0 would carry the NaN of a hidden key or value to every query.
+    So what is not finite is taken out, and a key that held any gets a score of NaN, which reaches
+    only the queries that see it.
+    """
+    k = load_tile(key, b, head, columns, features, KEY, S, H, EXACT)
+    v = load_tile(value, b, head, columns, features, VALUE, S, H, EXACT)
+    poison = tl.zeros([columns.shape[0]], tl.float32)
+    if HIDES:
+        wide_k = k.to(tl.float32)
+        wide_v = v.to(tl.float32)
+        k_finite = tl.abs(wide_k) < float("inf")
+        v_finite = tl.abs(wide_v) < float("inf")
+        broken = tl.max(tl.where(k_finite & v_finite, 0, 1), axis=1)
+        poison = tl.where(broken > 0, float("nan"), 0.0)
+        k = tl.where(k_finite, wide_k, 0.0).to(k.dtype)
+        v = tl.where(v_finite, wide_v, 0.0).to(v.dtype)
+    return k, v, poison
+
+
+@triton.jit
+def scores_of(
+    q,
+    k,
+    poison,
+    bias,
+    mask,
+    b,
+    n,
+    rows,
+    columns,
+    query_length,
+    key_length,
+    BIAS: tl.constexpr,
+    MASK: tl.constexpr,
+    T: tl.constexpr,
+    S: tl.constexpr,
+    SCALE: tl.constexpr,
+    IS_CAUSAL: tl.constexpr,
+    LEFT: tl.constexpr,
+    RIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    HAS_QUERY_LENGTHS: tl.constexpr,
+    HIDES: tl.constexpr,
+    OVERHANGS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """(scale * q k^T + bias) * log2(e), -inf where hidden, and which pairs are allowed.
+
+    OVERHANGS: the columns may pass S.
+    """
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (SCALE * LOG2E)
+    if HAS_BIAS:
+        extra = load_scores(bias, b, n, rows, columns, BIAS, T, S)
+        scores += extra.to(tl.float32) * LOG2E
+    allowed = pairs_allowed(
+        mask, b, n, rows, columns, query_length, key_length,
+        MASK, T, S, IS_CAUSAL, LEFT, RIGHT, HAS_MASK, HAS_QUERY_LENGTHS,
+    )  # fmt: skip
+    if HIDES:
+        scores = tl.where(allowed, scores + poison[None, :], float("-inf"))
+    elif OVERHANGS:
+        scores = tl.where(columns[None, :] < S, scores, float("-inf"))
+    return scores, allowed

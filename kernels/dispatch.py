@@ -1,0 +1,137 @@
+"""Choosing an implementation: what the machine is, and what each one cannot do."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+
+@dataclass(frozen=True)
+class Target:
+    """What programs are compiled for.
+
+    platform: "cpu", "cuda", "rocm" or "tpu".
+    capability: CUDA's compute capability, 90 for 9.0; None off CUDA.
+    device: the device's name, as in "NVIDIA H200".
+    """
+
+    platform: str
+    capability: int | None = None
+    device: str = ""
+
+
+_target: ContextVar[Target | None] = ContextVar("target", default=None)
+
+
+def target() -> Target:
+    """The machine at hand: JAX's default device, or what `targeting` says."""
+    override = _target.get()
+    if override is not None:
+        return override
+    device = jax.config.jax_default_device or jax.local_devices()[0]
+    if isinstance(device, str):
+        device = jax.local_devices(backend=device)[0]
+    platform = device.platform
+    if platform != "gpu":
+        return Target(platform, device=device.device_kind)
+    if "rocm" in device.client.platform_version.lower():
+        return Target("rocm", device=device.device_kind)
+    capability = int(device.compute_capability.replace(".", ""))
+    return Target("cuda", capability, device.device_kind)
+
+
+@contextlib.contextmanager
+def targeting(platform: str, capability: int | None = None, device: str = "") -> Iterator[None]:
+    """Traces for another machine, to compile for a GPU where there is none.
+
+    with targeting("cuda", 90):
+        jax.jit(step).trace(state).lower(lowering_platforms=("cuda",))
+    """
+    token = _target.set(Target(platform, capability, device))
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
+def interpreting() -> bool:
+    """Whether kernels run step by step on the CPU: `ICL_KERNELS_INTERPRET=1`, for tests."""
+    return os.environ.get("ICL_KERNELS_INTERPRET", "0") not in ("", "0")
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute an op.
+
+    run: `(problem, operands) -> out`.
+    refusal: `(target, problem, operands) -> str | None`, why it cannot be done, or None.
+    is_best: `(target, problem, operands) -> bool`, whether it is the fastest one known here.
+    run_anywhere: as run, but also correct when the program is lowered for another platform than
+      the one it was chosen for; used when nobody asked for an implementation.
+    """
+
+    run: Callable[[Any, Any], jax.Array]
+    refusal: Callable[[Target, Any, Any], str | None] = lambda target, problem, operands: None
+    is_best: Callable[[Target, Any, Any], bool] = lambda target, problem, operands: False
+    run_anywhere: Callable[[Any, Any], jax.Array] | None = None
+
+
+def choose(
+    op: str,
+    implementations: Mapping[str, Implementation],
+    asked: str | Sequence[str] | None,
+    problem: Any,
+    operands: Any,
+    default: str,
+) -> Callable[[Any, Any], jax.Array]:
+    """The function to run.
+
+    Args:
+      op: the op's name, for messages.
+      implementations: by name, in the order in which they are considered when None is asked.
+      asked: a name, names in order of preference, or None for the best one here.
+      problem, operands: what it must be able to do.
+      default: the one that always works.
+
+    Raises:
+      ValueError: a name that does not exist.
+      NotImplementedError: none of the names can do this here; the message says why not.
+    """
+    here = target()
+    if asked is None:
+        for candidate in implementations.values():
+            best = candidate.is_best(here, problem, operands)
+            if best and candidate.refusal(here, problem, operands) is None:
+                return candidate.run_anywhere or candidate.run
+        return implementations[default].run
+    names = [asked] if isinstance(asked, str) else list(asked)
+    unknown = [name for name in names if name not in implementations]
+    if unknown or not names:
+        raise ValueError(
+            f"no implementation of {op} called {', '.join(map(repr, unknown)) or 'nothing'}; "
+            f"there are {', '.join(map(repr, implementations))}, or None for the best one here"
+        )
+    reasons = []
+    for name in names:
+        reason = implementations[name].refusal(here, problem, operands)
+        if reason is None:
+            return implementations[name].run
+        reasons.append(f"{name}: {reason}")
+    raise NotImplementedError(f"{op} cannot run here as asked. " + "; ".join(reasons))
+
+
+def portable(kernel: Callable, plain: Callable, platform: str = "cuda") -> Callable:
+    """`kernel` when lowered for `platform`, `plain` elsewhere; both `(problem, *operands)`."""
+
+    def call(problem, *operands):
+        return jax.lax.platform_dependent(
+            *operands,
+            **{platform: lambda *o: kernel(problem, *o)},
+            default=lambda *o: plain(problem, *o),
+        )
+
+    return call

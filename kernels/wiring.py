@@ -1,0 +1,141 @@
+"""How a pair of forward and backward kernels becomes a function that JAX can transform.
+
+`jax.custom_vjp` is outermost and `jax.custom_batching.custom_vmap` sits on the kernel calls
+inside it: then grad, vmap, each of the other, scan, checkpoint and shard_map all compose. An op
+is a function of a hashable `problem` and a pytree of operands, each with one batch axis first,
+of the batch's size or 1.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def differentiable(forward: Callable, backward: Callable, definition: Callable) -> Callable:
+    """An op with a backward pass of its own, and with all higher derivatives.
+
+    Args:
+      forward: `(problem, operands) -> (out, saved)`.
+      backward: `(problem, operands, saved, d_out) -> gradient`, a pytree like operands with None
+        for what is not floating point.
+      definition: `(problem, operands) -> out` in plain JAX; the gradient's own derivatives
+        are taken from it.
+
+    Returns:
+      `(problem, operands) -> out`, differentiable in reverse mode as often as wanted.
+    """
+
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def run(problem, operands):
+        return forward(problem, operands)
+
+    def run_forward(problem, operands):
+        # Through run itself, so that this rule can be differentiated too.
+        out, saved = run(problem, operands)
+        return (out, saved), (operands, saved)
+
+    def run_backward(problem, residuals, cotangents):
+        # What is saved never leaves this module, so its cotangent is always 0.
+        return (pull_back(problem, *residuals, cotangents[0]),)
+
+    run.defvjp(run_forward, run_backward)
+
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def pull_back(problem, operands, saved, d_out):
+        return backward(problem, operands, saved, d_out)
+
+    def pull_back_forward(problem, operands, saved, d_out):
+        return pull_back(problem, operands, saved, d_out), (operands, saved, d_out)
+
+    def pull_back_backward(problem, residuals, cotangents):
+        operands, saved, d_out = residuals
+        floats, rebuild = split_floats(operands)
+
+        def defined(floats, d_out):
+            _, transpose = jax.vjp(lambda f: definition(problem, rebuild(f)), floats)
+            return transpose(d_out)[0]
+
+        _, transpose = jax.vjp(defined, floats, d_out)
+        d_floats, d_d_out = transpose(jax.tree.leaves(cotangents))
+        d_operands = rebuild(d_floats, integers=False)
+        return d_operands, jax.tree.map(jnp.zeros_like, saved), d_d_out
+
+    pull_back.defvjp(pull_back_forward, pull_back_backward)
+
+    def op(problem, operands):
+        # A shared operand's gradient is added up over devices where this transposes.
+        leaves = jax.tree.leaves(operands)
+        axes = frozenset().union(*map(varying_axes, leaves))
+        return run(problem, jax.tree.map(lambda leaf: vary_over(leaf, axes), operands))[0]
+
+    return op
+
+
+def split_floats(tree: Any) -> tuple[list[jax.Array], Callable]:
+    """The floating-point leaves, and a function that puts such leaves back among the others."""
+    leaves, structure = jax.tree.flatten(tree)
+    is_float = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+
+    def rebuild(floats, integers=True):
+        rest = iter(floats)
+        others = (leaf if integers else None for leaf in leaves)
+        return structure.unflatten(
+            [next(rest) if mine else other for mine, other in zip(is_float, others)]
+        )
+
+    return [leaf for leaf, mine in zip(leaves, is_float) if mine], rebuild
+
+
+def batch_foldable(function: Callable) -> Callable:
+    """Teaches a kernel call to run under vmap, by folding the mapped axis into the batch.
+
+    Args:
+      function: `(problem, *operands) -> outputs`; arrays have the batch axis first, of the
+        batch's size or 1. The first axis of an output is a multiple of the batch's size.
+    """
+
+    @functools.cache
+    def of(problem):
+        call = jax.custom_batching.custom_vmap(functools.partial(function, problem))
+
+        @call.def_vmap
+        def rule(axis_size, in_batched, *operands):
+            leaves, structure = jax.tree.flatten(operands)
+            mapped = jax.tree.leaves(in_batched)
+            batch = max(leaf.shape[int(m)] for leaf, m in zip(leaves, mapped))
+            folded = [_fold(leaf, m, axis_size, batch) for leaf, m in zip(leaves, mapped)]
+            outputs = call(*structure.unflatten(folded))
+            unfold = lambda o: o.reshape(axis_size, o.shape[0] // axis_size, *o.shape[1:])
+            return jax.tree.map(unfold, outputs), jax.tree.map(lambda _: True, outputs)
+
+        return call
+
+    return lambda problem, *operands: of(problem)(*operands)
+
+
+def _fold(leaf: jax.Array, mapped: bool, axis_size: int, batch: int) -> jax.Array:
+    """`[V, B or 1, ...]`, or `[B or 1, ...]` where not mapped, as `[V * B, ...]` or `[1, ...]`."""
+    if not mapped:
+        if leaf.shape[0] == 1:
+            return leaf
+        leaf = jnp.broadcast_to(leaf[None], (axis_size, *leaf.shape))
+    elif leaf.shape[1] != batch:
+        leaf = jnp.broadcast_to(leaf, (axis_size, batch, *leaf.shape[2:]))
+    return leaf.reshape(axis_size * batch, *leaf.shape[2:])
+
+
+def varying_axes(array: jax.Array) -> frozenset:
+    """The axes of a `shard_map` over which an array differs from device to device."""
+    kind = jax.typeof(array)
+    if hasattr(kind, "manual_axis_type"):
+        return frozenset(kind.manual_axis_type.varying)
+    return frozenset(kind.vma)
+
+
+def vary_over(array: jax.Array, axes: frozenset) -> jax.Array:
+    """The array as one that differs over these axes too."""
+    missing = tuple(sorted(axes - varying_axes(array)))
+    return jax.lax.pcast(array, missing, to="varying") if missing else array
