@@ -6,8 +6,9 @@ READY := $(VENV)/.ready
 # The newest JAX wants a newer Python than the default one; the first of these that works.
 NEWEST ?= python3.13 python3.12 $(HOME)/.pyenv/versions/3.13*/bin/python $(HOME)/.pyenv/versions/3.12*/bin/python
 PRESET ?= garg/linear-xs
+GPU_PYTHON ?= $(PYTHON)
 
-.PHONY: setup train test test-newest lint format bench bench-training clean
+.PHONY: setup train test test-newest test-gpu lint format bench bench-kernels bench-training clean
 
 setup: $(READY)
 
@@ -28,6 +29,10 @@ test-newest:
 	if [ -z "$$found" ]; then echo "no Python 3.12 or newer found; set NEWEST=/path/to/python"; exit 1; fi; \
 	echo "testing with $$found"; $(MAKE) test PYTHON="$$found" VENV=.venv-newest
 
+# On a machine with a GPU whose Python has jax, triton, jax-triton, flax, pytest and hypothesis.
+test-gpu:
+	ICL_TEST_DEVICE=gpu PYTHONPATH=. $(GPU_PYTHON) -m pytest -n 0 tests/kernels $(TEST_FLAGS)
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,7 +42,11 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: bench-training
+bench: bench-kernels bench-training
+
+bench-kernels: $(READY)
+	$(BIN)/python -m pip install --quiet --requirement bench/requirements.txt
+	$(BIN)/python bench/kernels.py $(KERNEL_FLAGS)
 
 bench-training: $(READY)
 	$(BIN)/python -m pip install --quiet --requirement bench/requirements.txt
