@@ -159,17 +159,22 @@ def row_fits(keys: int, width: int, itemsize: int) -> bool:
 
     keys, width: sizes rounded up to powers of two.
     """
-    return keys <= 512 and keys * width * itemsize <= 32768
+    if itemsize == 4:
+        # Exact products run without tensor cores, and take several times the registers.
+        return keys * width <= 2048
+    return (keys <= 128 and width <= 128) or (keys == 256 and width in (32, 64))
 
 
 def _row(sizes: Dimensions, keys: int, itemsize: int) -> Plan:
     queries = max(16, next_power_of_2(sizes.T))
-    if keys <= 128 and itemsize == 2:
+    width = max(16, next_power_of_2(sizes.H))
+    if itemsize == 2 and keys <= 128 and width <= 32:
         block = min(queries, 128)
-        warps = min(max(block * keys // 1024, 1), 8)
+        warps = max(block * keys // 1024, keys * width // 512)
     else:
         # Warps lie along the keys: each holds a slice of them, and no operand is held twice.
-        block, warps = 16, max(keys // 32, 1)
+        block, warps = 16, keys * width // (1024 if itemsize == 2 else 256)
+    warps = min(max(warps, 1), 8)
     # A tiny program costs as much to start as to run, so it takes several batch rows.
     rows = 1
     while keys <= 32 and rows < 8 and sizes.B % (2 * rows) == 0:
@@ -180,17 +185,22 @@ def _row(sizes: Dimensions, keys: int, itemsize: int) -> Plan:
     return Plan("row", config, config)
 
 
+# Queries and keys of a tile, warps and stages: forward, keys' and queries' backward, by bytes of an
+# element and width of a head. Larger tiles, or more stages in float32, spill on one GPU or another.
+_TILES = {
+    (2, 64): ((128, 64, 8, 2), (32, 64, 4, 3), (64, 32, 4, 2)),
+    (2, 128): ((64, 32, 4, 2), (16, 64, 4, 3), (64, 64, 8, 2)),
+    (2, 256): ((32, 32, 4, 2), (16, 32, 8, 1), (32, 32, 8, 2)),
+    (4, 64): ((32, 32, 4, 1), (16, 32, 4, 1), (32, 32, 4, 1)),
+    (4, 128): ((32, 32, 8, 1), (16, 16, 8, 1), (32, 32, 8, 1)),
+    (4, 256): ((16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
+}
+
+
 def _tiled(sizes: Dimensions, width: int, itemsize: int) -> Plan:
-    room = width * itemsize
-    if room <= 128:
-        forward, backward = (128, 64, 8), (64, 64, 4)
-    elif room <= 256:
-        forward, backward = (64, 64, 4), (64, 64, 8)
-    else:
-        forward, backward = (32, 32, 4), (32, 32, 8)
     fit = lambda length, block: max(16, min(block, next_power_of_2(length)))
     configs = [
-        Config(fit(sizes.T, queries), fit(sizes.S, keys), warps)
-        for queries, keys, warps in (forward, backward, backward)
+        Config(fit(sizes.T, queries), fit(sizes.S, keys), warps, stages)
+        for queries, keys, warps, stages in _TILES[itemsize, max(width, 64)]
     ]
     return Plan("tiled", *configs)
