@@ -8,7 +8,7 @@ NEWEST ?= python3.13 python3.12 $(HOME)/.pyenv/versions/3.13*/bin/python $(HOME)
 PRESET ?= garg/linear-xs
 GPU_PYTHON ?= $(PYTHON)
 
-.PHONY: setup train test test-newest test-gpu lint format bench bench-kernels bench-training clean
+.PHONY: setup train test test-newest test-gpu lint format bench bench-kernels bench-training check-gpu-code clean
 
 setup: $(READY)
 
@@ -52,5 +52,13 @@ bench-training: $(READY)
 	$(BIN)/python -m pip install --quiet --requirement bench/requirements.txt
 	$(BIN)/python bench/training.py $(BENCH_FLAGS)
 
+# An environment of its own keeps jax-triton and JAX's CUDA plugin out of the tests'.
+check-gpu-code:
+	$(MAKE) setup VENV=.venv-gpu-code
+	.venv-gpu-code/bin/python -m pip install --quiet --requirement bench/requirements-gpu-code.txt
+	.venv-gpu-code/bin/python -m pip install --quiet --no-deps \
+	  jax-cuda12-plugin==$$(.venv-gpu-code/bin/python -c 'import jax; print(jax.__version__)')
+	.venv-gpu-code/bin/python bench/check_gpu_code.py $(CHECK_FLAGS)
+
 clean:
-	rm -rf $(VENV) .venv-newest build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-newest .venv-gpu-code build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -25,7 +25,8 @@ DEV = [
     "ruff>=0.14",
     "pyright>=1.1.400",
 ]
-TRITON = ["triton>=3.6", "jax-triton>=0.3.1"]
+# Newer Triton writes PTX that the CUDA libraries beside JAX do not read, and jax-triton 0.4 wants it.
+TRITON = ["triton>=3.6,<3.7", "jax-triton>=0.3.1,<0.4"]
 
 setup(
     name="fused-icl",

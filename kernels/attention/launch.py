@@ -159,7 +159,7 @@ def row_fits(keys: int, width: int, itemsize: int) -> bool:
 
     keys, width: sizes rounded up to powers of two.
     """
-    if itemsize == 4:
+    if itemsize > 2:
         # Exact products run without tensor cores, and take several times the registers.
         return keys * width <= 2048
     return (keys <= 128 and width <= 128) or (keys == 256 and width in (32, 64))
@@ -168,12 +168,14 @@ def row_fits(keys: int, width: int, itemsize: int) -> bool:
 def _row(sizes: Dimensions, keys: int, itemsize: int) -> Plan:
     queries = max(16, next_power_of_2(sizes.T))
     width = max(16, next_power_of_2(sizes.H))
-    if itemsize == 2 and keys <= 128 and width <= 32:
+    # Before Hopper an operand of a product is held by every warp, and 128 keys spill.
+    one_tile = keys <= 64 or (target().capability or 90) >= 90
+    if itemsize <= 2 and keys <= 128 and width <= 32 and one_tile:
         block = min(queries, 128)
         warps = max(block * keys // 1024, keys * width // 512)
     else:
         # Warps lie along the keys: each holds a slice of them, and no operand is held twice.
-        block, warps = 16, keys * width // (1024 if itemsize == 2 else 256)
+        block, warps = 16, keys * width // (1024 if itemsize <= 2 else 256)
     warps = min(max(warps, 1), 8)
     # A tiny program costs as much to start as to run, so it takes several batch rows.
     rows = 1
@@ -201,6 +203,8 @@ def _tiled(sizes: Dimensions, width: int, itemsize: int) -> Plan:
     fit = lambda length, block: max(16, min(block, next_power_of_2(length)))
     configs = [
         Config(fit(sizes.T, queries), fit(sizes.S, keys), warps, stages)
-        for queries, keys, warps, stages in _TILES[itemsize, max(width, 64)]
+        for queries, keys, warps, stages in _TILES[
+            2 if itemsize <= 2 else 4, min(max(width, 64), 256)
+        ]
     ]
     return Plan("tiled", *configs)

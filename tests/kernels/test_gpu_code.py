@@ -33,7 +33,7 @@ from gpu_code.lowering import kernel_calls, lower
 from icl.kernels import dot_product_attention
 loss = lambda q, k, v: dot_product_attention(q, k, v, is_causal=True).astype(jnp.float32).sum()
 x = jax.ShapeDtypeStruct((64, 82, 8, 32), jnp.bfloat16)
-lowered = lower(jax.grad(loss, argnums=(0, 1, 2)), x, x, x)
+lowered = lower(jax.value_and_grad(loss, argnums=(0, 1, 2)), x, x, x)
 products = lowered.as_text().count("dot_general")
 print(json.dumps([[name for name, _ in kernel_calls(lowered)], products]))
 """
@@ -63,5 +63,5 @@ def test_a_row_backward_keeps_everything_in_registers_and_uses_tensor_cores(tmp_
 
 def test_the_gradient_lowered_for_cuda_is_the_two_kernels_and_no_other_product(tmp_path):
     kernels, products = run(LOWER, tmp_path)
-    assert kernels == ["forward_kernel", "backward_kernel"] or kernels == ["backward_kernel"]
+    assert kernels == ["forward_kernel", "backward_kernel"]
     assert products == 0

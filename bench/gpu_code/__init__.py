@@ -1,0 +1,1 @@
+"""What `check_gpu_code.py` looks at: launches, compiled kernels, lowered programs, traffic."""

@@ -1,0 +1,213 @@
+"""Compiles kernels for GPUs that are not here, and reads what a program takes of one.
+
+The assembler is the one in Triton's wheel. JAX assembles with that of its own CUDA, so numbers on a
+machine may differ by a few registers.
+"""
+
+import concurrent.futures
+import multiprocessing
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from icl.kernels.attention.workloads import WORKLOADS
+
+from .launches import OPTION_WORKLOADS, OPTIONS, SINGLE, Case, Launch, launches, tuned_devices
+
+CUOBJDUMP = Path(triton.__file__).with_name("backends") / "nvidia" / "bin" / "cuobjdump"
+POINTERS = {
+    "bfloat16": "*bf16", "float16": "*fp16", "float32": "*fp32", "int32": "*i32", "bool": "*i1",
+}  # fmt: skip
+# By what stands for them in PTX or in AMD's assembly.
+PRODUCTS = {"tcgen05.mma": "tcgen05", "wgmma.mma": "wgmma", "mma.sync": "mma", "v_mfma": "mfma"}
+KIB = 1024
+# CUDA C++ Programming Guide, technical specifications per compute capability.
+REGISTERS, PROGRAMS, WARPS, TENSOR_COLUMNS = 65536, 32, 64, 512
+SHORT = 128  # keys up to which no bfloat16 kernel may spill
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What kernels are compiled for: shared memory of a program and of a multiprocessor, KiB."""
+
+    target: GPUTarget
+    program_kib: int
+    unit_kib: int
+
+
+ARCHITECTURES = {
+    "sm_80": Architecture(GPUTarget("cuda", 80, 32), 163, 164),
+    "sm_90": Architecture(GPUTarget("cuda", 90, 32), 227, 228),
+    "sm_100": Architecture(GPUTarget("cuda", 100, 32), 227, 228),
+    "gfx942": Architecture(GPUTarget("hip", "gfx942", 64), 64, 64),
+}
+
+
+def check(workloads: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Compiles every launch of these workloads.
+
+    Returns:
+      What each compiled kernel takes, and what is not as it has to be.
+    """
+    wanted = [(arch, case) for arch in ARCHITECTURES for case in map(Case, workloads)]
+    wanted += [
+        # sm_80 has the least shared memory, which only wide heads and float32 are near to fill.
+        ("sm_80" if option.endswith("wide") or option in SINGLE else "sm_90", Case(name, option))
+        for option in OPTIONS
+        for name in OPTION_WORKLOADS
+        if name in workloads
+    ]
+    for device, capability in tuned_devices().items():
+        wanted += [(f"sm_{capability}", Case(name, device=device)) for name in workloads]
+    jobs = []
+    for arch, case in wanted:
+        target = ARCHITECTURES[arch].target
+        capability = target.arch if isinstance(target.arch, int) else None
+        platform = "rocm" if capability is None else "cuda"
+        jobs += [(arch, case, made) for made in launches(case, platform, capability)]
+    found = _compile_all([(arch, made) for arch, _, made in jobs])
+    rows = [
+        {
+            "workload": case.workload,
+            "option": case.option,
+            "device": case.device,
+            "kernel": made.name,
+            "tile": made.tile,
+            "warps": made.num_warps,
+            "stages": made.num_stages,
+            "programs": made.programs,
+            "arch": arch,
+            **found[arch, repr(made)],
+        }
+        for arch, case, made in jobs
+    ]
+    return rows, [failure for row in rows for failure in _failures(row)]
+
+
+def _compile_all(jobs: list[tuple[str, Launch]]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Each launch once, in as many processes as there are cores."""
+    distinct = {(arch, repr(made)): made for arch, made in jobs}
+    context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
+    cores = len(os.sched_getaffinity(0))
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        concurrent.futures.ProcessPoolExecutor(cores, context, _start, (cache,)) as pool,
+    ):
+        results = pool.map(resources, [arch for arch, _ in distinct], distinct.values())
+        return dict(zip(distinct, results))
+
+
+def _start(cache: str) -> None:
+    os.environ["TRITON_CACHE_DIR"] = cache
+
+
+def resources(arch: str, made: Launch) -> dict[str, Any]:
+    """What a program takes: registers of a thread, stack and shared bytes; or the error."""
+    architecture = ARCHITECTURES[arch]
+    started = time.perf_counter()
+    try:
+        compiled = compile_launch(architecture.target, made)
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"[:500]}
+    seconds = round(time.perf_counter() - started, 2)
+    shared = compiled.metadata.shared
+    if architecture.target.backend == "hip":
+        text = compiled.asm["amdgcn"]
+        field = lambda name: int(re.findall(rf"\.{name}:\s+(\d+)", text)[0])
+        return {
+            "registers": field("vgpr_count"),
+            "stack": field("private_segment_fixed_size"),
+            "shared": shared,
+            "products": _products(text),
+            "seconds": seconds,
+        }
+    registers, stack = _cubin_usage(compiled.asm["cubin"])
+    columns = getattr(compiled.metadata, "tmem_size", 0) or 0
+    return {
+        "registers": registers,
+        "stack": stack,
+        "shared": shared,
+        "tensor_columns": columns,
+        "products": _products(compiled.asm["ptx"]),
+        "seconds": seconds,
+        "programs_a_multiprocessor": programs_that_fit(
+            registers, made.num_warps, shared, columns, architecture
+        ),
+    }
+
+
+def compile_launch(target: GPUTarget, made: Launch) -> Any:
+    """Triton's compiled kernel, specialised as jax-triton does it: every pointer at 16 bytes."""
+    kernel = made.kernel
+    pointers = [POINTERS[dtype] for dtype in made.dtypes]
+    signature = {
+        name: pointers[i] if i < len(pointers) else "constexpr"
+        for i, name in enumerate(kernel.arg_names)
+    }
+    attributes = {(i,): [["tt.divisibility", 16]] for i in range(len(pointers))}
+    source = ASTSource(kernel, signature, constexprs=made.constants, attrs=attributes)
+    options = dict(num_warps=made.num_warps, num_stages=made.num_stages, enable_fp_fusion=True)
+    return triton.compile(source, target=target, options=options)
+
+
+def _cubin_usage(cubin: bytes) -> tuple[int, int]:
+    """Registers of a thread, and bytes of its stack: what the compiler could not keep in them."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run(
+            [str(CUOBJDUMP), "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    [(registers, stack)] = re.findall(r"REG:(\d+) STACK:(\d+)", text)
+    return int(registers), int(stack)
+
+
+def _products(assembly: str) -> str:
+    """The instructions that multiply matrices; `fma` where no tensor core does."""
+    return next((name for text, name in PRODUCTS.items() if text in assembly), "fma")
+
+
+def programs_that_fit(
+    registers: int, warps: int, shared: int, columns: int, architecture: Architecture
+) -> int:
+    """Programs that a multiprocessor can hold at once.
+
+    columns: of tensor memory, which sm_100 has.
+    """
+    # Registers are dealt out to warps in lots of 256, by each of four schedulers from a quarter.
+    warps_in_registers = 4 * (REGISTERS // 4 // (-(-registers * 32 // 256) * 256))
+    limits = [
+        PROGRAMS,
+        WARPS // warps,
+        warps_in_registers // warps,
+        # The system takes 1 KiB of shared memory for each program.
+        architecture.unit_kib * KIB // (shared + KIB),
+    ]
+    if columns:
+        limits.append(TENSOR_COLUMNS // columns)
+    return min(limits)
+
+
+def _failures(row: dict[str, Any]) -> list[str]:
+    parts = (row["device"], row["workload"], row["option"], row["kernel"], row["arch"])
+    name = ", ".join(part for part in parts if part)
+    if "error" in row:
+        return [f"{name}: does not compile: {row['error']}"]
+    found = []
+    limit = ARCHITECTURES[row["arch"]].program_kib * KIB
+    if row["shared"] > limit:
+        found.append(f"{name}: {row['shared']} bytes of shared memory, there are {limit}")
+    is_target = WORKLOADS[row["workload"]].T <= SHORT and not row["option"]
+    if row["stack"] and is_target and row["arch"].startswith("sm_"):
+        found.append(f"{name}: {row['stack']} bytes of stack, where nothing may spill")
+    return found

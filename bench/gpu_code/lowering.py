@@ -1,0 +1,159 @@
+"""Programs lowered for CUDA on a machine without it: which kernels are in them, and what is not.
+
+To be started as a process of its own with `XLA_FLAGS` for eight CPU devices: prints JSON.
+"""
+
+import functools
+import importlib.util
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxlib.mlir import ir
+
+from icl.experiments import preset
+from icl.kernels import dot_product_attention, targeting
+from icl.training.learner import Learner
+from icl.training.optimizer import make_optimizer
+from icl.training.step import init_state, train_step
+
+PRESET = "garg/linear"
+DEVICES = 8
+KERNEL_CALL = "triton_kernel_call"
+GATHERS = r"all[-_]gather|all[-_]to[-_]all|collective[-_]permute"
+# CUDA 12.9, the last 12, reads PTX up to this; what CUDA 13 reads grows with each release.
+NEWEST_PTX = {"jax_cuda12_plugin": (8, 8)}
+
+Check = dict[str, Any]
+
+
+def lower(function: Callable, *arguments: Any, capability: int = 90) -> Any:
+    """The function as lowered for CUDA."""
+    jax.clear_caches()  # what was traced for another capability
+    with targeting("cuda", capability):
+        return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))
+
+
+def kernel_calls(lowered: Any) -> list[tuple[str, str]]:
+    """Name and PTX of the kernel of each call, in the order of the program's text."""
+    found = []
+    for op in _operations(lowered.compiler_ir("stablehlo").operation):
+        if op.name != "stablehlo.custom_call":
+            continue
+        if ir.StringAttr(op.attributes["call_target_name"]).value == KERNEL_CALL:
+            config = zlib.decompress(ir.StringAttr(op.attributes["backend_config"]).value_bytes)
+            text = config.decode(errors="replace")
+            found += [(name, text) for name in re.findall(r"\.entry (\w+)", text)]
+    return found
+
+
+def _operations(op: Any):
+    for region in op.regions:
+        for block in region.blocks:
+            for inner in block.operations:
+                yield inner
+                yield from _operations(inner.operation)
+
+
+def training_step(dtype: str) -> list[Check]:
+    """A chunk of steps as `icl train` makes it, a whole batch at once as on a GPU."""
+    config = preset(PRESET)
+    config = config.replace(training_microbatch_size=config.training.batch_size, model_dtype=dtype)
+    learner = Learner(config)
+    optimizer = make_optimizer(config.optimizer, config.training.steps)
+    state = jax.eval_shape(lambda: init_state(learner, optimizer))
+    step = functools.partial(train_step, learner, optimizer)
+    lowered = lower(lambda state: jax.lax.scan(lambda s, _: step(s), state, length=2), state)
+    calls = Counter(name for name, _ in kernel_calls(lowered))
+    layers, tokens = config.model.layers, learner.tokens
+    scores = len(re.findall(rf"tensor<[x\d]*{tokens}x{tokens}x[a-z]", lowered.as_text()))
+    title = f"{PRESET} in {dtype}, {layers} layers, {tokens} tokens"
+    return [
+        _check(f"{title}: kernels in a step", dict(calls), _each_pass(calls, layers)),
+        _check(f"{title}: arrays of {tokens} x {tokens} scores", scores, scores == 0),
+    ]
+
+
+def _each_pass(calls: Counter, times: int) -> bool:
+    """Whether forward and backward kernels, of which a form may have two, run so many times."""
+    passes = {name.partition("_")[0] for name in calls}
+    return passes == {"forward", "backward"} and set(calls.values()) == {times}
+
+
+def sharded(with_bias: bool) -> list[Check]:
+    """Value and gradient over devices that share out the batch: nothing is gathered."""
+    title = "shard_map over 8 devices" + (", a bias for all" if with_bias else "")
+    mesh = jax.make_mesh((DEVICES,), ("batch",))
+    by_batch, for_all = PartitionSpec("batch"), PartitionSpec()
+    tensor = jax.ShapeDtypeStruct(
+        (8 * DEVICES, 82, 8, 32), jnp.bfloat16, sharding=NamedSharding(mesh, by_batch)
+    )
+    bias = jax.ShapeDtypeStruct((8, 82, 82), jnp.float32, sharding=NamedSharding(mesh, for_all))
+    arguments = [tensor] * 3 + [bias] * with_bias
+
+    def loss(*arrays):
+        attend = jax.shard_map(
+            lambda *local: dot_product_attention(*local, is_causal=True),
+            mesh=mesh,
+            in_specs=(by_batch,) * 3 + (for_all,) * with_bias,
+            out_specs=by_batch,
+            check_vma=True,
+        )
+        return (attend(*arrays).astype(jnp.float32) ** 2).sum()
+
+    step = jax.value_and_grad(loss, argnums=tuple(range(len(arguments))))
+    try:
+        lowered = lower(step, *arguments)
+        calls = Counter(name for name, _ in kernel_calls(lowered))
+        gathers = len(re.findall(GATHERS, lowered.as_text()))
+        with targeting("cuda", 90):
+            # The CPU's own form, but only compiled programs show what the partitioner adds.
+            compiled = jax.jit(step).lower(*arguments).compile().as_text() or ""
+        partitioned = len(re.findall(GATHERS, compiled))
+    except Exception as error:
+        return [_check(title, f"{type(error).__name__}: {str(error).splitlines()[0]}", False)]
+    return [
+        _check(f"{title}: kernels", dict(calls), _each_pass(calls, 1)),
+        _check(f"{title}: gathers for CUDA", gathers, gathers == 0),
+        _check(f"{title}: gathers once compiled for the CPU", partitioned, partitioned == 0),
+    ]
+
+
+def assembles() -> list[Check]:
+    """The PTX has to be of a version that the assembler which JAX installs can read.
+
+    Triton writes the version of its own assembler, but JAX assembles with that of its CUDA.
+    """
+    plugin = next((name for name in NEWEST_PTX if importlib.util.find_spec(name)), None)
+    if plugin is None:
+        return []
+    tensor = jax.ShapeDtypeStruct((64, 82, 8, 32), jnp.bfloat16)
+    attend = lambda x: dot_product_attention(x, x, x, is_causal=True, implementation="triton")
+    checks = []
+    for capability in (80, 90, 100):
+        [(_, text)] = kernel_calls(lower(attend, tensor, capability=capability))
+        [version] = re.findall(r"\.version (\d+)\.(\d+)", text)
+        limit = NEWEST_PTX[plugin]
+        checks.append(
+            _check(
+                f"PTX version for sm_{capability}; {plugin} reads up to {limit[0]}.{limit[1]}",
+                ".".join(version),
+                tuple(map(int, version)) <= limit,
+            )
+        )
+    return checks
+
+
+def _check(what: str, found: Any, passed: bool) -> Check:
+    return {"check": what, "found": found, "passed": passed}
+
+
+if __name__ == "__main__":
+    steps = [check for dtype in ("float32", "bfloat16") for check in training_step(dtype)]
+    print(json.dumps([*steps, *sharded(False), *sharded(True), *assembles()]))
