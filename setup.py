@@ -25,7 +25,7 @@ DEV = [
     "ruff>=0.14",
     "pyright>=1.1.400",
 ]
-# Newer Triton writes PTX that the CUDA libraries beside JAX do not read, and jax-triton 0.4 wants it.
+# Newer Triton writes PTX that CUDA's libraries beside JAX do not read; jax-triton 0.4 wants that.
 TRITON = ["triton>=3.6,<3.7", "jax-triton>=0.3.1,<0.4"]
 
 setup(

@@ -36,13 +36,17 @@ def main(argv: list[str] | None = None) -> int:
             results["machine"]["versions"][package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
+    stages = {
+        "compilation": lambda: _compilation(options.workloads, results, console),
+        "lowering": lambda: _lowering(results, console),
+        "traffic": lambda: _traffic(options.workloads, results, console),
+    }
     failures: list[str] = []
-    if "compilation" in options.only:
-        failures += _compilation(options.workloads, results, console)
-    if "lowering" in options.only:
-        failures += _lowering(results, console)
-    if "traffic" in options.only:
-        failures += _traffic(options.workloads, results, console)
+    for stage in options.only:
+        try:
+            failures += stages[stage]()
+        except RuntimeError as error:
+            failures.append(str(error))
     results["failures"] = failures
     for failure in failures:
         console.print(f"FAILED {failure}", style="red", markup=False, soft_wrap=True)
@@ -147,15 +151,20 @@ def _traffic(workloads: list[str], results: dict[str, Any], console: Console) ->
 
 
 def _run(module: str, *arguments: str, **environment: str) -> list[dict[str, Any]]:
-    """What a module prints in a process of its own, whose last line is JSON."""
+    """What a module prints in a process of its own, whose last line is JSON.
+
+    Raises:
+      RuntimeError: it failed, and its standard error says why.
+    """
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=HERE,
         env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
         stdout=subprocess.PIPE,
         text=True,
-        check=True,
     )
+    if done.returncode:
+        raise RuntimeError(f"{module} ended with status {done.returncode}; see above")
     return json.loads(done.stdout.splitlines()[-1])
 
 

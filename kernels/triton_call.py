@@ -22,7 +22,7 @@ if interpreting():
 
 def refusal(here: Target) -> str | None:
     """Why Triton kernels cannot run on this machine, or None."""
-    if importlib.util.find_spec("triton") is None:
+    if not _is_installed("triton"):
         return "Triton is not installed; install fused-icl with the extra cuda12 or cuda13"
     if interpreting():
         return None
@@ -33,9 +33,13 @@ def refusal(here: Target) -> str | None:
         )
     if here.capability is not None and here.capability < 80:
         return f"these kernels need compute capability 8.0, this is {here.capability / 10}"
-    if importlib.util.find_spec("jax_triton") is None:
+    if not _is_installed("jax_triton"):
         return "jax-triton is not installed; install fused-icl with the extra cuda12 or cuda13"
     return None
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def triton_call(

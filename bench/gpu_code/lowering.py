@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxlib.mlir import ir
 
 from icl.experiments import preset
@@ -89,7 +89,8 @@ def _each_pass(calls: Counter, times: int) -> bool:
 def sharded(with_bias: bool) -> list[Check]:
     """Value and gradient over devices that share out the batch: nothing is gathered."""
     title = "shard_map over 8 devices" + (", a bias for all" if with_bias else "")
-    mesh = jax.make_mesh((DEVICES,), ("batch",))
+    # Auto, so that the partitioner may gather instead of refusing.
+    mesh = jax.make_mesh((DEVICES,), ("batch",), axis_types=(AxisType.Auto,))
     by_batch, for_all = PartitionSpec("batch"), PartitionSpec()
     tensor = jax.ShapeDtypeStruct(
         (8 * DEVICES, 82, 8, 32), jnp.bfloat16, sharding=NamedSharding(mesh, by_batch)

@@ -168,14 +168,15 @@ def row_fits(keys: int, width: int, itemsize: int) -> bool:
 def _row(sizes: Dimensions, keys: int, itemsize: int) -> Plan:
     queries = max(16, next_power_of_2(sizes.T))
     width = max(16, next_power_of_2(sizes.H))
-    # Before Hopper an operand of a product is held by every warp, and 128 keys spill.
-    one_tile = keys <= 64 or (target().capability or 90) >= 90
+    # Before Hopper every warp holds an operand of each product, and larger tiles spill.
+    one_tile = keys <= 32 or (target().capability or 90) >= 90
     if itemsize <= 2 and keys <= 128 and width <= 32 and one_tile:
         block = min(queries, 128)
         warps = max(block * keys // 1024, keys * width // 512)
     else:
         # Warps lie along the keys: each holds a slice of them, and no operand is held twice.
-        block, warps = 16, keys * width // (1024 if itemsize <= 2 else 256)
+        block = 16
+        warps = max(keys * width // 1024, keys // 16) if itemsize <= 2 else keys * width // 256
     warps = min(max(warps, 1), 8)
     # A tiny program costs as much to start as to run, so it takes several batch rows.
     rows = 1

@@ -81,6 +81,8 @@ def test_an_implementation_that_cannot_says_why(case, monkeypatch):
     name, here, dtype, width, message = UNABLE[case]
     for module in (triton_call, pallas):
         monkeypatch.setattr(module, "interpreting", lambda: False)
+    if name == "triton":
+        monkeypatch.setattr(triton_call, "_is_installed", lambda package: True)
     with jax.enable_x64(True), targeting(*here):
         arrays = [jax.ShapeDtypeStruct((2, 5, 2, width), dtype)] * 3
         attend = lambda *a, **k: jax.eval_shape(lambda *b: dot_product_attention(*b, **k), *a)
@@ -89,6 +91,14 @@ def test_an_implementation_that_cannot_says_why(case, monkeypatch):
         # A sequence goes on to what can, and None always finds something.
         attend(*arrays, implementation=[name, "xla"])
         attend(*arrays)
+
+
+@pytest.mark.parametrize("package", ["triton", "jax_triton"])
+def test_a_missing_package_is_named(package, monkeypatch):
+    monkeypatch.setattr(triton_call, "interpreting", lambda: False)
+    monkeypatch.setattr(triton_call, "_is_installed", lambda name: name != package)
+    said = triton_call.refusal(dispatch.Target("cuda", 90))
+    assert said is not None and "extra cuda12 or cuda13" in said
 
 
 def test_mixed_dtypes_are_refused_by_the_kernels_alone():
