@@ -102,10 +102,8 @@ def _backward_tiled(problem, operands, plan, saved, d_out):
     delta = jnp.where(sees, delta, 0)
     inputs = [*_inputs(operands), d_out, log_sum_exp, delta]
     # The two kernels cannot share a packed output, so it is put together afterwards.
-    query_shape, key_shape = (
-        (sizes.B, sizes.T, sizes.N, sizes.H),
-        (sizes.B, sizes.S, sizes.K, sizes.H),
-    )
+    query_shape = (sizes.B, sizes.T, sizes.N, sizes.H)
+    key_shape = (sizes.B, sizes.S, sizes.K, sizes.H)
     dtype = operands.query.dtype
     d_query = jax.ShapeDtypeStruct(query_shape, dtype)
     d_key = jax.ShapeDtypeStruct(key_shape, dtype)
