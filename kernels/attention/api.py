@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import dispatch
+from ..arguments import as_scale, check_floating, flat_lengths, flat_rows, forward_mode_hint
 from . import cudnn, pallas, reference, triton, xla
 from .problem import Dimensions, Operands, Problem
 
@@ -115,7 +116,7 @@ def packed_dot_product_attention(
     qkv = jnp.asarray(qkv)
     if qkv.ndim < 4 or qkv.shape[-3] != 3:
         raise ValueError(f"qkv must be [..., length, 3, heads, head_dim], got {qkv.shape}")
-    _check_floating("qkv", qkv)
+    check_floating("qkv", qkv)
     *batch, length, _, heads, width = qkv.shape
     if 0 in qkv.shape:
         return jnp.zeros((*batch, length, heads, width), qkv.dtype)
@@ -145,33 +146,29 @@ def _attend(
         dtype = jnp.asarray(mask).dtype
         raise TypeError(f"mask must be boolean (True attends), got {dtype}; use bias")
     if bias is not None:
-        _check_floating("bias", jnp.asarray(bias))
+        check_floating("bias", jnp.asarray(bias))
     operands = operands._replace(
-        bias=_flat_scores("bias", bias, batch, scores),
-        mask=_flat_scores("mask", mask, batch, scores),
-        query_lengths=_flat_lengths("query_seq_lengths", query_seq_lengths, batch),
-        key_lengths=_flat_lengths("key_value_seq_lengths", key_value_seq_lengths, batch),
+        bias=flat_rows("bias", bias, batch, scores, "N, T, S"),
+        mask=flat_rows("mask", mask, batch, scores, "N, T, S"),
+        query_lengths=flat_lengths("query_seq_lengths", query_seq_lengths, batch),
+        key_lengths=flat_lengths("key_value_seq_lengths", key_value_seq_lengths, batch),
     )
     problem = Problem(
-        scale=_as_number(scale, Dimensions.of(operands).H),
+        scale=as_scale(scale, Dimensions.of(operands).H),
         is_causal=bool(is_causal),
         window=_as_window(local_window_size),
         precision=jax.config.jax_default_matmul_precision,
     )
     attend = dispatch.choose("attention", IMPLEMENTATIONS, implementation, problem, operands, "xla")
-    try:
+    with forward_mode_hint("reference"):
         return attend(problem, operands)
-    except TypeError as error:
-        if "forward-mode" in str(error):
-            error.add_note("icl.kernels: ask for implementation='reference' to use jax.jvp")
-        raise
 
 
 def _check_shapes(query: jax.Array, key: jax.Array, value: jax.Array) -> None:
     for name, array in (("query", query), ("key", key), ("value", value)):
         if array.ndim < 3:
             raise ValueError(f"{name} must be [..., length, heads, head_dim], got {array.shape}")
-        _check_floating(name, array)
+        check_floating(name, array)
     if key.shape != value.shape:
         raise ValueError(f"key {key.shape} and value {value.shape} must have the same shape")
     if query.shape[:-3] != key.shape[:-3] or query.shape[-1] != key.shape[-1]:
@@ -184,19 +181,6 @@ def _check_shapes(query: jax.Array, key: jax.Array, value: jax.Array) -> None:
         )
 
 
-def _check_floating(name: str, array: jax.Array) -> None:
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(f"{name} must be floating point, got {array.dtype}")
-
-
-def _as_number(scale: Any, width: int) -> float:
-    if scale is None:
-        return width**-0.5
-    if isinstance(scale, jax.core.Tracer):
-        raise TypeError("scale must be a number; multiply the query by a scale that JAX traces")
-    return float(scale)
-
-
 def _as_window(window: Any) -> tuple[int, int] | None:
     if window is None:
         return None
@@ -204,35 +188,3 @@ def _as_window(window: Any) -> tuple[int, int] | None:
     if left < 0 or right < 0:
         raise ValueError(f"local_window_size must not be negative, got {window}")
     return int(left), int(right)
-
-
-def _flat_scores(
-    name: str, array: Any, batch: tuple[int, ...], scores: tuple[int, int, int]
-) -> jax.Array | None:
-    """`[B or 1, N or 1, T or 1, S or 1]` of a bias or mask."""
-    if array is None:
-        return None
-    array = jnp.asarray(array)
-    target = (*batch, *scores)
-    padded = (1,) * (len(target) - array.ndim) + array.shape
-    if len(padded) != len(target) or any(a not in (1, b) for a, b in zip(padded, target)):
-        raise ValueError(
-            f"{name} of shape {array.shape} cannot broadcast to [..., N, T, S] = {target}"
-        )
-    array = array.reshape(padded)
-    mine, rest = padded[: len(batch)], padded[len(batch) :]
-    if all(size == 1 for size in mine):
-        return array.reshape(1, *rest)
-    return jnp.broadcast_to(array, (*batch, *rest)).reshape(-1, *rest)
-
-
-def _flat_lengths(name: str, lengths: Any, batch: tuple[int, ...]) -> jax.Array | None:
-    """int32 `[B]`."""
-    if lengths is None:
-        return None
-    lengths = jnp.asarray(lengths)
-    if lengths.shape != batch:
-        raise ValueError(f"{name} must have the batch shape {batch}, got {lengths.shape}")
-    if not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise TypeError(f"{name} must be integers, got {lengths.dtype}")
-    return lengths.astype(jnp.int32).reshape(-1)

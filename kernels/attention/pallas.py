@@ -15,8 +15,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from ..dispatch import Implementation, Target, interpreting, target
-from .fused import dtype_refusal, fused
+from ..fused import dtype_refusal, fused
 from .problem import Dimensions, Operands, Problem, hides, pack, unpack
+from .reference import attention as definition
 
 # Of the 16 MiB that the compiler gives a program.
 BYTES_ON_CHIP = 12 * 2**20
@@ -212,7 +213,7 @@ def _refusal(here: Target, problem: Problem, operands: Operands) -> str | None:
         )
     if here.device in ("TPU v2", "TPU v3"):
         return f"Mosaic needs a TPU v4 or newer and this is a {here.device}"
-    dtypes = dtype_refusal(operands)
+    dtypes = dtype_refusal(*operands[:3])
     if dtypes is not None:
         return dtypes
     needed = _bytes_on_chip(operands)
@@ -242,6 +243,6 @@ def _bytes_on_chip(operands: Operands) -> int:
 
 IMPLEMENTATION = Implementation(
     # Never timed on a TPU, so it is not taken unasked.
-    **fused(_forward, _backward, "tpu"),
+    **fused(_forward, _backward, definition, "tpu"),
     refusal=_refusal,
 )

@@ -1,19 +1,12 @@
 """Attention as it is defined: plain jnp, any float dtype, every derivative."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 
 from ..dispatch import Implementation
+from ..numerics import einsum
 from .masks import allowed_pairs
 from .problem import Dimensions, Operands, Problem, unpack
-
-
-def einsum(problem: Problem, dtype: jnp.dtype):
-    """`jnp.einsum` that accumulates in `dtype` and rounds float32 only where JAX is told to."""
-    precision = problem.precision or jax.lax.Precision.HIGHEST
-    return partial(jnp.einsum, preferred_element_type=dtype, precision=precision)
 
 
 def share_heads(operands: Operands) -> Operands:
@@ -22,7 +15,7 @@ def share_heads(operands: Operands) -> Operands:
     operands = unpack(operands)
     if sizes.K == sizes.N:
         return operands
-    repeat = partial(jnp.repeat, repeats=sizes.N // sizes.K, axis=2)
+    repeat = lambda array: jnp.repeat(array, sizes.N // sizes.K, axis=2)
     return operands._replace(key=repeat(operands.key), value=repeat(operands.value))
 
 
@@ -46,7 +39,7 @@ def attention(problem: Problem, operands: Operands) -> jax.Array:
     operands = share_heads(operands)
     query, key, value, bias = operands[:4]
     dtype = jnp.promote_types(query.dtype, jnp.float32)
-    product = einsum(problem, dtype)
+    product = einsum(problem.precision, dtype)
     allowed = allowed_pairs(problem, operands)
     if allowed is not None:
         sees = allowed.any(axis=-1).swapaxes(1, 2)[..., None]

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from ..dispatch import Implementation, Target
+from ..fused import dtype_refusal, fused
+from ..numerics import triton_precision
 from ..triton_call import refusal as triton_refusal
 from ..triton_call import triton_call
 from . import launch
-from .fused import dtype_refusal, fused
 from .problem import Dimensions, Operands, Problem, hides, pack
+from .reference import attention as definition
 
 WIDEST_HEAD = 256
 
@@ -170,7 +172,7 @@ def _constants(problem: Problem, operands: Operands, config: launch.Config, **mo
         HAS_QUERY_LENGTHS=lengths[0] is not None,
         HAS_KEY_LENGTHS=lengths[1] is not None,
         HIDES=hides(problem, operands),
-        PRECISION=_dot_precision(problem, operands),
+        PRECISION=triton_precision(problem.precision, operands.query.dtype),
         BLOCK_T=config.block_t,
         BLOCK_S=config.block_s,
         BLOCK_H=max(16, launch.next_power_of_2(sizes.H)),
@@ -233,17 +235,6 @@ def _bias_gradient(sizes: Dimensions, operands: Operands, rows: int) -> jax.Shap
     return jax.ShapeDtypeStruct((rows, sizes.N, sizes.T, sizes.S), jnp.float32)
 
 
-def _dot_precision(problem: Problem, operands: Operands) -> str:
-    """Triton's name for JAX's default_matmul_precision; float32 stays exact unless told."""
-    if operands.query.dtype != jnp.float32:
-        return "ieee"
-    if problem.precision in ("default", "bfloat16", "tensorfloat32", "TF32_TF32_F32"):
-        return "tf32"
-    if problem.precision in ("high", "bfloat16_3x", "TF32_TF32_F32_X3"):
-        return "tf32x3"
-    return "ieee"
-
-
 def _with_bias_rows(problem: Problem, operands: Operands) -> Problem:
     return dataclasses.replace(problem, bias_rows=_rows_of_bias_sum(problem, operands))
 
@@ -275,7 +266,7 @@ def _refusal(target: Target, problem: Problem, operands: Operands) -> str | None
     machine = triton_refusal(target)
     if machine is not None:
         return machine
-    dtypes = dtype_refusal(operands)
+    dtypes = dtype_refusal(*operands[:3])
     if dtypes is not None:
         return dtypes
     sizes = Dimensions.of(operands)
@@ -289,7 +280,14 @@ def _refusal(target: Target, problem: Problem, operands: Operands) -> str | None
 
 
 IMPLEMENTATION = Implementation(
-    **fused(_forward, _backward, "cuda", prepare=_with_bias_rows, plain_saved=_plain_saved),
+    **fused(
+        _forward,
+        _backward,
+        definition,
+        "cuda",
+        prepare=_with_bias_rows,
+        plain_saved=_plain_saved,
+    ),
     refusal=_refusal,
     is_best=lambda here, problem, operands: here.platform == "cuda",
 )

@@ -9,18 +9,19 @@ import jax
 import jax.numpy as jnp
 
 from ..dispatch import Implementation
+from ..numerics import einsum, sum_to
 from ..wiring import differentiable
 from .masks import allowed_pairs
 from .problem import Dimensions, Operands, Problem, hides, may_blind, pack
 from .reference import attention as definition
-from .reference import einsum, keep_finite, share_heads
+from .reference import keep_finite, share_heads
 
 
 def _forward(problem: Problem, operands: Operands):
     apart = share_heads(operands)
     query, key, value, bias = apart[:4]
     dtype = jnp.promote_types(query.dtype, jnp.float32)
-    product = einsum(problem, dtype)
+    product = einsum(problem.precision, dtype)
     scores = product("btnh,bsnh->bnts", query, key) * problem.scale
     if bias is not None:
         scores = scores + bias.astype(dtype)
@@ -50,7 +51,7 @@ def _backward(problem: Problem, operands: Operands, weights: jax.Array, cotangen
     sizes = Dimensions.of(operands)
     query, key, value, bias = share_heads(operands)[:4]
     dtype = jnp.promote_types(query.dtype, jnp.float32)
-    product = einsum(problem, dtype)
+    product = einsum(problem.precision, dtype)
     if hides(problem, operands):
         key, value, _ = keep_finite(key, value)
         allowed = allowed_pairs(problem, operands)
@@ -73,12 +74,6 @@ def _backward(problem: Problem, operands: Operands, weights: jax.Array, cotangen
         d_query.astype(query.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype), d_bias
     )
     return pack(gradient) if operands.is_packed else gradient
-
-
-def sum_to(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Sums `array` over the axes along which `shape`, of as many axes, was broadcast."""
-    axes = tuple(i for i, size in enumerate(shape) if size == 1 and array.shape[i] != 1)
-    return array.sum(axis=axes, keepdims=True)
 
 
 attention = differentiable(_forward, _backward, definition)

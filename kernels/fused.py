@@ -5,11 +5,9 @@ from typing import Any
 
 import jax
 
-from ..dispatch import portable
-from ..wiring import batch_foldable, differentiable, split_floats
-from .problem import Operands, Problem
-from .reference import attention as definition
-from .xla import sum_to
+from .dispatch import portable
+from .numerics import sum_to
+from .wiring import batch_foldable, differentiable, split_floats
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -17,17 +15,19 @@ DTYPES = ("float32", "bfloat16", "float16")
 def fused(
     forward: Callable,
     backward: Callable,
+    definition: Callable,
     platform: str,
     *,
-    prepare: Callable[[Problem, Operands], Problem] = lambda problem, operands: problem,
-    plain_saved: Callable[[Problem, Operands, jax.Array], Any] = lambda problem, operands, out: (),
+    prepare: Callable[[Any, Any], Any] = lambda problem, operands: problem,
+    plain_saved: Callable[[Any, Any, Any], Any] = lambda problem, operands, out: (),
 ) -> dict[str, Callable]:
     """`run` and `run_anywhere` of an `Implementation`.
 
     Args:
       forward: `(problem, operands) -> (out, saved)`, kernel calls alone.
-      backward: `(problem, operands, saved, d_out) -> gradient`, kernel calls alone; the bias's
-        is float32 `[a divisor of B, N, T, S]`, not yet added up over what it was broadcast along.
+      backward: `(problem, operands, saved, d_out) -> gradient`, kernel calls alone; not yet added
+        up along axes on which an operand has size 1, nor cast to the operand's dtype.
+      definition: `(problem, operands) -> out` in plain JAX.
       platform: where the kernels run; elsewhere `run_anywhere` takes the definition.
       prepare: settles the problem of the backward pass before vmap adds rows to the batch.
       plain_saved: what `forward` saves, without kernels; its values are not read.
@@ -36,10 +36,9 @@ def fused(
 
     def whole_backward(problem, operands, saved, d_out):
         gradient = folded_backward(prepare(problem, operands), operands, saved, d_out)
-        if operands.bias is None:
-            return gradient
-        d_bias = sum_to(gradient.bias, operands.bias.shape)
-        return gradient._replace(bias=d_bias.astype(operands.bias.dtype))
+        floats, rebuild = split_floats(operands)
+        summed = zip(jax.tree.leaves(gradient), floats, strict=True)
+        return rebuild([sum_to(d, f.shape).astype(f.dtype) for d, f in summed], integers=False)
 
     def plain_forward(problem, operands):
         out = definition(problem, operands)
@@ -60,9 +59,9 @@ def fused(
     )
 
 
-def dtype_refusal(operands: Operands) -> str | None:
-    """Why kernels cannot take these dtypes, or None."""
-    dtypes = {array.dtype.name for array in operands[:3] if array is not None}
+def dtype_refusal(*arrays: Any) -> str | None:
+    """Why kernels cannot take query, key and value of these dtypes, or None."""
+    dtypes = {array.dtype.name for array in arrays if array is not None}
     if len(dtypes) > 1:
         return f"query, key and value must have one dtype, got {', '.join(sorted(dtypes))}"
     if dtypes.isdisjoint(DTYPES):

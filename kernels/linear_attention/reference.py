@@ -1,0 +1,98 @@
+"""Linear attention and the delta rule as they are defined: the recurrence, step by step."""
+
+import jax
+import jax.numpy as jnp
+
+from ..dispatch import Implementation
+from ..numerics import einsum
+from .problem import Dimensions, Operands, Problem, Result, accumulation_dtype
+
+
+def prepare(problem: Problem, operands: Operands) -> tuple[Operands, jax.Array]:
+    """Operands in the state's dtype, with nothing in them that may not be seen.
+
+    Steps past the lengths become steps that leave the state as it is: all zeros. Where it is
+    normalised, a column of ones joins the values, so that the state's last column sums the keys.
+
+    Returns:
+      operands: with an initial state, and with no lengths.
+      poison: `[B, S, N]`, NaN from the first step on that held NaN or infinity, which is 0 in these
+        operands: a product with 0 would carry it to earlier steps. Elsewhere 0.
+    """
+    sizes = Dimensions.of(operands)
+    dtype = accumulation_dtype(operands)
+    step_arrays = {"key": operands.key, "value": operands.value}
+    for name in ("beta", "log_decay"):
+        array = getattr(operands, name)
+        if array is not None:
+            step_arrays[name] = array
+    if operands.key_lengths is not None:
+        counts = jnp.arange(sizes.S) < operands.key_lengths[:, None]
+        axes = lambda array: counts.reshape(*counts.shape, *(1,) * (array.ndim - 2))
+        step_arrays = {n: jnp.where(axes(a), a, 0) for n, a in step_arrays.items()}
+    broken = jnp.zeros((sizes.B, sizes.S, sizes.N), bool)
+    for name, array in step_arrays.items():
+        fine = jnp.isfinite(array)
+        if name == "log_decay":
+            fine |= array == -jnp.inf
+        step_arrays[name] = jnp.where(fine, array, 0)
+        broken |= ~(fine.all(axis=-1) if fine.ndim == 4 else fine)
+    steps = jnp.arange(sizes.S)[:, None]
+    first = jnp.where(broken, steps, sizes.S).min(axis=1, keepdims=True, initial=sizes.S)
+    key, value, beta, log_decay = (
+        None if array is None else array.astype(dtype)
+        for array in map(step_arrays.get, ("key", "value", "beta", "log_decay"))
+    )
+    if problem.normalize:
+        value = jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1)
+    shape = (sizes.B, sizes.N, sizes.H, value.shape[-1])
+    state = jnp.zeros(shape, dtype)
+    if operands.initial_state is not None:
+        state = jnp.broadcast_to(operands.initial_state.astype(dtype), shape)
+    query = operands.query.astype(dtype)
+    clean = Operands(query, key, value, beta, log_decay, initial_state=state)
+    return clean, jnp.where(steps >= first, jnp.nan, 0).astype(dtype)
+
+
+def finish(
+    problem: Problem, operands: Operands, out: jax.Array, state: jax.Array, poison: jax.Array
+) -> Result:
+    """Normalises the outputs of `prepare`d operands, and puts the poison where it is seen."""
+    if problem.normalize:
+        out, total = out[..., :-1], out[..., -1:]
+        out = jnp.where(total == 0, 0, out / jnp.where(total == 0, 1, total))
+    last = poison[:, -1:] if poison.shape[1] else jnp.zeros_like(out[:, :1, :, 0])
+    out = out + (poison if problem.is_causal else last)[..., None]
+    out = out.astype(operands.query.dtype)
+    if not problem.returns_state:
+        return Result(out)
+    return Result(out, state + last[:, 0, :, None, None])
+
+
+def recurrence(problem: Problem, operands: Operands) -> Result:
+    """Yang et al. 2024, "Parallelizing linear transformers with the delta rule", section 2."""
+    clean, poison = prepare(problem, operands)
+    query, key, value, beta, log_decay, _, state = clean
+    product = einsum(problem.precision, state.dtype)
+
+    def step(state, now):
+        q, k, v, b, g = now
+        if g is not None:
+            state = jnp.exp(g)[..., None, None] * state
+        if b is not None:
+            v = b[..., None] * (v - product("bnhv,bnh->bnv", state, k))
+        state = state + k[..., :, None] * v[..., None, :]
+        return state, None if q is None else product("bnhv,bnh->bnv", state, q)
+
+    query = query * problem.scale
+    now = (query if problem.is_causal else None, key, value, beta, log_decay)
+    steps_first = jax.tree.map(lambda array: array.swapaxes(0, 1), now)
+    state, out = jax.lax.scan(step, state, steps_first)
+    if problem.is_causal:
+        out = out.swapaxes(0, 1)
+    else:
+        out = product("btnh,bnhv->btnv", query, state)
+    return finish(problem, operands, out, state, poison)
+
+
+IMPLEMENTATION = Implementation(recurrence)

@@ -1,0 +1,32 @@
+"""Sums and products whose precision is said."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+
+def einsum(precision: str | None, dtype: jnp.dtype):
+    """`jnp.einsum` that accumulates in `dtype`.
+
+    precision: JAX's default_matmul_precision; None keeps float32 products exact.
+    """
+    precision = precision or jax.lax.Precision.HIGHEST
+    return partial(jnp.einsum, preferred_element_type=dtype, precision=precision)
+
+
+def triton_precision(precision: str | None, dtype: jnp.dtype) -> str:
+    """Triton's name for JAX's default_matmul_precision; float32 stays exact unless told."""
+    if dtype != jnp.float32:
+        return "ieee"
+    if precision in ("default", "bfloat16", "tensorfloat32", "TF32_TF32_F32"):
+        return "tf32"
+    if precision in ("high", "bfloat16_3x", "TF32_TF32_F32_X3"):
+        return "tf32x3"
+    return "ieee"
+
+
+def sum_to(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Sums `array` over the axes along which `shape`, of as many axes, was broadcast."""
+    axes = tuple(i for i, size in enumerate(shape) if size == 1 and array.shape[i] != 1)
+    return array.sum(axis=axes, keepdims=True)
