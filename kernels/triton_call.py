@@ -90,3 +90,9 @@ def triton_call(
         )
     axes = frozenset().union(*(varying_axes(i) for i in inputs))
     return [vary_over(result, axes) for result in results]
+
+
+def strides(shape: tuple[int, ...], batch: int, offset: int = 0) -> tuple[int, ...]:
+    """What `tiles.py` takes for a contiguous `[batch or 1, length, heads, H]`."""
+    rows, length, heads, width = shape
+    return (length * heads * width if rows == batch else 0, heads * width, width, offset)

@@ -10,7 +10,7 @@ from ..dispatch import Implementation, Target
 from ..fused import dtype_refusal, fused
 from ..numerics import triton_precision
 from ..triton_call import refusal as triton_refusal
-from ..triton_call import triton_call
+from ..triton_call import strides, triton_call
 from . import launch
 from .problem import Dimensions, Operands, Problem, hides, pack
 from .reference import attention as definition
@@ -23,7 +23,7 @@ def _forward(problem: Problem, operands: Operands) -> tuple[jax.Array, Any]:
     plan = launch.plan(problem, operands)
     shape = (sizes.B, sizes.T, sizes.N, sizes.H)
     out = jax.ShapeDtypeStruct(shape, operands.query.dtype)
-    constants = _constants(problem, operands, plan.forward, OUT=_strides(shape, sizes.B))
+    constants = _constants(problem, operands, plan.forward, OUT=strides(shape, sizes.B))
     if plan.form == "row":
         from . import triton_row
 
@@ -71,7 +71,7 @@ def _backward_row(problem, operands, plan, saved, d_out):
         problem,
         operands,
         config,
-        D_OUT=_strides(d_out.shape, sizes.B),
+        D_OUT=strides(d_out.shape, sizes.B),
         D_BIAS=None if operands.bias is None else _score_strides(d_bias.shape),
         SUMS_BIAS=sums_bias,
         PACKED=operands.is_packed,
@@ -120,9 +120,9 @@ def _backward_tiled(problem, operands, plan, saved, d_out):
             problem,
             operands,
             config,
-            D_OUT=_strides(d_out.shape, sizes.B),
-            D_KEY=_strides(key_shape, sizes.B),
-            D_VALUE=_strides(key_shape, sizes.B),
+            D_OUT=strides(d_out.shape, sizes.B),
+            D_KEY=strides(key_shape, sizes.B),
+            D_VALUE=strides(key_shape, sizes.B),
         ),
         **config.resources,
     )
@@ -136,8 +136,8 @@ def _backward_tiled(problem, operands, plan, saved, d_out):
             problem,
             operands,
             config,
-            D_OUT=_strides(d_out.shape, sizes.B),
-            D_QUERY=_strides(query_shape, sizes.B),
+            D_OUT=strides(d_out.shape, sizes.B),
+            D_QUERY=strides(query_shape, sizes.B),
             D_BIAS=None if operands.bias is None else _score_strides(d_bias.shape),
         ),
         **config.resources,
@@ -185,12 +185,6 @@ def _inputs(operands: Operands) -> list[jax.Array]:
     return [operands.query if array is None else array for array in operands]
 
 
-def _strides(shape: tuple[int, ...], batch: int, offset: int = 0) -> tuple[int, ...]:
-    """(batch, length, head, offset) of a contiguous `[batch or 1, length, heads, H]`."""
-    rows, length, heads, width = shape
-    return (length * heads * width if rows == batch else 0, heads * width, width, offset)
-
-
 def _packed_strides(rows: int, sizes: Dimensions) -> list[tuple[int, ...]]:
     """The same for query, key and value inside `[B or 1, T, 3, N, H]`."""
     step = 3 * sizes.N * sizes.H
@@ -200,27 +194,27 @@ def _packed_strides(rows: int, sizes: Dimensions) -> list[tuple[int, ...]]:
 
 def _strides_in(operands: Operands, sizes: Dimensions) -> dict[str, tuple[int, ...]]:
     if operands.is_packed:
-        strides = _packed_strides(operands.query.shape[0], sizes)
+        found = _packed_strides(operands.query.shape[0], sizes)
     else:
-        strides = [_strides(array.shape, sizes.B) for array in operands[:3]]
-    return dict(zip(("QUERY", "KEY", "VALUE"), strides))
+        found = [strides(array.shape, sizes.B) for array in operands[:3]]
+    return dict(zip(("QUERY", "KEY", "VALUE"), found))
 
 
 def _gradient_strides(operands: Operands, sizes: Dimensions) -> dict[str, tuple[int, ...]]:
     if operands.is_packed:
-        strides = _packed_strides(sizes.B, sizes)
+        found = _packed_strides(sizes.B, sizes)
     else:
-        strides = [_strides((sizes.B, *array.shape[1:]), sizes.B) for array in operands[:3]]
-    return dict(zip(("D_QUERY", "D_KEY", "D_VALUE"), strides))
+        found = [strides((sizes.B, *array.shape[1:]), sizes.B) for array in operands[:3]]
+    return dict(zip(("D_QUERY", "D_KEY", "D_VALUE"), found))
 
 
 def _score_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Strides of a bias or mask, 0 along axes of size 1."""
-    strides, step = [], 1
+    found, step = [], 1
     for size in reversed(shape):
-        strides.append(0 if size == 1 else step)
+        found.append(0 if size == 1 else step)
         step *= size
-    return tuple(reversed(strides))
+    return tuple(reversed(found))
 
 
 def _gradient_of(array: Any, operands: Operands, sizes: Dimensions) -> jax.ShapeDtypeStruct:

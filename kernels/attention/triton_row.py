@@ -11,13 +11,11 @@ once: four forward, seven backward. No atomics: two runs give the same bits.
 import triton
 import triton.language as tl
 
+from ..tiles import load_length, load_tile, store_tile
 from .triton_tiles import (
     load_keys_and_values,
-    load_length,
-    load_tile,
     scores_of,
     store_scores,
-    store_tile,
 )
 
 

@@ -10,14 +10,12 @@ tiles that a mask hides are visited but not computed.
 import triton
 import triton.language as tl
 
+from ..tiles import load_length, load_tile, store_tile
 from .triton_tiles import (
     load_keys_and_values,
-    load_length,
-    load_tile,
     pairs_allowed,
     scores_of,
     store_scores,
-    store_tile,
 )
 
 

@@ -1,63 +1,15 @@
 """Device functions that the row and the tiled attention kernels share.
 
-A tensor is a pointer and a constexpr tuple of strides in elements: (batch, length, head, offset)
-for query, key, value and their gradients, (batch, head, query, key) for bias and mask. A stride
-of 0 broadcasts; the offset finds query, key and value inside a packed tensor. `b` is int64, so
-that a tensor may have more than 2^31 elements.
+Query, key, value and their gradients are read and written as in `../tiles.py`; bias and mask are a
+pointer and a constexpr tuple of strides in elements, (batch, head, query, key), 0 to broadcast.
 """
 
 import triton
 import triton.language as tl
 
+from ..tiles import load_tile
+
 LOG2E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def load_tile(
-    pointer,
-    b,
-    head,
-    rows,
-    columns,
-    STRIDES: tl.constexpr,
-    LENGTH: tl.constexpr,
-    H: tl.constexpr,
-    EXACT: tl.constexpr,
-):
-    """`[rows, columns]` of one head, 0 past LENGTH and H. EXACT: the rows never pass LENGTH."""
-    start = pointer + b * STRIDES[0] + head * STRIDES[2] + STRIDES[3]
-    pointers = start + rows[:, None] * STRIDES[1] + columns[None, :]
-    if EXACT and H == columns.shape[0]:
-        return tl.load(pointers)
-    elif H == columns.shape[0]:
-        return tl.load(pointers, mask=rows[:, None] < LENGTH, other=0.0)
-    else:
-        inside = (rows[:, None] < LENGTH) & (columns[None, :] < H)
-        return tl.load(pointers, mask=inside, other=0.0)
-
-
-@triton.jit
-def store_tile(
-    pointer,
-    tile,
-    b,
-    head,
-    rows,
-    columns,
-    STRIDES: tl.constexpr,
-    LENGTH: tl.constexpr,
-    H: tl.constexpr,
-    EXACT: tl.constexpr,
-):
-    """Writes where `load_tile` reads, in the tensor's own dtype."""
-    start = pointer + b * STRIDES[0] + head * STRIDES[2] + STRIDES[3]
-    pointers = start + rows[:, None] * STRIDES[1] + columns[None, :]
-    tile = tile.to(pointer.dtype.element_ty)
-    if EXACT and H == columns.shape[0]:
-        tl.store(pointers, tile)
-    else:
-        inside = (rows[:, None] < LENGTH) & (columns[None, :] < H)
-        tl.store(pointers, tile, mask=inside)
 
 
 @triton.jit
@@ -94,15 +46,6 @@ def store_scores(
     start = pointer + b * STRIDES[0] + n * STRIDES[1]
     pointers = start + rows[:, None] * STRIDES[2] + columns[None, :] * STRIDES[3]
     tl.store(pointers, scores, mask=(rows[:, None] < T) & (columns[None, :] < S))
-
-
-@triton.jit
-def load_length(pointer, b, STRIDE: tl.constexpr, GIVEN: tl.constexpr, LENGTH: tl.constexpr):
-    """How many queries or keys of this batch row count: at most LENGTH."""
-    length = LENGTH
-    if GIVEN:
-        length = tl.minimum(tl.load(pointer + b * STRIDE), LENGTH)
-    return length
 
 
 @triton.jit

@@ -1,0 +1,360 @@
+"""Causal linear attention and the delta rule, the state on chip: one launch forward, one backward.
+
+A program owns one head of one batch row (or of ROWS batch rows, one after the other) and walks its
+steps BLOCK_T at a time. Within such a chunk all steps are taken at once, as attention without a
+softmax; the state passes from chunk to chunk in registers. With T <= BLOCK_T that is one chunk, and
+nothing but inputs and outputs is moved. Beyond, the forward pass also saves the state before each
+chunk, in the query's dtype, as that is what products take of it, and the backward pass walks the
+chunks from the last to the first. No atomics: two runs give the same bits.
+
+G is the sum of the log decay over a chunk up to and with a step, `u` what a step adds to the state:
+its value, or what the delta rule makes of it. `xla.py` has the same in plain JAX.
+"""
+
+import triton
+import triton.language as tl
+
+from ..tiles import load_length, load_tile, store_tile
+from .triton_tiles import (
+    LOWEST,
+    NEVER,
+    last_of,
+    load_beta,
+    load_decay,
+    load_finite,
+    load_state,
+    store_numbers,
+    store_state,
+    unit_lower_inverse,
+)
+
+
+@triton.jit
+def _between(coarse, fine, HAS_DECAY: tl.constexpr, SIZE: tl.constexpr):
+    """exp(G_t - G_s), or 1; anything for later s, which are hidden anyway."""
+    decay = tl.full([SIZE, SIZE], 1.0, tl.float32)
+    if HAS_DECAY:
+        passed = (coarse[:, None] - coarse[None, :]) + (fine[:, None] - fine[None, :])
+        decay = tl.exp(passed)
+    return decay
+
+
+@triton.jit
+def forward_kernel(
+    query,
+    key,
+    value,
+    beta,
+    log_decay,
+    key_lengths,
+    initial_state,
+    out,
+    state,
+    states,
+    QUERY: tl.constexpr,
+    KEY: tl.constexpr,
+    VALUE: tl.constexpr,
+    BETA: tl.constexpr,
+    LOG_DECAY: tl.constexpr,
+    KEY_LENGTH: tl.constexpr,
+    INITIAL: tl.constexpr,
+    OUT: tl.constexpr,
+    T: tl.constexpr,
+    N: tl.constexpr,
+    H: tl.constexpr,
+    V: tl.constexpr,
+    SCALE: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    HAS_BETA: tl.constexpr,
+    HAS_DECAY: tl.constexpr,
+    HAS_KEY_LENGTHS: tl.constexpr,
+    HAS_INITIAL: tl.constexpr,
+    RETURNS_STATE: tl.constexpr,
+    SAVE_EVERY: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SOLVE_PRECISION: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    program = tl.program_id(0)
+    head = program % N
+    features = tl.arange(0, BLOCK_H)
+    columns = tl.arange(0, BLOCK_V)
+    i = tl.arange(0, BLOCK_T)[:, None]
+    j = tl.arange(0, BLOCK_T)[None, :]
+    EXACT: tl.constexpr = T % BLOCK_T == 0
+    ONE_CHUNK: tl.constexpr = T <= BLOCK_T
+    SAVED: tl.constexpr = (T + SAVE_EVERY - 1) // SAVE_EVERY
+    W: tl.constexpr = V + 1 if NORMALIZE else V
+    for row in range(ROWS):
+        b = (program // N).to(tl.int64) * ROWS + row
+        length = load_length(key_lengths, b, KEY_LENGTH, HAS_KEY_LENGTHS, T)
+        s = tl.zeros([BLOCK_H, BLOCK_V], tl.float32)
+        z = tl.zeros([BLOCK_H], tl.float32)
+        if HAS_INITIAL:
+            s, z = load_state(
+                initial_state, b, head, features, columns, H, INITIAL, H, V, NORMALIZE
+            )
+        first = NEVER
+        for start in range(0, T, BLOCK_T):
+            if SAVED > 1:
+                if start % SAVE_EVERY == 0:
+                    store_state(
+                        states, s, z, b, head * SAVED + start // SAVE_EVERY, features, columns,
+                        N * SAVED * H * W, H, V, NORMALIZE,
+                    )  # fmt: skip
+            rows = start + tl.arange(0, BLOCK_T)
+            q = load_tile(query, b, head, rows, features, QUERY, T, H, EXACT)
+            k, first = load_finite(
+                key, b, head, rows, features, first, KEY, length, H, EXACT and not HAS_KEY_LENGTHS
+            )
+            u, first = load_finite(
+                value, b, head, rows, columns, first, VALUE, length, V,
+                EXACT and not HAS_KEY_LENGTHS,
+            )  # fmt: skip
+            coarse = tl.zeros([BLOCK_T], tl.float32)
+            fine = tl.zeros([BLOCK_T], tl.float32)
+            if HAS_DECAY:
+                coarse, fine, _, first = load_decay(
+                    log_decay, b, head, rows, first, LOG_DECAY, length
+                )
+            decay = _between(coarse, fine, HAS_DECAY, BLOCK_T)
+            from_start = tl.exp(coarse + fine)
+            if HAS_BETA:
+                bt, first = load_beta(beta, b, head, rows, first, BETA, length)
+                overlap = tl.dot(k, tl.trans(k), input_precision=PRECISION) * decay
+                overlap = tl.where(i > j, overlap * bt[:, None], 0.0)
+                wanted = u.to(tl.float32)
+                if HAS_INITIAL or not ONE_CHUNK:
+                    predicted = tl.dot(k, s.to(k.dtype), input_precision=PRECISION)
+                    wanted -= predicted * from_start[:, None]
+                inverse = unit_lower_inverse(overlap, BLOCK_T, SOLVE_PRECISION)
+                solved = tl.dot(inverse, wanted * bt[:, None], input_precision=SOLVE_PRECISION)
+                u = solved.to(u.dtype)
+            weights = tl.dot(q, tl.trans(k), input_precision=PRECISION) * SCALE
+            weights = tl.where(i >= j, weights * decay, 0.0).to(k.dtype)
+            result = tl.dot(weights, u, input_precision=PRECISION)
+            if HAS_INITIAL or not ONE_CHUNK:
+                seen = tl.dot(q, s.to(q.dtype), input_precision=PRECISION)
+                result += seen * (SCALE * from_start)[:, None]
+            if NORMALIZE:
+                total = tl.sum(weights.to(tl.float32), axis=1)
+                total += SCALE * from_start * tl.sum(q.to(tl.float32) * z[None, :], axis=1)
+                result = tl.where(total == 0, 0.0, 1 / total)[:, None] * result
+            result = tl.where((rows >= first)[:, None], float("nan"), result)
+            store_tile(out, result, b, head, rows, columns, OUT, T, V, EXACT)
+            if RETURNS_STATE or not ONE_CHUNK:
+                coarse_end = last_of(coarse, BLOCK_T)
+                fine_end = last_of(fine, BLOCK_T)
+                to_end = tl.exp((coarse_end - coarse) + (fine_end - fine))
+                whole = tl.exp(coarse_end + fine_end)
+                left = k.to(tl.float32) * to_end[:, None]
+                added = tl.dot(tl.trans(left.to(k.dtype)), u, input_precision=PRECISION)
+                s = s * whole + added
+                z = z * whole + tl.sum(left, axis=0)
+        if RETURNS_STATE:
+            s = tl.where(first < NEVER, float("nan"), s)
+            store_state(state, s, z, b, head, features, columns, N * H * W, H, V, NORMALIZE)
+
+
+@triton.jit
+def backward_kernel(
+    query,
+    key,
+    value,
+    beta,
+    log_decay,
+    key_lengths,
+    initial_state,
+    d_out,
+    d_state,
+    states,
+    d_query,
+    d_key,
+    d_value,
+    d_beta,
+    d_log_decay,
+    d_initial,
+    QUERY: tl.constexpr,
+    KEY: tl.constexpr,
+    VALUE: tl.constexpr,
+    BETA: tl.constexpr,
+    LOG_DECAY: tl.constexpr,
+    KEY_LENGTH: tl.constexpr,
+    INITIAL: tl.constexpr,
+    D_OUT: tl.constexpr,
+    D_STATE: tl.constexpr,
+    D_QUERY: tl.constexpr,
+    D_VALUE: tl.constexpr,
+    D_NUMBERS: tl.constexpr,
+    T: tl.constexpr,
+    N: tl.constexpr,
+    H: tl.constexpr,
+    V: tl.constexpr,
+    SCALE: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    HAS_BETA: tl.constexpr,
+    HAS_DECAY: tl.constexpr,
+    HAS_KEY_LENGTHS: tl.constexpr,
+    HAS_INITIAL: tl.constexpr,
+    RETURNS_STATE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SOLVE_PRECISION: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    program = tl.program_id(0)
+    head = program % N
+    features = tl.arange(0, BLOCK_H)
+    columns = tl.arange(0, BLOCK_V)
+    i = tl.arange(0, BLOCK_T)[:, None]
+    j = tl.arange(0, BLOCK_T)[None, :]
+    CHUNKS: tl.constexpr = (T + BLOCK_T - 1) // BLOCK_T
+    EXACT: tl.constexpr = T % BLOCK_T == 0
+    W: tl.constexpr = V + 1 if NORMALIZE else V
+    HAS_BEFORE: tl.constexpr = HAS_INITIAL or CHUNKS > 1
+    HAS_AFTER: tl.constexpr = RETURNS_STATE or CHUNKS > 1
+    for row in range(ROWS):
+        b = (program // N).to(tl.int64) * ROWS + row
+        length = load_length(key_lengths, b, KEY_LENGTH, HAS_KEY_LENGTHS, T)
+        ds = tl.zeros([BLOCK_H, BLOCK_V], tl.float32)
+        dz = tl.zeros([BLOCK_H], tl.float32)
+        if RETURNS_STATE:
+            ds, dz = load_state(d_state, b, head, features, columns, H, D_STATE, H, V, NORMALIZE)
+        for passed in range(CHUNKS):
+            chunk = CHUNKS - 1 - passed
+            rows = chunk * BLOCK_T + tl.arange(0, BLOCK_T)
+            q = load_tile(query, b, head, rows, features, QUERY, T, H, EXACT)
+            do = load_tile(d_out, b, head, rows, columns, D_OUT, T, V, EXACT)
+            k, _ = load_finite(
+                key, b, head, rows, features, NEVER, KEY, length, H, EXACT and not HAS_KEY_LENGTHS
+            )
+            v, _ = load_finite(
+                value, b, head, rows, columns, NEVER, VALUE, length, V,
+                EXACT and not HAS_KEY_LENGTHS,
+            )  # fmt: skip
+            coarse = tl.zeros([BLOCK_T], tl.float32)
+            fine = tl.zeros([BLOCK_T], tl.float32)
+            if HAS_DECAY:
+                coarse, fine, given, _ = load_decay(
+                    log_decay, b, head, rows, NEVER, LOG_DECAY, length
+                )
+            decay = _between(coarse, fine, HAS_DECAY, BLOCK_T)
+            from_start = tl.exp(coarse + fine)
+            s = tl.zeros([BLOCK_H, BLOCK_V], tl.float32)
+            z = tl.zeros([BLOCK_H], tl.float32)
+            if HAS_INITIAL:
+                s, z = load_state(
+                    initial_state,
+                    b,
+                    head,
+                    features,
+                    columns,
+                    (1 - tl.minimum(chunk, 1)) * H,
+                    INITIAL,
+                    H,
+                    V,
+                    NORMALIZE,
+                )
+            if CHUNKS > 1:
+                saved, saved_z = load_state(
+                    states, b, head * CHUNKS + chunk, features, columns, tl.minimum(chunk, 1) * H,
+                    N * CHUNKS * H * W, H, V, NORMALIZE,
+                )  # fmt: skip
+                s += saved
+                z += saved_z
+            u = v
+            if HAS_BETA:
+                bt, _ = load_beta(beta, b, head, rows, NEVER, BETA, length)
+                overlap = tl.dot(k, tl.trans(k), input_precision=PRECISION) * decay
+                overlap = tl.where(i > j, overlap, 0.0)
+                wanted = v.to(tl.float32)
+                if HAS_BEFORE:
+                    predicted = tl.dot(k, s.to(k.dtype), input_precision=PRECISION)
+                    wanted -= predicted * from_start[:, None]
+                inverse = unit_lower_inverse(overlap * bt[:, None], BLOCK_T, SOLVE_PRECISION)
+                solved = tl.dot(inverse, wanted * bt[:, None], input_precision=SOLVE_PRECISION)
+                u = solved.to(v.dtype)
+            weights = tl.dot(q, tl.trans(k), input_precision=PRECISION) * SCALE
+            weights = tl.where(i >= j, weights * decay, 0.0).to(k.dtype)
+            d_total = tl.zeros([BLOCK_T], tl.float32)
+            if NORMALIZE:
+                result = tl.dot(weights, u, input_precision=PRECISION)
+                total = tl.sum(weights.to(tl.float32), axis=1)
+                if HAS_BEFORE:
+                    seen = tl.dot(q, s.to(q.dtype), input_precision=PRECISION)
+                    result += seen * (SCALE * from_start)[:, None]
+                    total += SCALE * from_start * tl.sum(q.to(tl.float32) * z[None, :], axis=1)
+                inverse_total = tl.where(total == 0, 0.0, 1 / total)
+                d_result = do.to(tl.float32) * inverse_total[:, None]
+                d_total = -tl.sum(d_result * result, axis=1) * inverse_total
+                do = d_result.to(do.dtype)
+            du = tl.dot(tl.trans(weights), do, input_precision=PRECISION)
+            d_weights = tl.dot(do, tl.trans(u), input_precision=PRECISION) + d_total[:, None]
+            d_scores = tl.where(i >= j, d_weights * decay, 0.0).to(q.dtype)
+            dq = tl.dot(d_scores, k, input_precision=PRECISION)
+            dk = tl.dot(tl.trans(d_scores), q, input_precision=PRECISION) * SCALE
+            if HAS_BEFORE:
+                read = tl.dot(do, tl.trans(s.to(do.dtype)), input_precision=PRECISION)
+                dq += (read + d_total[:, None] * z[None, :]) * from_start[:, None]
+            dq *= SCALE
+            coarse_end = last_of(coarse, BLOCK_T)
+            fine_end = last_of(fine, BLOCK_T)
+            to_end = tl.exp((coarse_end - coarse) + (fine_end - fine))
+            whole = tl.exp(coarse_end + fine_end)
+            d_end = 0.0
+            if HAS_AFTER:
+                kept = tl.dot(k, ds.to(k.dtype), input_precision=PRECISION)
+                du += kept * to_end[:, None]
+                written = tl.dot(u, tl.trans(ds.to(u.dtype)), input_precision=PRECISION)
+                written = (written + dz[None, :]) * to_end[:, None]
+                dk += written
+                d_end = tl.sum(tl.sum(k.to(tl.float32) * written, axis=1))
+                d_end += whole * (tl.sum(tl.sum(ds * s, axis=1)) + tl.sum(dz * z))
+            d_decay = tl.sum(q.to(tl.float32) * dq, axis=1)
+            if HAS_BETA:
+                dr = tl.dot(tl.trans(inverse), du, input_precision=SOLVE_PRECISION)
+                error = wanted - tl.dot(overlap.to(u.dtype), u, input_precision=PRECISION)
+                d_numbers = tl.sum(dr * error, axis=1)
+                store_numbers(
+                    d_beta, tl.where(rows < length, d_numbers, 0.0), b, head, rows, D_NUMBERS, T
+                )
+                dr *= bt[:, None]
+                dv = dr.to(v.dtype)
+                d_overlap = tl.dot(dv, tl.trans(u), input_precision=PRECISION) * decay
+                d_overlap = tl.where(i > j, -d_overlap, 0.0).to(k.dtype)
+                as_row = tl.dot(d_overlap, k, input_precision=PRECISION)
+                dk += tl.dot(tl.trans(d_overlap), k, input_precision=PRECISION)
+                if HAS_BEFORE:
+                    read = tl.dot(dv, tl.trans(s.to(dv.dtype)), input_precision=PRECISION)
+                    as_row -= read * from_start[:, None]
+                d_decay += tl.sum(k.to(tl.float32) * (as_row - dk), axis=1)
+                dk += as_row
+                du = dr
+            else:
+                d_decay -= tl.sum(k.to(tl.float32) * dk, axis=1)
+            if HAS_DECAY:
+                d_given = tl.cumsum(d_decay, 0, reverse=True) + d_end
+                d_given = tl.where((rows < length) & (given > LOWEST), d_given, 0.0)
+                store_numbers(d_log_decay, d_given, b, head, rows, D_NUMBERS, T)
+            if HAS_KEY_LENGTHS:
+                dk = tl.where((rows < length)[:, None], dk, 0.0)
+                du = tl.where((rows < length)[:, None], du, 0.0)
+            store_tile(d_query, dq, b, head, rows, features, D_QUERY, T, H, EXACT)
+            store_tile(d_key, dk, b, head, rows, features, D_QUERY, T, H, EXACT)
+            store_tile(d_value, du, b, head, rows, columns, D_VALUE, T, V, EXACT)
+            if HAS_INITIAL or CHUNKS > 1:
+                read_q = (q.to(tl.float32) * (SCALE * from_start)[:, None]).to(q.dtype)
+                ds = ds * whole + tl.dot(tl.trans(read_q), do, input_precision=PRECISION)
+                dz = dz * whole + tl.sum(
+                    q.to(tl.float32) * (SCALE * from_start * d_total)[:, None], axis=0
+                )
+                if HAS_BETA:
+                    read_k = (k.to(tl.float32) * from_start[:, None]).to(k.dtype)
+                    ds -= tl.dot(tl.trans(read_k), dv, input_precision=PRECISION)
+        if HAS_INITIAL:
+            store_state(d_initial, ds, dz, b, head, features, columns, N * H * W, H, V, NORMALIZE)
