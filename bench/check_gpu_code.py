@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    from icl.kernels.attention.workloads import WORKLOADS
+    from gpu_code.calls import WORKLOADS
 
     parser = argparse.ArgumentParser(prog="bench/check_gpu_code.py", description=__doc__)
     parser.add_argument("workloads", nargs="*", help=f"{', '.join(WORKLOADS)}; all unless given")

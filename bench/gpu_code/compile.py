@@ -20,9 +20,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from icl.kernels.attention.workloads import WORKLOADS
-
-from .launches import OPTION_WORKLOADS, OPTIONS, SINGLE, Case, Launch, launches, tuned_devices
+from .calls import OPS, SINGLE, WORKLOADS
+from .launches import Case, Launch, launches, tuned_devices
 
 CUOBJDUMP = Path(triton.__file__).with_name("backends") / "nvidia" / "bin" / "cuobjdump"
 POINTERS = {
@@ -63,12 +62,14 @@ def check(workloads: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
     wanted += [
         # sm_80 has the least shared memory, which only wide heads and float32 are near to fill.
         ("sm_80" if option.endswith("wide") or option in SINGLE else "sm_90", Case(name, option))
-        for option in OPTIONS
-        for name in OPTION_WORKLOADS
+        for op in OPS.values()
+        for option in op.options
+        for name in op.option_workloads
         if name in workloads
     ]
     for device, capability in tuned_devices().items():
-        wanted += [(f"sm_{capability}", Case(name, device=device)) for name in workloads]
+        tuned = [name for name in workloads if WORKLOADS[name][0] == "attention"]
+        wanted += [(f"sm_{capability}", Case(name, device=device)) for name in tuned]
     jobs = []
     for arch, case in wanted:
         target = ARCHITECTURES[arch].target
@@ -207,7 +208,7 @@ def _failures(row: dict[str, Any]) -> list[str]:
     limit = ARCHITECTURES[row["arch"]].program_kib * KIB
     if row["shared"] > limit:
         found.append(f"{name}: {row['shared']} bytes of shared memory, there are {limit}")
-    is_target = WORKLOADS[row["workload"]].T <= SHORT and not row["option"]
+    is_target = WORKLOADS[row["workload"]][1].T <= SHORT and not row["option"]
     if row["stack"] and is_target and row["arch"].startswith("sm_"):
         found.append(f"{name}: {row['stack']} bytes of stack, where nothing may spill")
     return found

@@ -1,7 +1,6 @@
 """The kernel launches that the library makes, found by tracing it without running anything."""
 
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from unittest import mock
@@ -9,24 +8,18 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from icl.kernels import dot_product_attention, packed_dot_product_attention, targeting
-from icl.kernels.attention import launch, triton
-from icl.kernels.attention.workloads import WORKLOADS, Workload
+from icl.kernels import targeting
+from icl.kernels.attention import launch
+from icl.kernels.attention import triton as attention_triton
+from icl.kernels.linear_attention import triton as linear_triton
 
-# A row of one tile and one warp, one of a whole block, one of several blocks, and the tiled form.
-OPTION_WORKLOADS = ("tiny-causal", "garg", "medium-full", "long-causal")
-# Options that are about float32, and JAX's default_matmul_precision for each.
-SINGLE = {"float32": None, "tf32": "tensorfloat32", "tf32x3": "high", "float32 wide": None}
-OPTIONS = (
-    "bias", "batch bias", "mask", "lengths", "window", "grouped", "packed", "float16", "wide",
-    *SINGLE,
-)  # fmt: skip
-WIDE = 256  # features of a head, the most that there may be
+from .calls import SINGLE, call, gradient
+
 CAPABILITIES = {"a100": 80, "h100": 90, "h200": 90, "gh200": 90, "b200": 100, "gb200": 100}
 
 
 class Case(NamedTuple):
-    """A named workload, with one of `OPTIONS` or none; a tuned table's device, or the heuristic."""
+    """A named workload, with one of its op's options or none; a tuned table's device, or the heuristic."""
 
     workload: str
     option: str = ""
@@ -62,14 +55,18 @@ class Launch:
 
     @property
     def tile(self) -> str:
-        """As "64x64*8": queries, keys, and batch rows of a program where there are several."""
+        """As "64x64*8": queries, keys, and batch rows of a program where there are several.
+
+        Linear attention has one length for both, a chunk's.
+        """
         rows = self.constants.get("ROWS", 1)
-        size = f"{self.constants['BLOCK_T']}x{self.constants['BLOCK_S']}"
+        sides = [self.constants.get(name) for name in ("BLOCK_T", "BLOCK_S")]
+        size = "x".join(str(side) for side in sides if side)
         return size + (f"*{rows}" if rows > 1 else "")
 
 
 def launches(case: Case, platform: str, capability: int | None) -> list[Launch]:
-    """Those of attention and of its gradient, as traced for a machine that need not be here."""
+    """Those of an op and of its gradient, as traced for a machine that need not be here."""
     found: dict[str, Launch] = {}
 
     def record(kernel, programs, inputs, outputs, constants, *, num_warps, num_stages):
@@ -82,56 +79,16 @@ def launches(case: Case, platform: str, capability: int | None) -> list[Launch]:
         found[repr(made)] = made
         return [jnp.zeros(out.shape, out.dtype) for out in outputs]
 
-    function, arguments = attention_gradient(WORKLOADS[case.workload], case.option)
+    function, arguments = call(case.workload, case.option)
     jax.clear_caches()  # a trace that JAX remembers would make no call
     with (
         targeting(platform, capability, case.device),
         jax.default_matmul_precision(SINGLE.get(case.option)),
-        mock.patch.object(triton, "triton_call", record),
+        mock.patch.object(attention_triton, "triton_call", record),
+        mock.patch.object(linear_triton, "triton_call", record),
     ):
-        jax.eval_shape(function, *arguments)
+        jax.eval_shape(gradient(function), *arguments)
     return list(found.values())
-
-
-def attention_gradient(workload: Workload, option: str) -> tuple[Callable, tuple]:
-    """A function that runs attention forward and backward, and the shapes of its arguments."""
-    batch, length, heads, width, is_causal = workload
-    width = WIDE if option.endswith("wide") else width
-    dtype = jnp.dtype(
-        "float32" if option in SINGLE else "float16" if option == "float16" else "bfloat16"
-    )
-    array = lambda *shape, dtype=dtype: jax.ShapeDtypeStruct(shape, dtype)
-    attend = packed_dot_product_attention if option == "packed" else dot_product_attention
-    key_heads = max(1, heads // 4) if option == "grouped" else heads
-    tensors = (
-        (array(batch, length, 3, heads, width),)
-        if option == "packed"
-        else (
-            array(batch, length, heads, width),
-            array(batch, length, key_heads, width),
-            array(batch, length, key_heads, width),
-        )
-    )
-    bias, extras = None, {}
-    static: dict[str, Any] = dict(is_causal=is_causal, implementation="triton")
-    if option == "bias":
-        bias = array(heads, length, length, dtype=jnp.float32)
-    elif option == "batch bias":
-        bias = array(batch, heads, length, length)
-    elif option == "mask":
-        extras["mask"] = array(batch, 1, length, length, dtype=jnp.bool_)
-    elif option == "lengths":
-        for name in ("query_seq_lengths", "key_value_seq_lengths"):
-            extras[name] = array(batch, dtype=jnp.int32)
-    elif option == "window":
-        static["local_window_size"] = (length // 4, length // 4)
-
-    def gradient(tensors, bias, extras):
-        call = lambda tensors, bias: attend(*tensors, bias=bias, **extras, **static)
-        out, pull_back = jax.vjp(call, tensors, bias)
-        return out, pull_back(out)
-
-    return gradient, (tensors, bias, extras)
 
 
 def tuned_devices() -> dict[str, int]:

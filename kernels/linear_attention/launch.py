@@ -1,14 +1,12 @@
 """How the Triton kernels are launched."""
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from ..dispatch import target
 from .problem import Dimensions, Operands, Problem
 
 # Below this a GPU is not full, and batch rows are not put together.

@@ -124,8 +124,6 @@ def _constants(problem: Problem, operands: Operands, config: launch.Config, **mo
         LOG_DECAY=step(operands.log_decay),
         HAS_BETA=operands.beta is not None,
         HAS_DECAY=operands.log_decay is not None,
-        # What is solved for is rounded to the inputs' dtype, which tf32 is as exact as.
-        SOLVE_PRECISION="tf32" if operands.query.dtype != jnp.float32 else precision,
     )
 
 

@@ -18,7 +18,7 @@ from ..tiles import load_length, load_tile, store_tile
 from .triton_tiles import (
     LOWEST,
     NEVER,
-    last_of,
+    decays,
     load_beta,
     load_decay,
     load_finite,
@@ -30,13 +30,11 @@ from .triton_tiles import (
 
 
 @triton.jit
-def _between(coarse, fine, HAS_DECAY: tl.constexpr, SIZE: tl.constexpr):
-    """exp(G_t - G_s), or 1; anything for later s, which are hidden anyway."""
-    decay = tl.full([SIZE, SIZE], 1.0, tl.float32)
+def _times(tile, decay, HAS_DECAY: tl.constexpr):
+    """A tile with each row, or all of it, times a decay; as it is where nothing decays."""
     if HAS_DECAY:
-        passed = (coarse[:, None] - coarse[None, :]) + (fine[:, None] - fine[None, :])
-        decay = tl.exp(passed)
-    return decay
+        tile = (tile.to(tl.float32) * decay).to(tile.dtype)
+    return tile
 
 
 @triton.jit
@@ -72,7 +70,6 @@ def forward_kernel(
     RETURNS_STATE: tl.constexpr,
     SAVE_EVERY: tl.constexpr,
     PRECISION: tl.constexpr,
-    SOLVE_PRECISION: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_V: tl.constexpr,
@@ -106,7 +103,6 @@ def forward_kernel(
                         N * SAVED * H * W, H, V, NORMALIZE,
                     )  # fmt: skip
             rows = start + tl.arange(0, BLOCK_T)
-            q = load_tile(query, b, head, rows, features, QUERY, T, H, EXACT)
             k, first = load_finite(
                 key, b, head, rows, features, first, KEY, length, H, EXACT and not HAS_KEY_LENGTHS
             )
@@ -114,46 +110,43 @@ def forward_kernel(
                 value, b, head, rows, columns, first, VALUE, length, V,
                 EXACT and not HAS_KEY_LENGTHS,
             )  # fmt: skip
-            coarse = tl.zeros([BLOCK_T], tl.float32)
-            fine = tl.zeros([BLOCK_T], tl.float32)
+            between, from_start, to_end, whole = 1.0, 1.0, 1.0, 1.0
             if HAS_DECAY:
                 coarse, fine, _, first = load_decay(
                     log_decay, b, head, rows, first, LOG_DECAY, length
                 )
-            decay = _between(coarse, fine, HAS_DECAY, BLOCK_T)
-            from_start = tl.exp(coarse + fine)
+                between, from_start, to_end, whole = decays(coarse, fine, BLOCK_T)
             if HAS_BETA:
                 bt, first = load_beta(beta, b, head, rows, first, BETA, length)
-                overlap = tl.dot(k, tl.trans(k), input_precision=PRECISION) * decay
-                overlap = tl.where(i > j, overlap * bt[:, None], 0.0)
+                overlap = tl.dot(k, tl.trans(k), input_precision=PRECISION)
+                overlap = tl.where(i > j, _times(overlap, between, HAS_DECAY) * bt[:, None], 0.0)
                 wanted = u.to(tl.float32)
                 if HAS_INITIAL or not ONE_CHUNK:
                     predicted = tl.dot(k, s.to(k.dtype), input_precision=PRECISION)
-                    wanted -= predicted * from_start[:, None]
-                inverse = unit_lower_inverse(overlap, BLOCK_T, SOLVE_PRECISION)
-                solved = tl.dot(inverse, wanted * bt[:, None], input_precision=SOLVE_PRECISION)
-                u = solved.to(u.dtype)
+                    wanted -= _times(predicted, from_start, HAS_DECAY)
+                inverse = unit_lower_inverse(overlap, k.dtype, BLOCK_T, PRECISION)
+                side = (wanted * bt[:, None]).to(k.dtype)
+                u = tl.dot(inverse, side, input_precision=PRECISION).to(k.dtype)
+            q = load_tile(query, b, head, rows, features, QUERY, T, H, EXACT)
             weights = tl.dot(q, tl.trans(k), input_precision=PRECISION) * SCALE
-            weights = tl.where(i >= j, weights * decay, 0.0).to(k.dtype)
+            weights = tl.where(i >= j, _times(weights, between, HAS_DECAY), 0.0).to(k.dtype)
             result = tl.dot(weights, u, input_precision=PRECISION)
             if HAS_INITIAL or not ONE_CHUNK:
                 seen = tl.dot(q, s.to(q.dtype), input_precision=PRECISION)
-                result += seen * (SCALE * from_start)[:, None]
+                result += _times(seen, from_start, HAS_DECAY) * SCALE
             if NORMALIZE:
-                total = tl.sum(weights.to(tl.float32), axis=1)
-                total += SCALE * from_start * tl.sum(q.to(tl.float32) * z[None, :], axis=1)
-                result = tl.where(total == 0, 0.0, 1 / total)[:, None] * result
+                total = tl.sum(weights.to(tl.float32), axis=1, keep_dims=True)
+                read = tl.sum(q.to(tl.float32) * z[None, :], axis=1, keep_dims=True)
+                total += _times(read, from_start, HAS_DECAY) * SCALE
+                result *= tl.where(total == 0, 0.0, 1 / total)
             result = tl.where((rows >= first)[:, None], float("nan"), result)
             store_tile(out, result, b, head, rows, columns, OUT, T, V, EXACT)
             if RETURNS_STATE or not ONE_CHUNK:
-                coarse_end = last_of(coarse, BLOCK_T)
-                fine_end = last_of(fine, BLOCK_T)
-                to_end = tl.exp((coarse_end - coarse) + (fine_end - fine))
-                whole = tl.exp(coarse_end + fine_end)
-                left = k.to(tl.float32) * to_end[:, None]
-                added = tl.dot(tl.trans(left.to(k.dtype)), u, input_precision=PRECISION)
-                s = s * whole + added
-                z = z * whole + tl.sum(left, axis=0)
+                left = _times(k, to_end, HAS_DECAY)
+                s = _times(s, whole, HAS_DECAY)
+                s += tl.dot(tl.trans(left), u, input_precision=PRECISION)
+                if NORMALIZE:
+                    z = _times(z, whole, HAS_DECAY) + tl.sum(left.to(tl.float32), axis=0)
         if RETURNS_STATE:
             s = tl.where(first < NEVER, float("nan"), s)
             store_state(state, s, z, b, head, features, columns, N * H * W, H, V, NORMALIZE)
@@ -201,7 +194,6 @@ def backward_kernel(
     HAS_INITIAL: tl.constexpr,
     RETURNS_STATE: tl.constexpr,
     PRECISION: tl.constexpr,
-    SOLVE_PRECISION: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_V: tl.constexpr,
@@ -228,8 +220,6 @@ def backward_kernel(
         for passed in range(CHUNKS):
             chunk = CHUNKS - 1 - passed
             rows = chunk * BLOCK_T + tl.arange(0, BLOCK_T)
-            q = load_tile(query, b, head, rows, features, QUERY, T, H, EXACT)
-            do = load_tile(d_out, b, head, rows, columns, D_OUT, T, V, EXACT)
             k, _ = load_finite(
                 key, b, head, rows, features, NEVER, KEY, length, H, EXACT and not HAS_KEY_LENGTHS
             )
@@ -237,14 +227,12 @@ def backward_kernel(
                 value, b, head, rows, columns, NEVER, VALUE, length, V,
                 EXACT and not HAS_KEY_LENGTHS,
             )  # fmt: skip
-            coarse = tl.zeros([BLOCK_T], tl.float32)
-            fine = tl.zeros([BLOCK_T], tl.float32)
+            between, from_start, to_end, whole = 1.0, 1.0, 1.0, 1.0
             if HAS_DECAY:
                 coarse, fine, given, _ = load_decay(
                     log_decay, b, head, rows, NEVER, LOG_DECAY, length
                 )
-            decay = _between(coarse, fine, HAS_DECAY, BLOCK_T)
-            from_start = tl.exp(coarse + fine)
+                between, from_start, to_end, whole = decays(coarse, fine, BLOCK_T)
             s = tl.zeros([BLOCK_H, BLOCK_V], tl.float32)
             z = tl.zeros([BLOCK_H], tl.float32)
             if HAS_INITIAL:
@@ -270,91 +258,102 @@ def backward_kernel(
             u = v
             if HAS_BETA:
                 bt, _ = load_beta(beta, b, head, rows, NEVER, BETA, length)
-                overlap = tl.dot(k, tl.trans(k), input_precision=PRECISION) * decay
-                overlap = tl.where(i > j, overlap, 0.0)
-                wanted = v.to(tl.float32)
+                overlap = tl.dot(k, tl.trans(k), input_precision=PRECISION)
+                overlap = tl.where(i > j, _times(overlap, between, HAS_DECAY), 0.0)
+                error = v.to(tl.float32)
                 if HAS_BEFORE:
                     predicted = tl.dot(k, s.to(k.dtype), input_precision=PRECISION)
-                    wanted -= predicted * from_start[:, None]
-                inverse = unit_lower_inverse(overlap * bt[:, None], BLOCK_T, SOLVE_PRECISION)
-                solved = tl.dot(inverse, wanted * bt[:, None], input_precision=SOLVE_PRECISION)
-                u = solved.to(v.dtype)
+                    error -= _times(predicted, from_start, HAS_DECAY)
+                inverse = unit_lower_inverse(overlap * bt[:, None], k.dtype, BLOCK_T, PRECISION)
+                side = (error * bt[:, None]).to(k.dtype)
+                u = tl.dot(inverse, side, input_precision=PRECISION).to(k.dtype)
+                error -= tl.dot(overlap.to(k.dtype), u, input_precision=PRECISION)
+            # Back from this chunk's outputs, to the queries and to what was added.
+            q = load_tile(query, b, head, rows, features, QUERY, T, H, EXACT)
+            do = load_tile(d_out, b, head, rows, columns, D_OUT, T, V, EXACT)
             weights = tl.dot(q, tl.trans(k), input_precision=PRECISION) * SCALE
-            weights = tl.where(i >= j, weights * decay, 0.0).to(k.dtype)
-            d_total = tl.zeros([BLOCK_T], tl.float32)
+            weights = tl.where(i >= j, _times(weights, between, HAS_DECAY), 0.0).to(k.dtype)
             if NORMALIZE:
                 result = tl.dot(weights, u, input_precision=PRECISION)
-                total = tl.sum(weights.to(tl.float32), axis=1)
+                total = tl.sum(weights.to(tl.float32), axis=1, keep_dims=True)
                 if HAS_BEFORE:
                     seen = tl.dot(q, s.to(q.dtype), input_precision=PRECISION)
-                    result += seen * (SCALE * from_start)[:, None]
-                    total += SCALE * from_start * tl.sum(q.to(tl.float32) * z[None, :], axis=1)
+                    result += _times(seen, from_start, HAS_DECAY) * SCALE
+                    read = tl.sum(q.to(tl.float32) * z[None, :], axis=1, keep_dims=True)
+                    total += _times(read, from_start, HAS_DECAY) * SCALE
                 inverse_total = tl.where(total == 0, 0.0, 1 / total)
-                d_result = do.to(tl.float32) * inverse_total[:, None]
-                d_total = -tl.sum(d_result * result, axis=1) * inverse_total
+                d_result = do.to(tl.float32) * inverse_total
+                d_total = -tl.sum(d_result * result, axis=1, keep_dims=True) * inverse_total
                 do = d_result.to(do.dtype)
-            du = tl.dot(tl.trans(weights), do, input_precision=PRECISION)
-            d_weights = tl.dot(do, tl.trans(u), input_precision=PRECISION) + d_total[:, None]
-            d_scores = tl.where(i >= j, d_weights * decay, 0.0).to(q.dtype)
+            d_scores = tl.dot(do, tl.trans(u), input_precision=PRECISION)
+            if NORMALIZE:
+                d_scores += d_total
+            d_scores = tl.where(i >= j, _times(d_scores, between, HAS_DECAY) * SCALE, 0.0)
+            d_scores = d_scores.to(q.dtype)
             dq = tl.dot(d_scores, k, input_precision=PRECISION)
-            dk = tl.dot(tl.trans(d_scores), q, input_precision=PRECISION) * SCALE
+            dk = tl.dot(tl.trans(d_scores), q, input_precision=PRECISION)
+            du = tl.dot(tl.trans(weights), do, input_precision=PRECISION)
             if HAS_BEFORE:
                 read = tl.dot(do, tl.trans(s.to(do.dtype)), input_precision=PRECISION)
-                dq += (read + d_total[:, None] * z[None, :]) * from_start[:, None]
-            dq *= SCALE
-            coarse_end = last_of(coarse, BLOCK_T)
-            fine_end = last_of(fine, BLOCK_T)
-            to_end = tl.exp((coarse_end - coarse) + (fine_end - fine))
-            whole = tl.exp(coarse_end + fine_end)
-            d_end = 0.0
+                if NORMALIZE:
+                    read += d_total * z[None, :]
+                dq += _times(read, from_start, HAS_DECAY) * SCALE
+            store_tile(d_query, dq, b, head, rows, features, D_QUERY, T, H, EXACT)
+            if HAS_DECAY:
+                d_decay = tl.sum(q.to(tl.float32) * dq, axis=1)
             if HAS_AFTER:
-                kept = tl.dot(k, ds.to(k.dtype), input_precision=PRECISION)
-                du += kept * to_end[:, None]
-                written = tl.dot(u, tl.trans(ds.to(u.dtype)), input_precision=PRECISION)
-                written = (written + dz[None, :]) * to_end[:, None]
-                dk += written
-                d_end = tl.sum(tl.sum(k.to(tl.float32) * written, axis=1))
-                d_end += whole * (tl.sum(tl.sum(ds * s, axis=1)) + tl.sum(dz * z))
-            d_decay = tl.sum(q.to(tl.float32) * dq, axis=1)
+                # Back from what later chunks made of the state.
+                left = _times(k, to_end, HAS_DECAY)
+                kept = tl.dot(left, ds.to(k.dtype), input_precision=PRECISION)
+                du += kept
+                if HAS_DECAY:
+                    d_end = tl.sum(tl.sum(kept * u.to(tl.float32), axis=1))
+                    d_end += tl.sum(tl.sum(left.to(tl.float32) * dz[None, :], axis=1))
+                    d_end += whole * (tl.sum(tl.sum(ds * s, axis=1)) + tl.sum(dz * z))
+                left = _times(u, to_end, HAS_DECAY)
+                dk += tl.dot(left, tl.trans(ds.to(u.dtype)), input_precision=PRECISION)
+                if NORMALIZE:
+                    dk += _times(tl.zeros([BLOCK_T, 1], tl.float32) + 1, to_end, HAS_DECAY) * dz
+            if HAS_INITIAL or CHUNKS > 1:
+                read_q = _times(q, from_start, HAS_DECAY)
+                read = tl.dot(tl.trans(read_q), do, input_precision=PRECISION)
+                ds = _times(ds, whole, HAS_DECAY) + read * SCALE
+                if NORMALIZE:
+                    read = tl.sum(read_q.to(tl.float32) * d_total, axis=0)
+                    dz = _times(dz, whole, HAS_DECAY) + read * SCALE
             if HAS_BETA:
-                dr = tl.dot(tl.trans(inverse), du, input_precision=SOLVE_PRECISION)
-                error = wanted - tl.dot(overlap.to(u.dtype), u, input_precision=PRECISION)
-                d_numbers = tl.sum(dr * error, axis=1)
-                store_numbers(
-                    d_beta, tl.where(rows < length, d_numbers, 0.0), b, head, rows, D_NUMBERS, T
-                )
-                dr *= bt[:, None]
-                dv = dr.to(v.dtype)
-                d_overlap = tl.dot(dv, tl.trans(u), input_precision=PRECISION) * decay
-                d_overlap = tl.where(i > j, -d_overlap, 0.0).to(k.dtype)
+                # Back through the system, to keys, values and beta.
+                dr = tl.dot(tl.trans(inverse), du.to(k.dtype), input_precision=PRECISION)
+                d_numbers = tl.where(rows < length, tl.sum(dr * error, axis=1), 0.0)
+                store_numbers(d_beta, d_numbers, b, head, rows, D_NUMBERS, T)
+                du = dr * bt[:, None]
+                dv = du.to(k.dtype)
+                d_overlap = tl.dot(dv, tl.trans(u), input_precision=PRECISION)
+                d_overlap = tl.where(i > j, _times(d_overlap, between, HAS_DECAY), 0.0)
+                d_overlap = d_overlap.to(k.dtype)
+                dk -= tl.dot(tl.trans(d_overlap), k, input_precision=PRECISION)
                 as_row = tl.dot(d_overlap, k, input_precision=PRECISION)
-                dk += tl.dot(tl.trans(d_overlap), k, input_precision=PRECISION)
                 if HAS_BEFORE:
                     read = tl.dot(dv, tl.trans(s.to(dv.dtype)), input_precision=PRECISION)
-                    as_row -= read * from_start[:, None]
-                d_decay += tl.sum(k.to(tl.float32) * (as_row - dk), axis=1)
-                dk += as_row
-                du = dr
-            else:
+                    as_row += _times(read, from_start, HAS_DECAY)
+                if HAS_DECAY:
+                    d_decay -= tl.sum(k.to(tl.float32) * (dk + as_row), axis=1)
+                dk -= as_row
+                if HAS_INITIAL or CHUNKS > 1:
+                    read_k = _times(k, from_start, HAS_DECAY)
+                    ds -= tl.dot(tl.trans(read_k), dv, input_precision=PRECISION)
+            elif HAS_DECAY:
                 d_decay -= tl.sum(k.to(tl.float32) * dk, axis=1)
             if HAS_DECAY:
-                d_given = tl.cumsum(d_decay, 0, reverse=True) + d_end
+                d_given = tl.cumsum(d_decay, 0, reverse=True)
+                if HAS_AFTER:
+                    d_given += d_end
                 d_given = tl.where((rows < length) & (given > LOWEST), d_given, 0.0)
                 store_numbers(d_log_decay, d_given, b, head, rows, D_NUMBERS, T)
             if HAS_KEY_LENGTHS:
                 dk = tl.where((rows < length)[:, None], dk, 0.0)
                 du = tl.where((rows < length)[:, None], du, 0.0)
-            store_tile(d_query, dq, b, head, rows, features, D_QUERY, T, H, EXACT)
             store_tile(d_key, dk, b, head, rows, features, D_QUERY, T, H, EXACT)
             store_tile(d_value, du, b, head, rows, columns, D_VALUE, T, V, EXACT)
-            if HAS_INITIAL or CHUNKS > 1:
-                read_q = (q.to(tl.float32) * (SCALE * from_start)[:, None]).to(q.dtype)
-                ds = ds * whole + tl.dot(tl.trans(read_q), do, input_precision=PRECISION)
-                dz = dz * whole + tl.sum(
-                    q.to(tl.float32) * (SCALE * from_start * d_total)[:, None], axis=0
-                )
-                if HAS_BETA:
-                    read_k = (k.to(tl.float32) * from_start[:, None]).to(k.dtype)
-                    ds -= tl.dot(tl.trans(read_k), dv, input_precision=PRECISION)
         if HAS_INITIAL:
             store_state(d_initial, ds, dz, b, head, features, columns, N * H * W, H, V, NORMALIZE)

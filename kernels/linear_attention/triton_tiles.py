@@ -74,9 +74,26 @@ def load_decay(pointer, b, head, rows, first, STRIDES: tl.constexpr, LENGTH):
 
 
 @triton.jit
-def last_of(sums, SIZE: tl.constexpr):
-    """The last of `[SIZE]` sums, a scalar."""
-    return tl.sum(tl.where(tl.arange(0, SIZE) == SIZE - 1, sums, 0.0))
+def decays(coarse, fine, SIZE: tl.constexpr):
+    """What is left after the steps of a chunk, from the sums of `load_decay`.
+
+    Returns:
+      between: `[SIZE, SIZE]`, from after step s to step t; anything for later s.
+      from_start: `[SIZE, 1]`, from before the chunk to each step.
+      to_end: `[SIZE, 1]`, from after each step to the chunk's end.
+      whole: a scalar.
+    """
+    last = tl.arange(0, SIZE) == SIZE - 1
+    coarse_end = tl.sum(tl.where(last, coarse, 0.0))
+    fine_end = tl.sum(tl.where(last, fine, 0.0))
+    between = (coarse[:, None] - coarse[None, :]) + (fine[:, None] - fine[None, :])
+    to_end = (coarse_end - coarse) + (fine_end - fine)
+    return (
+        tl.exp(between),
+        tl.exp(coarse + fine)[:, None],
+        tl.exp(to_end)[:, None],
+        tl.exp(coarse_end + fine_end),
+    )
 
 
 @triton.jit
@@ -137,22 +154,25 @@ def store_state(
 
 
 @triton.jit
-def unit_lower_inverse(lower, SIZE: tl.constexpr, PRECISION: tl.constexpr):
+def unit_lower_inverse(lower, dtype: tl.constexpr, SIZE: tl.constexpr, PRECISION: tl.constexpr):
     """`(I + lower)^-1` of a strictly lower triangular matrix.
 
     The inverses of the blocks on the diagonal, twice as large each time: that of [[A, 0], [C, B]]
     has -B^-1 C A^-1 below its diagonal. A series of powers would be shorter, and lose all digits
     where keys are alike.
+
+    Products are of `dtype`, sums float32.
     """
     i = tl.arange(0, SIZE)[:, None]
     j = tl.arange(0, SIZE)[None, :]
     inverse = tl.where(i == j, 1.0, 0.0) - tl.where(i // 2 == j // 2, lower, 0.0)
-    for level in tl.static_range(1, 8):
-        size: tl.constexpr = 2**level
-        if size < SIZE:
-            corner = tl.where(
-                (i // size != j // size) & (i // (2 * size) == j // (2 * size)), lower, 0
-            )
-            product = tl.dot(inverse, corner, input_precision=PRECISION)
-            inverse -= tl.dot(product, inverse, input_precision=PRECISION)
-    return inverse
+    lower = lower.to(dtype)
+    size = 2
+    # Not unrolled, which would keep the masks of all sizes in registers.
+    while size < SIZE:
+        corner = (i // size != j // size) & (i // (2 * size) == j // (2 * size))
+        narrow = inverse.to(dtype)
+        product = tl.dot(narrow, tl.where(corner, lower, 0.0), input_precision=PRECISION)
+        inverse -= tl.dot(product.to(dtype), narrow, input_precision=PRECISION)
+        size *= 2
+    return inverse.to(dtype)
