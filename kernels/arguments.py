@@ -1,6 +1,7 @@
 """Checks of what users give, that the public functions share."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,7 +44,7 @@ def flat_rows(
     mine, rest = padded[: len(batch)], padded[len(batch) :]
     if all(size == 1 for size in mine):
         return array.reshape(1, *rest)
-    return jnp.broadcast_to(array, (*batch, *rest)).reshape(-1, *rest)
+    return jnp.broadcast_to(array, (*batch, *rest)).reshape(math.prod(batch), *rest)
 
 
 def flat_lengths(name: str, lengths: Any, batch: tuple[int, ...]) -> jax.Array | None:

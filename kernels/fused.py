@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from .dispatch import portable
 from .numerics import sum_to
@@ -32,7 +33,10 @@ def fused(
       prepare: settles the problem of the backward pass before vmap adds rows to the batch.
       plain_saved: what `forward` saves, without kernels; its values are not read.
     """
-    folded_forward, folded_backward = batch_foldable(forward), batch_foldable(backward)
+    folded_forward = batch_foldable(forward)
+    folded_backward = batch_foldable(
+        lambda p, *arrays: backward(p, *_with_rows_of_cotangent(*arrays))
+    )
 
     def whole_backward(problem, operands, saved, d_out):
         gradient = folded_backward(prepare(problem, operands), operands, saved, d_out)
@@ -57,6 +61,15 @@ def fused(
             definition,
         ),
     )
+
+
+def _with_rows_of_cotangent(operands: Any, saved: Any, d_out: Any) -> tuple[Any, Any, Any]:
+    """The same, with a query and saved arrays for each row of a cotangent that alone was mapped."""
+    rows = jax.tree.leaves(d_out)[0].shape[0]
+    if max(leaf.shape[0] for leaf in jax.tree.leaves(operands)) == rows:
+        return operands, saved, d_out
+    repeat = lambda array: jnp.broadcast_to(array, (rows, *array.shape[1:]))
+    return operands._replace(query=repeat(operands.query)), jax.tree.map(repeat, saved), d_out
 
 
 def dtype_refusal(*arrays: Any) -> str | None:

@@ -1,5 +1,6 @@
 """The public functions: arguments checked, implementation chosen."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -154,7 +155,7 @@ def _attend(
     *batch, length, heads, width = query.shape
     batch, steps = tuple(batch), (key.shape[-3], heads)
     columns = value.shape[-1] + normalize
-    flat = lambda array: array.reshape(-1, *array.shape[-3:])
+    flat = lambda array: array.reshape(math.prod(batch), *array.shape[-3:])
     operands = Operands(
         flat(query),
         flat(key),
@@ -227,4 +228,4 @@ def _flat_state(state: Any, batch: tuple[int, ...], shape: tuple[int, ...]) -> j
         raise ValueError(
             f"initial_state must be {(*batch, *shape)} or {shape}, got {state.shape}{hint}"
         )
-    return state.reshape(-1, *shape)
+    return state.reshape(math.prod(batch), *shape)

@@ -61,7 +61,7 @@ def finish(
     if problem.normalize:
         out, total = out[..., :-1], out[..., -1:]
         out = jnp.where(total == 0, 0, out / jnp.where(total == 0, 1, total))
-    last = poison[:, -1:] if poison.shape[1] else jnp.zeros_like(out[:, :1, :, 0])
+    last = poison.sum(axis=1, keepdims=True)
     out = out + (poison if problem.is_causal else last)[..., None]
     out = out.astype(operands.query.dtype)
     if not problem.returns_state:

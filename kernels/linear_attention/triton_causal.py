@@ -38,6 +38,22 @@ def _times(tile, decay, HAS_DECAY: tl.constexpr):
 
 
 @triton.jit
+def _weights(
+    q,
+    k,
+    between,
+    SIZE: tl.constexpr,
+    SCALE: tl.constexpr,
+    HAS_DECAY: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """What each query of a chunk takes of what each of its steps added, `[SIZE, SIZE]`."""
+    weights = tl.dot(q, tl.trans(k), input_precision=PRECISION) * SCALE
+    seen = tl.arange(0, SIZE)[:, None] >= tl.arange(0, SIZE)[None, :]
+    return tl.where(seen, _times(weights, between, HAS_DECAY), 0.0).to(k.dtype)
+
+
+@triton.jit
 def forward_kernel(
     query,
     key,
@@ -128,8 +144,7 @@ def forward_kernel(
                 side = (wanted * bt[:, None]).to(k.dtype)
                 u = tl.dot(inverse, side, input_precision=PRECISION).to(k.dtype)
             q = load_tile(query, b, head, rows, features, QUERY, T, H, EXACT)
-            weights = tl.dot(q, tl.trans(k), input_precision=PRECISION) * SCALE
-            weights = tl.where(i >= j, _times(weights, between, HAS_DECAY), 0.0).to(k.dtype)
+            weights = _weights(q, k, between, BLOCK_T, SCALE, HAS_DECAY, PRECISION)
             result = tl.dot(weights, u, input_precision=PRECISION)
             if HAS_INITIAL or not ONE_CHUNK:
                 seen = tl.dot(q, s.to(q.dtype), input_precision=PRECISION)
@@ -149,6 +164,7 @@ def forward_kernel(
                     z = _times(z, whole, HAS_DECAY) + tl.sum(left.to(tl.float32), axis=0)
         if RETURNS_STATE:
             s = tl.where(first < NEVER, float("nan"), s)
+            z = tl.where(first < NEVER, float("nan"), z)
             store_state(state, s, z, b, head, features, columns, N * H * W, H, V, NORMALIZE)
 
 
@@ -217,7 +233,7 @@ def backward_kernel(
         dz = tl.zeros([BLOCK_H], tl.float32)
         if RETURNS_STATE:
             ds, dz = load_state(d_state, b, head, features, columns, H, D_STATE, H, V, NORMALIZE)
-        for passed in range(CHUNKS):
+        for passed in tl.range(0, CHUNKS, disable_licm=True):
             chunk = CHUNKS - 1 - passed
             rows = chunk * BLOCK_T + tl.arange(0, BLOCK_T)
             k, _ = load_finite(
@@ -255,6 +271,7 @@ def backward_kernel(
                 )  # fmt: skip
                 s += saved
                 z += saved_z
+            narrow_s = s.to(k.dtype)
             u = v
             if HAS_BETA:
                 bt, _ = load_beta(beta, b, head, rows, NEVER, BETA, length)
@@ -262,22 +279,22 @@ def backward_kernel(
                 overlap = tl.where(i > j, _times(overlap, between, HAS_DECAY), 0.0)
                 error = v.to(tl.float32)
                 if HAS_BEFORE:
-                    predicted = tl.dot(k, s.to(k.dtype), input_precision=PRECISION)
+                    predicted = tl.dot(k, narrow_s, input_precision=PRECISION)
                     error -= _times(predicted, from_start, HAS_DECAY)
                 inverse = unit_lower_inverse(overlap * bt[:, None], k.dtype, BLOCK_T, PRECISION)
                 side = (error * bt[:, None]).to(k.dtype)
                 u = tl.dot(inverse, side, input_precision=PRECISION).to(k.dtype)
                 error -= tl.dot(overlap.to(k.dtype), u, input_precision=PRECISION)
+                error = error.to(k.dtype)
             # Back from this chunk's outputs, to the queries and to what was added.
             q = load_tile(query, b, head, rows, features, QUERY, T, H, EXACT)
             do = load_tile(d_out, b, head, rows, columns, D_OUT, T, V, EXACT)
-            weights = tl.dot(q, tl.trans(k), input_precision=PRECISION) * SCALE
-            weights = tl.where(i >= j, _times(weights, between, HAS_DECAY), 0.0).to(k.dtype)
             if NORMALIZE:
+                weights = _weights(q, k, between, BLOCK_T, SCALE, HAS_DECAY, PRECISION)
                 result = tl.dot(weights, u, input_precision=PRECISION)
                 total = tl.sum(weights.to(tl.float32), axis=1, keep_dims=True)
                 if HAS_BEFORE:
-                    seen = tl.dot(q, s.to(q.dtype), input_precision=PRECISION)
+                    seen = tl.dot(q, narrow_s, input_precision=PRECISION)
                     result += _times(seen, from_start, HAS_DECAY) * SCALE
                     read = tl.sum(q.to(tl.float32) * z[None, :], axis=1, keep_dims=True)
                     total += _times(read, from_start, HAS_DECAY) * SCALE
@@ -292,9 +309,11 @@ def backward_kernel(
             d_scores = d_scores.to(q.dtype)
             dq = tl.dot(d_scores, k, input_precision=PRECISION)
             dk = tl.dot(tl.trans(d_scores), q, input_precision=PRECISION)
+            # Again where normalised, rather than in registers until here.
+            weights = _weights(q, k, between, BLOCK_T, SCALE, HAS_DECAY, PRECISION)
             du = tl.dot(tl.trans(weights), do, input_precision=PRECISION)
             if HAS_BEFORE:
-                read = tl.dot(do, tl.trans(s.to(do.dtype)), input_precision=PRECISION)
+                read = tl.dot(do, tl.trans(narrow_s), input_precision=PRECISION)
                 if NORMALIZE:
                     read += d_total * z[None, :]
                 dq += _times(read, from_start, HAS_DECAY) * SCALE
@@ -324,7 +343,9 @@ def backward_kernel(
             if HAS_BETA:
                 # Back through the system, to keys, values and beta.
                 dr = tl.dot(tl.trans(inverse), du.to(k.dtype), input_precision=PRECISION)
-                d_numbers = tl.where(rows < length, tl.sum(dr * error, axis=1), 0.0)
+                d_numbers = tl.sum(dr * error.to(tl.float32), axis=1)
+                if HAS_KEY_LENGTHS:
+                    d_numbers = tl.where(rows < length, d_numbers, 0.0)
                 store_numbers(d_beta, d_numbers, b, head, rows, D_NUMBERS, T)
                 du = dr * bt[:, None]
                 dv = du.to(k.dtype)
@@ -332,13 +353,16 @@ def backward_kernel(
                 d_overlap = tl.where(i > j, _times(d_overlap, between, HAS_DECAY), 0.0)
                 d_overlap = d_overlap.to(k.dtype)
                 dk -= tl.dot(tl.trans(d_overlap), k, input_precision=PRECISION)
-                as_row = tl.dot(d_overlap, k, input_precision=PRECISION)
-                if HAS_BEFORE:
-                    read = tl.dot(dv, tl.trans(s.to(dv.dtype)), input_precision=PRECISION)
-                    as_row += _times(read, from_start, HAS_DECAY)
                 if HAS_DECAY:
-                    d_decay -= tl.sum(k.to(tl.float32) * (dk + as_row), axis=1)
-                dk -= as_row
+                    d_decay -= tl.sum(k.to(tl.float32) * dk, axis=1)
+                    dk_before = dk
+                # And to keys by what they were predicted from.
+                dk -= tl.dot(d_overlap, k, input_precision=PRECISION)
+                if HAS_BEFORE:
+                    read = tl.dot(dv, tl.trans(narrow_s), input_precision=PRECISION)
+                    dk -= _times(read, from_start, HAS_DECAY)
+                if HAS_DECAY:
+                    d_decay += tl.sum(k.to(tl.float32) * (dk - dk_before), axis=1)
                 if HAS_INITIAL or CHUNKS > 1:
                     read_k = _times(k, from_start, HAS_DECAY)
                     ds -= tl.dot(tl.trans(read_k), dv, input_precision=PRECISION)

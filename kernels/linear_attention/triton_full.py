@@ -72,7 +72,8 @@ def forward_kernel(
         broken = first < NEVER
         if RETURNS_STATE:
             given = tl.where(broken, float("nan"), s)
-            store_state(state, given, z, b, head, features, columns, N * H * W, H, V, NORMALIZE)
+            keys = tl.where(broken, float("nan"), z)
+            store_state(state, given, keys, b, head, features, columns, N * H * W, H, V, NORMALIZE)
         for start in range(0, T, BLOCK_T):
             rows = start + tl.arange(0, BLOCK_T)
             q = load_tile(query, b, head, rows, features, QUERY, T, H, T % BLOCK_T == 0)

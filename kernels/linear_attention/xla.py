@@ -3,12 +3,12 @@
 Inside a chunk all steps are taken at once, as attention without a softmax; only the state passes
 from chunk to chunk (Hua et al. 2022, section 3.2). The delta rule first solves a triangular system
 for what each step adds to the state, u (the WY form of Yang et al. 2024, section 3.2), and is then
-linear attention to u. Memory is linear in the length, and every derivative is JAX's own.
+linear attention to u. Memory is linear in the length: what is inside a chunk is computed again for
+the derivatives, all of which are JAX's own.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from .problem import Operands, Problem, Result
 from .reference import finish, prepare
 
 CHUNK = 64
+BLOCK = 8  # of a triangular system, inverted row by row
 
 
 def chunked(problem: Problem, operands: Operands, chunk: int = CHUNK) -> Result:
@@ -30,56 +31,64 @@ def chunked(problem: Problem, operands: Operands, chunk: int = CHUNK) -> Result:
     product = lambda formula, *arrays: exact(
         formula, *(array.astype(operands.query.dtype) for array in arrays)
     )
-    if problem.is_causal:
-        out, state = _causal(problem, clean, chunk, product)
-    else:
+    if not problem.is_causal:
         state = state + product("bsnh,bsnv->bnhv", clean.key, clean.value)
         out = product("btnh,bnhv->btnv", clean.query, state) * problem.scale
+        return finish(problem, operands, out, state, poison)
+    length = clean.query.shape[1]
+    step = functools.partial(_step, product)
+    chunks = jax.tree.map(functools.partial(_cut, chunk=max(1, min(chunk, length))), clean[:5])
+    if length <= chunk:
+        # Nothing came before, which saves the products with it.
+        before = None if operands.initial_state is None else state
+        state, out = step(before, jax.tree.map(lambda array: array[0], chunks))
+        out = out[None]
+    else:
+        state, out = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), state, chunks)
+    out = out.transpose(1, 0, 3, 2, 4)
+    out = out.reshape(out.shape[0], -1, *out.shape[3:])[:, :length] * problem.scale
     return finish(problem, operands, out, state, poison)
 
 
-def _causal(
-    problem: Problem, clean: Operands, chunk: int, product: Callable
+def _step(
+    product: Callable, state: jax.Array | None, chunk: tuple[jax.Array | None, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    length = clean.query.shape[1]
-    chunk = max(1, min(chunk, length))
-    cut = functools.partial(_cut, chunk=chunk)
-    query, key, value, beta, log_decay = map(cut, clean[:5])
-    if log_decay is None:
-        log_decay = jnp.zeros((1, 1, *key.shape[2:4]), key.dtype)
-    between, from_start, to_end, whole = decays(log_decay)
-    weights = product("bncth,bncsh->bncts", query, key) * between * problem.scale
-    keys_to_end = key * to_end[..., None]
-    system = None
+    """A chunk of C steps.
+
+    Args:
+      product: einsum of numbers as narrow as the inputs.
+      state: `[B, N, H, V]` before the chunk; None for 0.
+      chunk: query and key `[B, N, C, H]`, value `[B, N, C, V]`, and beta and log_decay
+        `[B or 1, N, C]`, or None.
+
+    Returns:
+      The state after the chunk, and its outputs without the scale, `[B, N, C, V]`.
+    """
+    query, key, value, beta, log_decay = chunk
+    between, from_start, to_end, whole = jnp.tri(key.shape[2], dtype=key.dtype), None, None, None
+    if log_decay is not None:
+        between, from_start, to_end, whole = decays(log_decay)
+    scaled = lambda array, factor: array if factor is None else array * factor[..., None]
+    weights = product("bnth,bnsh->bnts", query, key) * between
     if beta is not None:
-        overlap = product("bncth,bncsh->bncts", key, key) * between
-        system = jnp.tril(overlap * beta[..., None], -1)
-
-    def step(state, now):
-        key, keys_to_end, value, beta, system, from_start, whole = now
-        if beta is not None:
-            predicted = product("bnth,bnhv->bntv", key, state) * from_start[..., None]
-            value = _solve(system, (value - predicted) * beta[..., None])
-        added = product("bnth,bntv->bnhv", keys_to_end, value)
-        return whole[..., None, None] * state + added, (state, value)
-
-    now = key, keys_to_end, value, beta, system, from_start, whole
-    state, (states, value) = _scan_chunks(step, clean.initial_state, now)
-    out = product("bncts,bncsv->bnctv", weights, value)
-    seen = product("bncth,bnchv->bnctv", query, states)
-    out = out + seen * (from_start[..., None] * problem.scale)
-    out = jnp.moveaxis(out, 1, 3)
-    return out.reshape(out.shape[0], -1, *out.shape[3:])[:, :length], state
+        overlap = product("bnth,bnsh->bnts", key, key) * between
+        if state is not None:
+            value = value - scaled(product("bnth,bnhv->bntv", key, state), from_start)
+        value = _solve(jnp.tril(overlap * beta[..., None], -1), value * beta[..., None])
+    out = product("bnts,bnsv->bntv", weights, value)
+    added = product("bnth,bntv->bnhv", scaled(key, to_end), value)
+    if state is None:
+        return added, out
+    out = out + scaled(product("bnth,bnhv->bntv", query, state), from_start)
+    return scaled(state, whole) + added, out
 
 
-def _cut(array: jax.Array | None, chunk: int) -> jax.Array | None:
-    """`[B, T, N, ...]` as `[B, N, chunks, chunk, ...]`, 0 past T."""
-    if array is None:
-        return None
+def _cut(array: jax.Array, chunk: int) -> jax.Array:
+    """`[B, T, N, ...]` as `[chunks, B, N, chunk, ...]`, 0 past T."""
     batch, length, *rest = array.shape
-    missing = -length % chunk
-    array = jnp.pad(array, [(0, 0), (0, missing), *[(0, 0)] * len(rest)])
-    return jnp.moveaxis(array.reshape(batch, -1, chunk, *rest), 3, 1)
+    array = jnp.pad(array, [(0, 0), (0, -length % chunk), *[(0, 0)] * len(rest)])
+    array = array.reshape(batch, -1, chunk, *rest)
+    return array.transpose(1, 0, 3, 2, *range(4, array.ndim))
 
 
 def decays(log_decay: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -95,7 +104,7 @@ def decays(log_decay: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.A
       between: `[..., C, C]`, from after step s to step t; 0 for later s.
       from_start: `[..., C]`, from before the chunk to each step.
       to_end: `[..., C]`, from after each step to the chunk's end.
-      whole: `[...]`.
+      whole: `[..., 1]`.
     """
     # What is below decays to 0 in this dtype anyway, and infinities have no differences.
     lowest = 1.5 * jnp.log(jnp.finfo(log_decay.dtype).tiny)
@@ -111,7 +120,7 @@ def decays(log_decay: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.A
         between,
         jnp.exp(sum(sums)),
         jnp.exp(sum(s[..., -1:] - s for s in sums)),
-        jnp.exp(sum(s[..., -1] for s in sums)),
+        jnp.exp(sum(s[..., -1:] for s in sums)),
     )
 
 
@@ -122,27 +131,35 @@ def _solve(system: jax.Array, side: jax.Array) -> jax.Array:
       system: `[..., C, C]`, 0 but below the diagonal.
       side: `[..., C, V]`.
     """
-    solve = functools.partial(
-        jax.lax.linalg.triangular_solve, system, left_side=True, lower=True, unit_diagonal=True
-    )
-    # Its derivatives are solutions again; those of triangular_solve take XLA's CPU minutes.
+    inverse = _inverse(jax.lax.stop_gradient(system))
+    # Its derivatives are solutions again.
     return jax.lax.custom_linear_solve(
-        lambda u: u + jnp.matmul(system, u, precision=jax.lax.Precision.HIGHEST),
+        lambda u: u + _product(system, u),
         side,
-        lambda _, side: solve(side),
-        lambda _, side: solve(side, transpose_a=True),
+        lambda _, side: _product(inverse, side),
+        lambda _, side: _product(inverse.mT, side),
     )
 
 
-def _scan_chunks(step: Callable, state: jax.Array, now: Any) -> tuple[jax.Array, Any]:
-    """`jax.lax.scan` over axis 2; a single chunk needs no loop."""
-    chunks = now[0].shape[2]
-    if chunks == 1:
-        state, found = step(state, jax.tree.map(lambda array: array[:, :, 0], now))
-        return state, jax.tree.map(lambda array: array[:, :, None], found)
-    chunks_first = jax.tree.map(lambda array: jnp.moveaxis(array, 2, 0), now)
-    state, found = jax.lax.scan(step, state, chunks_first)
-    return state, jax.tree.map(lambda array: jnp.moveaxis(array, 0, 2), found)
+def _inverse(system: jax.Array) -> jax.Array:
+    """Of the identity plus the system, by halves.
 
+    Not by triangular_solve: two of them at once can wait for each other forever on two CPU cores.
+    """
+    size = system.shape[-1]
+    if size > BLOCK:
+        top, bottom = slice(size // 2), slice(size // 2, None)
+        first, last = _inverse(system[..., top, top]), _inverse(system[..., bottom, bottom])
+        below = -_product(last, _product(system[..., bottom, top], first))
+        return jnp.block([[first, jnp.zeros_like(below.mT)], [below, last]])
+    # The batch comes last, for wide vectors.
+    system, rows = jnp.moveaxis(system, (-2, -1), (0, 1)), []
+    for t in range(size):
+        row = jnp.zeros_like(system[t]).at[t].set(1)
+        rows.append(row - sum(system[t, s] * earlier for s, earlier in enumerate(rows)))
+    return jnp.moveaxis(jnp.stack(rows), (0, 1), (-2, -1))
+
+
+_product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 IMPLEMENTATION = Implementation(chunked)

@@ -63,10 +63,10 @@ def attention(query, key, value, bias=None, *, d_out=None, scale=None, **options
     if d_out is None:
         return [out]
     gradients = [out, d_query, d_key, d_value]
-    return gradients if bias is None else [*gradients, _sum_to(d_scores, np.shape(bias))]
+    return gradients if bias is None else [*gradients, sum_to(d_scores, np.shape(bias))]
 
 
-def _sum_to(array, shape):
+def sum_to(array, shape):
     array = array.sum(axis=tuple(range(array.ndim - len(shape))))
     axes = tuple(i for i, size in enumerate(shape) if size == 1)
     return array.sum(axis=axes, keepdims=True)

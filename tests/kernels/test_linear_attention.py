@@ -1,0 +1,523 @@
+"""Linear attention and the delta rule against a float64 recurrence, and what they promise."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from icl.kernels import delta_rule, linear_attention
+from icl.kernels.linear_attention import reference, xla
+from icl.kernels.linear_attention.problem import Operands, Problem
+
+from .implementations import ALL, FUSED, ON_GPU
+from .recurrence_oracle import draw, recurrence
+
+OPS = {"linear_attention": linear_attention, "delta_rule": delta_rule}
+EDGES = [1, 2, 15, 16, 17, 63, 64, 65, 100, 129, 200]
+# Most of the time goes into compiling.
+COMPILER_OPTIONS = {} if ON_GPU else {"xla_backend_optimization_level": 0}
+# What decays hold besides mild ones.
+EXTREMES = np.array([0, -0.01, -1, -30, -1e4, -np.inf])
+
+# With which each op takes most paths.
+OPTIONS = {"linear_attention": dict(is_causal=True, normalize=True), "delta_rule": {}}
+
+
+def draw_full(op, **sizes):
+    """Arrays with all that the op takes, their cotangents and OPTIONS."""
+    options = OPTIONS[op]
+    normalize = options.get("normalize", False)
+    drawn = draw(op, 0, normalize=normalize, log_decay=True, initial_state=True, **sizes)
+    return *drawn, options
+
+
+@functools.cache
+def _runner(op, implementation, options, with_gradients):
+    def run(arrays, cotangents, lengths):
+        extra = dict(options, implementation=implementation, return_state=True)
+        attend = lambda arrays: OPS[op](**arrays, **extra | lengths)
+        if not with_gradients:
+            return dict(zip(("out", "state"), attend(arrays)))
+        (out, state), pull_back = jax.vjp(attend, arrays)
+        return dict(out=out, state=state) | pull_back(cotangents)[0]
+
+    return jax.jit(run, compiler_options=COMPILER_OPTIONS)
+
+
+def results(op, implementation, arrays, cotangents=None, key_value_seq_lengths=None, **options):
+    """The output, the last state and, with cotangents, the gradients, by the arrays' names."""
+    run = _runner(op, implementation, tuple(options.items()), cotangents is not None)
+    lengths = dict(key_value_seq_lengths=key_value_seq_lengths)
+    found = run(arrays, cotangents, {} if key_value_seq_lengths is None else lengths)
+    return {name: np.asarray(array).astype(np.float64) for name, array in found.items()}
+
+
+def outputs(op, implementation, arrays, **options):
+    return tuple(results(op, implementation, arrays, **options).values())
+
+
+def close(ours, expected, atol=1e-5, rtol=1e-5):
+    assert ours.keys() <= expected.keys()
+    for name, mine in ours.items():
+        theirs = expected[name]
+        np.testing.assert_allclose(mine, theirs, atol=atol, rtol=rtol, err_msg=name)
+
+
+def steps_of(arrays, steps):
+    """The arrays of some of the steps, and the initial state as it is."""
+    return {n: a if n == "initial_state" else a[:, steps] for n, a in arrays.items()}
+
+
+def assert_as_exact_as(name, baseline, ours, exact, dtype, full, roundings=2):
+    """The rule of the same name in test_attention, over the output, the state and all gradients.
+
+    full: the size that an array is broadcast to, whose gradient is then a sum.
+    """
+    size = lambda array: np.sqrt(np.mean(array**2))
+    slack = roundings * float(jnp.finfo(dtype).eps) * max(size(truth) for truth in exact.values())
+    for part, mine in ours.items():
+        truth = exact[part]
+        terms = full.get(part, truth.size) / truth.size
+        allowed = 2 * size(baseline[part] - truth) + slack * np.sqrt(terms)
+        error = size(mine - truth)
+        assert error <= allowed, f"{name}, {part}: {error:.3g} of at most {allowed:.3g}"
+
+
+def draw_call(data, op):
+    """A call with all options drawn, and the dtype."""
+    flip = lambda: data.draw(st.booleans())
+    options = {}
+    longest = data.draw(st.sampled_from([20, 70, 200]))
+    lengths = st.sampled_from([n for n in EDGES if n <= longest])
+    length = key_length = data.draw(lengths)
+    if op == "linear_attention":
+        options = dict(is_causal=data.draw(st.sampled_from([True, True, False])), normalize=flip())
+        if not options["is_causal"]:
+            key_length = data.draw(lengths)
+    batch, heads = (2, data.draw(st.sampled_from([1, 2]))) if longest <= 70 else (1, 1)
+    # Many steps in one dimension never forget a rounding where beta is near 2.
+    few = longest == 20 or op == "linear_attention"
+    width = data.draw(st.sampled_from([8, 16, 32, 64] + [24, 1 if few else 40]))
+    columns = data.draw(st.sampled_from([8, 16, 32, 64] + [24, 1]))
+    dtype = data.draw(st.sampled_from([jnp.float32, jnp.bfloat16, jnp.float16]))
+    seed = data.draw(st.integers(0, 2**20))
+    arrays, cotangents = draw(
+        op,
+        seed,
+        batch,
+        length,
+        heads,
+        width,
+        columns,
+        key_length=key_length,
+        dtype=dtype,
+        normalize=options.get("normalize", False),
+        log_decay=options.get("is_causal", True) and flip(),
+        initial_state=flip(),
+    )
+    rng = np.random.default_rng(seed)
+    cut = lambda a: a[tuple(slice(None) if flip() else slice(1) for _ in a.shape)]
+    if "log_decay" in arrays:
+        decays = np.asarray(arrays["log_decay"], np.float32)
+        if flip():
+            extreme = rng.random(decays.shape) < 0.2
+            decays = np.where(extreme, rng.choice(EXTREMES, decays.shape), decays)
+        arrays["log_decay"] = cut(decays)
+    if "beta" in arrays:
+        arrays["beta"] = cut(arrays["beta"])
+    if "initial_state" in arrays and flip():
+        arrays["initial_state"] = arrays["initial_state"][0]
+    # These may be of another dtype than the rest.
+    for name in {"beta", "log_decay", "initial_state"} & arrays.keys():
+        arrays[name] = jnp.asarray(arrays[name], data.draw(st.sampled_from([dtype, jnp.float32])))
+    if op == "linear_attention" and flip():
+        options["key_value_seq_lengths"] = rng.integers(0, key_length + 1, batch)
+    if flip():
+        options["scale"] = 0.3
+    return arrays, cotangents, options, dtype
+
+
+def check_all_options(data, op):
+    arrays, cotangents, options, dtype = draw_call(data, op)
+    exact = recurrence(arrays, *cotangents, **options)
+    steps = arrays["key"][..., 0].size
+    full = dict(beta=steps, log_decay=steps, initial_state=exact["state"].size)
+    ours = {name: results(op, name, arrays, cotangents, **options) for name in ALL}
+    for name, mine in ours.items():
+        assert mine.keys() == exact.keys()
+        baseline = ours["reference" if name == "xla" else "xla"]
+        # Solving a chunk adds up, and takes away again, what the steps one by one never hold.
+        roundings = 8 if op == "delta_rule" and name == "xla" else 2
+        assert_as_exact_as(name, baseline, mine, exact, dtype, full, roundings)
+
+
+@settings(max_examples=10, phases=[Phase.generate])  # an example takes seconds: no shrinking
+@given(data=st.data())
+def test_all_options_of_linear_attention_together(data):
+    check_all_options(data, "linear_attention")
+
+
+@settings(max_examples=10, phases=[Phase.generate])
+@given(data=st.data())
+def test_all_options_of_the_delta_rule_together(data):
+    check_all_options(data, "delta_rule")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_length_of_a_chunk_changes_nothing(op):
+    arrays, cotangents, options = draw_full(op, batch=1, length=70, heads=1)
+    operands = Operands(**arrays)
+    problem = Problem(scale=0.3, returns_state=True, **options)
+
+    @jax.jit
+    def run(operands):
+        forms = [functools.partial(xla.chunked, chunk=chunk) for chunk in (1, 16, 33)]
+        found = []
+        for form in (reference.recurrence, *forms):
+            result, pull_back = jax.vjp(functools.partial(form, problem), operands)
+            found.append((result, pull_back(type(result)(*cotangents))))
+        return found
+
+    expected, *ours = (jax.tree.leaves(found) for found in run(operands))
+    for found in ours:
+        for mine, theirs in zip(found, expected, strict=True):
+            np.testing.assert_allclose(mine, theirs, atol=2e-6 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("implementation", ALL)
+def test_a_sequence_in_two_parts(implementation, op):
+    """The state handed on makes two calls one, and gradients flow back through it."""
+    arrays, cotangents, options = draw_full(op)
+
+    def in_parts(arrays, cotangents):
+        def attend(arrays):
+            run = lambda a: OPS[op](
+                **a, return_state=True, implementation=implementation, **options
+            )
+            first, state = run(steps_of(arrays, np.s_[:13]))
+            second, state = run(steps_of(arrays, np.s_[13:]) | dict(initial_state=state))
+            return jnp.concatenate([first, second], axis=1), state
+
+        (out, state), pull_back = jax.vjp(attend, arrays)
+        return dict(out=out, state=state) | pull_back(cotangents)[0]
+
+    whole = results(op, implementation, arrays, cotangents, **options)
+    close(jax.jit(in_parts)(arrays, cotangents), whole, atol=2e-5)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("implementation", ALL)
+def test_the_last_of_causal_queries_sees_what_all_see_otherwise(implementation, normalize):
+    arrays, _ = draw("linear_attention", 0, normalize=normalize, initial_state=True)
+    run = lambda is_causal: outputs(
+        "linear_attention", implementation, arrays, is_causal=is_causal, normalize=normalize
+    )
+    (causal, causal_state), (full, state) = run(True), run(False)
+    np.testing.assert_allclose(causal[:, -1], full[:, -1], atol=1e-5)
+    np.testing.assert_allclose(causal_state, state, atol=1e-5)
+    assert np.abs(causal[:, 0] - full[:, 0]).max() > 0.01
+
+
+@pytest.mark.parametrize("implementation", ALL)
+def test_decays_of_any_shape(implementation):
+    """Fewer axes are the same as repeating, and gradients are added up over what was repeated."""
+    arrays, cotangents, options = draw_full("delta_rule")
+    run = lambda decay: results(
+        "delta_rule", implementation, arrays | dict(log_decay=decay), cotangents, **options
+    )
+    for small in (arrays["log_decay"][0], arrays["log_decay"][0, 0]):
+        ours, full = run(small), run(jnp.broadcast_to(small, (2, 20, 2)))
+        full["log_decay"] = full["log_decay"].reshape(-1, *small.shape).sum(axis=0)
+        close(ours, full, atol=2e-5)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("implementation", ALL)
+def test_a_decay_of_zero_is_none(implementation, op):
+    arrays, _, options = draw_full(op)
+    arrays["log_decay"] = jnp.zeros_like(arrays["log_decay"])
+    zero = outputs(op, implementation, arrays, **options)
+    del arrays["log_decay"]
+    for mine, theirs in zip(zero, outputs(op, implementation, arrays, **options)):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("implementation", ALL)
+def test_a_decay_of_minus_infinity_forgets(implementation, op):
+    """What comes after is as if it had begun there, whatever the state was; so is -1e4."""
+    arrays, (d_out, d_state), options = draw_full(op)
+    decay = arrays["log_decay"]
+    cotangents = d_out.at[:, :9].set(0), d_state
+    run = lambda forgetting: results(
+        op,
+        implementation,
+        arrays | dict(log_decay=decay.at[:, 9].set(forgetting)),
+        cotangents,
+        **options,
+    )
+    forgets, nearly = run(-np.inf), run(-1e4)
+    after = {n: a[:, 9:] for n, a in arrays.items() if n != "initial_state"}
+    alone = results(op, implementation, after, (d_out[:, 9:], d_state), **options)
+    # The first of them has nothing left to decay.
+    alone["log_decay"][:, 0] = 0
+    for name, theirs in alone.items():
+        mine = forgets[name] if name == "state" else forgets[name][:, 9:]
+        np.testing.assert_allclose(mine, theirs, atol=1e-5, err_msg=name)
+    for name in arrays:
+        lost = forgets[name] if name == "initial_state" else forgets[name][:, :9]
+        # That of a decay may be a difference of sums.
+        atol = 1e-5 if name == "log_decay" else 0
+        np.testing.assert_allclose(lost, 0, atol=atol, err_msg=name)
+    close(nearly, forgets, atol=1e-6)
+    assert np.abs(forgets["out"][:, :9]).min() > 0
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("implementation", ALL)
+def test_weak_decays_after_strong_ones_stay_exact(implementation, op):
+    """exp of the difference of two sums would lose what the sums have grown by."""
+    arrays, cotangents = draw(op, 0, 1, 256, 1, 4, log_decay=True, initial_state=True)
+    arrays = {n: jnp.abs(a) for n, a in arrays.items()}  # no sum is small by cancellation
+    options = dict(is_causal=True) if op == "linear_attention" else {}
+    arrays["log_decay"] = jnp.where(jnp.arange(256) % 100 < 40, -80, -0.01)[None, :, None]
+    cotangents = tuple(map(jnp.abs, cotangents))
+    exact = recurrence(arrays, *cotangents)
+    ours = results(op, implementation, arrays, cotangents, **options)
+    for name in ("out", "state", "query"):
+        largest = np.abs(exact[name]).max(axis=-1, keepdims=True)
+        assert (np.abs(ours[name] - exact[name]) <= 5e-6 * largest).all(), name
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("implementation", ALL)
+def test_a_strong_decay_over_many_steps(implementation, op):
+    """The product of all decays is far below the smallest number, and its inverse above any."""
+    length = 256 if implementation in FUSED else 4096
+    arrays, cotangents = draw(op, 0, 1, length, 1, 4, log_decay=True, initial_state=True)
+    arrays["log_decay"] *= 50
+    options = dict(is_causal=True) if op == "linear_attention" else {}
+    exact = recurrence(arrays, *cotangents)
+    close(results(op, implementation, arrays, cotangents, **options), exact, atol=1e-5)
+
+
+def unit_keys(length):
+    """Arrays of the delta rule in one head, with keys of length 1 and beta 1."""
+    arrays, cotangents = draw("delta_rule", 0, 1, length, 1, initial_state=True)
+    key = arrays["key"] / jnp.linalg.norm(arrays["key"], axis=-1, keepdims=True)
+    return arrays | dict(query=key, key=key, beta=jnp.ones((1, length, 1))), cotangents
+
+
+@pytest.mark.parametrize("implementation", ALL)
+def test_what_beta_does(implementation):
+    """0 leaves the state, 1 puts the value in it, 2 reflects it."""
+    run = lambda arrays: outputs("delta_rule", implementation, arrays, scale=1)
+    arrays, _ = unit_keys(6)
+    before = arrays["initial_state"]
+    out, state = run(arrays | dict(beta=jnp.zeros((6, 1))))
+    np.testing.assert_array_equal(state, before)
+    read = jnp.einsum("bnhv,btnh->btnv", before, arrays["query"], precision="highest")
+    np.testing.assert_allclose(out, read, atol=1e-6)
+    out, _ = run(arrays)
+    np.testing.assert_allclose(out, arrays["value"], atol=1e-6)
+    again = steps_of(arrays, np.array([0, 0])) | dict(beta=jnp.full((2, 1), 2.0))
+    out, state = run(again)
+    value = arrays["value"][:, 0]
+    np.testing.assert_allclose(out[:, 0] - value, value - read[:, 0], atol=1e-5)
+    np.testing.assert_allclose(state, before, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ALL)
+def test_the_same_key_again_and_again(implementation):
+    """The powers of a triangular matrix of ones grow before they cancel."""
+    arrays, cotangents = unit_keys(70)
+    arrays["query"] = arrays["key"] = jnp.tile(arrays["key"][:, :1], (1, 70, 1, 1))
+    ours = results("delta_rule", implementation, arrays, cotangents, scale=1)
+    np.testing.assert_allclose(ours["out"], arrays["value"], atol=1e-5)
+    close(ours, recurrence(arrays, *cotangents, scale=1), atol=1e-5)
+
+
+def regression(seed, batch=3, examples=10, inputs=5, labels=2):
+    """Inputs and labels of linear tasks; one more input than labels are seen."""
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(-1, 1, size=(batch, examples + 1, inputs)).astype(np.float32)
+    y = np.einsum("bti,bio->bto", x, rng.normal(size=(batch, inputs, labels)))
+    return x, y.astype(np.float32)
+
+
+@pytest.mark.parametrize("implementation", ALL)
+def test_a_layer_that_does_a_step_of_gradient_descent(implementation):
+    """von Oswald et al. 2023, proposition 1, with their weights, from W = 0."""
+    x, y = regression(0)
+    batch, tokens, inputs = x.shape
+    examples, labels, rate = tokens - 1, y.shape[-1], 0.7
+    in_context = np.arange(tokens)[:, None] < examples
+    token = np.concatenate([x, np.where(in_context, y, 0)], axis=-1)[:, :, None]
+    to_key = np.diag([1.0] * inputs + [0.0] * labels)
+    to_value = np.diag([0.0] * inputs + [-1.0] * labels)
+    arrays = dict(query=token @ to_key, key=token @ to_key, value=token @ to_value)
+    arrays = {name: jnp.asarray(a, jnp.float32) for name, a in arrays.items()}
+    update, _ = outputs(
+        "linear_attention",
+        implementation,
+        arrays,
+        is_causal=False,
+        scale=1,
+        key_value_seq_lengths=np.full(batch, examples),
+    )
+    prediction = -(token + rate / examples * update)[:, -1, 0, inputs:]
+
+    def loss(weights, x, y):
+        return ((x @ weights - y) ** 2).sum() / (2 * examples)
+
+    gradient = jax.vmap(jax.grad(loss), (None, 0, 0))(
+        jnp.zeros((inputs, labels)), x[:, :-1], y[:, :-1]
+    )
+    expected = np.einsum("bi,bio->bo", x[:, -1], -rate * gradient)
+    np.testing.assert_allclose(prediction, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", ALL)
+def test_the_delta_rule_is_least_mean_squares(implementation):
+    """Widrow and Hoff 1960. The next input as query gives the prediction before its label."""
+    x, y = regression(1)
+    batch, tokens, inputs = x.shape
+    rate, examples = 0.3, tokens - 1
+    before, after = np.zeros((2, batch, examples, 1, y.shape[-1]))
+    weights = np.zeros((batch, inputs, y.shape[-1]))
+    for b in range(batch):
+        for t in range(examples):
+            error = weights[b].T @ x[b, t] - y[b, t]
+            weights[b] -= rate * np.outer(x[b, t], error)
+            after[b, t, 0] = weights[b].T @ x[b, t]
+            before[b, t, 0] = weights[b].T @ x[b, t + 1]
+    inputs, label = x[:, :, None], y[:, :-1, None]
+    fixed = dict(key=inputs[:, :-1], value=label, beta=np.full(1, rate, np.float32))
+    for query, expected in ((inputs[:, 1:], before), (inputs[:, :-1], after)):
+        out, state = outputs("delta_rule", implementation, dict(query=query, **fixed), scale=1)
+        np.testing.assert_allclose(out, expected, atol=1e-6)
+        np.testing.assert_allclose(state[:, 0], weights, atol=1e-6)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("implementation", ALL)
+def test_the_future_never_leaks(implementation, op, broken):
+    """NaN in a step of one head changes no bit before it, nor in the other head."""
+    arrays, (d_out, d_state), options = draw_full(op)
+    sees = (np.arange(20) >= 17)[:, None] & (np.arange(2) == 0)
+    # Only what the spared queries give back is compared, as the others see NaN and should.
+    cotangents = jnp.where(sees[..., None], 0, d_out), d_state.at[:, 0].set(0)
+    run = lambda arrays: results(op, implementation, arrays, cotangents, **options)
+    clean = run(arrays)
+    for name in arrays.keys() - {"query", "initial_state"}:
+        bad = run(arrays | {name: arrays[name].at[:, 17, 0].set(broken)})
+        assert np.isnan(bad["out"][:, sees]).all() and np.isnan(bad["state"][:, 0]).all(), name
+        np.testing.assert_array_equal(bad["state"][:, 1], clean["state"][:, 1], name)
+        for part in clean.keys() - {"state", "initial_state"}:
+            np.testing.assert_array_equal(bad[part][:, ~sees], clean[part][:, ~sees], name)
+        for part in ("query", "initial_state"):
+            np.testing.assert_array_equal(bad[part], clean[part], name)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("implementation", ALL)
+def test_padding_may_hold_anything(implementation, is_causal):
+    """Past the lengths key, value and decay are NaN, and no gradient notices but is 0 there."""
+    lengths = np.array([0, 5, 20])
+    options = dict(is_causal=is_causal, normalize=True, key_value_seq_lengths=lengths)
+    arrays, cotangents = draw(
+        "linear_attention", 0, 3, normalize=True, log_decay=is_causal, initial_state=True
+    )
+    past = np.arange(20) >= lengths[:, None]
+    of_steps = arrays.keys() - {"query", "initial_state"}
+    bad = arrays | {name: arrays[name].at[past].set(jnp.nan) for name in of_steps}
+    clean = results("linear_attention", implementation, arrays, cotangents, **options)
+    poisoned = results("linear_attention", implementation, bad, cotangents, **options)
+    for name, theirs in clean.items():
+        assert np.isfinite(theirs).all(), name
+        np.testing.assert_array_equal(poisoned[name], theirs, name)
+    for name in of_steps:
+        np.testing.assert_array_equal(clean[name][past], 0, name)
+    exact = recurrence(arrays, *cotangents, **options)
+    close(clean, exact, atol=1e-4)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("implementation", ALL)
+def test_a_query_that_sees_nothing_is_zero_with_zero_gradient(implementation, is_causal):
+    """Nothing within the lengths, or weights that add up to nothing."""
+    options = dict(is_causal=is_causal, normalize=True, key_value_seq_lengths=np.array([0, 20]))
+    arrays, cotangents = draw("linear_attention", 0, normalize=True)
+    arrays["query"] = arrays["query"].at[:, 7].set(0)
+    ours = results("linear_attention", implementation, arrays, cotangents, **options)
+    for name, array in ours.items():
+        assert np.isfinite(array).all(), name
+        np.testing.assert_array_equal(array[0], 0, name)
+        assert np.abs(array[1]).max() > 0
+    np.testing.assert_array_equal(ours["out"][1, 7], 0)
+    np.testing.assert_array_equal(ours["query"][1, 7], 0)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("implementation", FUSED)
+def test_two_runs_give_the_same_bits(implementation, op):
+    arrays, cotangents = draw(op, 0, 4, 33, log_decay=True, initial_state=True, dtype=jnp.bfloat16)
+    arrays["log_decay"], arrays["initial_state"] = (
+        arrays["log_decay"][0],
+        arrays["initial_state"][0],
+    )
+    options = dict(is_causal=True) if op == "linear_attention" else {}
+    first, second = (results(op, implementation, arrays, cotangents, **options) for _ in range(2))
+    for name, mine in first.items():
+        np.testing.assert_array_equal(mine, second[name], name)
+
+
+@pytest.mark.parametrize("batch", [(), (2, 1, 3), (2, 0)])
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("implementation", ALL)
+def test_any_leading_axes(implementation, op, batch):
+    arrays, _ = draw(op, 0, int(np.prod(batch)), 5, columns=3, log_decay=True, initial_state=True)
+    shaped = {name: a.reshape(*batch, *a.shape[1:]) for name, a in arrays.items()}
+    options = dict(is_causal=True) if op == "linear_attention" else {}
+    out, state = outputs(op, implementation, shaped, **options)
+    assert out.shape == (*batch, 5, 2, 3) and state.shape == (*batch, 2, 8, 3)
+    exact = recurrence(arrays)
+    np.testing.assert_allclose(out.reshape(exact["out"].shape), exact["out"], atol=1e-5)
+    np.testing.assert_allclose(state.reshape(exact["state"].shape), exact["state"], atol=1e-5)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_no_steps(op):
+    """The state comes back as it was given."""
+    arrays, cotangents = draw(op, 0, length=0, log_decay=True, initial_state=True)
+    options = dict(is_causal=True) if op == "linear_attention" else {}
+    ours = results(op, None, arrays, cotangents, **options)
+    assert ours["out"].shape == (2, 0, 2, 8)
+    np.testing.assert_array_equal(ours["state"], arrays["initial_state"])
+    np.testing.assert_array_equal(ours["initial_state"], cotangents[1])
+
+
+def test_queries_without_steps_and_steps_without_queries():
+    arrays, cotangents = draw("linear_attention", 0, key_length=0, initial_state=True)
+    ours = results("linear_attention", None, arrays, cotangents, is_causal=False)
+    exact = recurrence(arrays, *cotangents, is_causal=False)
+    close(ours, exact)
+    arrays, cotangents = draw("linear_attention", 0, length=0, key_length=9)
+    ours = results("linear_attention", None, arrays, cotangents, is_causal=False)
+    close(ours, recurrence(arrays, *cotangents, is_causal=False))
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+def test_float64_is_computed_in_float64(implementation, op):
+    with jax.enable_x64(True):
+        arrays, cotangents, options = draw_full(op, length=70, dtype=jnp.float64)
+        ours = results(op, implementation, arrays, cotangents, **options)
+    exact = recurrence(arrays, *cotangents, **options)
+    close(ours, exact, atol=1e-12, rtol=1e-12)
