@@ -1,4 +1,4 @@
-"""The calls whose kernels are checked: each op's workloads, with all options that change a kernel."""
+"""The calls whose kernels are checked: each op's workloads and options."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -52,7 +52,8 @@ def _width(workload: Any, option: str, widest: int) -> int:
 def _attention(workload: Any, option: str) -> Call:
     batch, length, heads, width = workload[:4]
     width = _width(workload, option, 256)
-    array = lambda *shape, dtype=_dtype(option): Shape(shape, dtype)
+    own = _dtype(option)
+    array = lambda *shape, dtype=own: Shape(shape, dtype)
     key_heads = max(1, heads // 4) if option == "grouped" else heads
     keys = array(batch, length, key_heads, width)
     tensors, attend = (array(batch, length, heads, width), keys, keys), dot_product_attention
@@ -151,7 +152,11 @@ WORKLOADS: dict[str, tuple[str, Any]] = {
 
 def call(name: str, option: str = "") -> Call:
     """The function of a named workload, and the shapes of its arguments."""
-    op, workload = WORKLOADS[name]
+    return call_of(*WORKLOADS[name], option)
+
+
+def call_of(op: str, workload: Any, option: str = "") -> Call:
+    """The same of an op and a workload that need not have a name."""
     return OPS[op].call(workload, option)
 
 

@@ -19,7 +19,7 @@ CAPABILITIES = {"a100": 80, "h100": 90, "h200": 90, "gh200": 90, "b200": 100, "g
 
 
 class Case(NamedTuple):
-    """A named workload, with one of its op's options or none; a tuned table's device, or the heuristic."""
+    """A named workload, with an option of its op or none; a tuned table's device or none."""
 
     workload: str
     option: str = ""

@@ -20,16 +20,24 @@ FAST_OPTIMIZER = OptimizerConfig(
     name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=500, options={"b2": 0.95}
 )
 
+LINEAR_XS = Config(
+    task=LinearRegression(dim=5, points=11),
+    model=XS,
+    optimizer=FAST_OPTIMIZER,
+    training=TrainingConfig(steps=10_000),
+)
+
 register(
     "garg/linear-xs",
     "linear regression, d=5, 11 points, xs model: minutes on a CPU",
-    Config(
-        task=LinearRegression(dim=5, points=11),
-        model=XS,
-        optimizer=FAST_OPTIMIZER,
-        training=TrainingConfig(steps=10_000),
-    ),
+    LINEAR_XS,
 )
+for _mixer, _what in (("linear_attention", "linear attention"), ("delta_rule", "the delta rule")):
+    register(
+        f"garg/linear-xs-{_mixer.replace('_', '-')}",
+        f"the same with {_what} in place of softmax attention",
+        dataclasses.replace(LINEAR_XS, model=dataclasses.replace(XS, mixer=_mixer)),
+    )
 register(
     "garg/linear-small",
     "linear regression as in figure 2, d=20, 41 points, small model",

@@ -1,6 +1,13 @@
 """flax.nnx layers over `icl.kernels`."""
 
-from .mixers import MIXERS, CausalSelfAttention
+from .mixers import MIXERS, CausalSelfAttention, DeltaRule, LinearAttention
 from .norm import LayerNorm, layer_norm
 
-__all__ = ["MIXERS", "CausalSelfAttention", "LayerNorm", "layer_norm"]
+__all__ = [
+    "MIXERS",
+    "CausalSelfAttention",
+    "DeltaRule",
+    "LayerNorm",
+    "LinearAttention",
+    "layer_norm",
+]

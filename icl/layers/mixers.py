@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..kernels import packed_dot_product_attention
+from ..kernels import delta_rule, linear_attention, packed_dot_product_attention
 from .linear import linear_dot_general
 
 Initializer = jax.nn.initializers.Initializer
 
 
-class CausalSelfAttention(nnx.Module):
-    """Softmax attention to the token itself and those before (Vaswani et al. 2017)."""
+class _Mixer(nnx.Module):
+    """One projection to query, key and value, and one back from the heads."""
 
     def __init__(
         self,
@@ -40,8 +40,56 @@ class CausalSelfAttention(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, length, width = x.shape
         qkv = self.qkv(x).reshape(batch, length, 3, self.heads, width // self.heads)
-        mixed = packed_dot_product_attention(qkv, is_causal=True)
-        return self.out(mixed.reshape(batch, length, width))
+        return self.out(self.mix(x, qkv).reshape(batch, length, width))
+
+    def mix(self, x: jax.Array, qkv: jax.Array) -> jax.Array:
+        """`[B, T, N, H]` of the tokens `[B, T, width]` and their `[B, T, 3, N, H]`."""
+        raise NotImplementedError
 
 
-MIXERS: dict[str, Callable[..., Any]] = {"attention": CausalSelfAttention}
+class CausalSelfAttention(_Mixer):
+    """Softmax attention to the token itself and those before (Vaswani et al. 2017)."""
+
+    def mix(self, x: jax.Array, qkv: jax.Array) -> jax.Array:
+        return packed_dot_product_attention(qkv, is_causal=True)
+
+
+class LinearAttention(_Mixer):
+    """Attention without a softmax, query and key of length 1 (Katharopoulos et al. 2020).
+
+    Without their lengths the products of three small projections would hardly learn at first.
+    """
+
+    def mix(self, x: jax.Array, qkv: jax.Array) -> jax.Array:
+        query, key, value = _unit(qkv[:, :, 0]), _unit(qkv[:, :, 1]), qkv[:, :, 2]
+        return linear_attention(query, key, value, is_causal=True, scale=1.0)
+
+
+class DeltaRule(_Mixer):
+    """Online gradient descent on what keys should give (Yang et al. 2024, DeltaNet, section 3).
+
+    Query and key have length 1, and the learning rate of each head and token is a sigmoid.
+    """
+
+    def __init__(self, width: int, heads: int, **options: Any):
+        super().__init__(width, heads, **options)
+        options = {name: options[name] for name in ("kernel_init", "rngs", "dtype")}
+        self.beta = nnx.Linear(width, heads, dot_general=linear_dot_general, **options)
+
+    def mix(self, x: jax.Array, qkv: jax.Array) -> jax.Array:
+        query, key, value = _unit(qkv[:, :, 0]), _unit(qkv[:, :, 1]), qkv[:, :, 2]
+        beta = jax.nn.sigmoid(self.beta(x).astype(jnp.float32))
+        return delta_rule(query, key, value, beta, scale=1.0)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    """Each head's features, `[..., H]`, at length 1."""
+    wide = x.astype(jnp.float32)
+    return (wide * jax.lax.rsqrt((wide**2).sum(axis=-1, keepdims=True) + 1e-6)).astype(x.dtype)
+
+
+MIXERS: dict[str, Callable[..., Any]] = {
+    "attention": CausalSelfAttention,
+    "linear_attention": LinearAttention,
+    "delta_rule": DeltaRule,
+}

@@ -1,12 +1,14 @@
-"""How the Triton kernels are launched."""
+"""How the Triton kernels are launched: frozen choices, nothing is tuned at run time."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 
+from ..dispatch import target
 from .problem import Dimensions, Operands, Problem
 
 # Below this a GPU is not full, and batch rows are not put together.
@@ -58,25 +60,46 @@ def plan(problem: Problem, operands: Operands) -> Plan:
     return heuristic(problem, operands) if forced is None else forced
 
 
+# Steps of a chunk and warps, forward and backward, by the width of a head: larger chunks, or fewer
+# warps, spill on one GPU or another; see `bench/check_gpu_code.py`. The system that the delta rule
+# solves grows with the cube of the chunk, so its forward chunks are the smallest there are, but
+# the backward pass is left a state for each of its own.
+_CHUNKS = {
+    "linear": {32: ((64, 4), (64, 4)), 64: ((64, 4), (64, 8)), 128: ((64, 8), (64, 8))},
+    "delta": {32: ((16, 1), (64, 4)), 64: ((16, 4), (32, 4)), 128: ((16, 8), (16, 8))},
+    # Before Hopper every warp holds an operand of each product.
+    "linear, old": {32: ((64, 4), (32, 4)), 64: ((64, 8), (32, 8)), 128: ((64, 8), (64, 8))},
+    "delta, old": {32: ((16, 1), (16, 2)), 64: ((16, 4), (16, 4)), 128: ((16, 8), (16, 8))},
+    # Exact products run without tensor cores, and take several times the registers.
+    "float32": {32: ((16, 2), (16, 4)), 64: ((16, 4), (16, 8)), 128: ((16, 8), (16, 8))},
+}
+
+
 def heuristic(problem: Problem, operands: Operands) -> Plan:
-    """A launch that fits on chip everywhere; see `bench/check_gpu_code.py` for its registers."""
+    """A launch that fits on chip everywhere."""
     sizes = Dimensions.of(operands)
-    width = max(16, next_power_of_2(max(sizes.H, sizes.V)))
+    width = max(32, next_power_of_2(max(sizes.H, sizes.V)))
     length = max(16, next_power_of_2(max(sizes.T, sizes.S)))
-    narrow = jnp.dtype(operands.query.dtype).itemsize <= 2
-    block = min(length, 64 if narrow else 32)
-    forward = block
-    if operands.beta is not None:
-        # The system to solve grows with the cube of the chunk.
-        forward = min(block, 32)
+    kind = "linear" if operands.beta is None else "delta"
+    if jnp.dtype(operands.query.dtype).itemsize > 2:
+        kind = "float32"
+    elif problem.is_causal and length > 64 - 48 * (kind == "delta") and _is_old():
+        kind += ", old"
     rows = _rows(sizes, length)
-    config = lambda block: Config(block, _warps(block, width, narrow), rows=rows)
-    return Plan(config(forward), config(block))
+    configs = []
+    for block, warps in _CHUNKS[kind][width]:
+        taken = min(block, length)
+        warps = max(1, warps * taken // block)
+        configs.append(Config(taken, warps, rows=rows))
+    forward, backward = configs
+    if kind == "delta" and width == 32 and length > backward.block_t:
+        # It carries the state too.
+        backward = dataclasses.replace(backward, num_warps=8)
+    return Plan(forward, backward)
 
 
-def _warps(block: int, width: int, narrow: bool) -> int:
-    largest = max(block * block, block * width, width * width)
-    return min(max(largest // (1024 if narrow else 512), 1), 8)
+def _is_old() -> bool:
+    return (target().capability or 90) < 90
 
 
 def _rows(sizes: Dimensions, length: int) -> int:

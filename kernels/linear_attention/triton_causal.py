@@ -113,7 +113,8 @@ def forward_kernel(
         first = NEVER
         for start in range(0, T, BLOCK_T):
             if SAVED > 1:
-                if start % SAVE_EVERY == 0:
+                # The first is the one that was given, or 0.
+                if (start > 0) & (start % SAVE_EVERY == 0):
                     store_state(
                         states, s, z, b, head * SAVED + start // SAVE_EVERY, features, columns,
                         N * SAVED * H * W, H, V, NORMALIZE,
@@ -239,31 +240,25 @@ def backward_kernel(
             k, _ = load_finite(
                 key, b, head, rows, features, NEVER, KEY, length, H, EXACT and not HAS_KEY_LENGTHS
             )
-            v, _ = load_finite(
-                value, b, head, rows, columns, NEVER, VALUE, length, V,
-                EXACT and not HAS_KEY_LENGTHS,
-            )  # fmt: skip
             between, from_start, to_end, whole = 1.0, 1.0, 1.0, 1.0
             if HAS_DECAY:
                 coarse, fine, given, _ = load_decay(
                     log_decay, b, head, rows, NEVER, LOG_DECAY, length
                 )
                 between, from_start, to_end, whole = decays(coarse, fine, BLOCK_T)
+            if HAS_BETA:
+                bt, _ = load_beta(beta, b, head, rows, NEVER, BETA, length)
+                overlap = tl.dot(k, tl.trans(k), input_precision=PRECISION)
+                overlap = tl.where(i > j, _times(overlap, between, HAS_DECAY), 0.0)
+                inverse = unit_lower_inverse(overlap * bt[:, None], k.dtype, BLOCK_T, PRECISION)
+                overlap = overlap.to(k.dtype)
             s = tl.zeros([BLOCK_H, BLOCK_V], tl.float32)
             z = tl.zeros([BLOCK_H], tl.float32)
             if HAS_INITIAL:
                 s, z = load_state(
-                    initial_state,
-                    b,
-                    head,
-                    features,
-                    columns,
-                    (1 - tl.minimum(chunk, 1)) * H,
-                    INITIAL,
-                    H,
-                    V,
-                    NORMALIZE,
-                )
+                    initial_state, b, head, features, columns, (1 - tl.minimum(chunk, 1)) * H,
+                    INITIAL, H, V, NORMALIZE,
+                )  # fmt: skip
             if CHUNKS > 1:
                 saved, saved_z = load_state(
                     states, b, head * CHUNKS + chunk, features, columns, tl.minimum(chunk, 1) * H,
@@ -272,20 +267,19 @@ def backward_kernel(
                 s += saved
                 z += saved_z
             narrow_s = s.to(k.dtype)
+            v, _ = load_finite(
+                value, b, head, rows, columns, NEVER, VALUE, length, V,
+                EXACT and not HAS_KEY_LENGTHS,
+            )  # fmt: skip
             u = v
             if HAS_BETA:
-                bt, _ = load_beta(beta, b, head, rows, NEVER, BETA, length)
-                overlap = tl.dot(k, tl.trans(k), input_precision=PRECISION)
-                overlap = tl.where(i > j, _times(overlap, between, HAS_DECAY), 0.0)
                 error = v.to(tl.float32)
                 if HAS_BEFORE:
                     predicted = tl.dot(k, narrow_s, input_precision=PRECISION)
                     error -= _times(predicted, from_start, HAS_DECAY)
-                inverse = unit_lower_inverse(overlap * bt[:, None], k.dtype, BLOCK_T, PRECISION)
                 side = (error * bt[:, None]).to(k.dtype)
                 u = tl.dot(inverse, side, input_precision=PRECISION).to(k.dtype)
-                error -= tl.dot(overlap.to(k.dtype), u, input_precision=PRECISION)
-                error = error.to(k.dtype)
+                error = (error - tl.dot(overlap, u, input_precision=PRECISION)).to(k.dtype)
             # Back from this chunk's outputs, to the queries and to what was added.
             q = load_tile(query, b, head, rows, features, QUERY, T, H, EXACT)
             do = load_tile(d_out, b, head, rows, columns, D_OUT, T, V, EXACT)
@@ -348,6 +342,10 @@ def backward_kernel(
                     d_numbers = tl.where(rows < length, d_numbers, 0.0)
                 store_numbers(d_beta, d_numbers, b, head, rows, D_NUMBERS, T)
                 du = dr * bt[:, None]
+            if HAS_KEY_LENGTHS:
+                du = tl.where((rows < length)[:, None], du, 0.0)
+            store_tile(d_value, du, b, head, rows, columns, D_VALUE, T, V, EXACT)
+            if HAS_BETA:
                 dv = du.to(k.dtype)
                 d_overlap = tl.dot(dv, tl.trans(u), input_precision=PRECISION)
                 d_overlap = tl.where(i > j, _times(d_overlap, between, HAS_DECAY), 0.0)
@@ -376,8 +374,6 @@ def backward_kernel(
                 store_numbers(d_log_decay, d_given, b, head, rows, D_NUMBERS, T)
             if HAS_KEY_LENGTHS:
                 dk = tl.where((rows < length)[:, None], dk, 0.0)
-                du = tl.where((rows < length)[:, None], du, 0.0)
             store_tile(d_key, dk, b, head, rows, features, D_QUERY, T, H, EXACT)
-            store_tile(d_value, du, b, head, rows, columns, D_VALUE, T, V, EXACT)
         if HAS_INITIAL:
             store_state(d_initial, ds, dz, b, head, features, columns, N * H * W, H, V, NORMALIZE)

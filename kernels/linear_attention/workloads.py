@@ -12,15 +12,17 @@ class Workload(NamedTuple):
     H: int
     is_causal: bool = True
 
-    def flops(self, backward: bool) -> int:
+    def flops(self, backward: bool, is_delta: bool = False) -> int:
         """Operations in the products that must be done, by whichever form needs fewer.
 
         By pairs, 2 products forward and 5 backward over T (T + 1) / 2 of them (T * T where not
-        causal); by states, 2 forward and 5 backward over T steps of H features.
+        causal); by states, 2 forward and 5 backward over T steps of H features. The delta rule also
+        reads the state by the key: 3 forward and 7 backward.
         """
         pairs = self.T * (self.T + 1) // 2 if self.is_causal else self.T * self.T
         least = min(pairs, self.T * self.H)
-        return (10 if backward else 4) * self.B * self.N * least * self.H
+        products = (7 if backward else 3) if is_delta else (5 if backward else 2)
+        return 2 * products * self.B * self.N * least * self.H
 
     def bytes(self, backward: bool, itemsize: int = 2) -> int:
         """Fewest bytes to move: each input read and each output written once, 4 or 7 tensors."""

@@ -8,7 +8,8 @@ the derivatives, all of which are JAX's own.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ def chunked(problem: Problem, operands: Operands, chunk: int = CHUNK) -> Result:
 
 
 def _step(
-    product: Callable, state: jax.Array | None, chunk: tuple[jax.Array | None, ...]
+    product: Callable, state: jax.Array | None, chunk: Sequence[Any]
 ) -> tuple[jax.Array, jax.Array]:
     """A chunk of C steps.
 
