@@ -3,32 +3,19 @@
 import contextlib
 import importlib.metadata
 import math
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from kernel_ops import ATTENTION, BOTH, CASES, FORWARD, contestants
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(1, str(ROOT))  # this checkout, installed or not
+from icl.kernels.attention.workloads import WORKLOADS, Workload
 
-from icl.kernels.attention.workloads import WORKLOADS, Workload  # noqa: E402
+__all__ = ["ATTENTION", "BOTH", "CASES", "FORWARD", "WORKLOADS", "Workload", "contestants"]
 
-FORWARD, BOTH = "forward", "forward+backward"
 DIRECTIONS = (FORWARD, BOTH)
-# By platform and framework; `ours` is the implementation that a call takes when it names none.
-CONTESTANTS = {
-    "cpu": {"jax": ("ours", "xla", "reference", "jax-xla"), "torch": ("torch-sdpa",)},
-    "cuda": {
-        "jax": ("ours", "triton", "xla", "jax-cudnn", "jax-xla", "tokamax"),
-        "torch": ("torch-sdpa", "torch-flex"),
-    },
-}
 OURS = ("ours", "triton", "xla", "reference")
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
-RESULTS_OF = {FORWARD: ("out",), BOTH: ("out", "d_query", "d_key", "d_value")}
 EPS = {"float32": 2.0**-23, "bfloat16": 2.0**-7}
 ITEMSIZE = {"float32": 4, "bfloat16": 2}
 CPU_ELEMENTS = 2**21  # of a tensor, at most
@@ -66,13 +53,17 @@ class Bench(Protocol):
 
 
 def commands_of(
-    bench: Bench, workloads: Sequence[str], directions: Sequence[str], contestants: Sequence[str]
+    bench: Bench,
+    workloads: Sequence[str],
+    directions: Sequence[str],
+    platform: str,
+    framework: str,
 ) -> Commands:
     """`gate` and `time` of everything; see `careful`."""
     commands: Commands = {}
     for workload in workloads:
         for direction in directions:
-            for contestant in contestants:
+            for contestant in contestants(workload, platform, framework):
                 case = (workload, direction, contestant)
                 for verb, do in (("gate", bench.gate), ("time", bench.time)):
                     commands[" ".join([verb, *case])] = careful(bench, do, *case)
@@ -111,9 +102,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def at_hand(name: str, platform: str) -> Workload:
+def at_hand(name: str, platform: str) -> Any:
     """The workload as it is run here: on a CPU with fewer batch rows, a power of two."""
-    workload = WORKLOADS[name]
+    workload = CASES[name][1]
     if platform != "cpu":
         return workload
     row = workload.T * workload.N * workload.H
@@ -121,21 +112,12 @@ def at_hand(name: str, platform: str) -> Workload:
     return workload._replace(B=2 ** int(math.log2(batch)))
 
 
-def input_sets(workload: Workload, dtype: str) -> int:
+def input_sets(workload: Any, dtype: str) -> int:
     """How many inputs to take in turn, so that none is still in the cache when it comes again."""
     return math.ceil(OUT_OF_CACHE / workload.bytes(backward=False, itemsize=ITEMSIZE[dtype]))
 
 
-def work(workload: Workload, direction: str, dtype: str) -> tuple[int, int]:
-    """Fewest bytes to move, and operations in the products that must be done."""
-    size = ITEMSIZE[dtype]
-    total_bytes, flops = workload.bytes(False, size), workload.flops(False)
-    if direction == BOTH:
-        total_bytes, flops = total_bytes + workload.bytes(True, size), flops + workload.flops(True)
-    return total_bytes, flops
-
-
-def checked_rows(workload: Workload) -> list[int]:
+def checked_rows(workload: Any) -> list[int]:
     """Up to four batch rows, the first and the last among them; fewer where they are long."""
     affordable = CHECKED_SCORES // (workload.N * workload.T * workload.T)
     count = max(1, min(4, affordable, workload.B))
@@ -144,43 +126,11 @@ def checked_rows(workload: Workload) -> list[int]:
     )
 
 
-def expected(is_causal: bool, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Attention and its gradients by their definition.
-
-    Args:
-      arrays: query, key, value and the output's cotangent, float64 `[B, T, N, H]`.
-
-    Returns:
-      By the names of `RESULTS_OF`, float64 `[B, T, N, H]`.
-    """
-    scale = arrays[0].shape[-1] ** -0.5
-    results = {name: np.empty_like(arrays[0]) for name in RESULTS_OF[BOTH]}
-    length = arrays[0].shape[1]
-    hidden = ~np.tri(length, dtype=bool)
-    for b, n in np.ndindex(arrays[0].shape[0], arrays[0].shape[2]):
-        q, k, v, d_out = (array[b, :, n] for array in arrays)
-        scores = scale * q @ k.T
-        if is_causal:
-            scores[hidden] = -np.inf
-        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        weights /= weights.sum(axis=-1, keepdims=True)
-        d_weights = d_out @ v.T
-        d_scores = weights * (d_weights - (d_weights * weights).sum(axis=-1, keepdims=True))
-        results["out"][b, :, n] = weights @ v
-        results["d_query"][b, :, n] = scale * d_scores @ k
-        results["d_key"][b, :, n] = scale * d_scores.T @ q
-        results["d_value"][b, :, n] = weights.T @ d_out
-    return results
-
-
-def errors(
-    direction: str, results: Sequence[np.ndarray], reference: dict[str, np.ndarray]
-) -> dict[str, float]:
-    """||result - reference|| / ||reference|| of each, over the checked rows."""
-    names = RESULTS_OF[direction]
+def errors(results: Sequence[np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
+    """||result - reference|| / ||reference|| of each, over the checked rows; the first ones."""
     return {
         name: float(np.linalg.norm(result - reference[name]) / np.linalg.norm(reference[name]))
-        for name, result in zip(names, results, strict=True)
+        for name, result in zip(reference, results, strict=False)
     }
 
 

@@ -11,26 +11,27 @@ import jax.numpy as jnp
 import numpy as np
 from device_time import Program, Timer, launch_one_by_one
 from kernel_cases import (
-    CONTESTANTS,
+    ATTENTION,
+    CASES,
     DTYPES,
     FORWARD,
-    WORKLOADS,
     Answer,
     Started,
-    Workload,
     at_hand,
     careful,
     checked_rows,
     commands_of,
     errors,
-    expected,
     input_sets,
 )
+from kernel_ops import Op
 
-from icl.kernels import dot_product_attention
-from icl.kernels.attention.api import IMPLEMENTATIONS
+from icl import kernels
+from icl.kernels.attention import api as attention
 from icl.kernels.attention.problem import Operands, Problem
 from icl.kernels.dispatch import target
+from icl.kernels.linear_attention import api as linear
+from icl.kernels.linear_attention import problem as linear_problem
 
 COPY_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}  # of four bytes
 PRODUCT_SIZE = {"cpu": 1024, "cuda": 8192}
@@ -40,25 +41,31 @@ def start_jax(workloads: Sequence[str], directions: Sequence[str], seed: int) ->
     """What runs here, and the commands `gate` and `time` of each, and `time` of the ceilings."""
     launch_one_by_one()
     platform = target().platform
-    if platform not in CONTESTANTS:
-        raise ValueError(f"this benchmark knows {' and '.join(CONTESTANTS)}, not {platform}")
+    if platform not in DTYPES:
+        raise ValueError(f"this benchmark knows {' and '.join(DTYPES)}, not {platform}")
     bench = _Bench(platform, seed)
-    commands = commands_of(bench, workloads, directions, CONTESTANTS[platform]["jax"])
+    commands = commands_of(bench, workloads, directions, platform, "jax")
     for name in ("copy", "product"):
         commands[f"time {name}"] = careful(bench, bench.time_ceiling, name)
     ready = {
         "platform": platform,
         "device": jax.devices()[0].device_kind,
         "dtype": bench.dtype,
-        "chosen": {name: chosen(at_hand(name, platform), bench.dtype) for name in workloads},
+        "chosen": {n: chosen(at_hand(n, platform), bench.dtype, CASES[n][0]) for n in workloads},
         "product_size": PRODUCT_SIZE[platform],
         "copy_bytes": 8 * COPY_ELEMENTS[platform],
     }
     return ready, commands
 
 
-def attend(name: str, is_causal: bool) -> Callable:
-    """A contestant's attention, `(query, key, value) -> out`, all `[B, T, N, H]`."""
+def attend(name: str, is_causal: bool, op: Op = ATTENTION) -> Callable:
+    """A contestant's function of the inputs, which gives the output, `[B, T, N, H]`."""
+    implementation = None if name == "ours" else name
+    if op is not ATTENTION:
+        function = functools.partial(getattr(kernels, op.name), implementation=implementation)
+        if op.name == "linear_attention":
+            function = functools.partial(function, is_causal=is_causal)
+        return lambda *inputs: function(**dict(zip(op.inputs, inputs, strict=True)))
     if name == "tokamax":
         import tokamax
         from absl import flags
@@ -71,39 +78,53 @@ def attend(name: str, is_causal: bool) -> Callable:
         attend = jax.nn.dot_product_attention
         return functools.partial(attend, is_causal=is_causal, implementation=theirs)
     return functools.partial(
-        dot_product_attention,
-        is_causal=is_causal,
-        implementation=None if name == "ours" else name,
+        kernels.dot_product_attention, is_causal=is_causal, implementation=implementation
     )
 
 
 def directed(function: Callable, direction: str) -> Callable:
-    """`(query, key, value, d_out)` to the results that `RESULTS_OF` names."""
+    """Of the inputs and the cotangent to the results that `Op.results` names."""
     if direction == FORWARD:
-        return lambda *arrays: (function(*arrays[:3]),)
+        return lambda *arrays: (function(*arrays[:-1]),)
 
     def both(*arrays):
-        out, pull_back = jax.vjp(function, *arrays[:3])
-        return (out, *pull_back(arrays[3]))
+        out, pull_back = jax.vjp(function, *arrays[:-1])
+        return (out, *pull_back(arrays[-1]))
 
     return both
 
 
-def draw(workload: Workload, dtype: str, seed: int, count: int) -> list[list[jax.Array]]:
-    """Sets of query, key, value and cotangent: normal, `[B, T, N, H]`."""
-    shape = (workload.B, workload.T, workload.N, workload.H)
-    normal = jax.jit(lambda key: jax.random.normal(key, shape).astype(dtype))
-    keys = jax.random.split(jax.random.key(seed), (count, 4))
+def draw(
+    workload: Any, dtype: str, seed: int, count: int, op: Op = ATTENTION
+) -> list[list[jax.Array]]:
+    """Sets of the inputs and the cotangent, as `Op.shapes` and `Op.draw` have them."""
+    shapes = op.shapes(workload)
+
+    @jax.jit
+    def one(keys):
+        normals = [jax.random.normal(key, shape) for key, shape in zip(keys, shapes)]
+        return [array.astype(dtype) for array in op.draw(normals)]
+
+    keys = jax.random.split(jax.random.key(seed), (count, len(shapes)))
     # Ready, so that no timing waits for it.
-    return jax.block_until_ready([[normal(key) for key in row] for row in keys])
+    return jax.block_until_ready([one(row) for row in keys])
 
 
-def chosen(workload: Workload, dtype: str) -> str:
+def chosen(workload: Any, dtype: str, op: Op = ATTENTION) -> str:
     """The name of what `implementation=None` takes."""
-    shape = (workload.B, workload.T, workload.N, workload.H)
-    operands = Operands(*3 * [jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))])
-    problem, here = Problem(workload.H**-0.5, workload.is_causal), target()
-    for name, candidate in IMPLEMENTATIONS.items():
+    *shapes, _ = op.shapes(workload)
+    arrays = {
+        name: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+        for name, shape in zip(op.inputs, shapes, strict=True)
+    }
+    scale, here = workload.H**-0.5, target()
+    if op is ATTENTION:
+        implementations, operands = attention.IMPLEMENTATIONS, Operands(**arrays)
+        problem: Any = Problem(scale, workload.is_causal)
+    else:
+        implementations, operands = linear.IMPLEMENTATIONS, linear_problem.Operands(**arrays)
+        problem = linear_problem.Problem(scale, workload.is_causal)
+    for name, candidate in implementations.items():
         best = candidate.is_best(here, problem, operands)
         if best and candidate.refusal(here, problem, operands) is None:
             return name
@@ -130,7 +151,7 @@ class _Bench:
         jax.block_until_ready([jnp.full_like(result, jnp.nan) for result in first])
         second = program.run(*arguments)
         rows = jnp.asarray(checked_rows(self._workload(name)))
-        found = errors(direction, [_wide(array[rows]) for array in second], self._reference(name))
+        found = errors([_wide(array[rows]) for array in second], self._reference(name))
         whole = all(bool(jnp.isfinite(array).all()) for array in second)
         return {
             "compile_seconds": program.compile_seconds,
@@ -151,23 +172,25 @@ class _Bench:
     def check_alive(self) -> None:
         jax.block_until_ready(jnp.ones(8) + 1)
 
-    def _workload(self, name: str) -> Workload:
+    def _workload(self, name: str) -> Any:
         return at_hand(name, self.platform)
 
     def _program(self, name: str, direction: str, contestant: str) -> Program:
         key = (name, direction, contestant)
         if key not in self._programs:
-            function = directed(attend(contestant, WORKLOADS[name].is_causal), direction)
+            op, workload = CASES[name]
+            function = directed(attend(contestant, workload.is_causal, op), direction)
             self._programs[key] = Program(function, self._inputs(name)[0])
         return self._programs[key]
 
     def _draw(self, name: str, count: int = 1) -> list[list[jax.Array]]:
-        return draw(self._workload(name), self.dtype, self._seed, count)
+        return draw(self._workload(name), self.dtype, self._seed, count, CASES[name][0])
 
     def _expected(self, name: str) -> dict[str, np.ndarray]:
         rows = jnp.asarray(checked_rows(self._workload(name)))
         arrays = [_wide(array[rows]) for array in self._inputs(name)[0]]
-        return expected(WORKLOADS[name].is_causal, arrays)
+        op, workload = CASES[name]
+        return op.expected(workload.is_causal, arrays)
 
     def _make_ceiling(self, name: str) -> tuple[Program, list[list[jax.Array]]]:
         key = jax.random.key(self._seed)

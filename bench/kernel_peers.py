@@ -12,16 +12,14 @@ from typing import Any
 import numpy as np
 from device_time import host_seconds, launches, warm_up
 from kernel_cases import (
-    CONTESTANTS,
+    CASES,
     FORWARD,
-    WORKLOADS,
     Answer,
     Started,
     at_hand,
     checked_rows,
     commands_of,
     errors,
-    expected,
     input_sets,
 )
 
@@ -39,13 +37,14 @@ def start_torch(
     if platform == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"PyTorch {torch.__version__} here sees no GPU")
     bench = _Bench(platform, dtype, seed)
-    return {}, commands_of(bench, workloads, directions, CONTESTANTS[platform]["torch"])
+    return {}, commands_of(bench, workloads, directions, platform, "torch")
 
 
 class _Bench:
     """Keeps the functions, and the inputs of the workload that is at work.
 
-    All arrays are contiguous `[B, N, T, H]`, as these functions like them best.
+    All arrays are contiguous, `[B, N, T, H]` for attention and `[B, T, N, H]` for the others, as
+    these functions like them best.
     """
 
     def __init__(self, platform: str, dtype: str, seed: int):
@@ -68,7 +67,7 @@ class _Bench:
         results = self._call(name, direction, contestant)(*self._inputs(name)[0])
         rows = checked_rows(at_hand(name, self._platform))
         whole = all(bool(self._torch.isfinite(result).all()) for result in results)
-        found = errors(direction, [self._wide(r, rows) for r in results], self._reference(name))
+        found = errors([self._wide(r, rows, name) for r in results], self._reference(name))
         return {"errors": found if whole else dict.fromkeys(found, float("nan"))}
 
     def time(self, name: str, direction: str, contestant: str) -> Answer:
@@ -83,9 +82,17 @@ class _Bench:
         self._torch.ones(8, device=self._platform).sum().item()
 
     def _make(self, name: str, contestant: str) -> Callable:
-        """`(query, key, value) -> out`."""
+        """Of the inputs to the output."""
         functional = self._torch.nn.functional
-        workload = WORKLOADS[name]
+        op, workload = CASES[name]
+        if contestant in ("torch-chunked", "fla"):
+            from peers import torch_linear_attention as peers
+
+            function = (
+                peers.chunked if contestant == "torch-chunked" else peers.flash_linear_attention
+            )
+            function = functools.partial(function, is_causal=workload.is_causal)
+            return lambda *inputs: function(**dict(zip(op.inputs, inputs, strict=True)))
         if contestant == "torch-sdpa":
             return functools.partial(
                 functional.scaled_dot_product_attention, is_causal=workload.is_causal
@@ -102,40 +109,47 @@ class _Bench:
         return functools.partial(compiled, block_mask=mask)
 
     def _call(self, name: str, direction: str, contestant: str) -> Callable:
-        """`(query, key, value, d_out)` to the results that `RESULTS_OF` names."""
+        """Of the inputs and the cotangent to the results that `Op.results` names."""
         torch, attend = self._torch, self._attend(name, contestant)
 
         def forward(*tensors):
             with torch.no_grad():
-                return (attend(*tensors[:3]),)
+                return (attend(*tensors[:-1]),)
 
         def both(*tensors):
-            out = attend(*tensors[:3])
-            return (out.detach(), *torch.autograd.grad(out, tensors[:3], tensors[3]))
+            out = attend(*tensors[:-1])
+            return (out.detach(), *torch.autograd.grad(out, tensors[:-1], tensors[-1]))
 
         return forward if direction == FORWARD else both
 
     def _draw(self, name: str, count: int = 1) -> list[list[Any]]:
-        workload = at_hand(name, self._platform)
-        shape = (workload.B, workload.N, workload.T, workload.H)
+        op, workload = CASES[name][0], at_hand(name, self._platform)
         generator = self._torch.Generator(self._platform).manual_seed(self._seed)
+        shapes = op.shapes(workload)
+        if op.heads_first:
+            shapes = [(batch, heads, length, *rest) for batch, length, heads, *rest in shapes]
         sets = []
         for _ in range(count):
-            tensors = [
-                self._torch.randn(shape, generator=generator, device=self._platform).to(self._dtype)
-                for _ in range(4)
+            normals = [
+                self._torch.randn(shape, generator=generator, device=self._platform)
+                for shape in shapes
             ]
-            sets.append([tensor.requires_grad_(i < 3) for i, tensor in enumerate(tensors)])
+            *inputs, d_out = [tensor.to(self._dtype) for tensor in op.draw(normals)]
+            sets.append([*(tensor.requires_grad_() for tensor in inputs), d_out])
         return sets
 
     def _expected(self, name: str) -> dict[str, np.ndarray]:
         rows = checked_rows(at_hand(name, self._platform))
-        arrays = [self._wide(tensor, rows) for tensor in self._inputs(name)[0]]
-        return expected(WORKLOADS[name].is_causal, arrays)
+        arrays = [self._wide(tensor, rows, name) for tensor in self._inputs(name)[0]]
+        op, workload = CASES[name]
+        return op.expected(workload.is_causal, arrays)
 
-    def _wide(self, tensor: Any, rows: list[int]) -> np.ndarray:
+    def _wide(self, tensor: Any, rows: list[int], name: str) -> np.ndarray:
         """float64 `[rows, T, N, H]`."""
-        return tensor.detach()[rows].transpose(1, 2).cpu().double().numpy()
+        tensor = tensor.detach()[rows]
+        if CASES[name][0].heads_first:
+            tensor = tensor.transpose(1, 2)
+        return tensor.cpu().double().numpy()
 
     def _device_seconds(self, call: Callable, sets: Sequence[Sequence[Any]]) -> Answer:
         """What its kernels took by `torch.profiler`, as CUPTI says it of JAX's.

@@ -12,16 +12,15 @@ from typing import Any
 
 from harness import ratios, serve, summary, take_turns, write_results
 from kernel_cases import (
-    CONTESTANTS,
+    CASES,
     DIRECTIONS,
     EPS,
+    ITEMSIZE,
     METHODS,
     OURS,
-    RESULTS_OF,
-    WORKLOADS,
     at_hand,
+    contestants,
     versions,
-    work,
     wrong,
 )
 from kernel_report import show, show_gate
@@ -29,11 +28,9 @@ from kernel_sides import Side
 from machine import Bystanders, describe
 
 SCRIPT = Path(__file__)
-PEERS = ("jax-cudnn", "jax-xla", "tokamax", "torch-sdpa", "torch-flex")
+PEERS = ("jax-cudnn", "jax-xla", "tokamax", "torch-sdpa", "torch-flex", "torch-chunked", "fla")
 # What a call without an implementation runs, by the name under which it is also timed.
 SAME_PROGRAM = {"cudnn": "jax-cudnn"}
-YARDSTICK = "jax-xla"
-OUR_FACTOR, PEER_FACTOR = 2, 4  # times the yardstick's error
 FEWEST_ROUNDS = 3
 
 Case = tuple[str, str]  # a workload's name and a direction
@@ -56,14 +53,17 @@ def main(argv: list[str] | None = None) -> int:
         platform, dtype = jax.ready["platform"], jax.ready["dtype"]
         machine["device"] = jax.ready["device"]
         torch = stack.enter_context(start("torch", "--platform", platform, "--dtype", dtype))
-        names = CONTESTANTS[platform]
-        sides = dict.fromkeys(names["jax"], jax) | dict.fromkeys(names["torch"], torch)
+        sides = {}
+        for name in options.workloads:
+            sides |= dict.fromkeys(contestants(name, platform, "jax"), jax)
+            sides |= dict.fromkeys(contestants(name, platform, "torch"), torch)
         if options.only:
-            keep = {"ours", YARDSTICK, *options.only}
+            keep = {"ours", *options.only}
+            keep |= {CASES[name][0].yardstick[platform][0] for name in options.workloads}
             sides = {name: side for name, side in sides.items() if name in keep}
         cases = [(name, way) for name in options.workloads for way in options.directions]
         print(f"{machine['device']}, {dtype}: checking {len(cases)} cases", flush=True)
-        answers = _gate(cases, sides)
+        answers = _gate(cases, sides, platform)
         gates = {case: _judge(case, answers[case], jax.ready) for case in cases}
         for case, gate in gates.items():
             show_gate(case, gate)
@@ -83,7 +83,8 @@ def main(argv: list[str] | None = None) -> int:
         for name in options.workloads:
             results["workloads"][name] = {
                 "shape": at_hand(name, platform)._asdict(),
-                "whole_batch": WORKLOADS[name].B,
+                "op": CASES[name][0].name,
+                "whole_batch": CASES[name][1].B,
                 "ours_is": jax.ready["chosen"][name],
                 "directions": {
                     way: _time((name, way), gates[name, way], sides, jax, results, options)
@@ -92,23 +93,28 @@ def main(argv: list[str] | None = None) -> int:
             }
             print(f"{name} done", flush=True)
     show(results)
-    folder = options.out and options.out / results_name(machine)
-    print(f"written to {write_results('kernels', results, folder)}")
+    for family in dict.fromkeys(CASES[name][0].family for name in options.workloads):
+        mine = {n: r for n, r in results["workloads"].items() if CASES[n][0].family == family}
+        path = options.out and options.out / results_name(machine, family)
+        print(f"written to {write_results(family, results | {'workloads': mine}, path)}")
     return 0
 
 
-def results_name(machine: dict[str, Any]) -> str:
-    """A file name that tells the device."""
-    return f"kernels-{'-'.join(machine['device'].lower().split())}.json"
+def results_name(machine: dict[str, Any], family: str = "kernels") -> str:
+    """A file name that tells the ops and the device."""
+    return f"{family}-{'-'.join(machine['device'].lower().split())}.json"
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench/kernels.py", description=__doc__)
-    parser.add_argument("workloads", nargs="*", help=f"{', '.join(WORKLOADS)}; all unless given")
+    parser.add_argument("workloads", nargs="*", help=f"{', '.join(CASES)}; all unless given")
     parser.add_argument("--directions", nargs="+", default=list(DIRECTIONS), choices=DIRECTIONS)
     parser.add_argument("--reps", type=int, default=7, help="turns each contestant gets")
     parser.add_argument(
-        "--only", nargs="+", choices=OURS + PEERS, help=f"these, beside ours and {YARDSTICK}"
+        "--only",
+        nargs="+",
+        choices=OURS + PEERS,
+        help="these, beside ours and what its errors are measured by",
     )
     parser.add_argument("--out", type=Path, help="folder for the JSON file in place of results/")
     parser.add_argument(
@@ -119,10 +125,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--platform", help=argparse.SUPPRESS)
     parser.add_argument("--dtype", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    options.workloads = options.workloads or list(WORKLOADS)
-    unknown = [name for name in options.workloads if name not in WORKLOADS]
+    options.workloads = options.workloads or list(CASES)
+    unknown = [name for name in options.workloads if name not in CASES]
     if unknown:
-        parser.error(f"no workload {unknown[0]!r}; there are {', '.join(WORKLOADS)}")
+        parser.error(f"no workload {unknown[0]!r}; there are {', '.join(CASES)}")
     if options.reps < 1:
         parser.error("--reps must be at least 1")
     return options
@@ -141,7 +147,7 @@ def _work(options: argparse.Namespace) -> int:
 
 
 def _gate(
-    cases: Sequence[Case], sides: Mapping[str, Side]
+    cases: Sequence[Case], sides: Mapping[str, Side], platform: str
 ) -> dict[Case, dict[str, dict[str, Any]]]:
     """Everybody's answers, by case and name; the sides work at the same time."""
 
@@ -151,25 +157,28 @@ def _gate(
             (case, name): side.ask(" ".join(["gate", *case, name]))
             for case in cases
             for name in mine
+            if name in contestants(case[0], platform)
         }
 
     with ThreadPoolExecutor() as pool:
         answers: dict[Any, Any] = {}
         for part in pool.map(ask, set(sides.values())):
             answers |= part
-    return {case: {name: answers[case, name] for name in sides} for case in cases}
+    return {case: {n: answers[case, n] for n in sides if (case, n) in answers} for case in cases}
 
 
 def _judge(case: Case, answers: dict[str, dict[str, Any]], ready: dict[str, Any]) -> dict[str, Any]:
     """The answers, with `wrong` where one is, and whether that is `fatal`: one of ours."""
-    fallback = dict.fromkeys(RESULTS_OF[case[1]], EPS[ready["dtype"]])
-    yardstick = answers[YARDSTICK].get("errors", fallback)
+    op = CASES[case[0]][0]
+    fallback = dict.fromkeys(op.results(case[1]), EPS[ready["dtype"]])
+    measure, factor = op.yardstick[ready["platform"]]
+    yardstick = answers[measure].get("errors", fallback)
     fatal = "failed" in answers["ours"]
     for name, answer in answers.items():
         if "failed" in answer:
             continue
-        factor = OUR_FACTOR if name in OURS else PEER_FACTOR
-        reason = wrong(answer["errors"], yardstick, factor, ready["dtype"])
+        times = factor if name in OURS else 2 * factor
+        reason = wrong(answer["errors"], yardstick, times, ready["dtype"])
         # cuDNN's own backward pass adds up in any order, and ours may be cuDNN.
         is_cudnn = name == "ours" and ready["chosen"][case[0]] == "cudnn"
         if reason is None and name in OURS and not answer["same_bits"] and not is_cudnn:
@@ -199,16 +208,18 @@ def _time(
     bystanders, before = Bystanders(), sum(side.cpu_seconds for side in everybody)
     taken = _rounds(turns, options.reps, options.seconds)
     others = bystanders.share(sum(side.cpu_seconds for side in everybody) - before)
-    total_bytes, flops = work(at_hand(name, results["platform"]), way, results["dtype"])
+    total_bytes, flops = CASES[name][0].work(
+        at_hand(name, results["platform"]), way, ITEMSIZE[results["dtype"]]
+    )
     bandwidth = [results["copy_bytes"] / seconds for seconds in taken["copy"]]
     peak = [2 * results["product_size"] ** 3 / seconds for seconds in taken["product"]]
     floors = [max(total_bytes / b, flops / p) for b, p in zip(bandwidth, peak)]
-    contestants = {name: dict(answer) for name, answer in answers.items()}
+    found = {name: dict(answer) for name, answer in answers.items()}
     for n in right:
-        if "failed" not in contestants[n]:
-            contestants[n]["us"] = summary([1e6 * seconds for seconds in taken[n]])
-            contestants[n]["over_ours"] = ratios(taken[n], taken["ours"])
-    timed = {n: c["over_ours"]["median"] for n, c in contestants.items() if "over_ours" in c}
+        if "failed" not in found[n]:
+            found[n]["us"] = summary([1e6 * seconds for seconds in taken[n]])
+            found[n]["over_ours"] = ratios(taken[n], taken["ours"])
+    timed = {n: c["over_ours"]["median"] for n, c in found.items() if "over_ours" in c}
     peers = [n for n in timed if n not in OURS]
     chosen = jax.ready["chosen"][name]
     itself = ("ours", SAME_PROGRAM.get(chosen, chosen))
@@ -222,7 +233,7 @@ def _time(
         "best_peer": min(peers, key=timed.__getitem__, default=None),
         "faster": [n for n, ratio in timed.items() if ratio < 1 and n not in itself],
         "others_cpu": others,
-        "contestants": contestants,
+        "contestants": found,
     }
 
 

@@ -33,7 +33,7 @@ def linear_attention(
     initial_state: jax.Array | None = None,
     return_state: bool = False,
     implementation: str | Sequence[str] | None = None,
-) -> jax.Array | tuple[jax.Array, jax.Array]:
+) -> Any:
     """Attention without a softmax (Katharopoulos et al. 2020, sections 3.2 and 3.3).
 
     Each head keeps a state `S [H, V]`, which a step decays and adds to,
@@ -101,7 +101,7 @@ def delta_rule(
     initial_state: jax.Array | None = None,
     return_state: bool = False,
     implementation: str | Sequence[str] | None = None,
-) -> jax.Array | tuple[jax.Array, jax.Array]:
+) -> Any:
     """Causal linear attention that corrects its state instead of adding to it.
 
     `S_t = a_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T` and `out_t = scale * S_t^T q_t`,

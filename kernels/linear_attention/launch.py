@@ -57,7 +57,22 @@ def forcing(plan: Plan) -> Iterator[None]:
 def plan(problem: Problem, operands: Operands) -> Plan:
     """The launch for this call on the machine at hand."""
     forced = _forced.get()
-    return heuristic(problem, operands) if forced is None else forced
+    if forced is None:
+        return heuristic(problem, operands)
+    _check_fits(forced, Dimensions.of(operands))
+    return forced
+
+
+def _check_fits(plan: Plan, sizes: Dimensions) -> None:
+    """Raises ValueError where a kernel would leave out batch rows, or miss a state to start from."""
+    for config in (plan.forward, plan.backward):
+        if sizes.B % config.rows:
+            raise ValueError(f"{config} cannot cut {sizes.B} batch rows evenly")
+    if plan.backward.block_t % plan.forward.block_t:
+        raise ValueError(
+            f"a backward chunk of {plan.backward.block_t} steps must be a multiple of the forward "
+            f"one of {plan.forward.block_t}"
+        )
 
 
 # Steps of a chunk and warps, forward and backward, by the width of a head: larger chunks, or fewer
@@ -68,7 +83,7 @@ _CHUNKS = {
     "linear": {32: ((64, 4), (64, 4)), 64: ((64, 4), (64, 8)), 128: ((64, 8), (64, 8))},
     "delta": {32: ((16, 1), (64, 4)), 64: ((16, 4), (32, 4)), 128: ((16, 8), (16, 8))},
     # Before Hopper every warp holds an operand of each product.
-    "linear, old": {32: ((64, 4), (32, 4)), 64: ((64, 8), (32, 8)), 128: ((64, 8), (64, 8))},
+    "linear, old": {32: ((32, 4), (32, 4)), 64: ((32, 8), (32, 8)), 128: ((64, 8), (64, 8))},
     "delta, old": {32: ((16, 1), (16, 2)), 64: ((16, 4), (16, 4)), 128: ((16, 8), (16, 8))},
     # Exact products run without tensor cores, and take several times the registers.
     "float32": {32: ((16, 2), (16, 4)), 64: ((16, 4), (16, 8)), 128: ((16, 8), (16, 8))},

@@ -11,8 +11,12 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from icl.kernels import dot_product_attention, packed_dot_product_attention, targeting
-from icl.kernels.attention import pallas
+from icl.kernels import (
+    dot_product_attention,
+    packed_dot_product_attention,
+    pallas_call,
+    targeting,
+)
 
 RNG = np.random.default_rng(0)
 BF16 = jnp.bfloat16
@@ -193,10 +197,13 @@ def test_a_broken_key_reaches_those_who_see_it_alone():
         assert np.isfinite(array[0, whole]).all()
 
 
-@pytest.mark.parametrize("shape, index", [((1, 1, 5, 7), (0, 0)), ((4, 6, 5, 7), (3, 1))])
-def test_an_axis_of_one_is_read_by_all_programs(shape, index):
+@pytest.mark.parametrize(
+    "key_heads, shape, index",
+    [(2, (1, 1, 5, 7), (0, 0)), (2, (4, 6, 5, 7), (3, 1)), (6, (4, 6, 5, 7), (3, 1))],
+)
+def test_an_axis_of_one_is_read_by_all_programs(key_heads, shape, index):
     # Interpreted, an index out of range is clamped and goes unseen; on a TPU it is not.
-    block = pallas._block(2, jax.ShapeDtypeStruct(shape, jnp.float32))
+    block = pallas_call.block(key_heads, jax.ShapeDtypeStruct(shape, jnp.float32))
     assert block.index_map(3, 1) == (*index, 0, 0)
 
 

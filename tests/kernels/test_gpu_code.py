@@ -22,16 +22,16 @@ COMPILE = """
 import json
 from gpu_code.compile import resources
 from gpu_code.launches import Case, launches
-made = {each.name: each for each in launches(Case("short-causal"), "cuda", 90)}
-print(json.dumps(resources("sm_90", made["row backward"])))
+made = {each.name: each for each in launches(Case("WORKLOAD"), "cuda", 90)}
+print(json.dumps(resources("sm_90", made["KERNEL"])))
 """
 
 LOWER = """
 import json
 import jax, jax.numpy as jnp
 from gpu_code.lowering import kernel_calls, lower
-from icl.kernels import dot_product_attention
-loss = lambda q, k, v: dot_product_attention(q, k, v, is_causal=True).astype(jnp.float32).sum()
+from icl.kernels import OP
+loss = lambda q, k, v: OP(q, k, v, is_causal=True).astype(jnp.float32).sum()
 x = jax.ShapeDtypeStruct((64, 82, 8, 32), jnp.bfloat16)
 lowered = lower(jax.value_and_grad(loss, argnums=(0, 1, 2)), x, x, x)
 products = lowered.as_text().count("dot_general")
@@ -52,8 +52,17 @@ def run(program, tmp_path):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_row_backward_keeps_everything_in_registers_and_uses_tensor_cores(tmp_path):
-    found = run(COMPILE, tmp_path)
+BACKWARDS = {
+    "short-causal": "row backward",
+    "linear-short": "causal backward",
+    "delta-short": "causal backward",
+}
+
+
+@pytest.mark.parametrize("workload", BACKWARDS)
+def test_a_short_backward_keeps_everything_in_registers_and_uses_tensor_cores(workload, tmp_path):
+    program = COMPILE.replace("WORKLOAD", workload).replace("KERNEL", BACKWARDS[workload])
+    found = run(program, tmp_path)
     assert "error" not in found, found
     assert found["stack"] == 0 and 32 < found["registers"] <= 255
     assert found["products"] == "wgmma"
@@ -61,7 +70,8 @@ def test_a_row_backward_keeps_everything_in_registers_and_uses_tensor_cores(tmp_
     assert found["programs_a_multiprocessor"] >= 1
 
 
-def test_the_gradient_lowered_for_cuda_is_the_two_kernels_and_no_other_product(tmp_path):
-    kernels, products = run(LOWER, tmp_path)
+@pytest.mark.parametrize("op", ["dot_product_attention", "linear_attention"])
+def test_the_gradient_lowered_for_cuda_is_the_two_kernels_and_no_other_product(op, tmp_path):
+    kernels, products = run(LOWER.replace("OP", op), tmp_path)
     assert kernels == ["forward_kernel", "backward_kernel"]
     assert products == 0

@@ -5,8 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from icl.kernels import delta_rule, dispatch, linear_attention, targeting, triton_call
-from icl.kernels.linear_attention import api, pallas
+from icl.kernels import (
+    delta_rule,
+    dispatch,
+    linear_attention,
+    pallas_call,
+    targeting,
+    triton_call,
+)
+from icl.kernels.linear_attention import api
 
 from .implementations import FUSED
 from .recurrence_oracle import draw
@@ -102,7 +109,7 @@ UNABLE = {
 
 def on_a_machine(monkeypatch):
     """As without the interpreters, and with Triton installed."""
-    for module in (triton_call, pallas):
+    for module in (triton_call, pallas_call):
         monkeypatch.setattr(module, "interpreting", lambda: False)
     monkeypatch.setattr(triton_call, "_is_installed", lambda package: True)
 

@@ -9,10 +9,11 @@ from icl.kernels import (
     dispatch,
     dot_product_attention,
     packed_dot_product_attention,
+    pallas_call,
     targeting,
     triton_call,
 )
-from icl.kernels.attention import api, pallas
+from icl.kernels.attention import api
 
 from .implementations import draw_inputs
 
@@ -79,7 +80,7 @@ UNABLE = {
 @pytest.mark.parametrize("case", UNABLE)
 def test_an_implementation_that_cannot_says_why(case, monkeypatch):
     name, here, dtype, width, message = UNABLE[case]
-    for module in (triton_call, pallas):
+    for module in (triton_call, pallas_call):
         monkeypatch.setattr(module, "interpreting", lambda: False)
     if name == "triton":
         monkeypatch.setattr(triton_call, "_is_installed", lambda package: True)

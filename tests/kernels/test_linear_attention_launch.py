@@ -1,0 +1,88 @@
+"""How linear attention's Triton kernels are launched changes nothing beyond rounding."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from icl.kernels import targeting
+from icl.kernels.linear_attention import launch
+from icl.kernels.linear_attention.launch import Config, Plan
+from icl.kernels.linear_attention.problem import Operands, Problem
+
+from .test_linear_attention import OPS, close, draw_full, results
+
+# Chunks that divide the 70 steps and that do not, states saved at other places, rows together.
+PLANS = {
+    "one chunk": Plan(Config(128, 4), Config(128, 4)),
+    "small chunks": Plan(Config(16, 1), Config(16, 1)),
+    "forward smaller": Plan(Config(16, 1), Config(32, 2)),
+    "rows together": Plan(Config(32, 2, rows=2), Config(64, 4, rows=4)),
+}
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("plan", PLANS)
+def test_any_launch_gives_the_same(plan, op):
+    arrays, cotangents, options = draw_full(op, batch=4, length=70, heads=1)
+    expected = results(op, "xla", arrays, cotangents, **options)
+    attend = lambda arrays: OPS[op](**arrays, return_state=True, implementation="triton", **options)
+
+    @jax.jit
+    def run(arrays, cotangents):
+        (out, state), pull_back = jax.vjp(attend, arrays)
+        return dict(out=out, state=state) | pull_back(cotangents)[0]
+
+    with launch.forcing(PLANS[plan]):
+        close(run(arrays, cotangents), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("blocks", [(16, 16), (64, 64)])
+def test_any_launch_gives_the_same_where_nothing_is_causal(blocks):
+    arrays, cotangents, _ = draw_full("linear_attention", batch=2, length=40)
+    del arrays["log_decay"]
+    options = dict(is_causal=False, normalize=True)
+    expected = results("linear_attention", "xla", arrays, cotangents, **options)
+
+    @jax.jit
+    def run(arrays, cotangents):
+        attend = lambda arrays: OPS["linear_attention"](
+            **arrays, return_state=True, implementation="triton", **options
+        )
+        (out, state), pull_back = jax.vjp(attend, arrays)
+        return dict(out=out, state=state) | pull_back(cotangents)[0]
+
+    forward, backward = (Config(block, 1, rows=2) for block in blocks)
+    with launch.forcing(Plan(forward, backward)):
+        close(run(arrays, cotangents), expected, atol=1e-4)
+
+
+UNFIT = {
+    "rows": (Plan(Config(16, 1, rows=3), Config(16, 1)), "evenly"),
+    "chunks": (Plan(Config(32, 1), Config(16, 1)), "multiple"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_a_launch_that_does_not_fit_is_refused(case):
+    plan, message = UNFIT[case]
+    x = jnp.ones((4, 20, 1, 8))
+    with launch.forcing(plan), pytest.raises(ValueError, match=message):
+        OPS["linear_attention"](x, x, x, is_causal=True, implementation="triton")
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("is_delta", [False, True])
+def test_the_heuristic_fits_every_shape(is_delta, dtype, capability):
+    for batch in (1, 3, 4096, 65536):
+        for length in (1, 11, 16, 17, 64, 100, 129, 512, 5000):
+            for width in (1, 8, 32, 33, 64, 128):
+                array = jax.ShapeDtypeStruct((batch, length, 2, width), dtype)
+                beta = jax.ShapeDtypeStruct((batch, length, 2), dtype) if is_delta else None
+                operands = Operands(array, array, array, beta)
+                with targeting("cuda", capability):
+                    plan = launch.plan(Problem(1.0), operands)
+                for config in (plan.forward, plan.backward):
+                    assert batch % config.rows == 0 and config.block_t >= 16
+                    assert 1 <= config.num_warps <= 8
+                assert plan.backward.block_t % plan.forward.block_t == 0
