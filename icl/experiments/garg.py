@@ -35,7 +35,7 @@ register(
 for _mixer, _what in (("linear_attention", "linear attention"), ("delta_rule", "the delta rule")):
     register(
         f"garg/linear-xs-{_mixer.replace('_', '-')}",
-        f"the same with {_what} in place of softmax attention",
+        f"linear regression, d=5, 11 points, xs model with {_what}: minutes on a CPU",
         dataclasses.replace(LINEAR_XS, model=dataclasses.replace(XS, mixer=_mixer)),
     )
 register(

@@ -55,14 +55,25 @@ class CausalSelfAttention(_Mixer):
 
 
 class LinearAttention(_Mixer):
-    """Attention without a softmax, query and key of length 1 (Katharopoulos et al. 2020).
+    """Attention without a softmax whose state fades (Mamba-2, Dao and Gu 2024, section 7).
 
-    Without their lengths the products of three small projections would hardly learn at first.
+    Query and key have length 1. Each head and token has a sigmoid for what is left of the state;
+    at first the heads keep from a half to nearly all of it, so that some look at the last tokens
+    and some at all. Without the decay linear regression is hardly learned, as no head can tell the
+    token before from the others.
     """
+
+    def __init__(self, width: int, heads: int, **options: Any):
+        super().__init__(width, heads, **options)
+        gates = lambda key, shape, dtype, out_sharding=None: jnp.linspace(
+            0, 4, shape[0], dtype=dtype
+        )
+        self.gate = _numbers(width, heads, options, bias_init=gates)
 
     def mix(self, x: jax.Array, qkv: jax.Array) -> jax.Array:
         query, key, value = _unit(qkv[:, :, 0]), _unit(qkv[:, :, 1]), qkv[:, :, 2]
-        return linear_attention(query, key, value, is_causal=True, scale=1.0)
+        log_decay = jax.nn.log_sigmoid(self.gate(x).astype(jnp.float32))
+        return linear_attention(query, key, value, log_decay=log_decay, is_causal=True, scale=1.0)
 
 
 class DeltaRule(_Mixer):
@@ -73,13 +84,18 @@ class DeltaRule(_Mixer):
 
     def __init__(self, width: int, heads: int, **options: Any):
         super().__init__(width, heads, **options)
-        options = {name: options[name] for name in ("kernel_init", "rngs", "dtype")}
-        self.beta = nnx.Linear(width, heads, dot_general=linear_dot_general, **options)
+        self.beta = _numbers(width, heads, options)
 
     def mix(self, x: jax.Array, qkv: jax.Array) -> jax.Array:
         query, key, value = _unit(qkv[:, :, 0]), _unit(qkv[:, :, 1]), qkv[:, :, 2]
         beta = jax.nn.sigmoid(self.beta(x).astype(jnp.float32))
         return delta_rule(query, key, value, beta, scale=1.0)
+
+
+def _numbers(width: int, heads: int, options: dict[str, Any], **more: Any) -> nnx.Linear:
+    """A projection to one number for each head, with a mixer's options."""
+    shared = {name: options[name] for name in ("dtype", "kernel_init", "rngs") if name in options}
+    return nnx.Linear(width, heads, dot_general=linear_dot_general, **shared, **more)
 
 
 def _unit(x: jax.Array) -> jax.Array:

@@ -11,16 +11,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
-from ..dispatch import Implementation, Target, interpreting, target
+from ..dispatch import Implementation, Target
 from ..fused import dtype_refusal, fused
+from ..pallas_call import padded, pallas_call, products, readable, size_refusal, wide
+from ..pallas_call import refusal as pallas_refusal
 from .problem import Dimensions, Operands, Problem, hides, pack, unpack
 from .reference import attention as definition
-
-# Of the 16 MiB that the compiler gives a program.
-BYTES_ON_CHIP = 12 * 2**20
 
 
 def _softmax(scores):
@@ -33,19 +30,19 @@ def _softmax(scores):
 
 
 def _forward_kernel(problem: Problem, hidden: bool, operands: Operands, out: Any) -> None:
-    dot = partial(_dot, _precision(problem, out.dtype))
+    dot = products(problem.precision, out.dtype)
     k, v, poison = _keys_and_values(operands, hidden)
     for member in range(out.shape[0]):
         q = operands.query[member]
         scores, _ = _scores(problem, operands, member, dot(q, k, (1, 1)), poison)
         weights, total, _ = _softmax(scores)
-        out[member] = (dot(weights.astype(v.dtype), v, (1, 0)) / total).astype(out.dtype)
+        out[member] = (dot(weights, v, (1, 0)) / total).astype(out.dtype)
 
 
 def _backward_kernel(
     problem: Problem, hidden: bool, operands: Operands, d_out: Any, gradient: Operands
 ) -> None:
-    dot = partial(_dot, _precision(problem, d_out.dtype))
+    dot = products(problem.precision, d_out.dtype)
     k, v, poison = _keys_and_values(operands, hidden)
     dk = dv = jnp.zeros(k.shape, jnp.float32)
     for member in range(d_out.shape[0]):
@@ -55,8 +52,8 @@ def _backward_kernel(
         weights = weights / total
         if hidden:
             # What a query that sees nothing holds must not reach the keys.
-            q, do = (jnp.where(blind, 0.0, _wide(tile)).astype(tile.dtype) for tile in (q, do))
-        dv += dot(weights.astype(do.dtype), do, (0, 0))
+            q, do = (jnp.where(blind, 0.0, wide(tile)).astype(tile.dtype) for tile in (q, do))
+        dv += dot(weights, do, (0, 0))
         d_weights = dot(do, v, (1, 1))
         delta = (weights * d_weights).sum(axis=1, keepdims=True)
         d_scores = weights * (d_weights - delta)
@@ -64,7 +61,6 @@ def _backward_kernel(
             d_scores = jnp.where(allowed, d_scores, 0.0)
         if gradient.bias is not None:
             gradient.bias[member] = d_scores
-        d_scores = d_scores.astype(q.dtype)
         dk += dot(d_scores, q, (0, 0))
         dq = dot(d_scores, k, (1, 0)) * problem.scale
         gradient.query[member] = dq.astype(gradient.query.dtype)
@@ -77,13 +73,13 @@ def _keys_and_values(operands: Operands, hidden: bool) -> tuple[jax.Array, jax.A
     k, v = operands.key[0], operands.value[0]
     if not hidden:
         return k, v, None
-    finite = [jnp.abs(_wide(tile)) < jnp.inf for tile in (k, v)]
+    finite = [jnp.abs(wide(tile)) < jnp.inf for tile in (k, v)]
     broken = jnp.where(finite[0] & finite[1], 0.0, 1.0)
     # A product with ones, because a row of sums is wanted where a reduction gives a column.
     ones = jnp.ones((1, k.shape[1]), jnp.float32)
-    count = _dot(jax.lax.Precision.DEFAULT, ones, broken, (1, 1))
+    count = products("default", jnp.float32)(ones, broken, (1, 1))
     poison = jnp.where(count > 0, jnp.nan, 0.0)
-    k, v = (jnp.where(f, _wide(tile), 0.0).astype(tile.dtype) for f, tile in zip(finite, (k, v)))
+    k, v = (jnp.where(f, wide(tile), 0.0).astype(tile.dtype) for f, tile in zip(finite, (k, v)))
     return k, v, poison
 
 
@@ -91,7 +87,7 @@ def _scores(problem: Problem, operands: Operands, member: int, products: jax.Arr
     """scale * q k^T + bias, -inf where hidden, and which pairs are allowed."""
     scores = products * problem.scale
     if operands.bias is not None:
-        scores += _wide(_of_member(operands.bias, member))
+        scores += wide(_of_member(operands.bias, member))
     if poison is None:
         return scores, None
     allowed = _pairs_allowed(problem, operands, member, scores.shape)
@@ -121,31 +117,12 @@ def _of_member(scores: Any, member: int) -> jax.Array:
     return scores[member if scores.shape[0] > 1 else 0]
 
 
-def _wide(tile: jax.Array) -> jax.Array:
-    return tile.astype(jnp.float32)
-
-
-def _dot(precision: Any, a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
-    """Sums the product over an axis of each, in float32."""
-    if axes == (1, 1) and b.shape[0] == 1:
-        # Mosaic turns this one into a product with a vector, which only float32 has.
-        a, b = _wide(a), _wide(b)
-    contract = (((axes[0],), (axes[1],)), ((), ()))
-    return jax.lax.dot_general(a, b, contract, precision, jnp.float32)
-
-
-def _precision(problem: Problem, dtype: Any) -> jax.lax.Precision:
-    """Mosaic knows two; float32 stays exact unless told."""
-    if dtype != jnp.float32 or problem.precision in ("default", "fastest", "bfloat16"):
-        return jax.lax.Precision.DEFAULT
-    return jax.lax.Precision.HIGHEST
-
-
 def _forward(problem: Problem, operands: Operands) -> tuple[jax.Array, tuple]:
     sizes, inputs = Dimensions.of(operands), _heads_first(operands)
     kernel = partial(_forward_kernel, problem, hides(problem, operands))
     shape = (sizes.B, sizes.N, sizes.T, sizes.H)
-    [out] = _call(kernel, sizes, (inputs,), (jax.ShapeDtypeStruct(shape, inputs.query.dtype),))
+    outputs = (jax.ShapeDtypeStruct(shape, inputs.query.dtype),)
+    [out] = pallas_call(kernel, (sizes.B, sizes.K), (inputs,), outputs)
     return out.swapaxes(1, 2).astype(operands.query.dtype), ()
 
 
@@ -158,37 +135,11 @@ def _backward(problem: Problem, operands: Operands, saved: tuple, d_out: jax.Arr
     if operands.bias is not None:
         d_bias = jax.ShapeDtypeStruct((sizes.B, sizes.N, sizes.T, sizes.S), jnp.float32)
     outputs = Operands(*map(gradient_of, inputs[:3]), d_bias)
-    [gradient] = _call(kernel, sizes, (inputs, _readable(d_out.swapaxes(1, 2))), (outputs,))
+    inputs = inputs, readable(d_out.swapaxes(1, 2))
+    [gradient] = pallas_call(kernel, (sizes.B, sizes.K), inputs, (outputs,))
     back = (array.swapaxes(1, 2).astype(operands.query.dtype) for array in gradient[:3])
     gradient = Operands(*back, gradient.bias)
     return pack(gradient) if operands.is_packed else gradient
-
-
-def _call(kernel: Any, sizes: Dimensions, inputs: tuple, outputs: tuple) -> Any:
-    """Runs a program for every batch row and key head."""
-    # In a shard_map all inputs vary over the same axes, and so do the outputs.
-    kind = jax.typeof(inputs[0].query).manual_axis_type
-    outputs = jax.tree.map(lambda out: out.update(manual_axis_type=kind), outputs)
-    blocks = partial(jax.tree.map, partial(_block, sizes.K))
-    return pl.pallas_call(
-        kernel,
-        outputs,
-        grid=(sizes.B, sizes.K),
-        in_specs=blocks(inputs),
-        out_specs=blocks(outputs),
-        interpret=interpreting() and target().platform != "tpu",
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
-    )(*inputs)
-
-
-def _block(key_heads: int, array: Any) -> pl.BlockSpec:
-    """One batch row, and the heads that share a key head; an axis of 1 serves all programs."""
-    rows, heads, *rest = array.shape
-    return pl.BlockSpec(
-        (None, max(1, heads // key_heads), *rest),
-        lambda b, k: (b if rows > 1 else 0, k if heads > 1 else 0, 0, 0),
-        memory_space=pltpu.SMEM if array.dtype == jnp.int32 else None,
-    )
 
 
 def _heads_first(operands: Operands) -> Operands:
@@ -196,40 +147,21 @@ def _heads_first(operands: Operands) -> Operands:
     *first, bias, mask, query_lengths, key_lengths = unpack(operands)
     first = [array.swapaxes(1, 2) for array in first]
     lengths = [a if a is None else a.reshape(-1, 1, 1, 1) for a in (query_lengths, key_lengths)]
-    return jax.tree.map(_readable, Operands(*first, bias, mask, *lengths))
-
-
-def _readable(array: jax.Array) -> jax.Array:
-    """The array in a dtype that Mosaic reads."""
-    wider = {"bool": jnp.int8, "float16": jnp.float32, "float64": jnp.float32}
-    return array.astype(wider.get(array.dtype.name, array.dtype))
+    return jax.tree.map(readable, Operands(*first, bias, mask, *lengths))
 
 
 def _refusal(here: Target, problem: Problem, operands: Operands) -> str | None:
-    if here.platform != "tpu" and not interpreting():
-        return (
-            f"Pallas kernels need a TPU and this is {here.platform!r}; use implementation=None, or "
-            "set ICL_KERNELS_INTERPRET=1 to run them slowly here"
-        )
-    if here.device in ("TPU v2", "TPU v3"):
-        return f"Mosaic needs a TPU v4 or newer and this is a {here.device}"
-    dtypes = dtype_refusal(*operands[:3])
-    if dtypes is not None:
-        return dtypes
-    needed = _bytes_on_chip(operands)
-    if needed > BYTES_ON_CHIP:
-        return (
-            f"a key head with its queries and scores needs about {needed / 2**20:.0f} MiB on chip "
-            f"and {BYTES_ON_CHIP >> 20} may be used; use implementation=None"
-        )
-    return None
+    return (
+        pallas_refusal(here)
+        or dtype_refusal(*operands[:3])
+        or size_refusal("a key head with its queries and scores", _bytes_on_chip(operands))
+    )
 
 
 def _bytes_on_chip(operands: Operands) -> int:
     """About what the backward pass holds: blocks, twice to load the next, and float32 tiles."""
     sizes = Dimensions.of(operands)
     group = sizes.N // sizes.K
-    padded = lambda rows, columns: -(-rows // 8) * 8 * -(-columns // 128) * 128
     queries, keys = padded(sizes.T, sizes.H), padded(sizes.S, sizes.H)
     scores = padded(sizes.T, sizes.S)
     blocks = (3 * group * queries + 4 * keys) * (2 if operands.query.dtype == jnp.bfloat16 else 4)

@@ -12,18 +12,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
-from ..dispatch import Implementation, Target, interpreting, target
+from ..dispatch import Implementation, Target
 from ..fused import dtype_refusal, fused
+from ..pallas_call import padded, pallas_call, products, readable, size_refusal, wide
+from ..pallas_call import refusal as pallas_refusal
 from .problem import Dimensions, Operands, Problem, Result
 from .xla import chunked
 
-# Of the 16 MiB that the compiler gives a program.
-BYTES_ON_CHIP = 12 * 2**20
 # Decays to 0 in float32, and a thousand of them are added without error.
 LOWEST = -128.0
+
+_exact = products(None, jnp.float32)
 
 
 class _Clean(NamedTuple):
@@ -72,60 +72,59 @@ class _Forward(NamedTuple):
 
 def _forward_kernel(problem: Problem, operands: Operands, result: Result) -> None:
     given, _, first = _read(problem, operands)
-    given = given._replace(query=operands.query[...])
-    found = _run(problem, _product(problem, given.key.dtype), given)
+    given = given._replace(query=operands.query[0])
+    found = _run(problem, products(problem.precision, given.key.dtype), given)
     out = _divided(found.out)[0] if problem.normalize else found.out
     seen = first if problem.is_causal else jnp.where(first < jnp.inf, 0.0, jnp.inf)
     out = jnp.where(_indices(out.shape)[0] >= seen, jnp.nan, out)
-    result.out[...] = out.astype(result.out.dtype)
+    result.out[0] = out.astype(result.out.dtype)
     if result.state is not None:
-        result.state[...] = found.state + jnp.where(first < jnp.inf, jnp.nan, 0.0)
+        result.state[0] = found.state + jnp.where(first < jnp.inf, jnp.nan, 0.0)
 
 
 def _backward_kernel(
     problem: Problem, operands: Operands, d_result: Result, gradient: Operands
 ) -> None:
     given, kept, _ = _read(problem, operands)
-    query, d_out, d_state = _clean(operands.query[...]), _clean(d_result.out[...]), None
+    query, d_out, d_state = _clean(operands.query[0]), _clean(d_result.out[0]), None
     last = jnp.maximum(query.last, d_out.last)
     if not problem.is_causal:
         last = jnp.where(last >= 0, jnp.inf, last)
     if d_result.state is not None:
-        d_state, _, _, broken = _clean(d_result.state[...])
+        d_state, _, _, broken = _clean(d_result.state[0])
         last = jnp.where(broken >= 0, jnp.inf, last)
     given = given._replace(query=query.tile)
-    product = _product(problem, given.key.dtype)
+    product = products(problem.precision, given.key.dtype)
     found = _run(problem, product, given)
     d_sums = d_out.tile
     if problem.normalize:
         out, total = _divided(found.out)
-        d_sums = _wide(d_sums) / total
+        d_sums = wide(d_sums) / total
         d_sums = _with_column(d_sums, -(d_sums * out).sum(axis=1, keepdims=True))
     pull_back = _pull_back if problem.is_causal else _pull_back_all
     d = pull_back(problem, product, given, found, d_sums, d_state)
-    d = d._replace(value=d.value[:, : gradient.value.shape[1]])
+    d = d._replace(value=d.value[:, : gradient.value.shape[2]])
     # What is broken in queries and cotangents breaks the gradients of all that they saw.
     nan_in = lambda clean: jnp.where(clean.kept, 0.0, jnp.nan).sum(axis=1, keepdims=True)
-    gradient.query[...] = (d.query + nan_in(query) + nan_in(d_out)).astype(gradient.query.dtype)
+    gradient.query[0] = (d.query + nan_in(query) + nan_in(d_out)).astype(gradient.query.dtype)
     for name, axis in dict(key=0, value=0, beta=1, log_decay=1).items():
         ref, mine, tile = (getattr(each, name) for each in (gradient, kept, d))
         if ref is not None:
             tile = jnp.where(_indices(tile.shape)[axis] <= last, jnp.nan, tile)
-            ref[...] = jnp.where(mine, tile, 0.0).astype(ref.dtype)
+            ref[0] = jnp.where(mine, tile, 0.0).astype(ref.dtype)
     if gradient.initial_state is not None:
-        gradient.initial_state[...] = d.initial_state + jnp.where(last >= 0, jnp.nan, 0.0)
+        gradient.initial_state[0] = d.initial_state + jnp.where(last >= 0, jnp.nan, 0.0)
 
 
 def _read(problem: Problem, operands: Operands) -> tuple[Operands, Operands, jax.Array]:
     """What a program reads but for the query; what of it was kept; the first broken step."""
-    length = None if operands.key_lengths is None else operands.key_lengths[0, 0]
-    log_decay = operands.log_decay
+    length = None if operands.key_lengths is None else operands.key_lengths[0, 0, 0]
+    *steps, log_decay = jax.tree.map(lambda ref: ref[0], operands[1:5])
     if log_decay is not None:
-        log_decay = jnp.where(log_decay[...] < LOWEST, LOWEST, log_decay[...])
-    steps = operands.key, operands.value, operands.beta, log_decay
+        log_decay = jnp.where(log_decay < LOWEST, LOWEST, log_decay)
     cleaned = [
-        None if tile is None else _clean(tile[...], axis, length)
-        for tile, axis in zip(steps, (0, 0, 1, 1))
+        None if tile is None else _clean(tile, axis, length)
+        for tile, axis in zip((*steps, log_decay), (0, 0, 1, 1))
     ]
     of = lambda field: Operands(None, *(getattr(clean, field, None) for clean in cleaned))
     given, first = of("tile"), reduce(jnp.minimum, jax.tree.leaves(of("first")))
@@ -133,7 +132,7 @@ def _read(problem: Problem, operands: Operands) -> tuple[Operands, Operands, jax
         ones = jnp.ones((given.value.shape[0], 1), jnp.float32)
         given = given._replace(value=_with_column(given.value, ones).astype(given.value.dtype))
     if operands.initial_state is not None:
-        given = given._replace(initial_state=operands.initial_state[...])
+        given = given._replace(initial_state=operands.initial_state[0])
     return given, of("kept"), first
 
 
@@ -150,14 +149,14 @@ def _run(problem: Problem, product: Callable, given: Operands) -> _Forward:
         rows, columns = _indices(weights.shape)
         overlap = product(key, key, (1, 1)) * decays.between
         overlap = jnp.where(columns < rows, overlap, 0.0)
-        missing = _wide(value)
+        missing = wide(value)
         if start is not None:
             missing -= product(key, start, (1, 0)) * decays.from_start
         beta = _turned(beta)
         inverse = _inverse(beta * overlap)
         added = _exact(inverse, beta * missing, (1, 0))
     out = product(weights, added, (1, 0))
-    state = product(_wide(key) * decays.to_end, added, (0, 0))
+    state = product(wide(key) * decays.to_end, added, (0, 0))
     if start is not None:
         out += product(query, start, (1, 0)) * (decays.from_start * problem.scale)
         state += start * decays.whole
@@ -193,14 +192,14 @@ def _pull_back(
         d_written = product(found.added, d_state, (1, 1)) * to_end
         d_key += d_written
         d_start = d_state * whole
-        written = (_wide(key) * d_written).sum(axis=1, keepdims=True)
+        written = (wide(key) * d_written).sum(axis=1, keepdims=True)
     if start is not None:
         d_seen = product(d_out, start, (1, 1)) * (from_start * problem.scale)
         d_query += d_seen
         if d_state is not None:
             through = (d_start * start).sum(axis=1, keepdims=True).sum(axis=0, keepdims=True)
-        d_start += product(_wide(query) * (from_start * problem.scale), d_out, (0, 0))
-        seen = (_wide(query) * d_seen).sum(axis=1, keepdims=True)
+        d_start += product(wide(query) * (from_start * problem.scale), d_out, (0, 0))
+        seen = (wide(query) * d_seen).sum(axis=1, keepdims=True)
     d_value = d_added
     if beta is not None:
         d_side = _exact(found.inverse, d_added, (0, 0))
@@ -214,8 +213,8 @@ def _pull_back(
         if start is not None:
             d_seen = product(d_value, start, (1, 1)) * from_start
             d_key -= d_seen
-            d_start -= product(_wide(key) * from_start, d_value, (0, 0))
-            seen -= (_wide(key) * d_seen).sum(axis=1, keepdims=True)
+            d_start -= product(wide(key) * from_start, d_value, (0, 0))
+            seen -= (wide(key) * d_seen).sum(axis=1, keepdims=True)
     d_log_decay = None
     if given.log_decay is not None:
         # Of the pair t, s those of the steps after s up to t, hence no difference of large sums.
@@ -228,15 +227,15 @@ def _pull_back(
 
 def _clean(tile: jax.Array, axis: int = 0, length: Any = None) -> _Clean:
     """Steps along `axis` at or past the length, where one is given, do not count."""
-    wide, steps = _wide(tile), _indices(tile.shape)[axis]
-    finite = jnp.abs(wide) < jnp.inf
+    steps = _indices(tile.shape)[axis]
+    finite = jnp.abs(wide(tile)) < jnp.inf
     counts = steps >= 0 if length is None else steps < length
     broken = counts & jnp.logical_not(finite)
     where = lambda otherwise: jnp.where(broken, steps.astype(jnp.float32), otherwise)
     first = where(jnp.inf).min(axis=1, keepdims=True).min(axis=0, keepdims=True)
     last = where(-1.0).max(axis=1, keepdims=True).max(axis=0, keepdims=True)
     kept = counts & finite
-    return _Clean(jnp.where(kept, wide, 0.0).astype(tile.dtype), kept, first, last)
+    return _Clean(jnp.where(kept, wide(tile), 0.0).astype(tile.dtype), kept, first, last)
 
 
 def _decays(log_decay: jax.Array | None, length: int) -> _Decays:
@@ -286,7 +285,7 @@ def _with_column(tile: jax.Array, column: jax.Array) -> jax.Array:
     """float32 `[T, V]` and `[T, 1]` as `[T, V + 1]`."""
     rows, columns = _indices((tile.shape[1], tile.shape[1] + 1))
     # A product, for want of a concatenation inside a row of 128.
-    wider = _exact(_wide(tile), jnp.where(rows == columns, 1.0, 0.0), (1, 0))
+    wider = _exact(wide(tile), jnp.where(rows == columns, 1.0, 0.0), (1, 0))
     return jnp.where(_indices(wider.shape)[1] == tile.shape[1], column, wider)
 
 
@@ -302,29 +301,6 @@ def _turned(vector: jax.Array) -> jax.Array:
     return jnp.where(rows == columns, vector, 0.0).sum(axis=axis, keepdims=True)
 
 
-def _wide(tile: jax.Array) -> jax.Array:
-    return tile.astype(jnp.float32)
-
-
-def _product(problem: Problem, dtype: Any) -> Callable:
-    """`_dot` of tiles as narrow as the inputs; Mosaic knows two precisions."""
-    inexact = dtype != jnp.float32 or problem.precision in ("default", "fastest", "bfloat16")
-    precision = jax.lax.Precision.DEFAULT if inexact else jax.lax.Precision.HIGHEST
-    return lambda a, b, axes: _dot(precision, a.astype(dtype), b.astype(dtype), axes)
-
-
-def _dot(precision: Any, a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
-    """Sums the product over an axis of each, in float32."""
-    if axes == (1, 1) and b.shape[0] == 1:
-        # Mosaic turns this one into a product with a vector, which only float32 has.
-        a, b = _wide(a), _wide(b)
-    contract = (((axes[0],), (axes[1],)), ((), ()))
-    return jax.lax.dot_general(a, b, contract, precision, jnp.float32)
-
-
-_exact = partial(_dot, jax.lax.Precision.HIGHEST)
-
-
 def _forward(problem: Problem, operands: Operands) -> tuple[Result, tuple]:
     sizes, inputs = Dimensions.of(operands), _heads_first(operands)
     value = inputs.value
@@ -334,90 +310,45 @@ def _forward(problem: Problem, operands: Operands) -> tuple[Result, tuple]:
         shape = (sizes.B, sizes.N, sizes.H, sizes.V + problem.normalize)
         state = jax.ShapeDtypeStruct(shape, jnp.float32)
     kernel = partial(_forward_kernel, problem)
-    [(out, state)] = _call(kernel, (sizes.B, sizes.N), (inputs,), (Result(out, state),))
+    [(out, state)] = pallas_call(kernel, (sizes.B, sizes.N), (inputs,), (Result(out, state),))
     return Result(out.swapaxes(1, 2).astype(operands.query.dtype), state), ()
 
 
 def _backward(problem: Problem, operands: Operands, saved: tuple, d_result: Result) -> Operands:
     inputs = _heads_first(operands)
-    d_inputs = Result(_readable(d_result.out.swapaxes(1, 2)), d_result.state)
+    d_inputs = Result(readable(d_result.out.swapaxes(1, 2)), d_result.state)
     rows = max(leaf.shape[0] for leaf in jax.tree.leaves((inputs, d_inputs)))
     gradient_of = lambda array: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype)
     outputs = jax.tree.map(gradient_of, inputs._replace(key_lengths=None))
     kernel = partial(_backward_kernel, problem)
     grid = rows, inputs.query.shape[1]
-    [gradient] = _call(kernel, grid, (inputs, d_inputs), (outputs,))
+    [gradient] = pallas_call(kernel, grid, (inputs, d_inputs), (outputs,))
     first = (array.swapaxes(1, 2).astype(operands.query.dtype) for array in gradient[:3])
     steps = (a if a is None else a[:, :, 0].swapaxes(1, 2) for a in gradient[3:5])
     return Operands(*first, *steps, None, gradient.initial_state)
 
 
-def _call(kernel: Callable, grid: tuple[int, int], inputs: tuple, outputs: tuple) -> Any:
-    """Runs a program for every batch row and head."""
-    # In a shard_map all inputs vary over the same axes, and so do the outputs.
-    kind = jax.typeof(inputs[0].query).manual_axis_type
-    outputs = jax.tree.map(lambda out: out.update(manual_axis_type=kind), outputs)
-    blocks = partial(jax.tree.map, _block)
-    return pl.pallas_call(
-        kernel,
-        outputs,
-        grid=grid,
-        in_specs=blocks(inputs),
-        out_specs=blocks(outputs),
-        interpret=interpreting() and target().platform != "tpu",
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
-    )(*inputs)
-
-
-def _block(array: Any) -> pl.BlockSpec:
-    """A head of a batch row; an axis of 1 serves all programs."""
-    rows, heads, *rest = array.shape
-    return pl.BlockSpec(
-        (None, None, *rest),
-        lambda b, n: (b if rows > 1 else 0, n if heads > 1 else 0, 0, 0),
-        memory_space=pltpu.SMEM if array.dtype == jnp.int32 else None,
-    )
-
-
 def _heads_first(operands: Operands) -> Operands:
     """`[B or 1, N, length, features]`; beta and log_decay rows, lengths `[B or 1, 1, 1, 1]`."""
     *first, beta, log_decay, lengths, state = operands
-    first = [_readable(array.swapaxes(1, 2)) for array in first]
+    first = [readable(array.swapaxes(1, 2)) for array in first]
     row = lambda array: array.swapaxes(1, 2)[:, :, None].astype(jnp.float32)
     steps = [None if array is None else row(array) for array in (beta, log_decay)]
     lengths = None if lengths is None else lengths.reshape(-1, 1, 1, 1)
-    return Operands(*first, *steps, lengths, None if state is None else _wide(state))
-
-
-def _readable(array: jax.Array) -> jax.Array:
-    """The array in a dtype that Mosaic reads."""
-    return array.astype(jnp.float32) if array.dtype == jnp.float16 else array
+    return Operands(*first, *steps, lengths, None if state is None else wide(state))
 
 
 def _refusal(here: Target, problem: Problem, operands: Operands) -> str | None:
-    if here.platform != "tpu" and not interpreting():
-        return (
-            f"Pallas kernels need a TPU and this is {here.platform!r}; use implementation=None, or "
-            "set ICL_KERNELS_INTERPRET=1 to run them slowly here"
-        )
-    if here.device in ("TPU v2", "TPU v3"):
-        return f"Mosaic needs a TPU v4 or newer and this is a {here.device}"
-    dtypes = dtype_refusal(*operands[:3])
-    if dtypes is not None:
-        return dtypes
-    needed = _bytes_on_chip(problem, operands)
-    if needed > BYTES_ON_CHIP:
-        return (
-            f"a head with all its steps needs about {needed / 2**20:.0f} MiB on chip and "
-            f"{BYTES_ON_CHIP >> 20} may be used; use implementation=None"
-        )
-    return None
+    return (
+        pallas_refusal(here)
+        or dtype_refusal(*operands[:3])
+        or size_refusal("a head with all its steps", _bytes_on_chip(problem, operands))
+    )
 
 
 def _bytes_on_chip(problem: Problem, operands: Operands) -> int:
     """About what the backward pass holds: blocks, twice to load the next, and float32 tiles."""
     sizes = Dimensions.of(operands)
-    padded = lambda rows, columns: -(-rows // 8) * 8 * -(-columns // 128) * 128
     columns = sizes.V + problem.normalize
     queries, keys = padded(sizes.T, sizes.H), padded(sizes.S, sizes.H)
     values, outs = padded(sizes.S, columns), padded(sizes.T, columns)

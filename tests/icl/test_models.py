@@ -10,7 +10,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from icl.layers import layer_norm
+from icl.layers import MIXERS, layer_norm
 from icl.layers.linear import linear_dot_general
 from icl.models import SMALL, STANDARD, XS, Transformer, TransformerConfig, parameter_count
 
@@ -36,8 +36,9 @@ def test_parameter_counts_are_gargs(config, millions):
     assert round(parameter_count(model) / 1e6, 1) == millions
 
 
-def test_predictions_do_not_see_the_future():
-    model, tokens = build(), prompt()
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_predictions_do_not_see_the_future(mixer):
+    model, tokens = build(dataclasses.replace(TINY, mixer=mixer)), prompt()
     changed = tokens.at[:, 7:].add(10.0)
     np.testing.assert_allclose(model(tokens)[:, :7], model(changed)[:, :7], atol=1e-6)
     assert np.abs(model(tokens)[:, 7:] - model(changed)[:, 7:]).max() > 1e-4
@@ -59,8 +60,19 @@ def test_initial_weights_are_gpt2s():
     assert float(jnp.abs(model.read_in.kernel[...]).max()) <= 5**-0.5
 
 
-def test_bfloat16_computes_near_float32_and_keeps_float32_parameters():
-    wide, narrow = build(), build(dataclasses.replace(TINY, dtype="bfloat16"))
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_every_parameter_of_a_mixer_learns(mixer):
+    model = build(dataclasses.replace(TINY, mixer=mixer))
+    gradients = jax.tree.leaves(nnx.grad(lambda model: (model(prompt()) ** 2).sum())(model))
+    assert all(jnp.isfinite(g).all() for g in gradients)
+    used = [g for g in gradients if g.shape[0] != 3 * TINY.width]
+    assert all(jnp.abs(g).max() > 0 for g in used)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(mixer):
+    config = dataclasses.replace(TINY, mixer=mixer)
+    wide, narrow = build(config), build(dataclasses.replace(config, dtype="bfloat16"))
     leaves = jax.tree.leaves(nnx.state(narrow, nnx.Param))
     assert all(leaf.dtype == jnp.float32 for leaf in leaves)
     a, b = wide(prompt()), narrow(prompt())

@@ -1,0 +1,115 @@
+"""Calling a Pallas kernel from JAX: on a TPU through Mosaic, elsewhere interpreted.
+
+All arrays have four axes, `[B or 1, heads or 1, rows, columns]`, and a program owns a key head of a
+batch row with the query heads that share it: of every array it sees `[heads, rows, columns]`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from .dispatch import Target, interpreting, target
+
+# Of the 16 MiB that the compiler gives a program.
+BYTES_ON_CHIP = 12 * 2**20
+
+
+def refusal(here: Target) -> str | None:
+    """Why Pallas kernels cannot run on this machine, or None."""
+    if here.platform != "tpu" and not interpreting():
+        return (
+            f"Pallas kernels need a TPU and this is {here.platform!r}; use implementation=None, or "
+            "set ICL_KERNELS_INTERPRET=1 to run them slowly here"
+        )
+    if here.device in ("TPU v2", "TPU v3"):
+        return f"Mosaic needs a TPU v4 or newer and this is a {here.device}"
+    return None
+
+
+def size_refusal(what: str, needed: int) -> str | None:
+    """Why a program cannot hold so many bytes, or None."""
+    if needed <= BYTES_ON_CHIP:
+        return None
+    return (
+        f"{what} needs about {needed / 2**20:.0f} MiB on chip and {BYTES_ON_CHIP >> 20} may be "
+        "used; use implementation=None"
+    )
+
+
+def padded(rows: int, columns: int) -> int:
+    """How many elements a tile takes on chip."""
+    return -(-rows // 8) * 8 * -(-columns // 128) * 128
+
+
+def pallas_call(kernel: Callable, grid: tuple[int, int], inputs: tuple, outputs: tuple) -> Any:
+    """Runs a program for every batch row and key head.
+
+    Args:
+      kernel: takes inputs and outputs, in this order, in the trees in which they are given here.
+      grid: how many batch rows and key heads there are.
+      inputs: trees of arrays; int32 ones are read as scalars.
+      outputs: trees of shapes and dtypes.
+
+    Returns:
+      Arrays with the shapes and dtypes of `outputs`.
+    """
+    # In a shard_map all inputs vary over the same axes, and so do the outputs.
+    kind = jax.typeof(jax.tree.leaves(inputs)[0]).manual_axis_type
+    outputs = jax.tree.map(lambda out: out.update(manual_axis_type=kind), outputs)
+    blocks = partial(jax.tree.map, partial(block, grid[1]))
+    return pl.pallas_call(
+        kernel,
+        outputs,
+        grid=grid,
+        in_specs=blocks(inputs),
+        out_specs=blocks(outputs),
+        interpret=interpreting() and target().platform != "tpu",
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
+    )(*inputs)
+
+
+def block(key_heads: int, array: Any) -> pl.BlockSpec:
+    """One batch row, and the heads that share a key head; an axis of 1 serves all programs."""
+    rows, heads, *rest = array.shape
+    return pl.BlockSpec(
+        (None, max(1, heads // key_heads), *rest),
+        lambda b, k: (b if rows > 1 else 0, k if heads > 1 else 0, 0, 0),
+        memory_space=pltpu.SMEM if array.dtype == jnp.int32 else None,
+    )
+
+
+def readable(array: jax.Array) -> jax.Array:
+    """The array in a dtype that Mosaic reads."""
+    wider = {"bool": jnp.int8, "float16": jnp.float32, "float64": jnp.float32}
+    return array.astype(wider.get(array.dtype.name, array.dtype))
+
+
+def wide(tile: jax.Array) -> jax.Array:
+    return tile.astype(jnp.float32)
+
+
+def products(precision: str | None, dtype: Any) -> Callable:
+    """A function `(a, b, axes)` that multiplies tiles, both taken in `dtype`.
+
+    It sums over an axis of a and one of b, in float32.
+
+    precision: JAX's default_matmul_precision; float32 stays exact unless told.
+    """
+    inexact = dtype != jnp.float32 or precision in ("default", "fastest", "bfloat16")
+    # Mosaic knows these two.
+    exactness = jax.lax.Precision.DEFAULT if inexact else jax.lax.Precision.HIGHEST
+
+    def product(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
+        a, b = a.astype(dtype), b.astype(dtype)
+        if axes == (1, 1) and b.shape[0] == 1:
+            # Mosaic turns this one into a product with a vector, which only float32 has.
+            a, b = wide(a), wide(b)
+        contract = (((axes[0],), (axes[1],)), ((), ()))
+        return jax.lax.dot_general(a, b, contract, exactness, jnp.float32)
+
+    return product
