@@ -27,11 +27,7 @@ def chunked(problem: Problem, operands: Operands, chunk: int = CHUNK) -> Result:
     """As `reference.recurrence`, `chunk` steps at once."""
     clean, poison = prepare(problem, operands)
     state = clean.initial_state
-    exact = einsum(problem.precision, state.dtype)
-    # Products are of numbers as narrow as the inputs, which is where tensor cores are fast.
-    product = lambda formula, *arrays: exact(
-        formula, *(array.astype(operands.query.dtype) for array in arrays)
-    )
+    product = functools.partial(_narrow_product, problem.precision, operands.query.dtype)
     if not problem.is_causal:
         state = state + product("bsnh,bsnv->bnhv", clean.key, clean.value)
         out = product("btnh,bnhv->btnv", clean.query, state) * problem.scale
@@ -49,6 +45,21 @@ def chunked(problem: Problem, operands: Operands, chunk: int = CHUNK) -> Result:
     out = out.transpose(1, 0, 3, 2, 4)
     out = out.reshape(out.shape[0], -1, *out.shape[3:])[:, :length] * problem.scale
     return finish(problem, operands, out, state, poison)
+
+
+def _narrow_product(
+    precision: str | None, dtype: jnp.dtype, formula: str, *arrays: jax.Array
+) -> jax.Array:
+    """einsum of numbers as narrow as the inputs, which is where tensor cores are fast."""
+    wide = arrays[0].dtype
+    product = functools.partial(einsum(precision, wide), formula)
+    if dtype == wide:
+        return product(*arrays)
+    narrow = [array.astype(dtype) for array in arrays]
+    # XLA's CPU backend cannot multiply some layouts of bfloat16; the numbers are the same.
+    return jax.lax.platform_dependent(
+        *narrow, cpu=lambda *n: product(*(array.astype(wide) for array in n)), default=product
+    )
 
 
 def _step(
