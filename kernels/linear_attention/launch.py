@@ -64,7 +64,7 @@ def plan(problem: Problem, operands: Operands) -> Plan:
 
 
 def _check_fits(plan: Plan, sizes: Dimensions) -> None:
-    """Raises ValueError where a kernel would leave out batch rows, or miss a state it starts from."""
+    """Raises ValueError where a kernel would leave out rows, or miss a state to start from."""
     for config in (plan.forward, plan.backward):
         if sizes.B % config.rows:
             raise ValueError(f"{config} cannot cut {sizes.B} batch rows evenly")
