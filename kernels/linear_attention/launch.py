@@ -86,7 +86,7 @@ _CHUNKS = {
     "linear, old": {32: ((32, 4), (32, 4)), 64: ((32, 8), (32, 8)), 128: ((64, 8), (64, 8))},
     "delta, old": {32: ((16, 1), (16, 2)), 64: ((16, 4), (16, 4)), 128: ((16, 8), (16, 8))},
     # Exact products run without tensor cores, and take several times the registers.
-    "float32": {32: ((16, 2), (16, 4)), 64: ((16, 4), (16, 8)), 128: ((16, 8), (16, 8))},
+    "float32": {32: ((16, 4), (16, 4)), 64: ((16, 8), (16, 8)), 128: ((16, 8), (16, 8))},
 }
 
 
@@ -111,6 +111,14 @@ def heuristic(problem: Problem, operands: Operands) -> Plan:
         # It carries the state too.
         backward = dataclasses.replace(backward, num_warps=8)
     return Plan(forward, backward)
+
+
+def fits_registers(operands: Operands) -> bool:
+    """Whether no launch spills kilobytes, which would be slower than XLA's form."""
+    sizes = Dimensions.of(operands)
+    narrow = jnp.dtype(operands.query.dtype).itemsize <= 2
+    widest = (64 if _is_old() else 128) if narrow else 32
+    return max(sizes.H, sizes.V) <= widest
 
 
 def _is_old() -> bool:

@@ -185,5 +185,7 @@ def _refusal(target: Target, problem: Problem, operands: Operands) -> str | None
 IMPLEMENTATION = Implementation(
     **fused(_forward, _backward, chunked, "cuda", plain_saved=_plain_saved),
     refusal=_refusal,
-    is_best=lambda here, problem, operands: here.platform == "cuda",
+    is_best=lambda here, problem, operands: (
+        here.platform == "cuda" and launch.fits_registers(operands)
+    ),
 )

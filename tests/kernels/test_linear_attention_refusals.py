@@ -154,7 +154,7 @@ def test_mixed_dtypes_are_refused_by_the_kernels_alone(implementation):
     assert out.dtype == jnp.bfloat16 and state.dtype == jnp.float32
 
 
-def chosen(platform, capability, dtype, op="linear_attention", length=64):
+def chosen(platform, capability, dtype, op="linear_attention", length=64, width=8):
     """The name that None stands for."""
     taken, define = [], api.IMPLEMENTATIONS["reference"].run
     spies = {
@@ -163,7 +163,7 @@ def chosen(platform, capability, dtype, op="linear_attention", length=64):
         )
         for name, i in api.IMPLEMENTATIONS.items()
     }
-    arrays, _ = draw(op, 0, 1, length, dtype=dtype)
+    arrays, _ = draw(op, 0, 1, length, width=width, dtype=dtype)
     with pytest.MonkeyPatch.context() as patch, targeting(platform, capability):
         patch.setattr(api, "IMPLEMENTATIONS", spies)
         if op == "linear_attention":
@@ -178,6 +178,10 @@ def test_what_none_stands_for(op):
     assert chosen("cpu", None, jnp.float32, op) == "xla"
     assert chosen("cuda", 90, jnp.bfloat16, op) == "triton"
     assert chosen("rocm", None, jnp.bfloat16, op) == "xla"
+    # Wider heads spill registers.
+    assert chosen("cuda", 90, jnp.bfloat16, op, width=128) == "triton"
+    assert chosen("cuda", 80, jnp.bfloat16, op, width=128) == "xla"
+    assert chosen("cuda", 90, jnp.float32, op, width=64) == "xla"
     # No steps are left to no kernel.
     assert chosen("cuda", 90, jnp.bfloat16, op, length=0) == "reference"
 
