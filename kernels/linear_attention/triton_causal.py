@@ -7,8 +7,8 @@ nothing but inputs and outputs is moved. Beyond, the forward pass also saves the
 chunk, in the query's dtype, as that is what products take of it, and the backward pass walks the
 chunks from the last to the first. No atomics: two runs give the same bits.
 
-`u` is what a step adds to the state: its value, or what the delta rule makes of it. `xla.py` has the
-same in plain JAX.
+`u` is what a step adds to the state: its value, or what the delta rule makes of it. The same in
+plain JAX is `xla.py`.
 """
 
 import triton
