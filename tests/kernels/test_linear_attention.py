@@ -155,13 +155,13 @@ def check_all_options(data, op):
         assert_as_exact_as(name, baseline, mine, exact, dtype, full, roundings)
 
 
-@settings(max_examples=10, phases=[Phase.generate])  # an example takes seconds: no shrinking
+@settings(max_examples=7, phases=[Phase.generate])  # an example takes seconds: no shrinking
 @given(data=st.data())
 def test_all_options_of_linear_attention_together(data):
     check_all_options(data, "linear_attention")
 
 
-@settings(max_examples=10, phases=[Phase.generate])
+@settings(max_examples=7, phases=[Phase.generate])
 @given(data=st.data())
 def test_all_options_of_the_delta_rule_together(data):
     check_all_options(data, "delta_rule")

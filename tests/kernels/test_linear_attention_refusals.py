@@ -134,14 +134,12 @@ def test_an_implementation_that_cannot_says_why(case, monkeypatch):
             trace()
 
 
-def test_the_widest_heads_are_taken(monkeypatch):
-    on_a_machine(monkeypatch)
+def test_the_widest_heads_are_taken():
     shapes = dict(query=(2, 5, 2, 128), key=(2, 5, 2, 128), value=(2, 5, 2, 128))
     arrays = {n: jax.ShapeDtypeStruct(s, jnp.bfloat16) for n, s in shapes.items()}
-    with targeting("cuda", 90):
-        out = jax.eval_shape(
-            lambda a: linear_attention(**a, **NORMALIZED, implementation="triton"), arrays
-        )
+    out = jax.eval_shape(
+        lambda a: linear_attention(**a, **NORMALIZED, implementation="triton"), arrays
+    )
     assert out.shape == (2, 5, 2, 128) and out.dtype == jnp.bfloat16
 
 
