@@ -1,4 +1,4 @@
-"""Sums and products whose precision is said."""
+"""Sums and products whose precision is said, and sizes of tiles."""
 
 from functools import partial
 
@@ -30,3 +30,7 @@ def sum_to(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Sums `array` over the axes along which `shape`, of as many axes, was broadcast."""
     axes = tuple(i for i, size in enumerate(shape) if size == 1 and array.shape[i] != 1)
     return array.sum(axis=axes, keepdims=True)
+
+
+def next_power_of_2(number: int) -> int:
+    return 1 << max(number - 1, 0).bit_length()

@@ -18,6 +18,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from ..dispatch import target
+from ..numerics import next_power_of_2
 from .problem import Dimensions, Operands, Problem
 
 TABLES = Path(__file__).with_name("launch_tables")
@@ -58,10 +59,6 @@ class Plan:
 
 
 _forced: ContextVar[Plan | None] = ContextVar("forced", default=None)
-
-
-def next_power_of_2(number: int) -> int:
-    return 1 << max(number - 1, 0).bit_length()
 
 
 @contextlib.contextmanager

@@ -9,14 +9,11 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from ..dispatch import target
+from ..numerics import next_power_of_2
 from .problem import Dimensions, Operands, Problem
 
 # Below this a GPU is not full, and batch rows are not put together.
 FEWEST_PROGRAMS = 1024
-
-
-def next_power_of_2(number: int) -> int:
-    return 1 << max(number - 1, 0).bit_length()
 
 
 @dataclass(frozen=True)
