@@ -59,8 +59,8 @@ class LinearAttention(_Mixer):
 
     Query and key have length 1. Each head and token has a sigmoid for what is left of the state;
     at first the heads keep from a half to nearly all of it, so that some look at the last tokens
-    and some at all. Without the decay linear regression is hardly learned, as no head can tell the
-    token before from the others.
+    and some at all. Without the decay `garg/linear-xs` had learned next to nothing after half of
+    its steps; perhaps no head could tell the token before from the others.
     """
 
     def __init__(self, width: int, heads: int, **options: Any):

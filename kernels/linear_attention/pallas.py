@@ -143,12 +143,13 @@ def _run(problem: Problem, product: Callable, given: Operands) -> _Forward:
         state += 0.0 if start is None else start
         return _Forward(product(query, state, (1, 0)) * problem.scale, state)
     decays = _decays(log_decay, key.shape[0])
-    weights = product(query, key, (1, 1)) * decays.between * problem.scale
+    rows, columns = _indices(decays.between.shape)
+    # Chosen before it decays: 0 times an overflow would be NaN.
+    weights = jnp.where(columns <= rows, product(query, key, (1, 1)), 0.0)
+    weights *= decays.between * problem.scale
     added, overlap, inverse, missing = value, None, None, None
     if beta is not None:
-        rows, columns = _indices(weights.shape)
-        overlap = product(key, key, (1, 1)) * decays.between
-        overlap = jnp.where(columns < rows, overlap, 0.0)
+        overlap = jnp.where(columns < rows, product(key, key, (1, 1)), 0.0) * decays.between
         missing = wide(value)
         if start is not None:
             missing -= product(key, start, (1, 0)) * decays.from_start
@@ -183,7 +184,7 @@ def _pull_back(
     rows, columns = _indices(between.shape)
     d_weights = product(d_out, found.added, (1, 1))
     d_added = product(found.weights, d_out, (0, 0))
-    d_pairs = d_weights * between * problem.scale
+    d_pairs = jnp.where(columns <= rows, d_weights, 0.0) * between * problem.scale
     d_query, d_key = product(d_pairs, key, (1, 0)), product(d_pairs, query, (0, 0))
     # The gradients of the logarithms of all decays: between two steps, to and from the states.
     passed, d_start, d_beta, seen, written, through = d_weights * found.weights, 0.0, None, 0, 0, 0

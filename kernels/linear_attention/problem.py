@@ -67,7 +67,7 @@ class Problem:
 
 
 class Dimensions(NamedTuple):
-    """Batch, queries, keys, heads, width of a key, of a value, and of a column of the state."""
+    """Sizes of a call: batch, queries, keys, heads, features of a key and of a value."""
 
     B: int
     T: int

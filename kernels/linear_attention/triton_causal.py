@@ -98,7 +98,9 @@ def forward_kernel(
     i = tl.arange(0, BLOCK_T)[:, None]
     j = tl.arange(0, BLOCK_T)[None, :]
     EXACT: tl.constexpr = T % BLOCK_T == 0
-    ONE_CHUNK: tl.constexpr = T <= BLOCK_T
+    WHOLE: tl.constexpr = EXACT and not HAS_KEY_LENGTHS
+    HAS_BEFORE: tl.constexpr = HAS_INITIAL or T > BLOCK_T
+    HAS_AFTER: tl.constexpr = RETURNS_STATE or T > BLOCK_T
     SAVED: tl.constexpr = (T + SAVE_EVERY - 1) // SAVE_EVERY
     W: tl.constexpr = V + 1 if NORMALIZE else V
     for row in range(ROWS):
@@ -120,12 +122,10 @@ def forward_kernel(
                         N * SAVED * H * W, H, V, NORMALIZE,
                     )  # fmt: skip
             rows = start + tl.arange(0, BLOCK_T)
-            k, first = load_finite(
-                key, b, head, rows, features, first, KEY, length, H, EXACT and not HAS_KEY_LENGTHS
-            )
+            k, first = load_finite(key, b, head, rows, features, first, KEY, length, H, WHOLE)
             u, first = load_finite(
                 value, b, head, rows, columns, first, VALUE, length, V,
-                EXACT and not HAS_KEY_LENGTHS,
+                WHOLE,
             )  # fmt: skip
             between, from_start, to_end, whole = 1.0, 1.0, 1.0, 1.0
             if HAS_DECAY:
@@ -138,7 +138,7 @@ def forward_kernel(
                 overlap = tl.dot(k, tl.trans(k), input_precision=PRECISION)
                 overlap = tl.where(i > j, _times(overlap, between, HAS_DECAY) * bt[:, None], 0.0)
                 wanted = u.to(tl.float32)
-                if HAS_INITIAL or not ONE_CHUNK:
+                if HAS_BEFORE:
                     predicted = tl.dot(k, s.to(k.dtype), input_precision=PRECISION)
                     wanted -= _times(predicted, from_start, HAS_DECAY)
                 inverse = unit_lower_inverse(overlap, k.dtype, BLOCK_T, PRECISION)
@@ -147,7 +147,7 @@ def forward_kernel(
             q = load_tile(query, b, head, rows, features, QUERY, T, H, EXACT)
             weights = _weights(q, k, between, BLOCK_T, SCALE, HAS_DECAY, PRECISION)
             result = tl.dot(weights, u, input_precision=PRECISION)
-            if HAS_INITIAL or not ONE_CHUNK:
+            if HAS_BEFORE:
                 seen = tl.dot(q, s.to(q.dtype), input_precision=PRECISION)
                 result += _times(seen, from_start, HAS_DECAY) * SCALE
             if NORMALIZE:
@@ -157,7 +157,7 @@ def forward_kernel(
                 result *= tl.where(total == 0, 0.0, 1 / total)
             result = tl.where((rows >= first)[:, None], float("nan"), result)
             store_tile(out, result, b, head, rows, columns, OUT, T, V, EXACT)
-            if RETURNS_STATE or not ONE_CHUNK:
+            if HAS_AFTER:
                 left = _times(k, to_end, HAS_DECAY)
                 s = _times(s, whole, HAS_DECAY)
                 s += tl.dot(tl.trans(left), u, input_precision=PRECISION)
@@ -224,6 +224,7 @@ def backward_kernel(
     j = tl.arange(0, BLOCK_T)[None, :]
     CHUNKS: tl.constexpr = (T + BLOCK_T - 1) // BLOCK_T
     EXACT: tl.constexpr = T % BLOCK_T == 0
+    WHOLE: tl.constexpr = EXACT and not HAS_KEY_LENGTHS
     W: tl.constexpr = V + 1 if NORMALIZE else V
     HAS_BEFORE: tl.constexpr = HAS_INITIAL or CHUNKS > 1
     HAS_AFTER: tl.constexpr = RETURNS_STATE or CHUNKS > 1
@@ -237,9 +238,7 @@ def backward_kernel(
         for passed in tl.range(0, CHUNKS, disable_licm=True):
             chunk = CHUNKS - 1 - passed
             rows = chunk * BLOCK_T + tl.arange(0, BLOCK_T)
-            k, _ = load_finite(
-                key, b, head, rows, features, NEVER, KEY, length, H, EXACT and not HAS_KEY_LENGTHS
-            )
+            k, _ = load_finite(key, b, head, rows, features, NEVER, KEY, length, H, WHOLE)
             between, from_start, to_end, whole = 1.0, 1.0, 1.0, 1.0
             if HAS_DECAY:
                 coarse, fine, given, _ = load_decay(
@@ -269,7 +268,7 @@ def backward_kernel(
             narrow_s = s.to(k.dtype)
             v, _ = load_finite(
                 value, b, head, rows, columns, NEVER, VALUE, length, V,
-                EXACT and not HAS_KEY_LENGTHS,
+                WHOLE,
             )  # fmt: skip
             u = v
             if HAS_BETA:
@@ -327,7 +326,7 @@ def backward_kernel(
                 dk += tl.dot(left, tl.trans(ds.to(u.dtype)), input_precision=PRECISION)
                 if NORMALIZE:
                     dk += _times(tl.zeros([BLOCK_T, 1], tl.float32) + 1, to_end, HAS_DECAY) * dz
-            if HAS_INITIAL or CHUNKS > 1:
+            if HAS_BEFORE:
                 read_q = _times(q, from_start, HAS_DECAY)
                 read = tl.dot(tl.trans(read_q), do, input_precision=PRECISION)
                 ds = _times(ds, whole, HAS_DECAY) + read * SCALE
@@ -361,7 +360,7 @@ def backward_kernel(
                     dk -= _times(read, from_start, HAS_DECAY)
                 if HAS_DECAY:
                     d_decay += tl.sum(k.to(tl.float32) * (dk - dk_before), axis=1)
-                if HAS_INITIAL or CHUNKS > 1:
+                if HAS_BEFORE:
                     read_k = _times(k, from_start, HAS_DECAY)
                     ds -= tl.dot(tl.trans(read_k), dv, input_precision=PRECISION)
             elif HAS_DECAY:

@@ -77,13 +77,20 @@ def _step(
       The state after the chunk, and its outputs without the scale, `[B, N, C, V]`.
     """
     query, key, value, beta, log_decay = chunk
-    between, from_start, to_end, whole = jnp.tri(key.shape[2], dtype=key.dtype), None, None, None
+    between, from_start, to_end, whole = None, None, None, None
     if log_decay is not None:
         between, from_start, to_end, whole = decays(log_decay)
     scaled = lambda array, factor: array if factor is None else array * factor[..., None]
-    weights = product("bnth,bnsh->bnts", query, key) * between
+    earlier = jnp.tri(key.shape[2], dtype=bool)
+
+    def pairs(rows):
+        # Chosen before it decays: 0 times an overflow would be NaN.
+        found = jnp.where(earlier, product("bnth,bnsh->bnts", rows, key), 0)
+        return found if between is None else found * between
+
+    weights = pairs(query)
     if beta is not None:
-        overlap = product("bnth,bnsh->bnts", key, key) * between
+        overlap = pairs(key)
         if state is not None:
             value = value - scaled(product("bnth,bnhv->bntv", key, state), from_start)
         value = _solve(jnp.tril(overlap * beta[..., None], -1), value * beta[..., None])

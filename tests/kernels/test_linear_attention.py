@@ -533,3 +533,13 @@ def test_narrow_inputs_of_many_rows_and_heads(length, is_causal, dtype):
     exact = recurrence(arrays, *cotangents, is_causal=is_causal)
     for name, mine in ours.items():
         assert np.abs(mine - exact[name]).max() <= 0.03 * np.abs(exact[name]).max(), name
+
+
+@pytest.mark.parametrize("decay", [False, True])
+@pytest.mark.parametrize("implementation", ALL)
+def test_a_later_key_that_overflows_changes_nothing(implementation, decay):
+    arrays, _ = draw("linear_attention", 0, log_decay=decay)
+    arrays["query"] = arrays["query"] * 1e10
+    huge = arrays | dict(key=arrays["key"].at[:, 15].set(1e30))
+    run = lambda arrays: outputs("linear_attention", implementation, arrays, is_causal=True)[0]
+    np.testing.assert_array_equal(run(huge)[:, :15], run(arrays)[:, :15])
