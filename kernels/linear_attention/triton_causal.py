@@ -123,10 +123,7 @@ def forward_kernel(
                     )  # fmt: skip
             rows = start + tl.arange(0, BLOCK_T)
             k, first = load_finite(key, b, head, rows, features, first, KEY, length, H, WHOLE)
-            u, first = load_finite(
-                value, b, head, rows, columns, first, VALUE, length, V,
-                WHOLE,
-            )  # fmt: skip
+            u, first = load_finite(value, b, head, rows, columns, first, VALUE, length, V, WHOLE)
             between, from_start, to_end, whole = 1.0, 1.0, 1.0, 1.0
             if HAS_DECAY:
                 coarse, fine, _, first = load_decay(
@@ -266,10 +263,7 @@ def backward_kernel(
                 s += saved
                 z += saved_z
             narrow_s = s.to(k.dtype)
-            v, _ = load_finite(
-                value, b, head, rows, columns, NEVER, VALUE, length, V,
-                WHOLE,
-            )  # fmt: skip
+            v, _ = load_finite(value, b, head, rows, columns, NEVER, VALUE, length, V, WHOLE)
             u = v
             if HAS_BETA:
                 error = v.to(tl.float32)
