@@ -14,25 +14,18 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import optax
-from contestants import (
-    SIZES,
-    Started,
-    compile_draw,
-    compile_peak,
-    flops_by_part,
-    peak_flops,
-    seconds_of,
-)
+from contestants import Started, compile_draw, compile_trainer, seconds_of
 from flax import nnx
+from training_cases import case_config, model_shape
 
 from icl.layers import LayerNorm
 from icl.layers.mixers import MIXERS, CausalSelfAttention
+from icl.models.flops import flops_by_part
 from icl.models.transformer import Block
 from icl.tasks import sample_batch
 from icl.training import Config
 from icl.training.learner import Learner
-from icl.training.optimizer import make_optimizer
-from icl.training.step import compile_chunk, init_state, microbatch_size
+from icl.training.step import init_state, microbatch_size
 
 
 class NoMixer(nnx.Module):
@@ -41,20 +34,19 @@ class NoMixer(nnx.Module):
     def __init__(self, width: int, heads: int, **_: Any):
         pass
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return x
+    def __call__(self, x: jax.Array, read: slice = slice(None)) -> jax.Array:
+        return x[:, read]
 
 
 class ProjectionsOnly(CausalSelfAttention):
     """Both linear layers of attention, with a sum in place of what is between them."""
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        query, key, value = jnp.split(self.qkv(x), 3, axis=-1)
-        return self.out(query + key + value)
+    def mix(self, x: jax.Array, qkv: jax.Array) -> jax.Array:
+        return qkv[:, :, 0] + qkv[:, :, 1] + qkv[:, :, 2]
 
 
 def _block_without_mlp(self: Block, x: jax.Array, read: slice = slice(None)) -> jax.Array:
-    return (x + self.mixer(self.mixer_norm(x)))[:, read]
+    return x[:, read] + self.mixer(self.mixer_norm(x), read)
 
 
 @contextlib.contextmanager
@@ -78,45 +70,24 @@ LEFT_OUT = {
 }
 
 
-def start_profile(size: str, steps: int) -> Started:
+def start_profile(case: str, steps: int) -> Started:
     """Every variant as a command that answers with seconds a step."""
-    config = SIZES[size]
+    config = case_config(case)
     learner = Learner(config)
-    adam = make_optimizer(config.optimizer, config.training.steps)
+    trainer = lambda config, optimizer=None: compile_trainer(config, steps, optimizer)[0]
     commands = {
-        "peak": compile_peak(),
-        "whole": _trainer(config, steps, adam),
+        "whole": trainer(config),
         "draw": compile_draw(learner, steps),
         "forward": _forward(learner, steps),
         # A gradient that nobody uses would not be computed: the cheapest use of it.
-        "no_optimizer": _trainer(config, steps, optax.sgd(1e-6)),
+        "no_optimizer": trainer(config, optax.sgd(1e-6)),
     }
     for name, left_out in LEFT_OUT.items():
         with left_out(config) as changed:
-            commands[name] = _trainer(changed, steps, adam)
+            commands[name] = trainer(changed)
     for command in commands.values():
         command()
     return {"variants": list(commands)}, commands
-
-
-def _trainer(
-    config: Config, steps: int, optimizer: optax.GradientTransformation
-) -> Callable[[], dict]:
-    """The trainer's program for these settings."""
-    learner = Learner(config)
-    state = init_state(learner, optimizer)
-    chunk = compile_chunk(learner, optimizer, state, steps)
-
-    def run() -> dict:
-        nonlocal state
-        kept = []
-        seconds = seconds_of(lambda: kept.append(chunk(state)) or kept[0])
-        state, metrics = kept[0]
-        if not jnp.isfinite(metrics.loss).all():
-            raise RuntimeError("the loss became infinite, which would take another time")
-        return {"seconds": seconds / steps}
-
-    return run
 
 
 def _forward(learner: Learner, steps: int) -> Callable[[], dict]:
@@ -139,16 +110,17 @@ def _forward(learner: Learner, steps: int) -> Callable[[], dict]:
     return lambda: {"seconds": seconds_of(lambda: program(state.params)) / steps}
 
 
-def profile_rows(size: str, taken: dict[str, list[float]]) -> list[dict[str, Any]]:
+def profile_rows(case: str, taken: dict[str, list[float]], peak: float) -> list[dict[str, Any]]:
     """The profile as rows: what, its ms a step, its share, and the ms its products need at peak.
 
     Args:
-      size: one of `SIZES`.
+      case: what was profiled.
       taken: seconds a step by variant, a number a rep.
+      peak: the machine's operations a second.
     """
-    flops = flops_by_part(SIZES[size])
+    flops = flops_by_part(*model_shape(case_config(case)))
     fastest = {variant: min(seconds) for variant, seconds in taken.items()}
-    peak, whole = peak_flops(fastest["peak"]), fastest["whole"]
+    whole = fastest["whole"]
 
     def row(group: str, name: str, seconds: float, part: str = "") -> dict[str, Any]:
         at_peak = 1e3 * flops[part] / peak if part else None

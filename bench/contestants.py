@@ -1,4 +1,4 @@
-"""What is timed in each process: our training program, and the peer's loop.
+"""What is timed in each process: our training program, the peer's loop, the machine's peak.
 
 Only one of JAX and torch computes in a process, so neither's thread pool is in the other's:
 `icl` imports JAX everywhere, but JAX starts nothing before its first computation.
@@ -6,96 +6,137 @@ Only one of JAX and torch computes in a process, so neither's thread pool is in 
 # torch is needed by this benchmark alone, so type checkers may not find it.
 # pyright: reportMissingImports=false
 
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-from icl.experiments import preset
-from icl.tasks import Curriculum
+from training_cases import CONTESTANTS, case_config, dtypes, prompt_tokens
+
 from icl.training import Config
 
-# Full difficulty throughout, so that both contestants do the same work at every step.
-SIZES = {
-    "xs": preset("garg/linear-xs").replace(curriculum=Curriculum()),
-    "small": preset("garg/linear-small").replace(curriculum=Curriculum()),
-}
-DEFAULT_STEPS = {"xs": 100, "small": 10}
-PEAK_SIZE = 2048  # rows and columns of the matrix product that gives the machine's peak
+# Rows and columns of the product that gives the peak, and how many follow one another.
+PEAK_PRODUCT = {"cpu": (2048, 1)}
+PEAK_PRODUCT_ELSEWHERE = (8192, 8)
+COMPILED_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}  # of the loss, relative
 
 Started = tuple[dict[str, Any], dict[str, Callable[[], dict]]]
 
 
-def prompt_tokens(config: Config) -> int:
-    """Tokens of a prompt x_1, y_1, x_2, y_2, ..."""
-    return 2 * config.task.points
+def start_contestant(case: str, name: str, steps: int, device: str) -> Started:
+    """A contestant by its name; `step` answers with seconds a step, `memory` with bytes.
 
-
-def flops_by_part(config: Config) -> dict[str, float]:
-    """The model's floating-point operations in a training step, by the part of the model.
-
-    6 * parameters in the matrix products * tokens, for the product of the forward pass and
-    the two of the backward one, and 12 * layers * width * T * tokens for attention's own
-    products, where T is the tokens of a prompt and tokens = batch * T. Attention is counted in
-    full, not halved for causality. This is the model's definition, the same for every
-    contestant: one that leaves out operations nobody reads is not credited with fewer.
+    Raises:
+      ValueError: it cannot run, with the reason.
     """
-    model, length = config.model, prompt_tokens(config)
-    tokens = config.training.batch_size * length
-    square = model.layers * model.width**2
-    return {
-        "ends": 6.0 * (config.task.dim + 1) * model.width * tokens,
-        "projections": 6.0 * 4 * square * tokens,
-        "mlp": 6.0 * 8 * square * tokens,
-        "attention": 12.0 * model.layers * model.width * length * tokens,
+    try:
+        start = _start_jax if CONTESTANTS[name].framework == "jax" else _start_torch
+        return start(case, name, steps, device)
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        raise ValueError(f"{type(error).__name__}: {lines[0][:300]}") from error
+
+
+def start_machine() -> Started:
+    """Tells the device; `peak float32` and so on answer with operations a second."""
+    import jax
+
+    device = jax.devices()[0]
+    commands = {f"peak {dtype}": compile_peak(dtype) for dtype in dtypes(device.platform)}
+    fastest = lambda peak: max(peak()["rate"] for _ in range(3))
+    peaks = {dtype: fastest(commands[f"peak {dtype}"]) for dtype in dtypes(device.platform)}
+    return {"device": device.device_kind, "platform": device.platform, "peaks": peaks}, commands
+
+
+def compile_peak(dtype: str) -> Callable[[], dict]:
+    """Products of square matrices at default precision; operations a second.
+
+    The median of five of them in a turn.
+    """
+    import jax
+
+    size, products = PEAK_PRODUCT.get(jax.default_backend(), PEAK_PRODUCT_ELSEWHERE)
+    a, b = jax.random.normal(jax.random.key(2), (2, size, size), dtype)
+    b = b * size**-0.5  # so that the numbers stay as large as they are
+    chain = lambda a, b: jax.lax.fori_loop(0, products, lambda _, a: a @ b, a)
+    program = jax.jit(chain if products > 1 else lambda a, b: a @ b).lower(a, b).compile()
+    program(a, b).block_until_ready()
+    operations = 2.0 * size**3 * products
+    return lambda: {
+        "rate": operations / statistics.median(seconds_of(lambda: program(a, b)) for _ in "12345")
     }
 
 
-def step_flops(config: Config) -> float:
-    """The model's floating-point operations in a training step, of all parts together."""
-    return sum(flops_by_part(config).values())
+def compile_trainer(config: Config, steps: int, optimizer=None) -> tuple[Callable[[], dict], Any]:
+    """The trainer's program for these settings, as what runs it once, and itself.
 
-
-def peak_flops(seconds: float) -> float:
-    """Operations a second, from the seconds of the product of `compile_peak`."""
-    return 2.0 * PEAK_SIZE**3 / seconds
-
-
-def start_ours(size: str, steps: int) -> Started:
-    """Our contestant; `step`, `draw` and `peak` answer with seconds a step or a product."""
-    import jax
-
+    Args:
+      config: the settings.
+      steps: training steps a run.
+      optimizer: in place of the one that the settings name.
+    """
     from icl.training.learner import Learner
     from icl.training.optimizer import make_optimizer
     from icl.training.step import compile_chunk, init_state
 
-    config = SIZES[size]
     learner = Learner(config)
-    optimizer = make_optimizer(config.optimizer, config.training.steps)
+    optimizer = optimizer or make_optimizer(config.optimizer, config.training.steps)
     state = init_state(learner, optimizer)
-    started = time.perf_counter()
     chunk = compile_chunk(learner, optimizer, state, steps)
-    compile_seconds = time.perf_counter() - started
 
-    def step() -> dict:
+    def run() -> dict:
         nonlocal state
         started = time.perf_counter()
         state, metrics = chunk(state)
-        loss = float(metrics.loss[-1].block_until_ready())
-        return {"seconds": (time.perf_counter() - started) / steps, "loss": loss}
+        loss = float(metrics.loss[-1])
+        seconds = time.perf_counter() - started
+        if loss - loss != 0:
+            raise RuntimeError("the loss became infinite, which would take another time")
+        return {"seconds": seconds / steps, "loss": loss}
 
-    draw, peak = compile_draw(learner, steps), compile_peak()
-    warm_seconds = step()["seconds"] * steps
-    for command in (draw, peak):
-        command()
-    device = jax.devices()[0]
-    ready = {
-        "compile_seconds": compile_seconds,
-        "warm_seconds": warm_seconds,
-        "device": device.device_kind,
-        "platform": device.platform,
-    }
-    return ready, {"step": step, "draw": draw, "peak": peak}
+    return run, chunk
+
+
+def _start_jax(case: str, name: str, steps: int, _device: str) -> Started:
+    import jax
+    import plain_attention  # noqa: F401, its mixer is now there
+
+    from icl.training.learner import Learner
+
+    config = case_config(case, CONTESTANTS[name])
+    jax.block_until_ready(jax.numpy.zeros(()))
+    before = _resident_bytes()
+    started = time.perf_counter()
+    step, chunk = compile_trainer(config, steps)
+    compile_seconds = time.perf_counter() - started
+    ready = {"compile_seconds": compile_seconds, "warm_seconds": step()["seconds"] * steps}
+    commands = {"step": step}
+    if name == "ours":
+        commands["draw"] = compile_draw(Learner(config), steps)
+        commands["draw"]()
+
+    def memory() -> dict:
+        device = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+        resident = {"before": before, "peak": _resident_bytes()}
+        return {"device": device, "resident": resident, "program": _program_bytes(chunk)}
+
+    return ready, commands | {"memory": memory}
+
+
+def _program_bytes(chunk: Any) -> int | None:
+    """What a compiled program says of its arguments and temporaries; None where it does not."""
+    analysis = getattr(chunk, "memory_analysis", lambda: None)()
+    sizes = [getattr(analysis, f"{of}_size_in_bytes", None) for of in ("temp", "argument")]
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else None
+
+
+def _resident_bytes() -> int:
+    """The most memory that the process had resident until now."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024)
 
 
 def compile_draw(learner, steps: int) -> Callable[[], dict]:
@@ -130,17 +171,6 @@ def compile_draw(learner, steps: int) -> Callable[[], dict]:
     return draw
 
 
-def compile_peak() -> Callable[[], dict]:
-    """A float32 product of two square matrices of `PEAK_SIZE`; seconds, the median of five."""
-    import jax
-
-    a, b = jax.random.normal(jax.random.key(2), (2, PEAK_SIZE, PEAK_SIZE))
-    product = jax.jit(lambda a, b: a @ b).lower(a, b).compile()
-    return lambda: {
-        "seconds": statistics.median(seconds_of(lambda: product(a, b)) for _ in "12345")
-    }
-
-
 def seconds_of(program: Callable[[], Any]) -> float:
     """Wall time of a compiled JAX program, until its results are there."""
     import jax
@@ -159,12 +189,12 @@ def make_peer(config: Config):
     return InContextGPT2(config.task.dim, model.layers, model.heads, model.width, positions)
 
 
-def start_torch(size: str, steps: int, device: str) -> Started:
-    """The peer; `step` answers with seconds a step."""
+def _start_torch(case: str, name: str, steps: int, device: str) -> Started:
     import torch
     from peers.torch_gpt2 import Trainer
 
-    config = SIZES[size]
+    config, contestant = case_config(case), CONTESTANTS[name]
+    before = _resident_bytes()
     started = time.perf_counter()
     torch.manual_seed(config.training.seed)
     trainer = Trainer(
@@ -174,7 +204,13 @@ def start_torch(size: str, steps: int, device: str) -> Started:
         config.task.dim,
         config.optimizer.learning_rate,
         device,
+        bf16=contestant.dtype == "bfloat16",
+        compiled=contestant.variant == "compile",
     )
+    if contestant.variant == "compile":
+        error, limit = trainer.compiled_error(), COMPILED_TOLERANCE[contestant.dtype]
+        if not error <= limit:
+            raise ValueError(f"compiled, its loss changes by {error:.1e}, and may by {limit:.0e}")
     build_seconds = time.perf_counter() - started
 
     def step() -> dict:
@@ -183,11 +219,17 @@ def start_torch(size: str, steps: int, device: str) -> Started:
             loss = trainer.step()
         return {"seconds": (time.perf_counter() - started) / steps, "loss": loss}
 
+    def memory() -> dict:
+        resident = {"before": before, "peak": _resident_bytes()}
+        peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
+        return {"device": peak, "resident": resident, "program": None}
+
     warm_seconds = step()["seconds"] * steps
     ready = {
         "compile_seconds": build_seconds,
         "warm_seconds": warm_seconds,
         "threads": torch.get_num_threads(),
         "attention": trainer.model.backbone.config._attn_implementation,
+        "float32_products": torch.get_float32_matmul_precision(),
     }
-    return ready, {"step": step}
+    return ready, {"step": step, "memory": memory}

@@ -41,7 +41,11 @@ class Worker:
         self.name = " ".join(arguments)
         self.cpu_seconds = 0.0
         # Contestants share an accelerator's memory, of which JAX would take most at once.
-        environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}
+        shared = {
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+            "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95",
+        }
+        environment = {**shared, **os.environ}
         self._process = subprocess.Popen(
             [sys.executable, str(script), *arguments],
             stdin=subprocess.PIPE,

@@ -71,6 +71,9 @@ class Trainer:
       batch, points, dim: shape of a batch.
       learning_rate: Adam's.
       device: `cpu` or `cuda`.
+      bf16: computes in bfloat16 under autocast.
+      compiled: has `torch.compile` make a program of the forward pass and the loss, with its
+        gradient.
     """
 
     def __init__(
@@ -81,17 +84,38 @@ class Trainer:
         dim: int,
         learning_rate: float,
         device: str = "cpu",
+        *,
+        bf16: bool = False,
+        compiled: bool = False,
     ):
         self.model = model.train()
         self.shape = (batch, points, dim)
         self.optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
         self.device = device
+        self.autocast = torch.autocast(device, torch.bfloat16, enabled=bf16)
+        self.loss = torch.compile(self._loss) if compiled else self._loss
+
+    def _loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return prefix_loss(self.model(x, y), y)
+
+    def compiled_error(self) -> float:
+        """By how much the compiled program's loss on a batch differs from the model's, relative."""
+        x, y = self._draw()
+        with torch.no_grad(), self.autocast:
+            eager = self._loss(x, y).item()
+        with self.autocast:
+            return abs(self.loss(x, y).item() / eager - 1)
+
+    def _draw(self) -> tuple[torch.Tensor, torch.Tensor]:
+        x, y = draw_prompts(*self.shape)
+        return x.to(self.device), y.to(self.device)
 
     def step(self) -> float:
         """Draws a batch and updates the parameters on it; returns the loss."""
-        x, y = (a.to(self.device) for a in draw_prompts(*self.shape))
+        x, y = self._draw()
         self.optimizer.zero_grad()
-        loss = prefix_loss(self.model(x, y), y)
+        with self.autocast:
+            loss = self.loss(x, y)
         loss.backward()
         self.optimizer.step()
         return loss.item()
