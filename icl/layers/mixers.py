@@ -1,7 +1,8 @@
 """Token mixers: the part of a transformer block that moves information between tokens.
 
 A mixer is built as `Mixer(width, heads, dtype=..., kernel_init=..., out_init=..., rngs=...)`
-and maps `[B, T, width]` to the same shape, causally. Add one to `MIXERS` to use it by name.
+and maps `[B, T, width]` to the same shape, causally, or to those positions alone that the slice
+`read` selects. Add one to `MIXERS` to use it by name.
 """
 
 from collections.abc import Callable
@@ -37,10 +38,10 @@ class _Mixer(nnx.Module):
         self.qkv = nnx.Linear(width, 3 * width, kernel_init=kernel_init, **options)
         self.out = nnx.Linear(width, width, kernel_init=out_init, **options)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, read: slice = slice(None)) -> jax.Array:
         batch, length, width = x.shape
         qkv = self.qkv(x).reshape(batch, length, 3, self.heads, width // self.heads)
-        return self.out(self.mix(x, qkv).reshape(batch, length, width))
+        return self.out(self.mix(x, qkv)[:, read].reshape(batch, -1, width))
 
     def mix(self, x: jax.Array, qkv: jax.Array) -> jax.Array:
         """`[B, T, N, H]` of the tokens `[B, T, width]` and their `[B, T, 3, N, H]`."""

@@ -72,7 +72,7 @@ class Block(nnx.Module):
         self.down = nnx.Linear(4 * config.width, config.width, kernel_init=out_init, **options)
 
     def __call__(self, x: jax.Array, read: slice = slice(None)) -> jax.Array:
-        x = (x + self.mixer(self.mixer_norm(x)))[:, read]
+        x = x[:, read] + self.mixer(self.mixer_norm(x), read)
         return x + self.down(jax.nn.gelu(self.up(self.mlp_norm(x)), approximate=True))
 
 
@@ -107,7 +107,8 @@ class Transformer(nnx.Module):
 
         Args:
           tokens: `[B, T, in_width]`.
-          read: the positions whose predictions are wanted; the last MLP runs on these alone.
+          read: the positions whose predictions are wanted; what follows the last
+            layer's attention runs on these alone.
 
         Returns:
           float32 `[B, number of positions read]`.

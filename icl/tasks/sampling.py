@@ -21,7 +21,7 @@ def sample_prompt(
     key: jax.Array,
     difficulty: Difficulty,
     pool_key: jax.Array | None = None,
-    pool_size: int | None = None,
+    pool_size: int | jax.Array | None = None,
 ) -> Episode:
     """An episode of a fresh task, or of a uniform one of `pool_size`. The key is consumed."""
     task_key, episode_key = jax.random.split(key)
@@ -38,7 +38,7 @@ def sample_batch(
     indices: jax.Array,
     difficulty: Difficulty,
     pool_key: jax.Array | None = None,
-    pool_size: int | None = None,
+    pool_size: int | jax.Array | None = None,
 ) -> Episode:
     """The prompts of a batch with the given indices.
 

@@ -1,18 +1,23 @@
 """Training: settings, the scanned step, the host loop, run folders."""
 
 from .config import Config, OptimizerConfig, TrainingConfig
+from .disk import DiskFull
 from .learner import Learner
-from .loop import Interrupted, NonFiniteLoss, resume, train
+from .loop import Interrupted, NonFiniteLoss
+from .memory import OutOfMemory
 from .metrics import LoggingConfig
 from .run import Run, RunError
+from .single import resume, train
 
 __all__ = [
     "Config",
+    "DiskFull",
     "Interrupted",
     "Learner",
     "LoggingConfig",
     "NonFiniteLoss",
     "OptimizerConfig",
+    "OutOfMemory",
     "Run",
     "RunError",
     "TrainingConfig",

@@ -1,12 +1,26 @@
 """Checkpoints: Orbax underneath, and a restore that walks back past damaged ones."""
 
+import contextlib
+import gc
+import logging
 import shutil
+import sys
+import time
+import traceback
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from jax import tree
+from jax.sharding import SingleDeviceSharding
+
+from . import disk
+
+LOGGERS = ("absl", "asyncio")
+REMOVALS, REMOVAL_SECONDS = 20, 0.05
 
 Items = dict[str, Any]  # name -> pytree of arrays
 
@@ -24,9 +38,11 @@ class Checkpoints:
     Args:
       folder: where they are; made at the first save.
       keep: how many of the newest stay; None for all.
+      resume: the command that continues from them.
     """
 
-    def __init__(self, folder: Path, keep: int | None = None):
+    def __init__(self, folder: Path, keep: int | None = None, resume: str = "the run again"):
+        self._resume = resume
         self.folder = Path(folder).absolute()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=False, create=True
@@ -38,16 +54,32 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, items: Items) -> None:
-        """Writes a checkpoint, unless the step has one."""
-        if step not in self._manager.all_steps():
-            saves = {name: ocp.args.StandardSave(item) for name, item in items.items()}
-            self._manager.save(step, args=ocp.args.Composite(**saves))
+        """Writes a checkpoint, unless the step has one.
+
+        Raises:
+          DiskFull: there is no room. Older checkpoints are as they were, and nothing of this one
+            stays.
+        """
+        if step in self._manager.all_steps():
+            return
+        saves = {name: ocp.args.StandardSave(on_one_device(item)) for name, item in items.items()}
+        room = disk.told(f"the checkpoint of step {step}", self.folder.parent, self._resume)
+        with room, _quiet():
+            try:
+                self._manager.save(step, args=ocp.args.Composite(**saves))
+            except Exception as error:
+                # Here, where they are quiet, end the tasks that complain when they are deleted.
+                traceback.clear_frames(error.__traceback__)
+                gc.collect()
+                time.sleep(REMOVAL_SECONDS)
+                self._remove_partial()
+                raise
 
     def restore(self, abstract: Items, step: int) -> Items:
         """Reads items of a checkpoint; raises what Orbax raises where it is damaged."""
-        shapes = {
-            name: tree.map(ocp.utils.to_shape_dtype_struct, a) for name, a in abstract.items()
-        }
+        here = SingleDeviceSharding(jax.local_devices()[0])
+        shape = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here)
+        shapes = {name: tree.map(shape, a) for name, a in abstract.items()}
         restores = {name: ocp.args.StandardRestore(shape) for name, shape in shapes.items()}
         return dict(self._manager.restore(step, args=ocp.args.Composite(**restores)).items())
 
@@ -69,8 +101,21 @@ class Checkpoints:
                 )
         return None
 
+    def restore_to_continue(self, abstract: Items) -> tuple[int, Items] | None:
+        """`restore_newest`, with newer checkpoints set aside; then closes."""
+        try:
+            found = self.restore_newest(abstract)
+            self.set_aside_after(found[0] if found else -1)
+        finally:
+            self.close()
+        return found
+
     def set_aside_after(self, step: int) -> None:
-        """Moves checkpoints newer than `step` to a folder `damaged` beside, to be saved anew."""
+        """Moves checkpoints newer than `step` to a folder `damaged` beside, to be saved anew.
+
+        What saves that were cut short left behind is removed.
+        """
+        self._remove_partial()
         newer = [s for s in self.steps() if s > step]
         for damaged in newer:
             target = self.folder.parent / "damaged" / str(damaged)
@@ -83,3 +128,33 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+    def _remove_partial(self) -> None:
+        # TensorStore's threads may still be writing, and make a folder again.
+        for _ in range(REMOVALS):
+            parts = list(self.folder.glob("*.orbax-checkpoint-tmp*"))
+            for part in parts:
+                shutil.rmtree(part, ignore_errors=True)
+            if not parts:
+                return
+            time.sleep(REMOVAL_SECONDS)
+
+
+def on_one_device(items: Any) -> Any:
+    """A pytree of arrays from wherever they are to one device, where any other can read them."""
+    return jax.device_put(items, jax.local_devices()[0])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Orbax's threads and tasks from printing tracebacks of what its `save` raises."""
+    silence = lambda record: False
+    hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+    for name in LOGGERS:
+        logging.getLogger(name).addFilter(silence)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        for name in LOGGERS:
+            logging.getLogger(name).removeFilter(silence)

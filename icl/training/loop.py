@@ -1,23 +1,19 @@
-"""The host loop: chunks of steps on the device, and everything that happens between them."""
+"""The host loop: chunks of steps on the device, and what happens between them."""
 
 import contextlib
-import dataclasses
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import jax
 import numpy as np
-import optax
 
-from .config import CUSTOM, Config
-from .learner import Learner
-from .metrics import LoggingConfig, Sink, check_installed, open_sinks
-from .optimizer import learning_rate_schedule, make_optimizer
+from .config import TrainingConfig
+from .estimate import chunk_length, long_run, steps_at_once
+from .memory import MemoryGuard
 from .progress import ProgressDisplay
-from .run import Run, free_path
-from .step import StepMetrics, TrainState, compile_chunk, init_state
+from .step import StepMetrics
 
 POLL_SECONDS = 0.01
 
@@ -34,142 +30,123 @@ class Interrupted(Exception):
       step: the step that was saved.
     """
 
-    def __init__(self, run: Run, step: int, signum: int):
-        super().__init__(f"stopped at step {step}; continue with: icl train --resume {run.path}")
+    def __init__(self, step: int, signum: int, resume: str):
+        super().__init__(f"stopped at step {step}; continue with: {resume}")
         self.step = step
         self.signum = signum
 
 
-def train(
-    config: Config,
-    run_dir: str | Path | None = None,
-    *,
-    optimizer: optax.GradientTransformation | None = None,
-    logging: LoggingConfig | None = None,
-) -> Run:
-    """Trains an in-context learner from its first step to its last.
+class Journal(Protocol):
+    """Where a run, or a population of runs, is written down.
+
+    Attributes:
+      resume: the command that continues it.
+    """
+
+    resume: str
+
+    def check(self, first: int, metrics: StepMetrics) -> None:
+        """Looks at every chunk, which began at step `first`; raises to stop the run."""
+
+    def record(self, step: int, metrics: StepMetrics, seconds: float) -> dict[str, Any]:
+        """The numbers of a log interval, or of its part until `step`, that took so long."""
+        ...
+
+    def write(self, step: int, record: dict[str, Any], metrics: StepMetrics) -> None:
+        """Writes down a log interval that is complete."""
+
+    def save(self, step: int, state: Any) -> None:
+        """Makes a checkpoint."""
+
+
+def advance(
+    compile: Callable[[Any, int], Callable],
+    state: Any,
+    first: int,
+    training: TrainingConfig,
+    journal: Journal,
+    memory: MemoryGuard,
+    display: ProgressDisplay,
+    seconds_a_step: float | None,
+) -> Any:
+    """Trains from step `first` to the last.
 
     Args:
-      config: the settings.
-      run_dir: folder of the run; None for a new one below `runs`.
-      optimizer: any optax optimiser, in place of `config.optimizer`; a resume must pass it
-        again.
-      logging: further places for the metrics.
+      compile: from a state and a number of steps to the program of a chunk, which takes a state
+        and gives the state after it and `StepMetrics`, with steps as their last axis.
+      state: at step `first`; it is consumed.
+      first: steps made.
+      training: how many there are, and how often what is written down.
+      journal: where to.
+      memory: tells what to do where a program does not fit.
+      display: what a person sees.
+      seconds_a_step: expected, of all devices; None where nobody waits long.
 
     Returns:
-      The run, with a checkpoint of its last step.
+      The state after the last step.
 
     Raises:
-      RunError: the folder is taken. Nothing in it is touched.
-      NonFiniteLoss: the loss became NaN or infinite.
-      Interrupted: SIGINT or SIGTERM; the run was saved.
+      OutOfMemory: a chunk does not fit the device.
+      Interrupted: SIGINT or SIGTERM; the state was saved.
     """
-    if optimizer is not None:
-        config = dataclasses.replace(
-            config, optimizer=dataclasses.replace(config.optimizer, name=CUSTOM)
-        )
-    logging = logging or LoggingConfig()
-    check_installed(logging)
-    learner = Learner(config)
-    optimizer = optimizer or make_optimizer(config.optimizer, config.training.steps)
-    run = Run.create(run_dir or free_path(config.task.__class__.__name__.lower()), config)
-    with run.locked():
-        _advance(run, learner, optimizer, init_state(learner, optimizer), logging)
-    return run
-
-
-def resume(
-    run: Run | str | Path,
-    *,
-    optimizer: optax.GradientTransformation | None = None,
-    logging: LoggingConfig | None = None,
-) -> Run:
-    """Continues a run from its newest checkpoint that can be read.
-
-    The run ends with the same bits as if it had never stopped.
-
-    Args:
-      run: the run or its folder.
-      optimizer: the one the run was started with, where it was given from Python.
-      logging: as for `train`.
-
-    Raises:
-      RunError: no run there, or another process is training it.
-      NonFiniteLoss, Interrupted: as for `train`.
-    """
-    run = run if isinstance(run, Run) else Run.open(run)
-    logging = logging or LoggingConfig()
-    check_installed(logging)
-    learner = Learner(run.config)
-    if optimizer is None:
-        optimizer = make_optimizer(run.config.optimizer, run.config.training.steps)
-    with run.locked():
-        checkpoints = run.checkpoints()
-        try:
-            abstract = jax.eval_shape(lambda: init_state(learner, optimizer).items())
-            found = checkpoints.restore_newest(abstract)
-            checkpoints.set_aside_after(found[0] if found else -1)
-        finally:
-            checkpoints.close()
-        state = TrainState.from_items(found[1]) if found else init_state(learner, optimizer)
-        _advance(run, learner, optimizer, state, logging)
-    return run
-
-
-def _advance(
-    run: Run,
-    learner: Learner,
-    optimizer: optax.GradientTransformation,
-    state: TrainState,
-    logging: LoggingConfig,
-) -> None:
-    """Trains from the state to the last step, writing the run down on the way."""
-    training = run.config.training
-    first = int(state.step)
-    checkpoints = run.checkpoints()
-    sinks = open_sinks(run, logging, first)
-    display = ProgressDisplay(training.steps, first, logging.progress)
-    chunks = _Chunks(learner, optimizer, display)
-    try:
-        with display, _stop_signals() as stop:
-            if first:
-                display.say(f"resumed at step {first}")
-            step = first
-            while step < training.steps:
-                length = min(training.log_every - step % training.log_every, training.steps - step)
-                state, metrics, seconds = chunks.run(state, length, stop)
-                _check_finite(run, step, metrics, checkpoints.steps())
-                step += length
-                record = _record(learner, step, metrics, seconds)
-                _write(sinks, display, step, record | chunks.take_compile_seconds())
-                if stop or step == training.steps or step % training.checkpoint_every == 0:
-                    checkpoints.save(step, state.items())
-                if stop and step < training.steps:
-                    raise Interrupted(run, step, stop[0])
-    finally:
-        for sink in sinks:
-            sink.close()
-        checkpoints.close()
+    chunks = _Chunks(compile, display, memory)
+    at_once = steps_at_once(training.log_every, seconds_a_step)
+    with display, _stop_signals() as stop:
+        if first:
+            display.say(f"resumed at step {first}")
+        if warning := long_run(training.steps - first, seconds_a_step):
+            display.say(warning)
+        step, interval = first, []
+        while step < training.steps:
+            end = min(step - step % training.log_every + training.log_every, training.steps)
+            length = chunk_length(step, end, at_once)
+            state, metrics, seconds = chunks.run(state, length, stop)
+            journal.check(step, metrics)
+            step += length
+            interval.append((metrics, seconds))
+            whole = jax.tree.map(
+                lambda *parts: np.concatenate(parts, axis=-1), *(part for part, _ in interval)
+            )
+            record = journal.record(step, whole, sum(seconds for _, seconds in interval))
+            display.update(step, record)
+            if step == end:
+                interval = []
+                journal.write(step, record | chunks.take_compile_seconds(), whole)
+            if stop or step == training.steps or step % training.checkpoint_every == 0:
+                journal.save(step, state)
+            if stop and step < training.steps:
+                raise Interrupted(step, stop[0], journal.resume)
+    return state
 
 
 class _Chunks:
     """Compiled chunks by length; nearly always one, and one more for a remainder."""
 
-    def __init__(self, learner, optimizer, display: ProgressDisplay):
-        self._learner = learner
-        self._optimizer = optimizer
+    def __init__(self, compile: Callable, display: ProgressDisplay, memory: MemoryGuard):
+        self._compile = compile
         self._display = display
+        self._memory = memory
         self._compiled = {}
         self._compile_seconds = 0.0
 
-    def run(self, state: TrainState, length: int, stop: list[int]):
-        """Runs a chunk; returns the new state, its metrics as NumPy, and the seconds it took."""
+    def run(self, state: Any, length: int, stop: list[int]) -> tuple[Any, StepMetrics, float]:
+        """Runs a chunk; returns the new state, its metrics as NumPy, and the seconds it took.
+
+        Raises:
+          OutOfMemory: it does not fit the device.
+        """
+        with self._memory.told():
+            return self._run_chunk(state, length, stop)
+
+    def _run_chunk(self, state: Any, length: int, stop: list[int]):
         if length not in self._compiled:
             started = time.perf_counter()
-            chunk = compile_chunk(self._learner, self._optimizer, state, length)
+            chunk = self._compile(state, length)
             self._compiled[length] = chunk
-            self._compile_seconds = time.perf_counter() - started
-            self._display.say(f"compiled in {self._compile_seconds:.1f} s")
+            seconds = time.perf_counter() - started
+            self._compile_seconds += seconds
+            self._display.say(f"compiled in {seconds:.1f} s")
+            self._memory.check(chunk)
         started = time.perf_counter()
         state, metrics = self._compiled[length](state)
         told = False
@@ -186,37 +163,6 @@ class _Chunks:
         """Seconds spent compiling since the last call, for the metrics; nothing where none."""
         seconds, self._compile_seconds = self._compile_seconds, 0.0
         return {"compile_seconds": round(seconds, 3)} if seconds else {}
-
-
-def _record(learner: Learner, step: int, metrics: StepMetrics, seconds: float) -> dict[str, float]:
-    config = learner.config
-    rate = len(metrics.loss) / seconds
-    record = {"loss": float(metrics.loss.mean()), "grad_norm": float(metrics.grad_norm.mean())}
-    if config.optimizer.name != CUSTOM:
-        schedule = learning_rate_schedule(config.optimizer, config.training.steps)
-        record["learning_rate"] = float(np.asarray(schedule(step - 1)))
-    record["steps_per_second"] = round(rate, 3)
-    record["tokens_per_second"] = round(rate * config.training.batch_size * learner.tokens, 1)
-    return record
-
-
-def _write(sinks: list[Sink], display: ProgressDisplay, step: int, record: dict) -> None:
-    for sink in sinks:
-        sink.write(step, record)
-    display.update(step, record["loss"], record["steps_per_second"], record["tokens_per_second"])
-
-
-def _check_finite(run: Run, first: int, metrics: StepMetrics, saved: list[int]) -> None:
-    bad = ~(np.isfinite(metrics.loss) & np.isfinite(metrics.grad_norm))
-    if not bad.any():
-        return
-    step = first + int(bad.argmax()) + 1
-    last = f"the last good checkpoint is step {saved[-1]}" if saved else "no checkpoint was made"
-    raise NonFiniteLoss(
-        f"the loss or its gradient became NaN or infinite at step {step} of {run.path}; {last}. "
-        "Try a lower optimizer.learning_rate, a longer optimizer.warmup_steps, "
-        "optimizer.clip_norm 1, or model.dtype float32"
-    )
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import uuid
 from pathlib import Path
 from typing import Any, Protocol
 
+from .disk import write_whole
 from .run import Run
 
 
@@ -32,20 +33,19 @@ class JsonLines:
     """Appends a line a record; on disk when `write` returns. Lines past a resume are dropped."""
 
     def __init__(self, run: Run, first_step: int):
-        path = run.path / "metrics.jsonl"
+        self._path = run.path / "metrics.jsonl"
         kept = [r for r in run.metrics() if r["step"] <= first_step]
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
-        os.replace(temporary, path)
-        self._file = open(path, "a")
+        write_whole(self._path, "".join(json.dumps(r) + "\n" for r in kept))
 
     def write(self, step: int, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps({"step": step, **record}) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        # Opened each time: a sweep has more members than a process may have open files.
+        with open(self._path, "a") as file:
+            file.write(json.dumps({"step": step, **record}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        pass
 
 
 class TensorBoard:

@@ -3,28 +3,36 @@
 import difflib
 import inspect
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import optax
 
 from .config import CUSTOM, OptimizerConfig
 
 
-def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then constant or a cosine down to 0."""
+def learning_rate_schedule(
+    config: OptimizerConfig, steps: int, peak: jax.Array | None = None
+) -> optax.Schedule:
+    """Learning rate by step: linear warm-up, then constant or a cosine down to 0.
+
+    A traced `peak` stands in for `config.learning_rate`.
+    """
+    highest: Any = config.learning_rate if peak is None else peak
     if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(
-            config.learning_rate, max(1, steps - config.warmup_steps)
-        )
+        after = optax.cosine_decay_schedule(highest, max(1, steps - config.warmup_steps))
     else:
-        after = optax.constant_schedule(config.learning_rate)
+        after = optax.constant_schedule(highest)
     if not config.warmup_steps:
         return after
-    warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+    warmup = optax.linear_schedule(0.0, highest, config.warmup_steps)
     return optax.join_schedules([warmup, after], [config.warmup_steps])
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The optimiser for a run of so many steps.
+def make_optimizer(
+    config: OptimizerConfig, steps: int, peak: jax.Array | None = None
+) -> optax.GradientTransformation:
+    """The optimiser for a run of so many steps; `peak` as for `learning_rate_schedule`.
 
     Raises:
       ValueError: no such optimiser in optax, or options it does not take.
@@ -47,7 +55,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             f"optax.{config.name} takes no option {', '.join(unknown)}; "
             f"it takes {', '.join(accepted)}"
         )
-    optimizer = factory(learning_rate_schedule(config, steps), **config.options)
+    optimizer = factory(learning_rate_schedule(config, steps, peak), **config.options)
     if config.clip_norm is None:
         return optimizer
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)

@@ -1,6 +1,7 @@
 """What a person sees while a run trains: a bar on a terminal, a line now and then elsewhere."""
 
 import time
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -44,17 +45,19 @@ class ProgressDisplay:
         """Prints a message above the bar."""
         self._bar.console.print(message, highlight=False, soft_wrap=True)
 
-    def update(self, step: int, loss: float, steps_per_second: float, tokens_per_second: float):
-        """Shows a chunk's results."""
+    def update(self, step: int, record: dict[str, Any]) -> None:
+        """Shows the loss and the speed of a metrics record."""
+        rate = record["steps_per_second"]
         text = (
-            f"loss {loss:.4f}  {steps_per_second:.1f} steps/s  {_short(tokens_per_second)} tokens/s"
+            f"loss {record['loss']:.4f}  {rate:.1f} steps/s  "
+            f"{_short(record['tokens_per_second'])} tokens/s"
         )
         self._bar.update(self._task, completed=step, text=text)
         now = time.monotonic()
         due = now - self._last_line >= LINE_SECONDS or step == self.total
         if not self.console.is_terminal and due:
             self._last_line = now
-            left = (self.total - step) / steps_per_second
+            left = (self.total - step) / rate
             self.say(f"step {step}/{self.total}  {text}  {left:.0f} s left")
 
 

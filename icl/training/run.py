@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -13,9 +12,12 @@ import jax
 
 from .checkpoints import Checkpoints
 from .config import Config, config_from_dict, config_to_dict
+from .disk import write_whole
 from .learner import Learner, Params
 
 FORMAT = 1
+# What a creation that was cut short may have left in a folder.
+NOTHING = {".lock", "config.json.tmp"}
 
 
 class RunError(Exception):
@@ -39,20 +41,25 @@ class Run:
         """Makes the folder and writes the settings.
 
         Raises:
-          RunError: the folder exists and is not empty; nothing in it is touched.
+          RunError: the folder exists and is not empty, or another process is making a run of
+            it; nothing in it is touched.
+          DiskFull: there is no room for the settings.
         """
         path = Path(path)
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file; choose another folder for the run")
-        if path.exists() and any(path.iterdir()):
+        if _taken(path):
             raise RunError(_occupied(path, config))
-        path.mkdir(parents=True, exist_ok=True)
         made_with = {name: version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint")}
-        write_json(
-            path / "config.json",
-            {"format": FORMAT, "config": config_to_dict(config), "made_with": made_with},
-        )
-        return cls(path, config)
+        data = {"format": FORMAT, "config": config_to_dict(config), "made_with": made_with}
+        path.mkdir(parents=True, exist_ok=True)
+        run = cls(path, config)
+        with run.locked():
+            # Two processes may have found the folder free; one of them is first.
+            if _taken(path):
+                raise RunError(_occupied(path, config))
+            write_json(path / "config.json", data)
+        return run
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":
@@ -71,18 +78,16 @@ class Run:
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{file} cannot be read: {error}") from error
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> contextlib.AbstractContextManager[None]:
         """Holds the folder for writing; RunError where another process holds it."""
-        with open(self.path / ".lock", "w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunError(f"{self.path} is being trained by another process") from None
-            yield
+        return locked(self.path)
 
     def checkpoints(self) -> Checkpoints:
-        return Checkpoints(self.path / "checkpoints", self.config.training.keep_checkpoints)
+        return Checkpoints(
+            self.path / "checkpoints",
+            self.config.training.keep_checkpoints,
+            resume=f"icl train --resume {self.path}",
+        )
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; one cut short by a crash is left out."""
@@ -116,6 +121,20 @@ class Run:
         return f"Run({str(self.path)!r})"
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a folder for writing; RunError where another process holds it."""
+    with open(folder / ".lock", "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"{folder} is being trained by another process; stop that one first, or "
+                "choose another folder"
+            ) from None
+        yield
+
+
 def free_path(name: str, root: str | Path = "runs") -> Path:
     """`runs/NAME`, or the first of `runs/NAME-2`, `runs/NAME-3`, ... that does not exist."""
     stem = name.replace("/", "-")
@@ -127,14 +146,12 @@ def free_path(name: str, root: str | Path = "runs") -> Path:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Writes a JSON file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w") as handle:
-        json.dump(data, handle, indent=2)
-        handle.write("\n")
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
+    """Writes a JSON file whole or not at all; DiskFull where there is no room."""
+    write_whole(path, json.dumps(data, indent=2) + "\n")
+
+
+def _taken(path: Path) -> bool:
+    return path.exists() and any(file.name not in NOTHING for file in path.iterdir())
 
 
 def _occupied(path: Path, config: Config) -> str:

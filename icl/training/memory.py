@@ -1,0 +1,243 @@
+"""Whether a program fits its device, and which batch would."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+
+from .learner import Learner
+from .step import microbatch_size
+
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUPS = Path("/proc/self/cgroup")
+MEMINFO = Path("/proc/meminfo")
+# limit, usage, and the part of the usage that the kernel gives back when asked, by version.
+CGROUP_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
+# After XLA failed to allocate what seemed to fit, what is suggested must need clearly less.
+MARGIN = 0.8
+TRIES = 4  # compilations
+ENDLESS = 2**63
+
+
+class OutOfMemory(RuntimeError):
+    """A step does not fit its device; the message says which batch would."""
+
+
+class Program(Protocol):
+    """A compiled program: a `jax.stages.Compiled`, or something around one."""
+
+    def memory_analysis(self) -> Any: ...
+
+
+def needed_bytes(compiled: Program) -> int | None:
+    """Memory of a compiled program on each of its devices, in bytes; None where it won't say."""
+    sizes = compiled.memory_analysis()
+    if sizes is None:
+        return None
+    results = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    return sizes.temp_size_in_bytes + sizes.argument_size_in_bytes + results
+
+
+def available_bytes(devices: Sequence[Any]) -> int | None:
+    """Memory that a program may use on each of these JAX devices, in bytes; None where unknown."""
+    limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in devices]
+    if all(limits):
+        return min(limits)
+    if devices[0].platform != "cpu":
+        return None
+    host = [size for size in (host_bytes(), cgroup_bytes()) if size is not None]
+    return min(host) // len(devices) if host else None
+
+
+def host_bytes() -> int | None:
+    """What Linux could give to processes without swapping, in bytes."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in MEMINFO.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def cgroup_bytes() -> int | None:
+    """What is left of the limits of this process's control groups, in bytes."""
+    left = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in OWN_CGROUPS.read_text().splitlines():
+            _, controllers, own = line.split(":", 2)
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            version = 1 if controllers else 2
+            top = CGROUPS / "memory" if controllers else CGROUPS
+            below = [top / own.lstrip("/")]
+            # In a container the path may be the host's, and only the top of it visible.
+            left += [_left(group, version) for group in (*below, *below[0].parents)
+                     if group == top or top in group.parents]  # fmt: skip
+    return min((size for size in left if size is not None), default=None)
+
+
+def _left(group: Path, version: int) -> int | None:
+    limit, usage, reclaimable = CGROUP_FILES[version]
+    try:
+        words = (group / limit).read_text().strip()
+        if words == "max":
+            return None
+        free = int(words) - int((group / usage).read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return max(0, free + int(stat.get(reclaimable, 0)))
+    except (OSError, ValueError):
+        return None
+
+
+class MemoryGuard:
+    """Turns a program that does not fit into `OutOfMemory`, with a batch that does.
+
+    Args:
+      resume: the command that continues the run.
+      learner: the one that is trained.
+      state: the state that programs take.
+      compile: compiles one step of a learner with other sizes for such a state.
+      say: told what is going on.
+      shards: devices over which a batch is split.
+    """
+
+    def __init__(
+        self,
+        resume: str,
+        learner: Learner,
+        state: Any,
+        compile: Callable[[Learner, Any], Program],
+        say: Callable[[str], None] = lambda message: None,
+        shards: int = 1,
+    ):
+        self._resume = resume
+        self._learner = learner
+        self._compile = compile
+        self._say = say
+        self._shards = shards
+        # Without the arrays themselves, which a program that fails has consumed.
+        self._state = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state
+        )
+        shardings = (leaf.sharding for leaf in jax.tree.leaves(state))
+        devices = {device for sharding in shardings for device in sharding.addressable_devices}
+        self._devices = sorted(devices, key=lambda device: device.id)
+        self._needs: int | None = None
+
+    def check(self, compiled: Program) -> None:
+        """Raises OutOfMemory where a program needs more than its devices have."""
+        self._needs = needed_bytes(compiled)
+        has = available_bytes(self._devices)
+        if self._needs is not None and has is not None and self._needs > has:
+            raise OutOfMemory(self._message(has, limit=has))
+
+    @contextlib.contextmanager
+    def told(self) -> Iterator[None]:
+        """Turns what JAX raises, compiling or running, into OutOfMemory."""
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            has = available_bytes(self._devices)
+            failed = [size for size in (self._needs, has) if size is not None]
+            limit = int(MARGIN * min(failed)) if failed else None
+            raise OutOfMemory(self._message(has, limit)) from error
+
+    def _message(self, has: int | None, limit: int | None) -> str:
+        training = self._learner.config.training
+        size = microbatch_size(self._learner, self._shards)
+        many = f"{len(self._devices)} devices, each" if len(self._devices) > 1 else "the device"
+        parts = "" if size * self._shards == training.batch_size else f" in microbatches of {size}"
+        what = (
+            f"out of memory: a step of batch {training.batch_size}{parts} needs "
+            f"{_bytes(self._needs)}; {many} ({self._devices[0].device_kind}) has {_bytes(has)}"
+        )
+        if limit is None:
+            return f"{what}. Lower training.microbatch_size or training.batch_size"
+        self._say("out of memory; looking for a batch that fits")
+        fitting = self._largest_microbatch(size, limit)
+        if fitting is None:
+            return (
+                f"{what}. No smaller microbatch fits: make the model or its prompts smaller, or "
+                "free memory"
+            )
+        microbatch, whole = fitting
+        return (
+            f"{what}. What fits: training.microbatch_size {microbatch} (gradients are "
+            f"accumulated: the same updates up to rounding), or a whole batch of {whole}. "
+            "Nothing saved is lost; go on with: "
+            f"{self._resume} --microbatch-size {microbatch}"
+        )
+
+    def _largest_microbatch(self, size: int, limit: int) -> tuple[int, int] | None:
+        """The largest smaller microbatch that fits, and a whole batch; None where none does."""
+        batch = self._learner.config.training.batch_size
+        share = batch // self._shards
+        sizes = [n for n in range(1, size) if share % n == 0]
+        known = {size: ENDLESS if self._needs is None else self._needs}
+        if not sizes:
+            return None
+        known[1] = self._compiled_bytes(batch, 1)
+        if known[1] > limit:
+            return None
+        best, over = 1, size
+        for attempt in range(TRIES):
+            between = [n for n in sizes if best < n < over]
+            guess = _line(known, limit)
+            if not between or (attempt and guess < between[0]):
+                break
+            middle = between[len(between) // 2]
+            n = max((n for n in between if n <= guess), default=middle)
+            known[n] = self._compiled_bytes(batch, n)
+            best, over = (n, over) if known[n] <= limit else (best, n)
+        microbatch, guess = best, _line(known, limit)
+        whole = _round(min(guess, share - 1))
+        if whole > microbatch and self._compiled_bytes(whole * self._shards, whole) <= limit:
+            return microbatch, whole * self._shards
+        return microbatch, microbatch * self._shards
+
+    def _compiled_bytes(self, batch: int, microbatch: int) -> int:
+        """Memory of a step with these sizes, by compiling it; ENDLESS where that fails."""
+        config = self._learner.config.replace(
+            training_batch_size=batch, training_microbatch_size=microbatch
+        )
+        try:
+            needs = needed_bytes(self._compile(Learner(config), self._state))
+        except (jax.errors.JaxRuntimeError, ValueError):
+            needs = None
+        return ENDLESS if needs is None else needs
+
+
+def _line(known: dict[int, int], limit: int) -> float:
+    """Where a line through what is known nearest to the limit reaches it.
+
+    Args:
+      known: bytes by size, of which one or more fit.
+      limit: bytes.
+    """
+    fitting = sorted(n for n, needs in known.items() if needs <= limit)
+    larger = sorted(n for n, needs in known.items() if limit < needs < ENDLESS)
+    low = fitting[-1]
+    others = larger[:1] or fitting[-2:-1]
+    if not others:
+        return low
+    slope = (known[others[0]] - known[low]) / (others[0] - low)
+    return low + (limit - known[low]) / max(1.0, slope)
+
+
+def _round(number: float) -> int:
+    """Down to three binary digits."""
+    whole = max(1, int(number))
+    return whole - whole % (1 << max(0, whole.bit_length() - 3))
+
+
+def _bytes(number: int | None) -> str:
+    if number is None:
+        return "an unknown amount"
+    power = min(4, max(0, number.bit_length() - 1) // 10)
+    return f"{number / 1024**power:,.1f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"

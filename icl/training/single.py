@@ -1,0 +1,196 @@
+"""Training a single run: a new one, or one that was stopped."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+
+from . import disk
+from .config import CUSTOM, Config
+from .estimate import step_seconds
+from .learner import Learner
+from .loop import NonFiniteLoss, advance
+from .memory import MemoryGuard
+from .metrics import LoggingConfig, check_installed, open_sinks
+from .optimizer import learning_rate_schedule, make_optimizer
+from .parallel import make_mesh, place
+from .progress import ProgressDisplay
+from .run import Run, free_path
+from .step import StepMetrics, TrainState, compile_chunk, init_state
+
+
+def train(
+    config: Config,
+    run_dir: str | Path | None = None,
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+    logging: LoggingConfig | None = None,
+) -> Run:
+    """Trains an in-context learner from its first step to its last, on all devices.
+
+    Args:
+      config: the settings.
+      run_dir: folder of the run; None for a new one below `runs`.
+      optimizer: any optax optimiser, in place of `config.optimizer`; a resume must pass it
+        again.
+      logging: further places for the metrics.
+
+    Returns:
+      The run, with a checkpoint of its last step.
+
+    Raises:
+      RunError: the folder is taken. Nothing in it is touched.
+      NonFiniteLoss: the loss became NaN or infinite.
+      OutOfMemory: a step does not fit the device; the message says which batch would.
+      DiskFull: there is no room to save; what was saved is whole.
+      Interrupted: SIGINT or SIGTERM; the run was saved.
+    """
+    if optimizer is not None:
+        config = dataclasses.replace(
+            config, optimizer=dataclasses.replace(config.optimizer, name=CUSTOM)
+        )
+    logging = logging or LoggingConfig()
+    check_installed(logging)
+    learner = Learner(config)
+    optimizer = optimizer or make_optimizer(config.optimizer, config.training.steps)
+    run = Run.create(run_dir or free_path(config.task.__class__.__name__.lower()), config)
+    with run.locked():
+        _advance(run, learner, optimizer, init_state(learner, optimizer), logging)
+    return run
+
+
+def resume(
+    run: Run | str | Path,
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+    logging: LoggingConfig | None = None,
+    microbatch_size: int | None = None,
+) -> Run:
+    """Continues a run from its newest checkpoint that can be read.
+
+    On as many devices the run ends with the same bits as if it had never stopped, unless
+    `microbatch_size` changes; on another number with the same numbers up to rounding.
+
+    Args:
+      run: the run or its folder.
+      optimizer: the one the run was started with, where it was given from Python.
+      logging: as for `train`.
+      microbatch_size: in place of the run's own, until it stops; None for its own.
+
+    Raises:
+      RunError: no run there, or another process is training it.
+      ValueError: the microbatch does not divide the batch.
+      NonFiniteLoss, OutOfMemory, DiskFull, Interrupted: as for `train`.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    logging = logging or LoggingConfig()
+    check_installed(logging)
+    config = run.config
+    if microbatch_size is not None:
+        config = config.replace(training_microbatch_size=microbatch_size)
+    learner = Learner(config)
+    if optimizer is None:
+        optimizer = make_optimizer(run.config.optimizer, run.config.training.steps)
+    with run.locked():
+        found = run.checkpoints().restore_to_continue(
+            jax.eval_shape(lambda: init_state(learner, optimizer).items())
+        )
+        state = TrainState.from_items(found[1]) if found else init_state(learner, optimizer)
+        _advance(run, learner, optimizer, state, logging)
+    return run
+
+
+def _advance(
+    run: Run,
+    learner: Learner,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    logging: LoggingConfig,
+) -> None:
+    """Trains from the state to the last step, writing the run down on the way."""
+    training = run.config.training
+    first = int(state.step)
+    mesh = make_mesh(training.batch_size)
+    state = place(state, mesh)
+    display = ProgressDisplay(training.steps, first, logging.progress)
+    compile = lambda learner, state, length: compile_chunk(learner, optimizer, state, length, mesh)
+    with contextlib.closing(RunJournal(run, learner, logging, first)) as journal:
+        memory = MemoryGuard(
+            journal.resume,
+            learner,
+            state,
+            lambda learner, state: compile(learner, state, 1),
+            display.say,
+            mesh.size,
+        )
+        advance(
+            lambda state, length: compile(learner, state, length),
+            state,
+            first,
+            training,
+            journal,
+            memory,
+            display,
+            step_seconds(learner),
+        )
+
+
+class RunJournal:
+    """Writes a run into its folder."""
+
+    def __init__(self, run: Run, learner: Learner, logging: LoggingConfig, first: int):
+        self.resume = f"icl train --resume {run.path}"
+        self._run = run
+        self._learner = learner
+        self._checkpoints = run.checkpoints()
+        self._sinks = open_sinks(run, logging, first)
+
+    def check(self, first: int, metrics: StepMetrics) -> None:
+        """Raises NonFiniteLoss where the loss or its gradient is not finite."""
+        bad = ~np.isfinite(metrics.loss + metrics.grad_norm)
+        if not bad.any():
+            return
+        saved = self._checkpoints.steps()
+        last = (
+            f"the last good checkpoint is step {saved[-1]}" if saved else "no checkpoint was made"
+        )
+        raise NonFiniteLoss(
+            f"the loss or its gradient became NaN or infinite at step "
+            f"{first + int(bad.argmax()) + 1} of {self._run.path}; {last}. "
+            "Try a lower optimizer.learning_rate, a longer optimizer.warmup_steps, "
+            "optimizer.clip_norm 1, or model.dtype float32"
+        )
+
+    def record(self, step: int, metrics: StepMetrics, seconds: float) -> dict[str, float]:
+        return metrics_record(self._learner, step, metrics, seconds)
+
+    def write(self, step: int, record: dict[str, float], metrics: StepMetrics) -> None:
+        with disk.told(f"the metrics of step {step}", self._run.path, self.resume):
+            for sink in self._sinks:
+                sink.write(step, record)
+
+    def save(self, step: int, state: TrainState) -> None:
+        self._checkpoints.save(step, state.items())
+
+    def close(self) -> None:
+        for sink in self._sinks:
+            sink.close()
+        self._checkpoints.close()
+
+
+def metrics_record(
+    learner: Learner, step: int, metrics: StepMetrics, seconds: float
+) -> dict[str, float]:
+    """The line of metrics of the steps up to `step`, which took so many seconds together."""
+    config = learner.config
+    rate = len(metrics.loss) / seconds
+    record = {"loss": float(metrics.loss.mean()), "grad_norm": float(metrics.grad_norm.mean())}
+    if config.optimizer.name != CUSTOM:
+        schedule = learning_rate_schedule(config.optimizer, config.training.steps)
+        record["learning_rate"] = float(np.asarray(schedule(step - 1)))
+    record["steps_per_second"] = round(rate, 3)
+    record["tokens_per_second"] = round(rate * config.training.batch_size * learner.tokens, 1)
+    return record

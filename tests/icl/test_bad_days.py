@@ -1,0 +1,386 @@
+"""Bad days: no memory, no room on the disk, no patience, and two of us at once."""
+
+import contextlib
+import errno
+import os
+import resource
+import threading
+import types
+import warnings
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import numpy as np
+import pytest
+
+import icl
+from icl.cli import main
+from icl.experiments import preset
+from icl.training import (
+    DiskFull,
+    Interrupted,
+    Learner,
+    NonFiniteLoss,
+    OutOfMemory,
+    Run,
+    RunError,
+    estimate,
+    loop,
+    memory,
+    metrics,
+    single,
+)
+from icl.training import checkpoints as checkpoints_module
+from icl.training.checkpoints import DamagedCheckpoint
+from icl.training.config import TrainingConfig
+from icl.training.disk import full_disk
+from icl.training.progress import ProgressDisplay
+
+from .test_training import QUIET, assert_same_bits, tiny
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs():
+    """Every chunk is compiled once, though many runs of these tests need it."""
+    known, original = {}, single.compile_chunk
+
+    def compile_chunk(learner, optimizer, state, length, *rest, **options):
+        name = (repr(learner.config), length)
+        if name not in known:
+            known[name] = original(learner, optimizer, state, length, *rest, **options)
+        return known[name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(single, "compile_chunk", compile_chunk)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return icl.train(tiny(), tmp_path_factory.mktemp("runs") / "finished", logging=QUIET)
+
+
+def lines(run):
+    return [(r["step"], r["loss"], r["grad_norm"], r["learning_rate"]) for r in run.metrics()]
+
+
+@contextlib.contextmanager
+def files_end_at(size):
+    """No file of this process can grow past so many bytes: a full disk, but for the number."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))  # Python ignores SIGXFSZ
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def full_at(monkeypatch, owner, name, step, size):
+    """The disk is full while `owner.name(self, step, ...)` runs."""
+    original = getattr(owner, name)
+
+    def limited(self, now, *rest):
+        with files_end_at(size(self)) if now == step else contextlib.nullcontext():
+            return original(self, now, *rest)
+
+    monkeypatch.setattr(owner, name, limited)
+
+
+# 10 bytes stop Orbax's own JSON files, 3000 TensorStore's, which says so in another way.
+@pytest.mark.parametrize(("size", "kind"), [(10, OSError), (3000, ValueError)])
+def test_a_full_disk_keeps_the_last_good_checkpoint(
+    tmp_path, monkeypatch, capfd, finished, size, kind
+):
+    with monkeypatch.context() as patch, pytest.raises(DiskFull) as caught:
+        full_at(patch, checkpoints_module.Checkpoints, "save", 20, lambda self: size)
+        icl.train(tiny(), tmp_path / "run", logging=QUIET)
+    assert type(caught.value.__cause__) is kind
+    assert "Traceback" not in capfd.readouterr().err
+    message = str(caught.value)
+    for part in ("the checkpoint of step 20", "last good checkpoint is step 10, which is whole",
+                 f"icl train --resume {tmp_path / 'run'}"):  # fmt: skip
+        assert part in message
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["10"]
+    run = Run.open(tmp_path / "run")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DamagedCheckpoint)
+        assert run.params()[0] == 10
+        icl.resume(run, logging=QUIET)
+    assert_same_bits(run.params()[1], finished.params()[1])
+    assert lines(run) == lines(finished)
+
+
+def test_a_full_disk_under_the_metrics(tmp_path, monkeypatch, finished):
+    run_dir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        already = lambda self: (run_dir / "metrics.jsonl").stat().st_size + 10
+        full_at(patch, metrics.JsonLines, "write", 15, already)
+        with pytest.raises(DiskFull, match="metrics of step 15 .*good checkpoint is step 10"):
+            icl.train(tiny(), run_dir, logging=QUIET)
+    run = Run.open(run_dir)
+    assert [record["step"] for record in run.metrics()][:2] == [5, 10]
+    with files_end_at(50), pytest.raises(DiskFull, match="metrics.jsonl could not be written"):
+        icl.resume(run, logging=QUIET)
+    assert [record["step"] for record in run.metrics()][:2] == [5, 10]
+    icl.resume(run, logging=QUIET)
+    assert lines(run) == lines(finished)
+    assert_same_bits(run.params()[1], finished.params()[1])
+
+
+def test_a_full_disk_under_the_settings_leaves_the_folder_free(tmp_path):
+    with files_end_at(100), pytest.raises(DiskFull, match="config.json could not be written"):
+        icl.train(tiny(), tmp_path / "run", logging=QUIET)
+    assert Run.create(tmp_path / "run", tiny()).config == tiny()
+
+
+def test_what_is_a_full_disk():
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        assert full_disk(OSError(number, os.strerror(number)))
+    assert not full_disk(OSError(errno.EACCES, "Permission denied"))
+    assert not full_disk(ValueError("RESOURCE_EXHAUSTED: Out of memory"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        DiskFull("the reason"),
+        OutOfMemory("the reason"),
+        NonFiniteLoss("the reason"),
+        OSError(errno.ENOSPC, "No space left on device: the reason"),
+    ],
+)
+def test_bad_days_are_exit_status_one(monkeypatch, capsys, error):
+    def fail(*_, **options):
+        assert options["microbatch_size"] == 4
+        raise error
+
+    monkeypatch.setattr("icl.training.resume", fail)
+    assert main(["train", "--resume", "somewhere", "--microbatch-size", "4"]) == 1
+    assert "the reason" in capsys.readouterr().err
+
+
+def test_one_process_of_many_makes_the_run(tmp_path):
+    path, gate, outcomes = tmp_path / "run", threading.Barrier(6), []
+
+    def make(seed):
+        gate.wait()
+        try:
+            outcomes.append(Run.create(path, tiny(training_seed=seed)).config)
+        except RunError as error:
+            outcomes.append(str(error))
+
+    threads = [threading.Thread(target=make, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (winner,) = [o for o in outcomes if not isinstance(o, str)]
+    assert Run.open(path).config == winner
+    assert all(str(path) in o for o in outcomes if isinstance(o, str))
+
+
+def test_a_folder_that_another_process_is_making_is_refused(tmp_path):
+    path = tmp_path / "run"
+    path.mkdir()
+    with Run(path, tiny()).locked(), pytest.raises(RunError, match=f"{path} is being trained by"):
+        Run.create(path, tiny())
+    assert Run.create(path, tiny()).path == path
+
+
+class Program:
+    """What is asked of a compiled program: how much memory it needs."""
+
+    def __init__(self, needs):
+        self.needs = needs
+
+    def memory_analysis(self):
+        return types.SimpleNamespace(
+            temp_size_in_bytes=self.needs,
+            argument_size_in_bytes=300,
+            output_size_in_bytes=400,
+            alias_size_in_bytes=300,
+        )
+
+
+def guard_of(batch, microbatch, needs, shards=1):
+    """A guard, and the sizes it compiles; `needs(share, microbatch)` is in bytes."""
+    config = tiny(training_batch_size=batch, training_microbatch_size=microbatch)
+    compiled = []
+
+    def compile(learner, state):
+        training = learner.config.training
+        compiled.append(training.microbatch_size)
+        return Program(needs(training.batch_size // shards, training.microbatch_size))
+
+    state = jax.numpy.zeros(3)
+    return memory.MemoryGuard(
+        "icl train --resume RUN", Learner(config), state, compile, shards=shards
+    ), compiled
+
+
+@pytest.mark.parametrize(
+    ("needs", "limit", "suggested", "compilations"),
+    [
+        (lambda batch, size: 1000 * size, 41_000, (32, 40), 3),
+        (lambda batch, size: 1000 * size + 5000 * (size < batch), 41_000, (32, 32), 3),
+        (lambda batch, size: 10 * size**2, 1500, (8, 8), 6),
+        (lambda batch, size: 10**6, 41_000, None, 1),
+    ],
+)
+def test_the_batch_that_is_suggested_fits(monkeypatch, needs, limit, suggested, compilations):
+    monkeypatch.setattr(memory, "available_bytes", lambda devices: limit)
+    guard, compiled = guard_of(256, 256, needs)
+    with pytest.raises(OutOfMemory) as caught:
+        guard.check(Program(needs(256, 256)))
+    message = str(caught.value)
+    assert f"has {limit / 1024:.1f} KiB" in message
+    if suggested is None:
+        assert "No smaller microbatch fits" in message
+    else:
+        microbatch, whole = suggested
+        assert f"training.microbatch_size {microbatch} (" in message
+        assert f"a whole batch of {whole}." in message
+        assert f"icl train --resume RUN --microbatch-size {microbatch}" in message
+        assert max(needs(256, microbatch), needs(whole, whole)) + 400 <= limit
+    assert len(compiled) <= compilations
+    guard.check(Program(limit - 400))
+
+
+def test_a_batch_over_several_devices_is_told_per_device(monkeypatch):
+    monkeypatch.setattr(memory, "available_bytes", lambda devices: 41_000)
+    guard, _ = guard_of(256, 64, lambda share, size: 1000 * size, shards=4)
+    with pytest.raises(OutOfMemory, match="microbatch_size 32 .*whole batch of 160"):
+        guard.check(Program(64_000))
+
+
+def test_a_failed_compilation_is_told_too(monkeypatch):
+    monkeypatch.setattr(memory, "available_bytes", lambda devices: 40_000)
+    guard, _ = guard_of(64, 64, lambda batch, size: 1000 * size)
+    with pytest.raises(OutOfMemory, match="needs an unknown amount.*microbatch_size 16 "):
+        with guard.told():
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: while compiling")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), guard.told():
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+
+def test_what_xla_raises_is_told(monkeypatch):
+    # More than a process can address: refused before anything is touched.
+    huge = jax.jit(lambda x: jax.numpy.cumsum(jax.numpy.broadcast_to(x, 2**50))[:: 2**40])
+    chunk = huge.lower(jax.numpy.float32(1)).compile()
+    assert memory.needed_bytes(chunk) > 2**50
+    monkeypatch.setattr(memory, "available_bytes", lambda devices: None)
+    guard, _ = guard_of(64, 64, lambda batch, size: 2**46 * size)
+    with pytest.raises(OutOfMemory, match="TiB.*has an unknown amount.*microbatch_size 32 "):
+        with guard.told():
+            guard.check(chunk)
+            jax.block_until_ready(chunk(jax.numpy.float32(1)))
+
+
+def test_out_of_memory_and_on_with_a_smaller_microbatch(tmp_path, monkeypatch):
+    config = tiny(
+        task_points=41,  # for prompts that weigh more than the gradient
+        training=TrainingConfig(
+            steps=1, batch_size=2, microbatch_size=2, log_every=1, checkpoint_every=1
+        ),
+    )
+    had = []
+
+    def needed_bytes(compiled):
+        had.append(original(compiled))
+        return had[-1]
+
+    original = memory.needed_bytes
+    monkeypatch.setattr(memory, "needed_bytes", needed_bytes)
+    monkeypatch.setattr(memory, "available_bytes", lambda devices: had[0] - 1)
+    with pytest.raises(OutOfMemory, match="microbatch_size 1 .*--microbatch-size 1"):
+        icl.train(config, tmp_path / "run", logging=QUIET)
+    run = icl.resume(tmp_path / "run", microbatch_size=1, logging=QUIET)
+    assert had[0] > had[1] == had[-1]
+    assert run.config.training.microbatch_size == 2 and run.params()[0] == 1
+    with pytest.raises(ValueError, match="must divide batch_size"):
+        icl.resume(run, microbatch_size=3)
+
+
+def test_memory_of_the_host_and_its_limits(tmp_path, monkeypatch):
+    assert memory.host_bytes() > 2**20
+    assert memory.available_bytes(jax.devices("cpu")[:1]) <= memory.host_bytes() * 1.5
+    for name in ("CGROUPS", "OWN_CGROUPS", "MEMINFO"):
+        monkeypatch.setattr(memory, name, tmp_path / name)
+    assert memory.available_bytes(jax.devices("cpu")[:1]) is None
+    (tmp_path / "MEMINFO").write_text("MemTotal: 9 kB\nMemAvailable: 5 kB\n")
+    assert memory.available_bytes(jax.devices("cpu")[:1]) == 5 * 1024
+    group = tmp_path / "CGROUPS" / "a"
+    (group / "b").mkdir(parents=True)
+    (tmp_path / "OWN_CGROUPS").write_text("3:cpu:/x\n0::/a/b\n")
+    assert memory.cgroup_bytes() is None
+    for name, text in (("max", "1000"), ("current", "700"), ("stat", "x 1\ninactive_file 100")):
+        (group / f"memory.{name}").write_text(text)
+        (group / "b" / f"memory.{name}").write_text(text.replace("1000", "max"))
+    assert memory.cgroup_bytes() == 400
+    first = tmp_path / "CGROUPS" / "memory"
+    first.mkdir()
+    (tmp_path / "OWN_CGROUPS").write_text("4:memory:/out/of/sight\n")
+    for name, text in (("limit_in_bytes", "90"), ("usage_in_bytes", "70"), ("stat", "")):
+        (first / f"memory.{name}").write_text(text)
+    assert memory.cgroup_bytes() == 20
+
+
+@pytest.mark.parametrize(
+    ("log_every", "seconds", "expected"),
+    [(100, None, 100), (100, 0.01, 100), (100, 0.5, 20), (100, 3, 2), (100, 60, 2), (7, 3, 7),
+     (9, 3, 3), (1, 60, 1)],
+)  # fmt: skip
+def test_steps_at_once(log_every, seconds, expected):
+    assert estimate.steps_at_once(log_every, seconds) == expected
+
+
+@hypothesis.given(st.data())
+def test_no_step_runs_alone(data):
+    log_every, steps = data.draw(st.integers(1, 30)), data.draw(st.integers(1, 70))
+    sizes = [n for n in range(2, log_every + 1) if log_every % n == 0] or [1]
+    step = 0
+    while step < steps:
+        end = min(step - step % log_every + log_every, steps)
+        # Each chunk may be that of another process, which chose another size.
+        at_once = data.draw(st.sampled_from(sizes))
+        length = estimate.chunk_length(step, end, at_once)
+        assert 1 <= length <= min(end - step, at_once + 2)
+        assert length > 1 or (step % log_every == 0 and end - step == 1)
+        step += length
+
+
+def test_a_long_run_is_told_before_it_starts(monkeypatch):
+    monkeypatch.setattr(estimate, "product_flops_per_second", lambda: 200e9)
+    seconds = estimate.step_seconds(Learner(preset("garg/linear")))
+    assert 2 < seconds < 5
+    message = estimate.long_run(500_000, seconds)
+    assert message.startswith("about 1") and "days on this CPU (500,000 steps of" in message
+    assert "-xs take minutes; Ctrl-C saves and leaves" in message
+    assert "hours" in estimate.long_run(10_000, 3) and "minutes on" in estimate.long_run(1000, 3)
+    assert estimate.long_run(10, 3) is estimate.long_run(10**6, None) is None
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert estimate.step_seconds(Learner(preset("garg/linear"))) is None
+
+
+def test_a_stop_between_two_lines_of_metrics(tmp_path, monkeypatch, finished, capsys):
+    config = tiny(training_log_every=10)
+    monkeypatch.setattr(single, "step_seconds", lambda learner: 4)
+    monkeypatch.setattr(estimate, "LONG_SECONDS", 60)
+    stop = []
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_stop_signals", lambda: contextlib.nullcontext(stop))
+        show = lambda display, step, record: step == 4 and stop.append(2)
+        patch.setattr(ProgressDisplay, "update", show)
+        with pytest.raises(Interrupted) as caught:
+            icl.train(config, tmp_path / "run")
+    assert capsys.readouterr().out.startswith("about 1 minutes on this CPU (20 steps of about 4 s)")
+    assert caught.value.step == 4
+    run = Run.open(tmp_path / "run")
+    assert run.params()[0] == 4 and not run.metrics()
+    icl.resume(run, logging=QUIET)
+    # Chunks of 2 steps there, of 5 here, and the same bits.
+    assert_same_bits(run.params()[1], finished.params()[1])
+    assert [record["step"] for record in run.metrics()] == [10, 20]
+    last = np.mean([record["loss"] for record in finished.metrics()[2:]])
+    np.testing.assert_allclose(run.metrics()[1]["loss"], last, rtol=1e-5)
