@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .api import evaluate, preset, resume, train
+    from .api import evaluate, preset, resume, sweep, train
     from .training import Config, Run
 
 _EXPORTS = {
@@ -21,10 +21,11 @@ _EXPORTS = {
     "evaluate": ".api",
     "preset": ".api",
     "resume": ".api",
+    "sweep": ".api",
     "train": ".api",
 }
 
-__all__ = ["Config", "Run", "evaluate", "preset", "resume", "train"]
+__all__ = ["Config", "Run", "evaluate", "preset", "resume", "sweep", "train"]
 
 
 def __getattr__(name: str):

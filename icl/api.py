@@ -1,15 +1,17 @@
 """The functions at the top of the package."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .evaluation import evaluate
 from .experiments import preset
+from .sweeps import Sweep, train_sweep
 from .training import Config, Run, resume
 from .training import train as train_config
 from .training.run import free_path
 
-__all__ = ["evaluate", "preset", "resume", "train"]
+__all__ = ["evaluate", "preset", "resume", "sweep", "train"]
 
 
 def train(what: str | Config, run_dir: str | Path | None = None, **options: Any) -> Run:
@@ -30,3 +32,32 @@ def train(what: str | Config, run_dir: str | Path | None = None, **options: Any)
     if isinstance(what, Config):
         return train_config(what, run_dir, **options)
     return train_config(preset(what), run_dir or free_path(what), **options)
+
+
+def sweep(
+    what: str | Config,
+    over: Mapping[str, Sequence[Any]] | None = None,
+    sweep_dir: str | Path | None = None,
+    **options: Any,
+) -> Sweep:
+    """Trains a preset, or settings of your own, for every combination of values and seeds.
+
+    `icl.sweep("garg/linear-xs", {"learning_rate": [3e-4, 1e-3]}, seeds=4)`
+
+    Args:
+      what: a preset's name, or a `Config`.
+      over: values by setting.
+      sweep_dir: folder of the sweep; None for a new one below `runs`.
+      **options: `seeds` and `progress`, as in `icl.sweeps.train_sweep`.
+
+    Returns:
+      The finished `Sweep`.
+
+    Raises:
+      KeyError: no preset of that name.
+      ValueError, RunError, NonFiniteLoss, Interrupted: as in `icl.sweeps.train_sweep`.
+    """
+    if isinstance(what, Config):
+        return train_sweep(what, over or {}, sweep_dir=sweep_dir, **options)
+    path = sweep_dir or free_path(f"{what}-sweep")
+    return train_sweep(preset(what), over or {}, sweep_dir=path, **options)

@@ -1,9 +1,9 @@
-"""The command `icl`: list, train, eval and plot. Everything it does, Python can do."""
+"""The command `icl`: list, train, sweep, eval, plot. Everything it does, Python can do."""
 
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -13,6 +13,9 @@ USAGE = """\
 usage: icl list                          every preset, a line each
        icl train NAME [--option value]   train an in-context learner and evaluate it
        icl train --resume RUN            continue a run that was stopped
+       icl sweep NAME --over SETTING=VALUES [--seeds N]
+                                         train many at once; a table and a figure for all
+       icl sweep --resume SWEEP          continue a sweep that was stopped
        icl eval RUN [--prompts N]        evaluate a run, and write eval.json and eval.png
        icl plot RUN                      draw a run's figures again, and training.png
        icl train NAME --help             the options of a preset, with defaults and units
@@ -25,13 +28,14 @@ def main(argv: list[str] | None = None) -> int:
     0 done, 1 the run failed, 2 the command was wrong, 128 + n stopped by signal n.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    commands = {"list": _list, "train": _train, "eval": _eval, "plot": _plot}
+    commands = {"list": _list, "train": _train, "sweep": _sweep, "eval": _eval, "plot": _plot}
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0
     if arguments[0] not in commands:
         return _fail(f"no command {arguments[0]!r}\n\n{USAGE.rstrip()}", status=2)
-    from .training import Interrupted, NonFiniteLoss, RunError
+    from .training import DiskFull, Interrupted, NonFiniteLoss, OutOfMemory, RunError
+    from .training.disk import full_disk
 
     try:
         return commands[arguments[0]](arguments[1:])
@@ -40,10 +44,14 @@ def main(argv: list[str] | None = None) -> int:
         return 128 + stop.signum
     except KeyboardInterrupt:
         return _fail("stopped at once; what was saved before can be resumed", status=130)
-    except NonFiniteLoss as error:
+    except (NonFiniteLoss, OutOfMemory, DiskFull) as error:
         return _fail(str(error))
     except (RunError, ValueError, ModuleNotFoundError) as error:
         return _fail(str(error), status=2)
+    except OSError as error:
+        if not full_disk(error):
+            raise
+        return _fail(f"{error}; make room, then do this again")
 
 
 def _fail(message: str, status: int = 1) -> int:
@@ -66,7 +74,6 @@ def _list(arguments: list[str]) -> int:
 
 
 def _train(arguments: list[str]) -> int:
-    from .experiments import preset
     from .training import Config, LoggingConfig, resume, train
     from .training.run import free_path
 
@@ -91,33 +98,97 @@ def _train(arguments: list[str]) -> int:
 
         resume: Path
         """Folder of the run."""
+        microbatch_size: int | None = None
+        """Prompts whose gradient is computed at once from now on; None for the run's own."""
 
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if arguments else 2
-    if any(argument.split("=")[0] == "--resume" for argument in arguments):
+    if _resumes(arguments):
         options = tyro.cli(Resume, args=arguments, prog="icl train")
-        run = resume(options.resume, logging=options.logging)
-    else:
-        name = arguments[0]
-        if name.startswith("-"):
-            return _fail("the preset's name comes first: icl train NAME [--option value]", 2)
-        try:
-            config = preset(name)
-        except KeyError as error:
-            return _fail(error.args[0], status=2)
-        options = tyro.cli(
-            tyro.conf.AvoidSubcommands[Train],
-            default=Train(config=config),
-            args=arguments[1:],
-            prog=f"icl train {name}",
+        run = resume(
+            options.resume, logging=options.logging, microbatch_size=options.microbatch_size
         )
+    else:
+        name, options = _with_preset("train", Train, arguments)
         run_dir = options.run_dir or free_path(name)
         print(f"run folder: {run_dir}", flush=True)
         run = train(options.config, run_dir, logging=options.logging)
     if options.evaluate:
         _show(run)
     return 0
+
+
+def _sweep(arguments: list[str]) -> int:
+    from .sweeps import Sweep, SweepResult, parse_over, resume_sweep, train_sweep
+    from .training import Config
+    from .training.run import free_path
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Train:
+        """Trains a model for every combination of values and seeds; one table and figure for all.
+
+        Models that differ in seed, learning rate or pool size alone train in one program.
+        """
+
+        config: Annotated[Config, tyro.conf.arg(name="")]
+        over: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+        """NAME=VALUES, once for each setting: learning_rate=1e-4,1e-3 or pool=2^4..2^14."""
+        seeds: int = 1
+        """Models of each combination, with the seed of the settings and those after it."""
+        sweep_dir: Path | None = None
+        """Folder of the sweep; None for a new one below runs/."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Resume:
+        """Continues a sweep where it stopped."""
+
+        resume: Path
+        """Folder of the sweep."""
+        microbatch_size: int | None = None
+        """Prompts of a model whose gradient is computed at once from now on; None as before."""
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    if _resumes(arguments):
+        options = tyro.cli(Resume, args=arguments, prog="icl sweep")
+        sweep = resume_sweep(Sweep.open(options.resume), microbatch_size=options.microbatch_size)
+    else:
+        name, options = _with_preset("sweep", Train, arguments)
+        over = {}
+        for text in options.over:
+            setting, values = parse_over(options.config, text)
+            over[setting] = over.get(setting, []) + values
+        sweep_dir = options.sweep_dir or free_path(f"{name}-sweep")
+        print(f"sweep folder: {sweep_dir}", flush=True)
+        sweep = train_sweep(options.config, over, seeds=options.seeds, sweep_dir=sweep_dir)
+    Console().print(SweepResult.load(sweep).table())
+    print(f"figure: {sweep.path / 'sweep.png'}; a model: icl eval {sweep.members[0].path}")
+    return 0
+
+
+def _resumes(arguments: list[str]) -> bool:
+    return any(argument.split("=")[0] == "--resume" for argument in arguments)
+
+
+def _with_preset(command: str, options: type, arguments: list[str]) -> tuple[str, Any]:
+    """The name of a preset and the options after it, with the preset's settings as defaults."""
+    from .experiments import preset
+
+    name = arguments[0]
+    if name.startswith("-"):
+        raise ValueError(f"the preset's name comes first: icl {command} NAME [--option value]")
+    try:
+        config = preset(name)
+    except KeyError as error:
+        raise ValueError(error.args[0]) from None
+    return name, tyro.cli(
+        tyro.conf.AvoidSubcommands[options],
+        default=options(config=config),
+        args=arguments[1:],
+        prog=f"icl {command} {name}",
+    )
 
 
 def _show(run, **options) -> None:

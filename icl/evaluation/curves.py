@@ -1,5 +1,6 @@
 """Error at every number of in-context examples, of a run and of classical estimators."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..tasks import Episode, LinearRegression, TaskFamily, sample_batch
-from ..training.learner import Learner
+from ..training.learner import Learner, Params
 from ..training.run import Run
 from . import baselines
 from .figures import evaluation_figure
@@ -59,11 +60,9 @@ def evaluate(
     run = run if isinstance(run, Run) else Run.open(run)
     learner = Learner(run.config)
     step, params = run.params()
-    prompt_key, resample_key = jax.random.split(
-        jax.random.fold_in(jax.random.key(seed), EVALUATION_STREAM)
-    )
+    prompt_key, resample_key = _keys(seed)
     episodes = draw_prompts(learner.family, prompt_key, prompts)
-    scored = np.asarray(jax.vmap(learner.layout.scored)(episodes)[0])
+    scored = _scored(learner, episodes)
     predict = jax.jit(learner.predict)
     predictions = {"transformer": _in_chunks(partial(predict, params), episodes, np.float32)}
     chosen, reference = estimators(learner.family)
@@ -82,6 +81,44 @@ def evaluate(
     result.save()
     evaluation_figure(result, run.path / "eval.png")
     return result
+
+
+def learner_errors(
+    learner: Learner,
+    predict: Callable[[Params, Episode], jax.Array],
+    params: Params,
+    prompts: int,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Errors of learners alone on the prompts of `evaluate`, without any comparator.
+
+    Args:
+      learner: whose task and layout it is.
+      predict: from parameters and episodes to predictions `[B, ..., points]`.
+      params: what `predict` takes.
+      prompts: number of prompts.
+      seed: seed of the prompts.
+
+    Returns:
+      Numbers of in-context examples, int `[E]`, and normalised errors, `[prompts, ..., E]`.
+    """
+    episodes = draw_prompts(learner.family, _keys(seed)[0], prompts)
+    scored = _scored(learner, episodes)
+    predictions = _in_chunks(partial(jax.jit(predict), params), episodes, np.float32)
+    labels = np.asarray(episodes.y, np.float64)
+    labels = labels.reshape(len(labels), *[1] * (predictions.ndim - 2), -1)
+    errors = (predictions.astype(np.float64) - labels) ** 2 / learner.family.error_scale
+    return np.flatnonzero(scored), errors[..., scored]
+
+
+def _keys(seed: int) -> jax.Array:
+    """The keys of an evaluation's prompts and resamples, `[2]`."""
+    return jax.random.split(jax.random.fold_in(jax.random.key(seed), EVALUATION_STREAM))
+
+
+def _scored(learner: Learner, episodes: Episode) -> np.ndarray:
+    """Which positions are predicted without sight of the label, bool `[points]`."""
+    return np.asarray(jax.vmap(learner.layout.scored)(episodes)[0])
 
 
 def draw_prompts(family: TaskFamily, key: jax.Array, prompts: int) -> Episode:

@@ -20,7 +20,7 @@ STYLE: dict[Any, Any] = {
 
 def evaluation_figure(evaluation: Evaluation, path: Path) -> None:
     """Error against the number of in-context examples (as Garg et al. 2022, figure 2)."""
-    plt = _pyplot()
+    plt = pyplot()
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(layout="constrained")
         for name, curve in evaluation.curves.items():
@@ -54,7 +54,7 @@ def training_figure(run: Run, path: Path) -> None:
     records = run.metrics()
     if not records:
         raise RunError(f"{run.path} has no metrics yet; train it first")
-    plt = _pyplot()
+    plt = pyplot()
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(layout="constrained")
         axes.plot([r["step"] for r in records], [r["loss"] for r in records])
@@ -66,7 +66,8 @@ def training_figure(run: Run, path: Path) -> None:
         plt.close(figure)
 
 
-def _pyplot():
+def pyplot():
+    """matplotlib.pyplot, drawing to files."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -97,10 +97,10 @@ class Evaluation:
         for name, curve in self.curves.items():
             style = "bold" if name == "transformer" else None
             suffix = " (optimal)" if name == self.reference else ""
-            result.add_row(name + suffix, *(_number(v) for v in curve.mean[shown]), style=style)
+            result.add_row(name + suffix, *(show_number(v) for v in curve.mean[shown]), style=style)
             if name == "transformer":
                 half = (curve.high - curve.low)[shown] / 2
-                result.add_row("", *(f"±{_number(v)}" for v in half), style="dim")
+                result.add_row("", *(f"±{show_number(v)}" for v in half), style="dim")
         return result
 
     def __str__(self) -> str:
@@ -110,6 +110,6 @@ class Evaluation:
         return capture.get()
 
 
-def _number(value: float) -> str:
+def show_number(value: float) -> str:
     """Three decimals, or a power of ten for what would show none."""
     return "0" if value < 5e-7 else f"{value:.3f}" if value >= 1e-3 else f"{value:.0e}"

@@ -1,0 +1,121 @@
+"""A sweep is a folder: sweep.json, a run a member, checkpoints a program, results, a figure."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..training.config import Config, config_from_dict, config_to_dict
+from ..training.population import group_by_program
+from ..training.run import Run, RunError, locked, write_json
+from .grid import grid, member_name, setting_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One model of a sweep.
+
+    Attributes:
+      changes: what sets it apart, by full setting name.
+      config: its settings.
+      path: folder of its run.
+    """
+
+    changes: dict[str, Any]
+    config: Config
+    path: Path
+
+    @property
+    def run(self) -> Run:
+        return Run(self.path, self.config)
+
+
+class Sweep:
+    """A sweep folder, made by `Sweep.create` or found by `Sweep.open`.
+
+    Attributes:
+      path: the folder.
+      config: what all members share.
+      over: values by setting name.
+      seeds: members of each combination.
+      members: every one, seeds varying fastest.
+    """
+
+    def __init__(
+        self, path: Path, config: Config, over: Mapping[str, Sequence[Any]], seeds: int
+    ) -> None:
+        self.path = path
+        self.config = config
+        self.over = {setting_name(config, name): list(values) for name, values in over.items()}
+        self.seeds = seeds
+        self.members = [
+            Member(changes, settings, path / "members" / member_name(changes))
+            for changes, settings in grid(config, over, seeds)
+        ]
+
+    @classmethod
+    def create(
+        cls, path: str | Path, config: Config, over: Mapping[str, Sequence[Any]], seeds: int
+    ) -> "Sweep":
+        """Makes the folder, with a run for each member, none of them trained.
+
+        Raises:
+          RunError: the folder exists and is not empty; nothing in it is touched.
+          ValueError: as `grid`.
+        """
+        path = Path(path)
+        sweep = cls(path, config, over, seeds)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunError(
+                f"{path} exists; choose another folder, or continue the sweep in it with: "
+                f"{sweep.resume}"
+            )
+        for member in sweep.members:
+            Run.create(member.path, member.config)
+        # Last, so that a folder with it is whole.
+        write_json(
+            path / "sweep.json",
+            {"config": config_to_dict(config), "over": sweep.over, "seeds": seeds},
+        )
+        return sweep
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Sweep":
+        """Finds a sweep.
+
+        Raises:
+          RunError: there is none in that folder, or it cannot be read.
+        """
+        path = Path(path)
+        file = path / "sweep.json"
+        if not file.is_file():
+            raise RunError(
+                f"{path} is not a sweep: it has no sweep.json; `icl sweep NAME` makes one"
+            )
+        try:
+            data = json.loads(file.read_text())
+            return cls(path, config_from_dict(data["config"]), data["over"], data["seeds"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{file} cannot be read: {error}") from error
+
+    def locked(self):
+        """Holds the folder for writing; RunError where another process holds it."""
+        return locked(self.path)
+
+    def programs(self) -> list[list[Member]]:
+        """The members by the compiled program they train in."""
+        groups = group_by_program([member.config for member in self.members])
+        return [[self.members[index] for index in group] for group in groups]
+
+    @property
+    def resume(self) -> str:
+        """The command that continues it."""
+        return f"icl sweep --resume {self.path}"
+
+    def program_folder(self, index: int) -> Path:
+        """Where the checkpoints of one program's members together are."""
+        return self.path / "programs" / str(index)
+
+    def __repr__(self) -> str:
+        return f"Sweep({str(self.path)!r})"

@@ -1,0 +1,172 @@
+"""What a sweep is over: settings by name, their values, and the members of their grid."""
+
+import itertools
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..training.config import Config
+
+MAX_MEMBERS = 10_000
+SEED = "training_seed"
+RANGE = re.compile(r"(?:(\d+)\^)?(-?\d+)\.\.(?:(\d+)\^)?(-?\d+)(?::(\d+))?")
+
+
+def setting_name(config: Config, name: str) -> str:
+    """The name, as `Config.replace` takes it, of a setting given in any of its short forms.
+
+    `optimizer_learning_rate`, `optimizer.learning_rate` and `learning_rate` are the same, and so
+    is `pool` for `training_pool_size`, as the start of one field's name alone.
+
+    Raises:
+      ValueError: no setting of that name, or several.
+    """
+    known = [full for full in config.flat() if full not in ("task_family", "optimizer_options")]
+    wanted = name.strip().replace(".", "_").replace("-", "_")
+    field = lambda full: full.partition("_")[2]
+    for matches in (
+        [full for full in known if full == wanted],
+        [full for full in known if field(full) == wanted],
+        [full for full in known if field(full).startswith(wanted + "_")],
+    ):
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise ValueError(f"{name!r} may be {' or '.join(matches)}; write one of these")
+    raise ValueError(f"no setting {name!r}; there are: {', '.join(known)}")
+
+
+def parse_over(config: Config, text: str) -> tuple[str, list[Any]]:
+    """A setting and its values from `name=values`.
+
+    Values are separated by commas; `1..4` are whole numbers, `2^4..2^14` powers, `2^4..2^14:2`
+    every second one; `none` is None.
+
+    Raises:
+      ValueError: the text cannot be read, or the values do not suit the setting.
+    """
+    name, equals, values = text.partition("=")
+    if not equals or not values.strip():
+        raise ValueError(f"cannot read {text!r}; write name=value,value,... or name=2^4..2^14")
+    full = setting_name(config, name)
+    parts = [part.strip() for part in values.split(",")]
+    return full, [value for part in parts for value in _values(part)]
+
+
+def _values(text: str) -> list[Any]:
+    if ".." in text:
+        return _range(text)
+    if power := re.fullmatch(r"(\d+)\^(-?\d+)", text):
+        return [_power(int(power[1]), int(power[2]))]
+    words = {"none": None, "true": True, "false": False}
+    if text.lower() in words:
+        return [words[text.lower()]]
+    for kind in (int, float):
+        try:
+            return [kind(text)]
+        except ValueError:
+            pass
+    return [text]
+
+
+def _range(text: str) -> list[Any]:
+    found = RANGE.fullmatch(text)
+    if not found or found[1] != found[3]:
+        raise ValueError(f"cannot read the range {text!r}; write 1..4, 2^4..2^14 or 2^4..2^14:2")
+    base, first, last, stride = found[1], int(found[2]), int(found[4]), int(found[5] or 1)
+    if last < first or stride < 1:
+        raise ValueError(f"the range {text!r} is empty")
+    numbers = range(first, last + 1, stride)
+    return [_power(int(base), n) for n in numbers] if base else list(numbers)
+
+
+def _power(base: int, exponent: int) -> int | float:
+    return base**exponent if exponent >= 0 else float(base) ** exponent
+
+
+def check_values(config: Config, full: str, values: Sequence[Any]) -> list[Any]:
+    """The values as the setting's type.
+
+    Raises:
+      ValueError: one is of another type, or there is none, or one twice.
+    """
+    if not values:
+        raise ValueError(f"no values for {full}")
+    section, _, field = full.partition("_")
+    owner = getattr(config, section) if field else config
+    kind = typing.get_type_hints(type(owner))[field or section]
+    cast = [_as_kind(full, value, kind) for value in values]
+    if len(set(map(repr, cast))) < len(cast):
+        raise ValueError(f"{full} has a value twice: {', '.join(map(str, cast))}")
+    return cast
+
+
+def _as_kind(full: str, value: Any, kind: Any) -> Any:
+    union = typing.get_origin(kind) in (types.UnionType, typing.Union)
+    allowed = typing.get_args(kind) if union else (kind,)
+    if value is None and type(None) in allowed:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        if int in allowed:
+            return value
+        if float in allowed:
+            return float(value)
+    for option in allowed:
+        if typing.get_origin(option) is typing.Literal:
+            if value in typing.get_args(option):
+                return value
+        elif isinstance(option, type) and type(value) is option:
+            return value
+    names = " or ".join(getattr(option, "__name__", str(option)) for option in allowed)
+    raise ValueError(f"{full} cannot be {value!r}; it is {names}")
+
+
+def grid(
+    config: Config, over: Mapping[str, Sequence[Any]], seeds: int
+) -> list[tuple[dict[str, Any], Config]]:
+    """The members of a sweep: what each changes, and its settings; seeds vary fastest.
+
+    Args:
+      config: what they share; its seed is the first.
+      over: values by setting, in any form of its name; every combination is a member.
+      seeds: members of each combination.
+
+    Raises:
+      ValueError: seeds are below 1, in `over` too, or the members too many; or settings that do
+        not fit together.
+    """
+    if seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {seeds}")
+    axes = {}
+    for name, values in over.items():
+        full = setting_name(config, name)
+        if full in axes:
+            raise ValueError(f"{full} is given twice")
+        axes[full] = check_values(config, full, values)
+    if SEED in axes and seeds > 1:
+        raise ValueError(f"give either seeds or {SEED}, not both")
+    if seeds > 1:
+        axes[SEED] = [config.training.seed + n for n in range(seeds)]
+    members = []
+    for values in itertools.product(*axes.values()):
+        changes = dict(zip(axes, values))
+        try:
+            members.append((changes, config.replace(**changes)))
+        except ValueError as error:
+            told = ", ".join(f"{name}={value}" for name, value in changes.items())
+            raise ValueError(f"the member {told} is impossible: {error}") from error
+        if len(members) > MAX_MEMBERS:
+            raise ValueError(f"a sweep of more than {MAX_MEMBERS} members; leave out some values")
+    return members
+
+
+def member_name(changes: Mapping[str, Any]) -> str:
+    """A folder's name for what a member changes, as `learning_rate=0.001,seed=3`."""
+    return ",".join(f"{short_name(name)}={value}" for name, value in changes.items()) or "only"
+
+
+def short_name(full: str) -> str:
+    """A setting's name without its section, as `learning_rate`."""
+    return full.partition("_")[2] or full

@@ -1,0 +1,224 @@
+"""What a sweep found: the error of every member, a table, and one figure for all."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from ..evaluation.curves import learner_errors
+from ..evaluation.figures import STYLE, pyplot
+from ..evaluation.result import show_number
+from ..training.learner import Learner, Params
+from ..training.run import RunError, write_json
+from .folder import Member, Sweep
+from .grid import SEED, short_name
+
+MAX_COLUMNS = 6  # settings and positions together, which fits 80 characters
+MAX_ROWS = 40
+MAX_LABELLED = 12  # lines that a legend can tell apart
+
+
+def member_errors(
+    members: list[Member], params: Params, prompts: int, seed: int
+) -> list[dict[str, Any]]:
+    """Evaluates the members of one program on the same fresh prompts.
+
+    Args:
+      members: they share shapes.
+      params: their parameters, each leaf with a leading axis `[members]`.
+      prompts: how many prompts are averaged.
+      seed: seed of the prompts.
+
+    Returns:
+      A record a member: its name, what it changes, `examples` `[E]` and `normalised_error` `[E]`.
+    """
+    learner = Learner(members[0].config)
+    predict = lambda params, episodes: jax.lax.map(
+        lambda own: learner.predict(own, episodes), params
+    ).swapaxes(0, 1)
+    examples, errors = learner_errors(learner, predict, params, prompts, seed)
+    return [
+        {
+            "member": member.path.name,
+            "changes": member.changes,
+            "examples": examples.tolist(),
+            "normalised_error": errors[:, index].mean(axis=0).tolist(),
+        }
+        for index, member in enumerate(members)
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepResult:
+    """The errors of a sweep's members, by what they change.
+
+    Attributes:
+      path: the sweep's folder.
+      prompts: prompts that were averaged.
+      records: one a member, in the sweep's order: `member`, `changes`, `examples`,
+        `normalised_error`; of one whose loss became infinite `diverged_after`, the last step that
+        its metrics have, instead of the last two.
+    """
+
+    path: Path
+    prompts: int
+    records: list[dict[str, Any]]
+
+    def save(self) -> None:
+        """Writes `results.json` in the sweep's folder."""
+        write_json(self.path / "results.json", {"prompts": self.prompts, "members": self.records})
+
+    @classmethod
+    def load(cls, sweep: Sweep) -> "SweepResult":
+        """Reads the results of a sweep.
+
+        Raises:
+          RunError: it has none.
+        """
+        file = sweep.path / "results.json"
+        if not file.exists():
+            raise RunError(
+                f"{sweep.path} has no results yet; finish it with: icl sweep --resume {sweep.path}"
+            )
+        data = json.loads(file.read_text())
+        return cls(sweep.path, data["prompts"], data["members"])
+
+    def combinations(self) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+        """The members that differ in their seed alone, by what else they change."""
+        groups: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+        for record in self.records:
+            changes = {name: value for name, value in record["changes"].items() if name != SEED}
+            groups.setdefault(json.dumps(changes), (changes, []))[1].append(record)
+        return list(groups.values())
+
+    def table(self) -> Table:
+        """Normalised error by number of examples, a row a combination, averaged over its seeds."""
+        result = Table(
+            title=f"normalised error after k examples ({self.path})",
+            caption=(
+                f"mean over {self.prompts} fresh prompts and the seeds, 1 = the size of the labels;"
+                " ± the standard deviation between seeds"
+            ),
+        )
+        combinations = self.combinations()
+        settings = list(combinations[0][0])
+        trained = [record for record in self.records if "examples" in record]
+        examples = trained[0]["examples"] if trained else []
+        shown = _shown(len(examples), max(2, MAX_COLUMNS - len(settings)))
+        for setting in settings:
+            result.add_column(short_name(setting).replace("_", " "))
+        result.add_column("seeds", justify="right")
+        for index in shown:
+            result.add_column(f"k = {examples[index]}", justify="right", no_wrap=True)
+        for changes, records in combinations[:MAX_ROWS]:
+            curves = [r["normalised_error"] for r in records if "examples" in r]
+            count = f"{len(curves)}" + (f"/{len(records)}" if len(curves) < len(records) else "")
+            cells = [
+                _cell(np.array([curve[index] for curve in curves])) for index in shown if curves
+            ]
+            values = [str(changes[setting]) for setting in settings]
+            result.add_row(*values, count, *(cells or ["diverged"]))
+        if len(combinations) > MAX_ROWS:
+            result.add_row(f"{len(combinations) - MAX_ROWS} more in results.json")
+        return result
+
+    def __str__(self) -> str:
+        console = Console(width=100, color_system=None)
+        with console.capture() as capture:
+            console.print(self.table())
+        return capture.get()
+
+
+def sweep_figure(sweep: Sweep, result: SweepResult, path: Path) -> None:
+    """Left the loss of every member over training; right the error after training.
+
+    The error is drawn against the setting with the most numbers as values, one line for each
+    combination of the others, with the range over seeds; against the number of in-context examples
+    where no such setting is.
+    """
+    plt = pyplot()
+    numeric = [
+        name for name, values in sweep.over.items()
+        if name != SEED and len(values) > 1 and all(_is_number(value) for value in values)
+    ]  # fmt: skip
+    with plt.rc_context(STYLE):
+        figure, (losses, errors) = plt.subplots(1, 2, figsize=(10.5, 4.0), layout="constrained")
+        combinations = result.combinations()
+        colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, max(2, len(combinations))))
+        runs = {member.path.name: member.run for member in sweep.members}
+        for (_, records), colour in zip(combinations, colours):
+            for record in records:
+                lines = runs[record["member"]].metrics()
+                losses.plot(
+                    [r["step"] for r in lines], [r["loss"] for r in lines], color=colour, alpha=0.7,
+                    linewidth=1.2,
+                )  # fmt: skip
+        losses.set(xlabel="step", ylabel="training loss", yscale="log")
+        if numeric:
+            longest = max(numeric, key=lambda name: len(sweep.over[name]))
+            _against_setting(errors, result, longest, sweep.over[longest])
+        else:
+            _against_examples(errors, combinations, colours)
+        errors.set_ylabel("squared error / mean squared label")
+        figure.suptitle(sweep.path.name, fontsize=10)
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def _against_setting(axes, result: SweepResult, setting: str, values: list[Any]) -> None:
+    """Errors after all examples against the values of a setting."""
+    lines: dict[str, list[tuple[Any, np.ndarray]]] = {}
+    for changes, records in result.combinations():
+        rest = {name: value for name, value in changes.items() if name != setting}
+        last = [r["normalised_error"][-1] for r in records if "examples" in r]
+        if last:
+            lines.setdefault(_label(rest), []).append((changes[setting], np.array(last)))
+    for label, points in lines.items():
+        at = [value for value, _ in points]
+        [drawn] = axes.plot(at, [last.mean() for _, last in points], "o-", label=label)
+        low, high = ([f(last) for _, last in points] for f in (np.min, np.max))
+        axes.fill_between(at, low, high, alpha=0.2, color=drawn.get_color())
+    if min(values) > 0 and max(values) >= 3 * min(values):
+        axes.set_xscale("log", base=2 if all(isinstance(value, int) for value in values) else 10)
+    axes.set(xlabel=short_name(setting).replace("_", " "), title="after all examples")
+    if 1 < len(lines) <= MAX_LABELLED:
+        axes.legend(fontsize=8)
+
+
+def _against_examples(axes, combinations, colours) -> None:
+    for (changes, records), colour in zip(combinations, colours):
+        trained = [record for record in records if "examples" in record]
+        if not trained:
+            continue
+        curves = np.array([record["normalised_error"] for record in trained])
+        at = trained[0]["examples"]
+        axes.plot(at, curves.mean(axis=0), color=colour, label=_label(changes))
+        axes.fill_between(at, curves.min(axis=0), curves.max(axis=0), alpha=0.2, color=colour)
+    axes.set(xlabel="in-context examples", ylim=(-0.03, 1.35))
+    if 1 < len(combinations) <= MAX_LABELLED:
+        axes.legend(fontsize=8)
+
+
+def _label(changes: dict[str, Any]) -> str:
+    return (
+        ", ".join(f"{short_name(name)} {value}" for name, value in changes.items()) or "all seeds"
+    )
+
+
+def _cell(values: np.ndarray) -> str:
+    spread = f" ±{show_number(values.std(ddof=1))}" if len(values) > 1 else ""
+    return show_number(values.mean()) + spread
+
+
+def _shown(count: int, columns: int) -> list[int]:
+    """Which of so many positions a table of so many columns shows."""
+    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, columns))})
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,263 @@
+"""Training a sweep: one program after the other, each with all its members."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..training import disk
+from ..training.checkpoints import Checkpoints, on_one_device
+from ..training.config import CUSTOM, Config
+from ..training.estimate import step_seconds
+from ..training.learner import Learner
+from ..training.loop import NonFiniteLoss, advance
+from ..training.memory import MemoryGuard
+from ..training.metrics import JsonLines
+from ..training.parallel import make_mesh, place
+from ..training.population import (
+    compile_population,
+    init_population,
+    numbers_of,
+    shared_config,
+)
+from ..training.progress import ProgressDisplay
+from ..training.run import free_path
+from ..training.single import metrics_record
+from ..training.step import StepMetrics, TrainState
+from .folder import Member, Sweep
+from .results import SweepResult, member_errors, sweep_figure
+
+PROMPTS = 1280
+
+
+def train_sweep(
+    config: Config,
+    over: Mapping[str, Sequence[Any]],
+    *,
+    seeds: int = 1,
+    sweep_dir: str | Path | None = None,
+    progress: bool = True,
+) -> Sweep:
+    """Trains a model for every combination of values and seeds, and evaluates them.
+
+    Models that differ in their seed, learning rate or pool size alone train in one compiled
+    program; every other setting makes another one.
+
+    Args:
+      config: what they share.
+      over: values by setting, as `{"learning_rate": [1e-4, 1e-3]}`, by the names of
+        `Config.replace` or short for them.
+      seeds: models of each combination, with the config's seed and those after it.
+      sweep_dir: folder of the sweep; None for a new one below `runs`.
+      progress: show a progress bar, or lines where the output is not a terminal.
+
+    Returns:
+      The sweep. A model whose loss became infinite is marked so, and stops nobody else.
+
+    Raises:
+      RunError: the folder is taken. Nothing in it is touched.
+      ValueError: settings or values that do not exist or do not fit together.
+      NonFiniteLoss: the loss of every model of a program became NaN or infinite.
+      OutOfMemory, DiskFull, Interrupted: as in `icl.training.train`.
+    """
+    _check_alone()
+    if config.optimizer.name == CUSTOM:
+        raise ValueError("a sweep takes its optimiser by name, as in optimizer_name='adam'")
+    path = sweep_dir or free_path(f"{config.task.__class__.__name__.lower()}-sweep")
+    sweep = Sweep.create(path, config, over, seeds)
+    return resume_sweep(sweep, progress=progress)
+
+
+def resume_sweep(
+    sweep: Sweep | str | Path, *, progress: bool = True, microbatch_size: int | None = None
+) -> Sweep:
+    """Continues a sweep where it stopped, and evaluates it.
+
+    Args:
+      sweep: the sweep or its folder.
+      progress: as for `train_sweep`.
+      microbatch_size: prompts of each model whose gradient is computed at once from now on; None
+        for the settings' own.
+
+    Raises:
+      RunError: no sweep there, or another process is training it.
+      NonFiniteLoss, OutOfMemory, DiskFull, Interrupted: as for `train_sweep`.
+    """
+    _check_alone()
+    sweep = sweep if isinstance(sweep, Sweep) else Sweep.open(sweep)
+    with sweep.locked():
+        records: dict[str, dict[str, Any]] = {}
+        programs = sweep.programs()
+        for index, members in enumerate(programs):
+            label = f"program {index + 1} of {len(programs)}, {len(members)} models"
+            program = _Program(sweep, index, members, microbatch_size)
+            state = program.train(label, progress)
+            for record in program.evaluate(state):
+                records[record["member"]] = record
+        result = SweepResult(
+            sweep.path, PROMPTS, [records[member.path.name] for member in sweep.members]
+        )
+        result.save()
+        sweep_figure(sweep, result, sweep.path / "sweep.png")
+    return sweep
+
+
+def _check_alone() -> None:
+    if jax.process_count() > 1:
+        raise ValueError(
+            "a sweep trains in one process, on all its devices; start one for each part of the "
+            "values instead"
+        )
+
+
+class _Program:
+    """The members of a sweep that train in one program."""
+
+    def __init__(
+        self, sweep: Sweep, index: int, members: list[Member], microbatch_size: int | None
+    ):
+        self.resume = sweep.resume
+        self.folder = sweep.program_folder(index)
+        self.members = members
+        self.configs = [member.config for member in members]
+        shared = shared_config(self.configs[0])
+        if microbatch_size is not None:
+            shared = shared.replace(training_microbatch_size=microbatch_size)
+        self.shared = shared
+
+    def checkpoints(self) -> Checkpoints:
+        """Those of the states of all members together."""
+        keep = self.shared.training.keep_checkpoints
+        return Checkpoints(self.folder / "checkpoints", keep, self.resume)
+
+    def train(self, label: str, progress: bool) -> TrainState:
+        """Trains all members to their last step; returns their states."""
+        training = self.shared.training
+        shapes = jax.eval_shape(lambda: init_population(self.configs).items())
+        found = self.checkpoints().restore_to_continue(shapes)
+        state = TrainState.from_items(found[1]) if found else init_population(self.configs)
+        first = found[0] if found else 0
+        if first == training.steps:
+            return state
+        mesh = make_mesh(training.batch_size, len(self.members))
+        state, numbers = place((state, numbers_of(self.configs)), mesh, population=True)
+        shown = ProgressDisplay(training.steps, first, progress)
+        shown.say(label)
+
+        def compile(config: Config, state: TrainState, length: int):
+            compiled = compile_population(config, numbers, state, length, mesh)
+            return _WithNumbers(compiled, numbers)
+
+        seconds = step_seconds(Learner(self.shared))
+        with contextlib.closing(_Journal(self, first)) as journal:
+            memory = MemoryGuard(
+                self.resume,
+                Learner(self.shared),
+                state,
+                lambda learner, state: compile(learner.config, state, 1),
+                shown.say,
+                mesh.shape["data"],
+            )
+            return advance(
+                lambda state, length: compile(self.shared, state, length),
+                state,
+                first,
+                training,
+                journal,
+                memory,
+                shown,
+                None if seconds is None else seconds * len(self.members),
+            )
+
+    def evaluate(self, state: TrainState) -> list[dict[str, Any]]:
+        """Leaves each member's last checkpoint in its folder; returns its record of the results."""
+        steps = self.shared.training.steps
+        last = [_last_line(member) for member in self.members]
+        kept = np.flatnonzero([step == steps for step in last])
+        state = jax.tree.map(lambda a: a[kept], on_one_device(state))
+        for position, index in enumerate(kept):
+            own = _nth(state, position)
+            with contextlib.closing(self.members[index].run.checkpoints()) as checkpoints:
+                checkpoints.save(steps, own.items())
+        errors = member_errors([self.members[index] for index in kept], state.params, PROMPTS, 0)
+        lost = [
+            {"member": member.path.name, "changes": member.changes, "diverged_after": step}
+            for member, step in zip(self.members, last)
+            if step < steps
+        ]
+        return errors + lost
+
+
+def _nth(tree: Any, index: Any) -> Any:
+    """One member of a tree whose leaves have a leading axis over members."""
+    return jax.tree.map(lambda a: a[index], tree)
+
+
+def _last_line(member: Member) -> int:
+    """The last step in a member's metrics."""
+    return max((record["step"] for record in member.run.metrics()), default=0)
+
+
+class _WithNumbers:
+    """A compiled population as a program of its state alone."""
+
+    def __init__(self, compiled: jax.stages.Compiled, numbers):
+        self._compiled = compiled
+        self._numbers = numbers
+        self.memory_analysis = compiled.memory_analysis
+
+    def __call__(self, state: TrainState):
+        return self._compiled(state, self._numbers)
+
+
+class _Journal:
+    """Writes the members of a program into their folders, and their states into the program's."""
+
+    def __init__(self, program: _Program, first: int):
+        self.resume = program.resume
+        self._program = program
+        self._learners = [Learner(config) for config in program.configs]
+        self._lines = [JsonLines(member.run, first) for member in program.members]
+        self._checkpoints = program.checkpoints()
+        written = first - first % program.shared.training.log_every
+        self._lost = np.array([_last_line(member) < written for member in program.members])
+
+    def check(self, first: int, metrics: StepMetrics) -> None:
+        """Marks members whose loss is not finite; raises NonFiniteLoss where none is left."""
+        finite = np.isfinite(metrics.loss + metrics.grad_norm).all(axis=1)
+        self._lost |= ~finite
+        if self._lost.all():
+            raise NonFiniteLoss(
+                f"the loss of every model of {self._program.folder} became NaN or infinite by step "
+                f"{first + metrics.loss.shape[1]}; start another sweep with a lower learning_rate"
+            )
+
+    def record(self, step: int, metrics: StepMetrics, seconds: float) -> dict[str, Any]:
+        """The median loss of the members, and the speed of all together."""
+        members, steps = metrics.loss.shape
+        rate = steps / seconds
+        learner = self._learners[0]
+        tokens = members * learner.config.training.batch_size * learner.tokens
+        return {
+            "loss": float(np.median(metrics.loss[~self._lost].mean(axis=1))),
+            "steps_per_second": round(rate, 3),
+            "tokens_per_second": round(rate * tokens, 1),
+        }
+
+    def write(self, step: int, record: dict[str, Any], metrics: StepMetrics) -> None:
+        compiled = {k: v for k, v in record.items() if k == "compile_seconds"}
+        seconds = metrics.loss.shape[1] / record["steps_per_second"]
+        with disk.told(f"the metrics of step {step}", self._program.folder, self.resume):
+            for index in np.flatnonzero(~self._lost):
+                own = _nth(metrics, index)
+                line = metrics_record(self._learners[index], step, own, seconds)
+                self._lines[index].write(step, line | compiled)
+
+    def save(self, step: int, state: TrainState) -> None:
+        self._checkpoints.save(step, state.items())
+
+    def close(self) -> None:
+        self._checkpoints.close()
