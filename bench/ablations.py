@@ -12,9 +12,8 @@ from typing import Any
 from unittest import mock
 
 import jax
-import jax.numpy as jnp
 import optax
-from contestants import Started, compile_draw, compile_trainer, seconds_of
+from contestants import Started, compile_draw, compile_trainer
 from flax import nnx
 from training_cases import case_config, model_shape
 
@@ -22,10 +21,9 @@ from icl.layers import LayerNorm
 from icl.layers.mixers import MIXERS, CausalSelfAttention
 from icl.models.flops import flops_by_part
 from icl.models.transformer import Block
-from icl.tasks import sample_batch
 from icl.training import Config
 from icl.training.learner import Learner
-from icl.training.step import init_state, microbatch_size
+from icl.training.parallel import use_cpu_cores
 
 
 class NoMixer(nnx.Module):
@@ -72,13 +70,13 @@ LEFT_OUT = {
 
 def start_profile(case: str, steps: int) -> Started:
     """Every variant as a command that answers with seconds a step."""
+    use_cpu_cores()
     config = case_config(case)
     learner = Learner(config)
     trainer = lambda config, optimizer=None: compile_trainer(config, steps, optimizer)[0]
     commands = {
         "whole": trainer(config),
         "draw": compile_draw(learner, steps),
-        "forward": _forward(learner, steps),
         # A gradient that nobody uses would not be computed: the cheapest use of it.
         "no_optimizer": trainer(config, optax.sgd(1e-6)),
     }
@@ -88,26 +86,6 @@ def start_profile(case: str, steps: int) -> Started:
     for command in commands.values():
         command()
     return {"variants": list(commands)}, commands
-
-
-def _forward(learner: Learner, steps: int) -> Callable[[], dict]:
-    """Drawing and the forward pass, cut into the trainer's microbatches."""
-    state = init_state(learner, optax.identity())
-    batch, size = learner.config.training.batch_size, microbatch_size(learner)
-
-    def forward(params):
-        def part(step, total, first):
-            key = jax.random.fold_in(state.data_key, step)
-            indices = first + jnp.arange(size)
-            episodes = sample_batch(learner.family, key, indices, learner.family.full)
-            return total + learner.loss_sum(params, episodes)[0], None
-
-        firsts = jnp.arange(0, batch, size)
-        one_step = lambda total, step: (jax.lax.scan(partial(part, step), total, firsts)[0], None)
-        return jax.lax.scan(one_step, 0.0, jnp.arange(steps))[0]
-
-    program = jax.jit(forward).lower(state.params).compile()
-    return lambda: {"seconds": seconds_of(lambda: program(state.params)) / steps}
 
 
 def profile_rows(case: str, taken: dict[str, list[float]], peak: float) -> list[dict[str, Any]]:
@@ -122,10 +100,10 @@ def profile_rows(case: str, taken: dict[str, list[float]], peak: float) -> list[
     fastest = {variant: min(seconds) for variant, seconds in taken.items()}
     whole = fastest["whole"]
 
-    def row(group: str, name: str, seconds: float, part: str = "") -> dict[str, Any]:
+    def row(name: str, seconds: float, part: str = "") -> dict[str, Any]:
         at_peak = 1e3 * flops[part] / peak if part else None
         share = seconds / whole
-        return dict(group=group, name=name, ms=1e3 * seconds, share=share, ms_at_peak=at_peak)
+        return dict(name=name, ms=1e3 * seconds, share=share, ms_at_peak=at_peak)
 
     less = lambda with_it, without: fastest[with_it] - fastest[without]
     drawing = ("drawing tasks", fastest["draw"])
@@ -135,15 +113,11 @@ def profile_rows(case: str, taken: dict[str, list[float]], peak: float) -> list[
     mlp, norms = less("whole", "no_mlp"), less("whole", "no_norms")
     named = attention + projections + mlp + norms + drawing[1] + optimizer[1]
     return [
-        row("phase", *drawing),
-        row("phase", "forward", less("forward", "draw")),
-        row("phase", "backward", less("no_optimizer", "forward")),
-        row("phase", *optimizer),
-        row("part", "attention without projections", attention, "attention"),
-        row("part", "its projections", projections, "projections"),
-        row("part", "MLP", mlp, "mlp"),
-        row("part", "layer norms", norms),
-        row("part", *drawing),
-        row("part", *optimizer),
-        row("part", "rest", whole - named),
+        row("attention without projections", attention, "attention"),
+        row("its projections", projections, "projections"),
+        row("MLP", mlp, "mlp"),
+        row("layer norms", norms),
+        row(*drawing),
+        row(*optimizer),
+        row("rest", whole - named),
     ]

@@ -70,7 +70,7 @@ def compile_peak(dtype: str) -> Callable[[], dict]:
 
 
 def compile_trainer(config: Config, steps: int, optimizer=None) -> tuple[Callable[[], dict], Any]:
-    """The trainer's program for these settings, as what runs it once, and itself.
+    """The trainer's program for these settings on all devices, as what runs it once, and itself.
 
     Args:
       config: the settings.
@@ -79,12 +79,15 @@ def compile_trainer(config: Config, steps: int, optimizer=None) -> tuple[Callabl
     """
     from icl.training.learner import Learner
     from icl.training.optimizer import make_optimizer
+    from icl.training.parallel import make_mesh, place, use_cpu_cores
     from icl.training.step import compile_chunk, init_state
 
+    use_cpu_cores()
     learner = Learner(config)
     optimizer = optimizer or make_optimizer(config.optimizer, config.training.steps)
-    state = init_state(learner, optimizer)
-    chunk = compile_chunk(learner, optimizer, state, steps)
+    mesh = make_mesh(config.training.batch_size)
+    state = place(init_state(learner, optimizer), mesh)
+    chunk = compile_chunk(learner, optimizer, state, steps, mesh)
 
     def run() -> dict:
         nonlocal state
@@ -104,7 +107,9 @@ def _start_jax(case: str, name: str, steps: int, _device: str) -> Started:
     import plain_attention  # noqa: F401, its mixer is now there
 
     from icl.training.learner import Learner
+    from icl.training.parallel import use_cpu_cores
 
+    use_cpu_cores()
     config = case_config(case, CONTESTANTS[name])
     jax.block_until_ready(jax.numpy.zeros(()))
     before = _resident_bytes()

@@ -113,9 +113,7 @@ def _warn(what: str, others: float | None, console: Console) -> None:
 
 def _profile_table(case: str, rows: list[dict[str, Any]]) -> Table:
     table = _new_table(f"where our step goes, {case}", "", "ms", "share", "ms at peak")
-    for index, row in enumerate(rows):
-        if index and row["group"] != rows[index - 1]["group"]:
-            table.add_section()
+    for row in rows:
         at_peak = "" if row["ms_at_peak"] is None else f"{row['ms_at_peak']:.1f}"
         table.add_row(row["name"], f"{row['ms']:.2f}", f"{row['share']:.1%}", at_peak)
     return table

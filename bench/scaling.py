@@ -32,6 +32,9 @@ def start_scaling(axis: str) -> Started:
     """A command for each value, which answers with seconds a step, and `peak`."""
     import jax
 
+    from icl.training.parallel import use_cpu_cores
+
+    use_cpu_cores()
     base, dtype = BASES.get(jax.default_backend(), BASE_ELSEWHERE)
     configs = {value: _config(base, dtype, axis, value) for value in VALUES[base][axis]}
     commands: dict[str, Any] = {"peak": compile_peak(dtype)}

@@ -13,6 +13,7 @@ USAGE = """\
 usage: icl list                          every preset, a line each
        icl train NAME [--option value]   train an in-context learner and evaluate it
        icl train --resume RUN            continue a run that was stopped
+       icl train ... --distributed auto  together with other processes: docs/many-devices.md
        icl sweep NAME --over SETTING=VALUES [--seeds N]
                                          train many at once; a table and a figure for all
        icl sweep --resume SWEEP          continue a sweep that was stopped
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if arguments[0] not in commands:
         return _fail(f"no command {arguments[0]!r}\n\n{USAGE.rstrip()}", status=2)
-    from .training import DiskFull, Interrupted, NonFiniteLoss, OutOfMemory, RunError
+    from .training import DiskFull, Interrupted, LostProcess, NonFiniteLoss, OutOfMemory, RunError
     from .training.disk import full_disk
 
     try:
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         return 128 + stop.signum
     except KeyboardInterrupt:
         return _fail("stopped at once; what was saved before can be resumed", status=130)
-    except (NonFiniteLoss, OutOfMemory, DiskFull) as error:
+    except (NonFiniteLoss, OutOfMemory, DiskFull, LostProcess) as error:
         return _fail(str(error))
     except (RunError, ValueError, ModuleNotFoundError) as error:
         return _fail(str(error), status=2)
@@ -74,7 +75,7 @@ def _list(arguments: list[str]) -> int:
 
 
 def _train(arguments: list[str]) -> int:
-    from .training import Config, LoggingConfig, resume, train
+    from .training import Config, LoggingConfig, processes, resume, train
     from .training.run import free_path
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,18 @@ def _train(arguments: list[str]) -> int:
         """Evaluate at the end: a table, eval.json and eval.png."""
         logging: LoggingConfig = LoggingConfig()
         """Where metrics go."""
+        distributed: str | None = None
+        """Train together with other processes: auto under SLURM and the like, else HOST:PORT."""
+        processes: int | None = None
+        """How many processes there are, with HOST:PORT."""
+        process: int | None = None
+        """Which of them this one is, from 0, with HOST:PORT."""
+
+        def start(self) -> None:
+            if self.distributed is not None:
+                processes.start(self.distributed, self.processes, self.process)
+            elif self.processes is not None or self.process is not None:
+                raise ValueError("--processes and --process go with --distributed HOST:PORT")
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Train(Common):
@@ -106,15 +119,20 @@ def _train(arguments: list[str]) -> int:
         return 0 if arguments else 2
     if _resumes(arguments):
         options = tyro.cli(Resume, args=arguments, prog="icl train")
+        options.start()
         run = resume(
             options.resume, logging=options.logging, microbatch_size=options.microbatch_size
         )
     else:
         name, options = _with_preset("train", Train, arguments)
+        options.start()
         run_dir = options.run_dir or free_path(name)
-        print(f"run folder: {run_dir}", flush=True)
+        if processes.is_lead():
+            print(f"run folder: {run_dir}", flush=True)
         run = train(options.config, run_dir, logging=options.logging)
-    if options.evaluate:
+    lead = processes.is_lead()
+    processes.finish()
+    if options.evaluate and lead:
         _show(run)
     return 0
 

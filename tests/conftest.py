@@ -13,6 +13,8 @@ atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 os.environ["JAX_DEBUG_KEY_REUSE"] = "1"
+# The same bits wherever the tests run; tests of several devices start processes of their own.
+os.environ["JAX_NUM_CPU_DEVICES"] = "1"
 if os.environ.get("ICL_TEST_DEVICE") != "gpu":
     # Triton and Pallas kernels run step by step on the CPU.
     os.environ["ICL_KERNELS_INTERPRET"] = "1"

@@ -16,7 +16,7 @@ from ..training.learner import Learner
 from ..training.loop import NonFiniteLoss, advance
 from ..training.memory import MemoryGuard
 from ..training.metrics import JsonLines
-from ..training.parallel import make_mesh, place
+from ..training.parallel import DATA, make_mesh, place, use_cpu_cores
 from ..training.population import (
     compile_population,
     init_population,
@@ -63,7 +63,7 @@ def train_sweep(
       NonFiniteLoss: the loss of every model of a program became NaN or infinite.
       OutOfMemory, DiskFull, Interrupted: as in `icl.training.train`.
     """
-    _check_alone()
+    _prepare()
     if config.optimizer.name == CUSTOM:
         raise ValueError("a sweep takes its optimiser by name, as in optimizer_name='adam'")
     path = sweep_dir or free_path(f"{config.task.__class__.__name__.lower()}-sweep")
@@ -86,7 +86,7 @@ def resume_sweep(
       RunError: no sweep there, or another process is training it.
       NonFiniteLoss, OutOfMemory, DiskFull, Interrupted: as for `train_sweep`.
     """
-    _check_alone()
+    _prepare()
     sweep = sweep if isinstance(sweep, Sweep) else Sweep.open(sweep)
     with sweep.locked():
         records: dict[str, dict[str, Any]] = {}
@@ -105,7 +105,9 @@ def resume_sweep(
     return sweep
 
 
-def _check_alone() -> None:
+def _prepare() -> None:
+    """Takes all cores of a CPU; ValueError in a program of several processes."""
+    use_cpu_cores()
     if jax.process_count() > 1:
         raise ValueError(
             "a sweep trains in one process, on all its devices; start one for each part of the "
@@ -159,7 +161,7 @@ class _Program:
                 state,
                 lambda learner, state: compile(learner.config, state, 1),
                 shown.say,
-                mesh.shape["data"],
+                mesh.shape[DATA],
             )
             return advance(
                 lambda state, length: compile(self.shared, state, length),

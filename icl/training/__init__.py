@@ -6,6 +6,7 @@ from .learner import Learner
 from .loop import Interrupted, NonFiniteLoss
 from .memory import OutOfMemory
 from .metrics import LoggingConfig
+from .processes import LostProcess
 from .run import Run, RunError
 from .single import resume, train
 
@@ -15,6 +16,7 @@ __all__ = [
     "Interrupted",
     "Learner",
     "LoggingConfig",
+    "LostProcess",
     "NonFiniteLoss",
     "OptimizerConfig",
     "OutOfMemory",

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from jax import tree
 from jax.sharding import SingleDeviceSharding
 
-from . import disk
+from . import disk, processes
 
 LOGGERS = ("absl", "asyncio")
 REMOVALS, REMOVAL_SECONDS = 20, 0.05
@@ -44,8 +44,16 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int | None = None, resume: str = "the run again"):
         self._resume = resume
         self.folder = Path(folder).absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Orbax would wait for processes that never come here.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=0, active_processes={0}, barrier_sync_key_prefix="icl"
+        )
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=False, create=True
+            max_to_keep=keep,
+            enable_async_checkpointing=False,
+            create=False,
+            multiprocessing_options=alone,
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -81,7 +89,8 @@ class Checkpoints:
         shape = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here)
         shapes = {name: tree.map(shape, a) for name, a in abstract.items()}
         restores = {name: ocp.args.StandardRestore(shape) for name, shape in shapes.items()}
-        return dict(self._manager.restore(step, args=ocp.args.Composite(**restores)).items())
+        found = dict(self._manager.restore(step, args=ocp.args.Composite(**restores)).items())
+        return tree.map(processes.from_data, found, abstract)
 
     def restore_newest(self, abstract: Items) -> tuple[int, Items] | None:
         """The newest checkpoint that can be read, with its step; None where there is none.
@@ -142,6 +151,8 @@ class Checkpoints:
 
 def on_one_device(items: Any) -> Any:
     """A pytree of arrays from wherever they are to one device, where any other can read them."""
+    if jax.process_count() > 1:
+        return processes.on_host(items)  # Orbax refuses the arrays of one process among several
     return jax.device_put(items, jax.local_devices()[0])
 
 
@@ -158,3 +169,16 @@ def _quiet() -> Iterator[None]:
         sys.unraisablehook = hook
         for name in LOGGERS:
             logging.getLogger(name).removeFilter(silence)
+
+
+class NoCheckpoints:
+    """In place of a run's checkpoints in processes that keep none."""
+
+    def steps(self) -> list[int]:
+        return []
+
+    def save(self, step: int, items: Items) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

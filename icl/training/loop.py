@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from . import processes
 from .config import TrainingConfig
 from .estimate import chunk_length, long_run, steps_at_once
 from .memory import MemoryGuard
@@ -90,7 +91,9 @@ def advance(
       Interrupted: SIGINT or SIGTERM; the state was saved.
     """
     chunks = _Chunks(compile, display, memory)
+    # From a measured time, and yet the same for every process.
     at_once = steps_at_once(training.log_every, seconds_a_step)
+    at_once = int(processes.from_lead(lambda: str(at_once)))
     with display, _stop_signals() as stop:
         if first:
             display.say(f"resumed at step {first}")
@@ -112,10 +115,14 @@ def advance(
             if step == end:
                 interval = []
                 journal.write(step, record | chunks.take_compile_seconds(), whole)
-            if stop or step == training.steps or step % training.checkpoint_every == 0:
+            regular = step == training.steps or step % training.checkpoint_every == 0
+            if regular:
                 journal.save(step, state)
-            if stop and step < training.steps:
-                raise Interrupted(step, stop[0], journal.resume)
+            signum = processes.agree(stop[0] if stop else 0, step)
+            if signum and step < training.steps:
+                if not regular:
+                    journal.save(step, state)
+                raise Interrupted(step, signum, journal.resume)
     return state
 
 
@@ -147,12 +154,14 @@ class _Chunks:
             self._compile_seconds += seconds
             self._display.say(f"compiled in {seconds:.1f} s")
             self._memory.check(chunk)
+            processes.agree()
         started = time.perf_counter()
         state, metrics = self._compiled[length](state)
         told = False
         # Waiting in Python, rather than inside JAX, lets signals in.
         while not metrics.loss.is_ready():
             time.sleep(POLL_SECONDS)
+            processes.watch()
             if stop and not told:
                 told = True
                 self._display.say("stopping after this chunk; a second signal stops at once")

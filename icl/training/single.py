@@ -2,21 +2,23 @@
 
 import contextlib
 import dataclasses
+import json
 from pathlib import Path
 
 import jax
 import numpy as np
 import optax
 
-from . import disk
-from .config import CUSTOM, Config
+from . import disk, processes
+from .checkpoints import NoCheckpoints
+from .config import CUSTOM, Config, config_from_dict, config_to_dict
 from .estimate import step_seconds
 from .learner import Learner
-from .loop import NonFiniteLoss, advance
+from .loop import Interrupted, NonFiniteLoss, advance
 from .memory import MemoryGuard
 from .metrics import LoggingConfig, check_installed, open_sinks
 from .optimizer import learning_rate_schedule, make_optimizer
-from .parallel import make_mesh, place
+from .parallel import make_mesh, place, use_cpu_cores
 from .progress import ProgressDisplay
 from .run import Run, free_path
 from .step import StepMetrics, TrainState, compile_chunk, init_state
@@ -47,6 +49,7 @@ def train(
       OutOfMemory: a step does not fit the device; the message says which batch would.
       DiskFull: there is no room to save; what was saved is whole.
       Interrupted: SIGINT or SIGTERM; the run was saved.
+      LostProcess: one of several processes is gone or gave up.
     """
     if optimizer is not None:
         config = dataclasses.replace(
@@ -54,11 +57,14 @@ def train(
         )
     logging = logging or LoggingConfig()
     check_installed(logging)
+    use_cpu_cores()
     learner = Learner(config)
     optimizer = optimizer or make_optimizer(config.optimizer, config.training.steps)
-    run = Run.create(run_dir or free_path(config.task.__class__.__name__.lower()), config)
-    with run.locked():
-        _advance(run, learner, optimizer, init_state(learner, optimizer), logging)
+    path = Path(run_dir or free_path(config.task.__class__.__name__.lower()))
+    with processes.together(f"icl train --resume {path}", Interrupted):
+        run = _create(path, config)
+        with _locked(run):
+            _advance(run, learner, optimizer, init_state(learner, optimizer), logging)
     return run
 
 
@@ -83,24 +89,56 @@ def resume(
     Raises:
       RunError: no run there, or another process is training it.
       ValueError: the microbatch does not divide the batch.
-      NonFiniteLoss, OutOfMemory, DiskFull, Interrupted: as for `train`.
+      NonFiniteLoss, OutOfMemory, DiskFull, Interrupted, LostProcess: as for `train`.
     """
-    run = run if isinstance(run, Run) else Run.open(run)
+    path = run.path if isinstance(run, Run) else Path(run)
     logging = logging or LoggingConfig()
     check_installed(logging)
+    use_cpu_cores()
+    with processes.together(f"icl train --resume {path}", Interrupted):
+        return _resume(_open(path), optimizer, logging, microbatch_size)
+
+
+def _resume(
+    run: Run,
+    optimizer: optax.GradientTransformation | None,
+    logging: LoggingConfig,
+    microbatch_size: int | None,
+) -> Run:
     config = run.config
     if microbatch_size is not None:
         config = config.replace(training_microbatch_size=microbatch_size)
     learner = Learner(config)
     if optimizer is None:
         optimizer = make_optimizer(run.config.optimizer, run.config.training.steps)
-    with run.locked():
-        found = run.checkpoints().restore_to_continue(
-            jax.eval_shape(lambda: init_state(learner, optimizer).items())
-        )
+    with _locked(run):
+        found = None
+        if processes.is_lead():
+            found = run.checkpoints().restore_to_continue(
+                jax.eval_shape(lambda: init_state(learner, optimizer).items())
+            )
         state = TrainState.from_items(found[1]) if found else init_state(learner, optimizer)
         _advance(run, learner, optimizer, state, logging)
     return run
+
+
+def _create(path: Path, config: Config) -> Run:
+    """Makes the folder, on the lead, once every process is known to have the same settings."""
+    mine = json.dumps(config_to_dict(config))
+    if processes.from_lead(lambda: mine) != mine:
+        raise ValueError("this process has other settings than the first one")
+    processes.agree()
+    return Run(Path(processes.from_lead(lambda: str(Run.create(path, config).path))), config)
+
+
+def _open(path: Path) -> Run:
+    """The run in the lead's folder."""
+    config = processes.from_lead(lambda: json.dumps(config_to_dict(Run.open(path).config)))
+    return Run(path, config_from_dict(json.loads(config)))
+
+
+def _locked(run: Run) -> contextlib.AbstractContextManager[None]:
+    return run.locked() if processes.is_lead() else contextlib.nullcontext()
 
 
 def _advance(
@@ -112,10 +150,11 @@ def _advance(
 ) -> None:
     """Trains from the state to the last step, writing the run down on the way."""
     training = run.config.training
-    first = int(state.step)
     mesh = make_mesh(training.batch_size)
+    state = processes.lead_arrays(state)
+    first = int(state.step)
     state = place(state, mesh)
-    display = ProgressDisplay(training.steps, first, logging.progress)
+    display = ProgressDisplay(training.steps, first, logging.progress and processes.is_lead())
     compile = lambda learner, state, length: compile_chunk(learner, optimizer, state, length, mesh)
     with contextlib.closing(RunJournal(run, learner, logging, first)) as journal:
         memory = MemoryGuard(
@@ -139,14 +178,15 @@ def _advance(
 
 
 class RunJournal:
-    """Writes a run into its folder."""
+    """Writes a run into its folder, where this process is the lead."""
 
     def __init__(self, run: Run, learner: Learner, logging: LoggingConfig, first: int):
         self.resume = f"icl train --resume {run.path}"
         self._run = run
         self._learner = learner
-        self._checkpoints = run.checkpoints()
-        self._sinks = open_sinks(run, logging, first)
+        lead = processes.is_lead()
+        self._checkpoints = run.checkpoints() if lead else NoCheckpoints()
+        self._sinks = open_sinks(run, logging, first) if lead else []
 
     def check(self, first: int, metrics: StepMetrics) -> None:
         """Raises NonFiniteLoss where the loss or its gradient is not finite."""

@@ -1,0 +1,157 @@
+"""Many devices and populations: the same numbers, one all-reduce, a member is its solo run.
+
+In a process of its own with eight CPU devices, which compiles each program once for all checks.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from icl.tasks import LinearRegression, sample_batch
+from icl.training import Learner, population
+from icl.training.parallel import largest_divisor, make_mesh
+from icl.training.population import (
+    compile_population,
+    group_by_program,
+    init_population,
+    numbers_of,
+    shared_config,
+)
+from icl.training.step import microbatch_size
+
+from .test_training import start, tiny
+
+PROGRAM = """
+import json, re, sys
+import jax, numpy as np
+from icl.training.parallel import make_mesh, place
+from icl.training.population import *
+from icl.training.step import compile_chunk
+from tests.icl.test_parallel import CONFIG, MEMBERS
+from tests.icl.test_training import start
+
+KINDS = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all|collective-broadcast"
+collectives = lambda program: re.findall(rf" ({KINDS})(?:-start)?\\(", program.as_text())
+result = {"solo": {}}
+for devices, microbatch in ((2, None), (4, 2), (8, None)):
+    config = CONFIG.replace(training_microbatch_size=microbatch)
+    learner, optimizer, state = start(config)
+    mesh = make_mesh(16, devices=jax.devices()[:devices])
+    state = place(state, mesh)
+    chunk = compile_chunk(learner, optimizer, state, 4, mesh)
+    state, metrics = chunk(state)
+    result["solo"][devices] = [metrics.loss.tolist(), collectives(chunk)]
+mesh = make_mesh(16, len(MEMBERS))
+state, own = place((init_population(MEMBERS), numbers_of(MEMBERS)), mesh, population=True)
+chunk = compile_population(shared_config(MEMBERS[0]), own, state, 4, mesh)
+state, metrics = chunk(state, own)
+result["population"] = [metrics.loss.tolist(), collectives(chunk), dict(mesh.shape)]
+print(json.dumps(result))
+"""
+
+CONFIG = tiny(training_batch_size=16, training_steps=4, training_pool_size=50)
+MEMBERS = [
+    CONFIG.replace(**changes)
+    for changes in (
+        {},
+        {"training_seed": 1, "training_pool_size": 3},
+        {"optimizer_learning_rate": 1e-2},
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def eight():
+    """What the program says with eight devices."""
+    # JAX's check of key reuse takes a key that `shard_map` hands to each device for a used one.
+    settings = {"JAX_NUM_CPU_DEVICES": "8", "JAX_DEBUG_KEY_REUSE": "0", "PYTHONPATH": os.getcwd()}
+    environment = os.environ | settings
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def solo():
+    """The losses of every member, trained alone."""
+    from icl.training.step import compile_chunk
+
+    losses = []
+    for config in MEMBERS:
+        learner, optimizer, state = start(config)
+        _, metrics = compile_chunk(learner, optimizer, state, 4)(state)
+        losses.append(np.asarray(metrics.loss))
+    return np.array(losses)
+
+
+def test_losses_are_the_same_on_any_number_of_devices(eight, solo):
+    for losses, _ in eight["solo"].values():
+        np.testing.assert_allclose(losses, solo[0], rtol=2e-5)
+
+
+def test_one_all_reduce_a_step_and_no_other_collective(eight):
+    assert [collectives for _, collectives in eight["solo"].values()] == [["all-reduce"]] * 3
+
+
+def test_members_of_a_population_are_their_solo_runs(eight, solo):
+    np.testing.assert_allclose(eight["population"][0], solo, rtol=2e-5)
+    assert (np.abs(np.diff(solo, axis=0)).max(axis=1) > 1e-4).all(), "they differ from each other"
+
+
+def test_members_are_spread_over_devices_first(eight):
+    _, collectives, shape = eight["population"]
+    assert shape == {"members": 3, "data": 2} and collectives == ["all-reduce"]
+
+
+def test_a_population_that_steps_together_is_the_same(monkeypatch, solo):
+    monkeypatch.setattr(population.jax, "default_backend", lambda: "gpu")
+    state, numbers = init_population(MEMBERS), numbers_of(MEMBERS)
+    chunk = compile_population(shared_config(MEMBERS[0]), numbers, state, 4)
+    _, metrics = chunk(state, numbers)
+    np.testing.assert_allclose(metrics.loss, solo, rtol=2e-5)
+
+
+def test_the_parts_of_a_batch_are_its_bits():
+    family = LinearRegression(dim=3, points=5)
+
+    @jax.jit
+    def draw(indices):
+        return sample_batch(family, jax.random.key(0), indices, family.full)
+
+    whole = draw(np.arange(16))
+    for devices in (2, 4, 8):
+        share = 16 // devices
+        parts = [draw(first + np.arange(share)) for first in range(0, 16, share)]
+        for a, b in zip(jax.tree.leaves(whole), zip(*(jax.tree.leaves(part) for part in parts))):
+            np.testing.assert_array_equal(a, np.concatenate(b))
+
+
+def test_programs_are_by_shape():
+    more = [
+        CONFIG.replace(model_layers=2),
+        CONFIG.replace(training_pool_size=None),
+        CONFIG.replace(task_noise=0.5),
+        CONFIG.replace(model_layers=2, training_seed=7),
+    ]
+    assert group_by_program(MEMBERS + more) == [[0, 1, 2], [3, 6], [4], [5]]
+
+
+def test_as_many_devices_as_divide_the_work(monkeypatch):
+    assert [largest_divisor(12, limit) for limit in (1, 5, 7, 100)] == [1, 4, 6, 12]
+    devices = jax.devices()[:1]
+    assert dict(make_mesh(7, 3, devices).shape) == {"members": 1, "data": 1}
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="make training.batch_size a multiple of 2"):
+        make_mesh(7, devices=[*devices, *devices])
+
+
+def test_a_device_cuts_its_own_part_into_microbatches():
+    learner = Learner(tiny(training_batch_size=24, training_microbatch_size=12))
+    assert [microbatch_size(learner, devices) for devices in (1, 2, 4)] == [12, 12, 6]

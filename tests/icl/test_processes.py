@@ -1,0 +1,235 @@
+"""Real processes that train together over gloo, stop together, are killed and resumed."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+
+from icl.training import LostProcess, Run, processes
+from icl.training.config import config_to_dict
+
+from .test_training import assert_same_bits, tiny
+
+SECONDS = 240
+# Ends when it is stopped; a constant rate, so that the length changes no bit.
+ENDLESS = tiny(
+    training_steps=10**6,
+    training_log_every=10,
+    training_checkpoint_every=50,
+    optimizer_schedule="constant",
+)
+# Half the time to compile, and the same program for everyone here.
+FLAGS = "--xla_backend_optimization_level=0"
+
+PROGRAM = """
+import json, os, sys
+from icl.training import Interrupted, LoggingConfig, LostProcess, RunError, processes
+from icl.training.config import config_from_dict
+import icl
+from jax._src import xla_bridge
+
+address, process, config = sys.argv[1:]
+config = config_from_dict(json.loads(config))
+quiet = LoggingConfig(progress=False)
+
+def say(**what):
+    print(json.dumps(what), flush=True)
+
+def start():
+    assert not xla_bridge.backends_are_initialized()
+    processes.start(address, 2, int(process), heartbeat_seconds=10)
+
+"""
+
+TRAIN = """
+try:
+    processes.start("auto")
+except ValueError as error:
+    say(auto=str(error))
+start()
+try:
+    icl.train(config, "taken", logging=quiet)
+except (RunError, LostProcess) as error:
+    say(taken=str(error), kind=type(error).__name__)
+try:
+    icl.train(config, "run", logging=quiet)
+except Interrupted as stop:
+    say(step=stop.step, signum=stop.signum)
+icl.resume("run", logging=quiet)
+"""
+
+# What the loop of a run does together, without what takes long to compile.
+WAIT = """
+import numpy as np
+start()
+with processes.together("icl train --resume run", Interrupted):
+    for step in range(10**9):
+        processes.lead_arrays(np.ones(3))
+        processes.agree(0, step)
+        say(waits=step)
+"""
+
+ALONE = """
+icl.train(config, "run", logging=quiet)
+icl.resume("copy", logging=quiet)
+"""
+
+
+@pytest.fixture
+def launch():
+    """Starts a process in a folder, its output in files beside; none outlives the test."""
+    started = []
+
+    def start(folder, program, config, address="", process=0, devices=1):
+        folder.mkdir(exist_ok=True)
+        environment = {
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "XLA_FLAGS": FLAGS,
+            "JAX_NUM_CPU_DEVICES": str(devices),
+            "JAX_DEBUG_KEY_REUSE": "0",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        arguments = [address, str(process), json.dumps(config_to_dict(config))]
+        out, err = folder.with_suffix(".out"), folder.with_suffix(".err")
+        with open(out, "w") as stdout, open(err, "w") as stderr:
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", PROGRAM + program, *arguments],
+                    cwd=folder,
+                    env=os.environ | environment,
+                    stdout=stdout,
+                    stderr=stderr,
+                )
+            )
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def launch_pair(launch, folders, program):
+    address = f"127.0.0.1:{free_port()}"
+    return [launch(f, program, ENDLESS, address, i) for i, f in enumerate(folders)]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def said(folder):
+    """What the process of a folder said."""
+    lines = folder.with_suffix(".out").read_text().splitlines()
+    told = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+    return {key: value for line in told for key, value in line.items()}
+
+
+def wait_for(what, folders, processes):
+    """Waits until `what` is true, while the processes live."""
+    end = time.monotonic() + SECONDS
+    while not what():
+        for folder, process in zip(folders, processes):
+            assert process.poll() is None, folder.with_suffix(".err").read_text()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def last_step(path):
+    if not (path / "config.json").exists():
+        return 0
+    return max((record["step"] for record in Run.open(path).metrics()), default=0)
+
+
+def losses(run):
+    return [(record["step"], record["loss"], record["grad_norm"]) for record in run.metrics()]
+
+
+# One test, since each start of a process costs seconds.
+def test_processes_train_as_one_and_stop_together(launch, tmp_path):
+    folders = [tmp_path / "lead", tmp_path / "other"]  # of machines that share no disk
+    (folders[0] / "taken").mkdir(parents=True)
+    (folders[0] / "taken" / "thesis.tex").write_text("precious")
+    path = folders[0] / "run"
+
+    pair = launch_pair(launch, folders, TRAIN)
+    wait_for(lambda: last_step(path) > 30, folders, pair)
+    pair[1].send_signal(signal.SIGTERM)
+    wait_for(lambda: "step" in said(folders[0]), folders, pair)
+    lead = said(folders[0])
+    wait_for(lambda: last_step(path) > lead["step"] + 60, folders, pair)
+    pair[0].kill()
+    lost(folders[1], pair[1])
+    other = said(folders[1])
+    run = Run.open(path)
+    saved = run.params()[0]
+
+    # What the lead refuses the other hears.
+    assert "--distributed HOST:PORT" in other["auto"]
+    assert other["kind"] == "LostProcess"
+    assert other["taken"].startswith("process 0 stopped: RunError: taken exists and is not a run")
+    assert [p.name for p in (folders[0] / "taken").iterdir()] == ["thesis.tex"]
+    # A signal to one of them stops both at the same step.
+    assert lead["signum"] == other["signum"] == signal.SIGTERM
+    assert 30 < lead["step"] == other["step"] < saved
+    # One process with as many devices goes on where they were, and trains as they did.
+    folder, config = tmp_path / "alone", ENDLESS.replace(training_steps=saved + 20)
+    shutil.copytree(path, folder / "copy")
+    settings = json.loads((path / "config.json").read_text())
+    settings["config"]["training"]["steps"] = saved + 20
+    (folder / "copy" / "config.json").write_text(json.dumps(settings))
+    assert launch(folder, ALONE, config, devices=2).wait(SECONDS) == 0
+    whole, copy = Run.open(folder / "run"), Run.open(folder / "copy")
+    assert losses(copy) == losses(whole)
+    assert_same_bits(copy.params()[1], whole.params()[1])
+
+    assert {p.name for p in folders[0].iterdir()} == {"taken", "run"}
+    assert list(folders[1].iterdir()) == []
+
+
+def test_the_lead_stops_when_another_is_killed(launch, tmp_path):
+    folders = [tmp_path / "lead", tmp_path / "other"]
+    pair = launch_pair(launch, folders, WAIT)
+    wait_for(lambda: "waits" in said(folders[1]), folders, pair)
+    pair[1].kill()
+    lost(folders[0], pair[0])
+
+
+def lost(folder, process):
+    """The process ends because another one is gone, and says so."""
+    status, errors = process.wait(SECONDS), folder.with_suffix(".err").read_text()
+    assert status == 1, errors
+    assert "a process of this run was lost after step" in errors
+    assert "start all processes again, with: icl train --resume run" in errors
+
+
+def test_wrong_starts_are_told():
+    jax.devices()
+    port = free_port()
+    for arguments, message in [
+        (("auto", 2, 0), "auto neither"),
+        (("127.0.0.1:1", None, 0), "needs --processes and --process"),
+        (("127.0.0.1", 2, 0), "takes auto or HOST:PORT"),
+        (("127.0.0.1:x", 2, 0), "takes auto or HOST:PORT"),
+        (("127.0.0.1:1", 2, 2), "process 2 of 2"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            processes.start(*arguments)
+    with pytest.raises(LostProcess, match=f"did not answer at 127.0.0.1:{port} within 0 s"):
+        processes.start(f"127.0.0.1:{port}", 2, 1, start_seconds=0)
+    with pytest.raises(RuntimeError, match="start them first of all"):
+        processes.start(f"127.0.0.1:{port}", 2, 0)
+    with socket.socket() as taken:
+        taken.bind(("", port))
+        taken.listen()
+        with pytest.raises(ValueError, match=f"port {port} .*cannot be used"):
+            processes.start(f"127.0.0.1:{port}", 2, 0)
