@@ -47,7 +47,7 @@ def use_cpu_cores() -> None:
     was chosen, as by JAX_NUM_CPU_DEVICES.
     """
     chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if chosen or jax.config.jax_num_cpu_devices > 0:
+    if chosen or getattr(jax.config, "jax_num_cpu_devices", -1) > 0:
         return
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -90,8 +90,8 @@ def test_a_mixer_is_chosen_by_name(monkeypatch):
         def __init__(self, width, heads, **options):
             pass
 
-        def __call__(self, x):
-            return jnp.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+        def __call__(self, x, read=slice(None)):
+            return jnp.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1][:, read]
 
     monkeypatch.setitem(mixers.MIXERS, "previous", Previous)
     model = build(dataclasses.replace(TINY, mixer="previous"))
@@ -121,7 +121,7 @@ def test_too_long_prompts_are_refused():
         build()(prompt(13))
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(rows=st.sampled_from([1, 3, 8]), width=st.sampled_from([2, 5, 64]), seed=st.integers(0, 4))
 def test_layer_norm_matches_flax(rows, width, seed):
     keys = jax.random.split(jax.random.key(seed), 4)

@@ -193,7 +193,7 @@ def test_the_command(tmp_path, capsys):
     arguments = ["sweep", "garg/linear-xs", f"--sweep-dir={folder}", *tiny_options]
     assert main([*arguments, "--over", "pool=4,8", "--seeds", "2"]) == 0
     output = capsys.readouterr().out
-    assert "program 1 of 1, 4 models" in output and "pool size" in output
+    assert "program 1 of 1, 4 models" in output and "pool" in output
     assert json.loads((folder / "sweep.json").read_text())["over"] == {"training_pool_size": [4, 8]}
     assert main(["sweep", "--resume", str(folder)]) == 0
     assert main(arguments) == 2

@@ -148,7 +148,7 @@ assert "tpu_custom_call" in text and "all_gather" not in text
 
 @pytest.mark.skipif(ON_GPU, reason="needs eight devices")
 def test_shard_map_over_eight_devices():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8"}
     done = subprocess.run(
         [sys.executable, "-c", SHARDED],
         env=environment,
