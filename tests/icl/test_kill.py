@@ -1,6 +1,6 @@
 """Real SIGKILLs: a run killed at any moment and resumed ends with the same bits.
 
-ICL_KILLS sets how many (default 6); `ICL_KILLS=50 pytest tests/icl/test_kill.py` for a long look.
+ICL_KILLS sets how many (default 4); `ICL_KILLS=50 pytest tests/icl/test_kill.py` for a long look.
 """
 
 import os
@@ -15,7 +15,7 @@ from icl.training import Run
 
 from .test_training import QUIET, assert_same_bits, tiny
 
-KILLS = int(os.environ.get("ICL_KILLS", "6"))
+KILLS = int(os.environ.get("ICL_KILLS", "4"))
 
 PROGRAM = """
 import sys, icl, warnings
