@@ -60,7 +60,7 @@ def train_sweep(
     Raises:
       RunError: the folder is taken. Nothing in it is touched.
       ValueError: settings or values that do not exist or do not fit together.
-      NonFiniteLoss: the loss of every model of a program became NaN or infinite.
+      NonFiniteLoss: the loss of every model became NaN or infinite.
       OutOfMemory, DiskFull, Interrupted: as in `icl.training.train`.
     """
     _prepare()
@@ -94,12 +94,16 @@ def resume_sweep(
         for index, members in enumerate(programs):
             label = f"program {index + 1} of {len(programs)}, {len(members)} models"
             program = _Program(sweep, index, members, microbatch_size)
-            state = program.train(label, progress)
-            for record in program.evaluate(state):
+            for record in program.results(label, progress):
                 records[record["member"]] = record
         result = SweepResult(
             sweep.path, PROMPTS, [records[member.path.name] for member in sweep.members]
         )
+        if not any("examples" in record for record in result.records):
+            raise NonFiniteLoss(
+                f"the loss of every model of {sweep.path} became NaN or infinite; start another "
+                "sweep with a lower learning_rate"
+            )
         result.save()
         sweep_figure(sweep, result, sweep.path / "sweep.png")
     return sweep
@@ -135,8 +139,20 @@ class _Program:
         keep = self.shared.training.keep_checkpoints
         return Checkpoints(self.folder / "checkpoints", keep, self.resume)
 
+    def results(self, label: str, progress: bool) -> list[dict[str, Any]]:
+        """Trains all members to their last step, and evaluates them: a record each."""
+        try:
+            state = self.train(label, progress)
+        except NonFiniteLoss:
+            return self._diverged()
+        return self.evaluate(state) + self._diverged()
+
     def train(self, label: str, progress: bool) -> TrainState:
-        """Trains all members to their last step; returns their states."""
+        """Trains all members to their last step; returns their states.
+
+        Raises:
+          NonFiniteLoss: no member's loss is finite any more.
+        """
         training = self.shared.training
         shapes = jax.eval_shape(lambda: init_population(self.configs).items())
         found = self.checkpoints().restore_to_continue(shapes)
@@ -175,22 +191,23 @@ class _Program:
             )
 
     def evaluate(self, state: TrainState) -> list[dict[str, Any]]:
-        """Leaves each member's last checkpoint in its folder; returns its record of the results."""
+        """Leaves the last checkpoint of each member that got there in its folder; their records."""
         steps = self.shared.training.steps
-        last = [_last_line(member) for member in self.members]
-        kept = np.flatnonzero([step == steps for step in last])
+        kept = np.flatnonzero([_last_line(member) == steps for member in self.members])
         state = jax.tree.map(lambda a: a[kept], on_one_device(state))
         for position, index in enumerate(kept):
             own = _nth(state, position)
             with contextlib.closing(self.members[index].run.checkpoints()) as checkpoints:
                 checkpoints.save(steps, own.items())
-        errors = member_errors([self.members[index] for index in kept], state.params, PROMPTS, 0)
-        lost = [
+        return member_errors([self.members[index] for index in kept], state.params, PROMPTS, 0)
+
+    def _diverged(self) -> list[dict[str, Any]]:
+        last = [(member, _last_line(member)) for member in self.members]
+        return [
             {"member": member.path.name, "changes": member.changes, "diverged_after": step}
-            for member, step in zip(self.members, last)
-            if step < steps
+            for member, step in last
+            if step < self.shared.training.steps
         ]
-        return errors + lost
 
 
 def _nth(tree: Any, index: Any) -> Any:
@@ -232,10 +249,8 @@ class _Journal:
         finite = np.isfinite(metrics.loss + metrics.grad_norm).all(axis=1)
         self._lost |= ~finite
         if self._lost.all():
-            raise NonFiniteLoss(
-                f"the loss of every model of {self._program.folder} became NaN or infinite by step "
-                f"{first + metrics.loss.shape[1]}; start another sweep with a lower learning_rate"
-            )
+            step = first + metrics.loss.shape[1]
+            raise NonFiniteLoss(f"no loss of {self._program.folder} is finite after step {step}")
 
     def record(self, step: int, metrics: StepMetrics, seconds: float) -> dict[str, Any]:
         """The median loss of the members, and the speed of all together."""

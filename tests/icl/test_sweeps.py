@@ -88,6 +88,14 @@ def test_results_are_the_errors_of_the_members(finished):
     np.testing.assert_allclose(record["normalised_error"], own, rtol=1e-4)
 
 
+def test_a_program_whose_models_all_diverge_stops_no_other(tmp_path):
+    sweep = train_sweep(
+        tiny(training_steps=5), {"noise": [1e30, 0.5]}, sweep_dir=tmp_path / "sweep", progress=False
+    )
+    first, second = SweepResult.load(sweep).records
+    assert first["diverged_after"] == 0 and len(second["normalised_error"]) == 5
+
+
 def test_all_diverging_stops_with_advice(tmp_path):
     with pytest.raises(NonFiniteLoss, match="every model .*lower learning_rate"):
         train_sweep(
