@@ -79,10 +79,9 @@ def compile_trainer(config: Config, steps: int, optimizer=None) -> tuple[Callabl
     """
     from icl.training.learner import Learner
     from icl.training.optimizer import make_optimizer
-    from icl.training.parallel import make_mesh, place, use_cpu_cores
+    from icl.training.parallel import make_mesh, place
     from icl.training.step import compile_chunk, init_state
 
-    use_cpu_cores()
     learner = Learner(config)
     optimizer = optimizer or make_optimizer(config.optimizer, config.training.steps)
     mesh = make_mesh(config.training.batch_size)
@@ -107,6 +106,7 @@ def _start_jax(case: str, name: str, steps: int, _device: str) -> Started:
     import plain_attention  # noqa: F401, its mixer is now there
 
     from icl.training.learner import Learner
+    from icl.training.memory import needed_bytes
     from icl.training.parallel import use_cpu_cores
 
     use_cpu_cores()
@@ -125,17 +125,9 @@ def _start_jax(case: str, name: str, steps: int, _device: str) -> Started:
     def memory() -> dict:
         device = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
         resident = {"before": before, "peak": _resident_bytes()}
-        return {"device": device, "resident": resident, "program": _program_bytes(chunk)}
+        return {"device": device, "resident": resident, "program": needed_bytes(chunk)}
 
     return ready, commands | {"memory": memory}
-
-
-def _program_bytes(chunk: Any) -> int | None:
-    """What a compiled program says of its arguments and temporaries; None where it does not."""
-    analysis = getattr(chunk, "memory_analysis", lambda: None)()
-    sizes = [getattr(analysis, f"{of}_size_in_bytes", None) for of in ("temp", "argument")]
-    known = [size for size in sizes if size is not None]
-    return sum(known) if len(known) == len(sizes) else None
 
 
 def _resident_bytes() -> int:

@@ -35,6 +35,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if arguments[0] not in commands:
         return _fail(f"no command {arguments[0]!r}\n\n{USAGE.rstrip()}", status=2)
+    if arguments[0] in ("train", "sweep") and arguments[1:] in ([], ["-h"], ["--help"]):
+        print(USAGE, end="")
+        return 0 if arguments[1:] else 2
     from .training import DiskFull, Interrupted, LostProcess, NonFiniteLoss, OutOfMemory, RunError
     from .training.disk import full_disk
 
@@ -114,9 +117,6 @@ def _train(arguments: list[str]) -> int:
         microbatch_size: int | None = None
         """Prompts whose gradient is computed at once from now on; None for the run's own."""
 
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE, end="")
-        return 0 if arguments else 2
     if _resumes(arguments):
         options = tyro.cli(Resume, args=arguments, prog="icl train")
         options.start()
@@ -166,9 +166,6 @@ def _sweep(arguments: list[str]) -> int:
         microbatch_size: int | None = None
         """Prompts of a model whose gradient is computed at once from now on; None as before."""
 
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE, end="")
-        return 0 if arguments else 2
     if _resumes(arguments):
         options = tyro.cli(Resume, args=arguments, prog="icl sweep")
         sweep = resume_sweep(Sweep.open(options.resume), microbatch_size=options.microbatch_size)

@@ -82,8 +82,7 @@ class Evaluation:
 
     def table(self) -> Table:
         """Normalised error by number of examples, a row an estimator, the learner first."""
-        count = len(self.examples)
-        shown = np.unique(np.linspace(0, count - 1, min(count, MAX_COLUMNS)).round().astype(int))
+        shown = spread(len(self.examples), MAX_COLUMNS)
         result = Table(
             title=f"normalised error after k examples ({self.path}, step {self.step})",
             caption=(
@@ -104,10 +103,20 @@ class Evaluation:
         return result
 
     def __str__(self) -> str:
-        console = Console(width=100, color_system=None)
-        with console.capture() as capture:
-            console.print(self.table())
-        return capture.get()
+        return as_text(self.table())
+
+
+def as_text(table: Table) -> str:
+    """A table as plain text, 100 characters wide."""
+    console = Console(width=100, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def spread(count: int, most: int) -> np.ndarray:
+    """At most so many of the positions 0 to `count - 1`, evenly, first and last among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 
 def show_number(value: float) -> str:

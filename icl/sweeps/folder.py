@@ -1,5 +1,6 @@
 """A sweep is a folder: sweep.json, a run a member, checkpoints a program, results, a figure."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -99,7 +100,7 @@ class Sweep:
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{file} cannot be read: {error}") from error
 
-    def locked(self):
+    def locked(self) -> contextlib.AbstractContextManager[None]:
         """Holds the folder for writing; RunError where another process holds it."""
         return locked(self.path)
 

@@ -7,12 +7,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from ..evaluation.curves import learner_errors
 from ..evaluation.figures import STYLE, pyplot
-from ..evaluation.result import show_number
+from ..evaluation.result import as_text, show_number, spread
 from ..training.learner import Learner, Params
 from ..training.run import RunError, write_json
 from .folder import Member, Sweep
@@ -109,7 +108,7 @@ class SweepResult:
         settings = list(combinations[0][0])
         trained = [record for record in self.records if "examples" in record]
         examples = trained[0]["examples"] if trained else []
-        shown = _shown(len(examples), max(2, MAX_COLUMNS - len(settings)))
+        shown = spread(len(examples), max(2, MAX_COLUMNS - len(settings)))
         for setting in settings:
             result.add_column(short_name(setting).replace("_", " "))
         result.add_column("seeds", justify="right")
@@ -128,10 +127,7 @@ class SweepResult:
         return result
 
     def __str__(self) -> str:
-        console = Console(width=100, color_system=None)
-        with console.capture() as capture:
-            console.print(self.table())
-        return capture.get()
+        return as_text(self.table())
 
 
 def sweep_figure(sweep: Sweep, result: SweepResult, path: Path) -> None:
@@ -211,13 +207,8 @@ def _label(changes: dict[str, Any]) -> str:
 
 
 def _cell(values: np.ndarray) -> str:
-    spread = f" ±{show_number(values.std(ddof=1))}" if len(values) > 1 else ""
-    return show_number(values.mean()) + spread
-
-
-def _shown(count: int, columns: int) -> list[int]:
-    """Which of so many positions a table of so many columns shows."""
-    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, columns))})
+    deviation = f" ±{show_number(values.std(ddof=1))}" if len(values) > 1 else ""
+    return show_number(values.mean()) + deviation
 
 
 def _is_number(value: Any) -> bool:

@@ -16,6 +16,7 @@ from ..training.learner import Learner
 from ..training.loop import NonFiniteLoss, advance
 from ..training.memory import MemoryGuard
 from ..training.metrics import JsonLines
+from ..training.optimizer import learning_rate_schedule
 from ..training.parallel import DATA, make_mesh, place, use_cpu_cores
 from ..training.population import (
     compile_population,
@@ -267,10 +268,16 @@ class _Journal:
     def write(self, step: int, record: dict[str, Any], metrics: StepMetrics) -> None:
         compiled = {k: v for k, v in record.items() if k == "compile_seconds"}
         seconds = metrics.loss.shape[1] / record["steps_per_second"]
+        shared = self._program.shared
+        # A schedule is in proportion to its peak, which is 1 here.
+        schedule = learning_rate_schedule(shared.optimizer, shared.training.steps)
+        rate = float(np.asarray(schedule(step - 1)))
         with disk.told(f"the metrics of step {step}", self._program.folder, self.resume):
             for index in np.flatnonzero(~self._lost):
                 own = _nth(metrics, index)
-                line = metrics_record(self._learners[index], step, own, seconds)
+                learner = self._learners[index]
+                peak = learner.config.optimizer.learning_rate
+                line = metrics_record(learner, own, seconds, rate * peak)
                 self._lines[index].write(step, line | compiled)
 
     def save(self, step: int, state: TrainState) -> None:

@@ -36,12 +36,12 @@ class Checkpoints:
     evaluate a run.
 
     Args:
-      folder: where they are; made at the first save.
+      folder: where they are; made where it is missing.
       keep: how many of the newest stay; None for all.
       resume: the command that continues from them.
     """
 
-    def __init__(self, folder: Path, keep: int | None = None, resume: str = "the run again"):
+    def __init__(self, folder: Path, keep: int | None, resume: str):
         self._resume = resume
         self.folder = Path(folder).absolute()
         self.folder.mkdir(parents=True, exist_ok=True)

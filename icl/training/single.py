@@ -205,7 +205,11 @@ class RunJournal:
         )
 
     def record(self, step: int, metrics: StepMetrics, seconds: float) -> dict[str, float]:
-        return metrics_record(self._learner, step, metrics, seconds)
+        config, rate = self._learner.config, None
+        if config.optimizer.name != CUSTOM:
+            schedule = learning_rate_schedule(config.optimizer, config.training.steps)
+            rate = float(np.asarray(schedule(step - 1)))
+        return metrics_record(self._learner, metrics, seconds, rate)
 
     def write(self, step: int, record: dict[str, float], metrics: StepMetrics) -> None:
         with disk.told(f"the metrics of step {step}", self._run.path, self.resume):
@@ -222,15 +226,22 @@ class RunJournal:
 
 
 def metrics_record(
-    learner: Learner, step: int, metrics: StepMetrics, seconds: float
+    learner: Learner, metrics: StepMetrics, seconds: float, learning_rate: float | None
 ) -> dict[str, float]:
-    """The line of metrics of the steps up to `step`, which took so many seconds together."""
-    config = learner.config
+    """The line of metrics of some steps, which took so many seconds together.
+
+    Args:
+      learner: who is trained.
+      metrics: each `[steps]`.
+      seconds: of all steps.
+      learning_rate: of the last one; None where nobody knows.
+    """
     rate = len(metrics.loss) / seconds
     record = {"loss": float(metrics.loss.mean()), "grad_norm": float(metrics.grad_norm.mean())}
-    if config.optimizer.name != CUSTOM:
-        schedule = learning_rate_schedule(config.optimizer, config.training.steps)
-        record["learning_rate"] = float(np.asarray(schedule(step - 1)))
+    if learning_rate is not None:
+        record["learning_rate"] = learning_rate
     record["steps_per_second"] = round(rate, 3)
-    record["tokens_per_second"] = round(rate * config.training.batch_size * learner.tokens, 1)
+    record["tokens_per_second"] = round(
+        rate * learner.config.training.batch_size * learner.tokens, 1
+    )
     return record

@@ -37,6 +37,29 @@ from tests.icl.test_training import start
 
 KINDS = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all|collective-broadcast"
 collectives = lambda program: re.findall(rf" ({KINDS})(?:-start)?\\(", program.as_text())
+
+
+def loops_around(program):
+    inside, within, name = {}, [], None
+    for line in program.as_text().splitlines():
+        if line.endswith("{") and (found := re.match(r"(?:ENTRY )?%?([\\w.-]+) \\(", line)):
+            name = found[1]
+        for body in re.findall(r"\\bbody=%?([\\w.-]+)", line):
+            inside[body] = (name, 1)
+        for called in re.findall(r"(?:to_apply|calls)=%?([\\w.-]+)", line):
+            inside.setdefault(called, (name, 0))
+        if " all-reduce(" in line or " all-reduce-start(" in line:
+            within.append(name)
+
+    def depth(name):
+        if name not in inside:
+            return 0
+        outer, loops = inside[name]
+        return loops + depth(outer)
+
+    return [depth(name) for name in within]
+
+
 result = {"solo": {}}
 for devices, microbatch in ((2, None), (4, 2), (8, None)):
     config = CONFIG.replace(training_microbatch_size=microbatch)
@@ -45,7 +68,7 @@ for devices, microbatch in ((2, None), (4, 2), (8, None)):
     state = place(state, mesh)
     chunk = compile_chunk(learner, optimizer, state, 4, mesh)
     state, metrics = chunk(state)
-    result["solo"][devices] = [metrics.loss.tolist(), collectives(chunk)]
+    result["solo"][devices] = [metrics.loss.tolist(), collectives(chunk), loops_around(chunk)]
 mesh = make_mesh(16, len(MEMBERS))
 state, own = place((init_population(MEMBERS), numbers_of(MEMBERS)), mesh, population=True)
 chunk = compile_population(shared_config(MEMBERS[0]), own, state, 4, mesh)
@@ -92,12 +115,15 @@ def solo():
 
 
 def test_losses_are_the_same_on_any_number_of_devices(eight, solo):
-    for losses, _ in eight["solo"].values():
+    for losses, *_ in eight["solo"].values():
         np.testing.assert_allclose(losses, solo[0], rtol=2e-5)
 
 
 def test_one_all_reduce_a_step_and_no_other_collective(eight):
-    assert [collectives for _, collectives in eight["solo"].values()] == [["all-reduce"]] * 3
+    for devices, (_, collectives, loops) in eight["solo"].items():
+        assert collectives == ["all-reduce"], devices
+        # That of the steps, and not the one over microbatches.
+        assert loops == [1], devices
 
 
 def test_members_of_a_population_are_their_solo_runs(eight, solo):

@@ -149,7 +149,7 @@ def test_folders_are_never_overwritten(finished, tmp_path):
     ],
 )
 def test_settings_and_values_are_read(text, name, values):
-    assert parse_over(tiny(), text) == (name, [v if v != 0.0 else 0 for v in values])
+    assert parse_over(tiny(), text) == (name, values)
     assert [changes[name] for changes, _ in grid(tiny(), dict([parse_over(tiny(), text)]), 1)] == (
         values
     )
