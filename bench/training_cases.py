@@ -103,7 +103,7 @@ def prompt_tokens(config: Config) -> int:
 
 def model_shape(config: Config) -> tuple:
     """What `icl.models.flops` counts the operations of."""
-    width = LAYOUTS[config.layout].width(config.task.dim)
+    width = LAYOUTS[config.layout].width(config.task)
     return config.model, width, prompt_tokens(config), config.training.batch_size
 
 

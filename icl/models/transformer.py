@@ -77,16 +77,25 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Maps prompts to one prediction a token.
+    """Maps prompts to a prediction a token.
 
     Args:
       in_width: features of a token.
       tokens: length of the prompts it is built for.
       config: size of the model.
+      outputs: numbers of a prediction; None for a scalar.
       rngs: `nnx.Rngs` with a `params` stream.
     """
 
-    def __init__(self, in_width: int, tokens: int, config: TransformerConfig, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        in_width: int,
+        tokens: int,
+        config: TransformerConfig,
+        *,
+        outputs: int | None = None,
+        rngs: nnx.Rngs,
+    ):
         positions = config.max_tokens or tokens
         if positions < tokens:
             raise ValueError(
@@ -100,7 +109,8 @@ class Transformer(nnx.Module):
         )
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.layers)])
         self.norm = LayerNorm(config.width)
-        self.read_out = nnx.Linear(config.width, 1, rngs=rngs, **_uniform(config.width))
+        self.scalar = outputs is None
+        self.read_out = nnx.Linear(config.width, outputs or 1, rngs=rngs, **_uniform(config.width))
 
     def __call__(self, tokens: jax.Array, read: slice = slice(None)) -> jax.Array:
         """Predictions after each token that `read` selects.
@@ -111,7 +121,7 @@ class Transformer(nnx.Module):
             layer's attention runs on these alone.
 
         Returns:
-          float32 `[B, number of positions read]`.
+          float32 `[B, number of positions read]`, with a last axis `outputs` where not None.
         """
         length = tokens.shape[1]
         if length > self.positions.shape[0]:
@@ -123,7 +133,8 @@ class Transformer(nnx.Module):
         last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
             x = block(x, read if index == last else slice(None))
-        return self.read_out(self.norm(x).astype(jnp.float32))[..., 0]
+        predictions = self.read_out(self.norm(x).astype(jnp.float32))
+        return predictions[..., 0] if self.scalar else predictions
 
 
 def _uniform(fan_in: int) -> dict[str, Any]:

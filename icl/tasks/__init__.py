@@ -1,15 +1,29 @@
 """Task families drawn on the device, pools, curricula and layouts."""
 
 from .base import Difficulty, Episode, TaskFamily
+from .classification import LinearClassification, Parity
 from .curriculum import Curriculum, garg_curriculum
 from .decision_tree import DecisionTree, Tree
 from .layouts import LAYOUTS, Concatenated, Interleaved, Layout
 from .linear_regression import LinearRegression
+from .outliers import ManyOutlierRegression, OrthogonalOutlierRegression
+from .quadratic_regression import QuadraticRegression
+from .relu_network import Network, ReLUNetwork
 from .sampling import MAX_POOL_SIZE, pool_task, sample_batch, sample_prompt
+from .sparse_linear_regression import SparseLinearRegression
+from .vector_retrieval import Store, VectorRetrieval
 
 FAMILIES: dict[str, type[TaskFamily]] = {
     "linear_regression": LinearRegression,
+    "sparse_linear_regression": SparseLinearRegression,
+    "quadratic_regression": QuadraticRegression,
+    "relu_network": ReLUNetwork,
     "decision_tree": DecisionTree,
+    "linear_classification": LinearClassification,
+    "parity": Parity,
+    "many_outlier_regression": ManyOutlierRegression,
+    "orthogonal_outlier_regression": OrthogonalOutlierRegression,
+    "vector_retrieval": VectorRetrieval,
 }
 
 __all__ = [
@@ -23,9 +37,19 @@ __all__ = [
     "Episode",
     "Interleaved",
     "Layout",
+    "LinearClassification",
     "LinearRegression",
+    "ManyOutlierRegression",
+    "Network",
+    "OrthogonalOutlierRegression",
+    "Parity",
+    "QuadraticRegression",
+    "ReLUNetwork",
+    "SparseLinearRegression",
+    "Store",
     "TaskFamily",
     "Tree",
+    "VectorRetrieval",
     "garg_curriculum",
     "pool_task",
     "sample_batch",

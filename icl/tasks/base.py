@@ -22,13 +22,14 @@ class Episode(NamedTuple):
     """Points of one task."""
 
     x: jax.Array  # [points, dim]
-    y: jax.Array  # [points]
+    y: jax.Array  # [points], or [points, outputs] where labels are vectors
     counts: jax.Array  # bool [points]: which positions are trained on and evaluated
+    label_tokens: jax.Array | None = None  # [points, dim]; None for (y, 0, ..., 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskFamily(ABC):
-    """A distribution over functions from R^dim to R, and over their inputs.
+    """A distribution over functions from R^dim to R (or R^outputs), and over their inputs.
 
     A family is its settings: a frozen dataclass whose methods are pure and jittable.
     """
@@ -49,9 +50,19 @@ class TaskFamily(ABC):
         return Difficulty(self.dim, self.points)
 
     @property
+    def outputs(self) -> int | None:
+        """How many numbers a label is, where it is a vector; None for a scalar."""
+        return None
+
+    @property
     def error_scale(self) -> float:
         """What errors are divided by: the mean squared label, the error of predicting 0."""
         return 1.0
+
+    @property
+    def error_name(self) -> str:
+        """What `error` is, in words."""
+        return "squared error / mean squared label"
 
     @abstractmethod
     def sample_task(self, key: jax.Array, difficulty: Difficulty) -> Any:
@@ -59,7 +70,7 @@ class TaskFamily(ABC):
 
     @abstractmethod
     def label(self, task: Any, x: jax.Array) -> jax.Array:
-        """The noiseless label of inputs `[..., dim]`, as `[...]`: the oracle."""
+        """The noiseless label of inputs `[..., dim]`, `[...]` or `[..., outputs]`: the oracle."""
 
     def sample_inputs(self, key: jax.Array) -> jax.Array:
         """Draws inputs `[points, dim]`, standard normal unless a family says otherwise."""
@@ -72,5 +83,27 @@ class TaskFamily(ABC):
         return Episode(x, self.label(task, x), counts)
 
     def loss(self, prediction: jax.Array, y: jax.Array) -> jax.Array:
-        """What training minimises, elementwise; squared error unless a family says otherwise."""
-        return (prediction - y) ** 2
+        """What training minimises, `[..., points]`; mean squared error by default.
+
+        Args:
+          prediction: the model's outputs, of the shape of y.
+          y: labels, `[..., points]` or `[..., points, outputs]`.
+        """
+        squared = (prediction - y) ** 2
+        return squared if self.outputs is None else squared.mean(axis=-1)
+
+    def error(self, prediction: Any, y: Any) -> Any:
+        """What evaluation reports, `[..., points]`; NumPy or JAX arrays, shapes as for `loss`."""
+        squared = (prediction - y) ** 2
+        return (squared if self.outputs is None else squared.sum(axis=-1)) / self.error_scale
+
+
+def choose_coordinates(key: jax.Array, dim: int, count: int, difficulty: Difficulty) -> jax.Array:
+    """Bool `[dim]`: so many of the coordinates in use, or all of them where they are fewer.
+
+    The key is consumed.
+    """
+    scores = jax.random.uniform(key, (dim,))
+    scores = jnp.where(jnp.arange(dim) < difficulty.dim, scores, -1)
+    lowest = jax.lax.top_k(scores, count)[0][-1]
+    return (scores >= lowest) & (scores >= 0)

@@ -9,7 +9,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from .base import Episode
+from .base import Episode, TaskFamily
 
 
 class Layout(Protocol):
@@ -17,8 +17,8 @@ class Layout(Protocol):
         """Tokens of a prompt of so many points."""
         ...
 
-    def width(self, dim: int) -> int:
-        """Features of a token for inputs of dimension dim."""
+    def width(self, family: TaskFamily) -> int:
+        """Features of a token; ValueError for a family whose labels the layout cannot show."""
         ...
 
     def encode(self, episode: Episode) -> jax.Array:
@@ -38,7 +38,8 @@ class Layout(Protocol):
 class Interleaved:
     """x_1, y_1, x_2, y_2, ...: y_i is predicted at x_i (Garg et al. 2022, section 2).
 
-    A label becomes the token (y, 0, ..., 0). Under a causal model every prefix is a prompt.
+    A label becomes the token (y, 0, ..., 0), a vector y likewise, unless the episode brings
+    tokens of its own. Under a causal model every prefix is a prompt.
     """
 
     read = slice(0, None, 2)
@@ -46,12 +47,17 @@ class Interleaved:
     def tokens(self, points: int) -> int:
         return 2 * points
 
-    def width(self, dim: int) -> int:
-        return dim
+    def width(self, family: TaskFamily) -> int:
+        return max(family.dim, family.outputs or 1)
 
     def encode(self, episode: Episode) -> jax.Array:
-        labels = jnp.zeros_like(episode.x).at[:, 0].set(episode.y)
-        return jnp.stack([episode.x, labels], axis=1).reshape(-1, episode.x.shape[1])
+        points, dim = episode.x.shape
+        labels = episode.label_tokens
+        if labels is None:
+            labels = episode.y.reshape(points, -1)
+        width = max(dim, labels.shape[1])
+        padded = (jnp.pad(a, ((0, 0), (0, width - a.shape[1]))) for a in (episode.x, labels))
+        return jnp.stack(list(padded), axis=1).reshape(-1, width)
 
     def scored(self, episode: Episode) -> jax.Array:
         return episode.counts
@@ -68,8 +74,10 @@ class Concatenated:
     def tokens(self, points: int) -> int:
         return points
 
-    def width(self, dim: int) -> int:
-        return dim + 1
+    def width(self, family: TaskFamily) -> int:
+        if family.outputs is not None:
+            raise ValueError("a vector label has no place in a concatenated token; use interleaved")
+        return family.dim + 1
 
     def encode(self, episode: Episode) -> jax.Array:
         position = jnp.arange(episode.y.shape[0])

@@ -20,6 +20,9 @@ class LinearRegression(TaskFamily):
     covariance_decay: float = 0.0
     """Eigenvalues of the input covariance fall as i^-decay, in a fixed random basis.
     0 is the identity; Garg et al.'s skewed covariance (section 4.2) is 2."""
+    renormalize: bool = False
+    """Divide the labels of a prompt by their standard deviation, times sqrt(dim): the option
+    `renormalize_ys` of Garg et al.'s public code for noisy regression."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,9 +59,11 @@ class LinearRegression(TaskFamily):
         return jnp.matmul(x, self._covariance_root(), precision="highest")
 
     def sample_episode(self, key: jax.Array, task: jax.Array, difficulty: Difficulty) -> Episode:
-        if not self.noise:
-            return super().sample_episode(key, task, difficulty)
-        x_key, noise_key = jax.random.split(key)
+        x_key, noise_key = jax.random.split(key) if self.noise else (key, key)
         episode = super().sample_episode(x_key, task, difficulty)
-        noise = self.noise * jax.random.normal(noise_key, episode.y.shape)
-        return episode._replace(y=episode.y + noise)
+        y = episode.y
+        if self.noise:
+            y = y + self.noise * jax.random.normal(noise_key, y.shape)
+        if self.renormalize:
+            y = y * self.dim**0.5 / y.std()
+        return episode._replace(y=y)

@@ -29,8 +29,13 @@ class Learner:
         self._graph, self._abstract = nnx.split(abstract)
 
     def _model(self, key: jax.Array) -> Transformer:
-        width = self.layout.width(self.family.dim)
-        return Transformer(width, self.tokens, self.config.model, rngs=nnx.Rngs(params=key))
+        return Transformer(
+            self.layout.width(self.family),
+            self.tokens,
+            self.config.model,
+            outputs=self.family.outputs,
+            rngs=nnx.Rngs(params=key),
+        )
 
     def init(self, key: jax.Array) -> Params:
         """Initial parameters, a nested dict of float32 arrays. The key is consumed."""
@@ -50,8 +55,8 @@ class Learner:
           episodes: batch of episodes, leading axis B.
 
         Returns:
-          float32 `[B, points]`. Only those that `layout.scored` marks are predictions made
-          without sight of the label.
+          float32 `[B, points]`, or `[B, points, outputs]` where labels are vectors. Only those
+          that `layout.scored` marks are predictions made without sight of the label.
         """
         tokens = jax.vmap(self.layout.encode)(episodes)
         return self.model(params)(tokens, self.layout.read)

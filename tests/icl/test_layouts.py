@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from icl.tasks import LAYOUTS, LinearRegression, sample_prompt
+from icl.tasks import (
+    LAYOUTS,
+    LinearRegression,
+    ManyOutlierRegression,
+    VectorRetrieval,
+    sample_prompt,
+)
 from icl.tasks.base import Difficulty
 
 FAMILY = LinearRegression(dim=3, points=5)
@@ -22,7 +28,7 @@ def episode(points=5):
 
 def test_shapes_as_declared(layout):
     tokens = layout.encode(episode())
-    assert tokens.shape == (layout.tokens(5), layout.width(3))
+    assert tokens.shape == (layout.tokens(5), layout.width(FAMILY))
     assert jnp.arange(layout.tokens(5))[layout.read].shape == (5,)
     assert layout.scored(episode()).shape == (5,)
 
@@ -55,6 +61,18 @@ def test_interleaved_is_x_then_y():
     np.testing.assert_array_equal(tokens[::2], episode().x)
     np.testing.assert_array_equal(tokens[1::2, 0], episode().y)
     np.testing.assert_array_equal(tokens[1::2, 1:], 0)
+
+
+def test_vector_labels_and_tokens_of_their_own_are_shown():
+    interleaved = LAYOUTS["interleaved"]
+    retrieval = VectorRetrieval(dim=3, points=5)
+    shown = sample_prompt(retrieval, jax.random.key(0), retrieval.full)
+    np.testing.assert_array_equal(interleaved.encode(shown)[1::2], shown.y)
+    outliers = ManyOutlierRegression(dim=3, points=5, outliers=0.5)
+    drawn = sample_prompt(outliers, jax.random.key(0), outliers.full)
+    np.testing.assert_array_equal(interleaved.encode(drawn)[1::2], drawn.label_tokens)
+    with pytest.raises(ValueError, match="interleaved"):
+        LAYOUTS["concatenated"].width(retrieval)
 
 
 def test_concatenated_puts_the_query_where_the_curriculum_ends():

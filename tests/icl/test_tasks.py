@@ -11,7 +11,15 @@ from icl.tasks import (
     FAMILIES,
     Curriculum,
     DecisionTree,
+    LinearClassification,
     LinearRegression,
+    ManyOutlierRegression,
+    OrthogonalOutlierRegression,
+    Parity,
+    QuadraticRegression,
+    ReLUNetwork,
+    SparseLinearRegression,
+    VectorRetrieval,
     garg_curriculum,
     pool_task,
     sample_batch,
@@ -20,6 +28,7 @@ from icl.tasks import (
 from icl.tasks.base import Difficulty
 
 FAMILY_IDS = sorted(FAMILIES)
+PARTLY_COUNTED = (ManyOutlierRegression, OrthogonalOutlierRegression, VectorRetrieval)
 MANY = 4000
 
 
@@ -45,7 +54,7 @@ def test_same_key_same_bits_and_other_key_other_bits(family):
 def test_jit_changes_nothing(family):
     jitted = jax.jit(lambda key: sample_prompt(family, key, family.full))
     plain = sample_prompt(family, jax.random.key(3), family.full)
-    for a, b in zip(jitted(jax.random.key(3)), plain):
+    for a, b in zip(*map(jax.tree.leaves, (jitted(jax.random.key(3)), plain))):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -54,7 +63,8 @@ def test_vmap_is_a_loop(family):
     for i in range(6):
         key = jax.random.fold_in(jax.random.key(5), i)
         alone = sample_prompt(family, key, family.full)
-        for a, b in zip(jax.tree.map(lambda a, i=i: a[i], together), alone):
+        one = jax.tree.map(lambda a, i=i: a[i], together)
+        for a, b in zip(*map(jax.tree.leaves, (one, alone))):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -67,29 +77,38 @@ def test_a_batch_is_the_same_bits_however_it_is_split(family):
 
 def test_shapes_and_finiteness(family):
     episodes = batch(family)
+    labels = (16, 9) if family.outputs is None else (16, 9, family.outputs)
     assert episodes.x.shape == (16, 9, 4) and episodes.x.dtype == jnp.float32
-    assert episodes.y.shape == (16, 9) and episodes.y.dtype == jnp.float32
-    assert episodes.counts.shape == (16, 9) and episodes.counts.all()
-    assert np.isfinite(episodes.x).all() and np.isfinite(episodes.y).all()
+    assert episodes.y.shape == labels and episodes.y.dtype == jnp.float32
+    assert episodes.counts.shape == (16, 9) and episodes.counts.any()
+    if episodes.label_tokens is not None:
+        assert episodes.label_tokens.shape == (16, 9, 4)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(episodes))
 
 
 def test_the_oracle_recovers_the_labels(family):
     task_key, episode_key = jax.random.split(jax.random.key(0))
     task = family.sample_task(task_key, family.full)
     episode = family.sample_episode(episode_key, task, family.full)
-    np.testing.assert_allclose(family.label(task, episode.x), episode.y, atol=1e-6)
+    counted = np.asarray(episode.counts)
+    assert counted.any()
+    labels = np.asarray(episode.y)[counted]
+    np.testing.assert_allclose(family.label(task, episode.x)[counted], labels, atol=1e-6)
     other = family.sample_task(jax.random.key(99), family.full)
-    assert np.abs(family.label(other, episode.x) - episode.y).max() > 0.1
+    assert np.abs(family.label(other, episode.x)[counted] - labels).max() > 0.1
 
 
 def test_moments(family):
     episodes = batch(family, size=MANY)
-    x, y = np.asarray(episodes.x), np.asarray(episodes.y)
-    # Standard errors: of x about 1 / sqrt(MANY * 9), of y about sqrt(3 / MANY) of its scale.
-    np.testing.assert_allclose(x.mean(axis=(0, 1)), 0, atol=0.03)
-    np.testing.assert_allclose(np.einsum("bpd,bpe->de", x, x) / (MANY * 9), np.eye(4), atol=0.04)
-    assert abs(y.mean()) < 0.1 * family.error_scale**0.5
-    np.testing.assert_allclose((y**2).mean(), family.error_scale, rtol=0.1)
+    counted = np.asarray(episodes.counts)
+    x, y = np.asarray(episodes.x)[counted], np.asarray(episodes.y)[counted]
+    # Standard errors: of x about 1 / sqrt(points counted), of y sqrt(3 / MANY) of its scale.
+    near = 6 / len(x) ** 0.5
+    np.testing.assert_allclose(x.mean(axis=0), 0, atol=near)
+    np.testing.assert_allclose(x.T @ x / len(x), np.eye(4), atol=1.4 * near)
+    assert np.abs(y.mean(axis=0)).max() < 0.1 * family.error_scale**0.5
+    squared = y**2 if family.outputs is None else (y**2).sum(axis=-1)
+    np.testing.assert_allclose(squared.mean(), family.error_scale, rtol=0.1)
 
 
 def test_difficulty_hides_coordinates_and_points_without_recompiling(family):
@@ -97,14 +116,17 @@ def test_difficulty_hides_coordinates_and_points_without_recompiling(family):
     for dim, points in ((1, 3), (3, 9), (4, 1)):
         episodes = draw(dim, points)
         np.testing.assert_array_equal(episodes.x[..., dim:], 0)
-        assert (np.abs(episodes.x[..., :dim]) > 0).all()
-        np.testing.assert_array_equal(episodes.counts.sum(axis=1), points)
+        assert (np.abs(episodes.x[..., :dim][episodes.counts]) > 0).all()
+        assert not episodes.counts[:, points:].any()
+        if not isinstance(family, PARTLY_COUNTED):
+            assert episodes.counts[:, :points].all()
         assert np.isfinite(episodes.y).all()
     assert draw._cache_size() == 1
 
 
 def test_a_pool_holds_so_many_tasks(family):
-    pool_key = jax.random.key(7)
+    # With this key no two of three parities are the same.
+    pool_key = jax.random.key(12)
     tasks = {
         tuple(
             np.concatenate([np.ravel(a) for a in jax.tree.leaves(pool_task(family, pool_key, i))])
@@ -115,9 +137,11 @@ def test_a_pool_holds_so_many_tasks(family):
     only = pool_task(family, pool_key, 0)
     episodes = batch(family, pool_key=pool_key, pool_size=1)
     labels = jax.vmap(lambda x: family.label(only, x))(episodes.x)
-    np.testing.assert_allclose(labels, episodes.y, atol=1e-6)
+    counted = np.asarray(episodes.counts)
+    np.testing.assert_allclose(labels[counted], episodes.y[counted], atol=1e-6)
     fresh = batch(family)
-    assert np.abs(jax.vmap(lambda x: family.label(only, x))(fresh.x) - fresh.y).max() > 0.1
+    others = jax.vmap(lambda x: family.label(only, x))(fresh.x) - fresh.y
+    assert np.abs(others[fresh.counts]).max() > 0.1
 
 
 def test_an_enormous_pool_takes_no_memory(family):
@@ -165,6 +189,104 @@ def test_decision_tree_walks_as_documented():
     assert set(np.unique(drawn.coordinates)) == {0, 1}
     with pytest.raises(ValueError, match="depth"):
         DecisionTree(depth=0)
+
+
+def draw_tasks(family, count=500, dim=None):
+    difficulty = Difficulty(dim or family.dim, family.points)
+    keys = jax.random.split(jax.random.key(1), count)
+    return np.asarray(jax.vmap(lambda key: family.sample_task(key, difficulty))(keys))
+
+
+def test_sparse_weights_are_among_the_coordinates_in_use():
+    family = SparseLinearRegression(dim=6, points=4, nonzeros=3)
+    for dim, expected in ((6, 3), (4, 3), (2, 2)):
+        tasks = draw_tasks(family, dim=dim)
+        np.testing.assert_array_equal((tasks != 0).sum(axis=1), expected)
+        np.testing.assert_array_equal(tasks[:, dim:], 0)
+        np.testing.assert_allclose((tasks[:, :dim] != 0).mean(axis=0), expected / dim, atol=0.12)
+    with pytest.raises(ValueError, match="nonzeros"):
+        SparseLinearRegression(dim=2, nonzeros=3)
+
+
+def test_parity_is_a_product_of_its_coordinates():
+    family = Parity(dim=5, points=8, relevant=2)
+    tasks = draw_tasks(family)
+    np.testing.assert_array_equal(tasks.sum(axis=1), 2)
+    assert len({tuple(task) for task in tasks}) == 10
+    x = jnp.array([[1, -1, 1, -1, 1.0], [-1, -1, 1, 1, 1]])
+    task = jnp.array([True, False, False, True, False])
+    np.testing.assert_array_equal(family.label(task, x), [-1, -1])
+    with pytest.raises(ValueError, match="relevant"):
+        Parity(dim=3, relevant=4)
+
+
+def test_signs_are_scored_by_cross_entropy_and_misclassification():
+    family = LinearClassification(dim=3, points=4)
+    assert set(np.unique(batch(family).y)) == {-1.0, 1.0}
+    y, log_odds = jnp.array([1.0, 1.0, -1.0]), jnp.array([2.0, 0.0, 1.0])
+    probability = jax.nn.sigmoid(y * log_odds)
+    np.testing.assert_allclose(family.loss(log_odds, y), -jnp.log(probability), rtol=1e-6)
+    np.testing.assert_array_equal(family.error(log_odds, y), [0, 0.5, 1])
+
+
+def test_quadratic_and_network_labels_as_documented():
+    x = jnp.array([[1.0, 2.0], [-1.0, 0.5]])
+    quadratic = QuadraticRegression(dim=2, points=2)
+    np.testing.assert_allclose(
+        quadratic.label(jnp.array([3.0, -1.0]), x), [-1 / 3**0.5, 2.75 / 3**0.5], rtol=1e-6
+    )
+    network = ReLUNetwork(dim=2, points=2, hidden=2)
+    task = network.sample_task(jax.random.key(0), network.full)
+    task = task._replace(hidden=jnp.array([[1.0, -1.0], [0.0, 1.0]]), out=jnp.array([2.0, 1.0]))
+    np.testing.assert_allclose(network.label(task, x), [3.0, 1.5])
+    with pytest.raises(ValueError, match="hidden"):
+        ReLUNetwork(hidden=0)
+
+
+def test_many_outliers_are_ones_and_do_not_count():
+    family = ManyOutlierRegression(dim=3, points=40, outliers=0.8)
+    episodes = jax.tree.map(np.asarray, batch(family, size=50))
+    np.testing.assert_allclose(episodes.counts.mean(), 0.2, atol=0.04)
+    for array in (episodes.x, episodes.label_tokens, episodes.y[..., None]):
+        np.testing.assert_array_equal(array[~episodes.counts], 1)
+    np.testing.assert_array_equal(episodes.label_tokens[episodes.counts][:, 1:], 0)
+    np.testing.assert_array_equal(
+        episodes.label_tokens[episodes.counts][:, 0], episodes.y[episodes.counts]
+    )
+    with pytest.raises(ValueError, match="probability"):
+        ManyOutlierRegression(outliers=1.0)
+
+
+def test_orthogonal_outliers_say_nothing_of_the_task():
+    family = OrthogonalOutlierRegression(dim=5, points=30, outliers=0.5)
+    task = family.sample_task(jax.random.key(0), family.full)
+    episode = family.sample_episode(jax.random.key(1), task, family.full)
+    outliers = np.asarray(episode.x)[~np.asarray(episode.counts)]
+    tokens = np.asarray(episode.label_tokens)[~np.asarray(episode.counts)]
+    both = np.concatenate([outliers, tokens])
+    np.testing.assert_allclose(both @ np.asarray(task), 0, atol=1e-4 * np.abs(both).max())
+    assert np.linalg.matrix_rank(both, tol=1e-4 * np.abs(both).max()) == 2
+
+
+def test_retrieval_asks_for_a_key_that_was_shown():
+    family = VectorRetrieval(dim=4, points=6)
+    for points in (6, 3):
+        episodes = batch(family, size=200, difficulty=Difficulty(4, points))
+        query = points - 1
+        np.testing.assert_array_equal(np.flatnonzero(episodes.counts[0]), [query])
+        same = (episodes.x[:, :query] == episodes.x[:, query, None]).all(axis=-1)
+        np.testing.assert_array_equal(same.sum(axis=1), 1)
+        asked = jnp.argmax(same, axis=1)
+        assert set(np.unique(asked)) == set(range(query))
+        np.testing.assert_array_equal(episodes.y[jnp.arange(200), asked], episodes.y[:, query])
+        np.testing.assert_allclose((episodes.y**2).sum(axis=-1), 4, rtol=1e-5)
+    with pytest.raises(ValueError, match="at least 2"):
+        VectorRetrieval(points=1)
+
+
+def test_renormalised_labels():
+    family = LinearRegression(dim=4, points=30, noise=1.0, renormalize=True)
+    np.testing.assert_allclose(batch(family).y.std(axis=1), 2, rtol=1e-5)
 
 
 def test_gargs_schedule():

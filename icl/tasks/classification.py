@@ -1,0 +1,71 @@
+"""Families whose labels are -1 or 1: half-spaces and parities."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .base import Difficulty, TaskFamily, choose_coordinates
+
+
+@dataclasses.dataclass(frozen=True)
+class _SignLabels(TaskFamily):
+    """Labels -1 or 1: predictions are log-odds of 1, trained by cross-entropy.
+
+    An error is a wrong sign; a prediction of 0 counts as half of one.
+    """
+
+    @property
+    def error_name(self) -> str:
+        return "fraction misclassified"
+
+    def loss(self, prediction: jax.Array, y: jax.Array) -> jax.Array:
+        return jax.nn.softplus(-y * prediction)
+
+    def error(self, prediction: Any, y: Any) -> Any:
+        return 0.5 * (1 - ((prediction > 0) * 1.0 - (prediction < 0)) * y)
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearClassification(_SignLabels):
+    """y = sign(w.x) with w ~ N(0, I) (public code of Garg et al. 2022, not in the paper).
+
+    A task is w, `[dim]`.
+    """
+
+    def sample_task(self, key: jax.Array, difficulty: Difficulty) -> jax.Array:
+        return jax.random.normal(key, (self.dim,))
+
+    def label(self, task: jax.Array, x: jax.Array) -> jax.Array:
+        return jnp.where((x * task).sum(axis=-1) > 0, 1.0, -1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parity(_SignLabels):
+    """The product of `relevant` coordinates of x in {-1, 1}^dim (Park et al. 2024, section 3).
+
+    Each prompt has its own coordinates, uniform among those in use; the public code draws one
+    set for a whole batch. A task is bool `[dim]`: the coordinates that matter.
+    """
+
+    dim: int = 10
+    """Dimension of the inputs x."""
+    points: int = 140
+    """Number of (x, y) points in a prompt."""
+    relevant: int = 2
+    """Coordinates that are multiplied."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.relevant <= self.dim:
+            raise ValueError(f"relevant must be from 1 to dim = {self.dim}, got {self.relevant}")
+
+    def sample_task(self, key: jax.Array, difficulty: Difficulty) -> jax.Array:
+        return choose_coordinates(key, self.dim, self.relevant, difficulty)
+
+    def label(self, task: jax.Array, x: jax.Array) -> jax.Array:
+        return jnp.where(task, x, 1.0).prod(axis=-1)
+
+    def sample_inputs(self, key: jax.Array) -> jax.Array:
+        return jax.random.rademacher(key, (self.points, self.dim), jnp.float32)

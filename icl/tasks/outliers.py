@@ -1,0 +1,86 @@
+"""Linear regression among outliers (Park et al. 2024, "Can Mamba learn how to learn?").
+
+An outlier is a point whose two tokens are replaced, x and label alike, by vectors that say
+nothing about w. Outliers are in the prompt but do not count: nothing is predicted at them.
+"""
+
+import dataclasses
+from abc import abstractmethod
+
+import jax
+import jax.numpy as jnp
+
+from .base import Difficulty, Episode
+from .linear_regression import LinearRegression
+
+
+@dataclasses.dataclass(frozen=True)
+class _OutlierRegression(LinearRegression):
+    """Linear regression in which each point is an outlier with a probability of its own."""
+
+    outliers: float = 0.5
+    """Probability that a point is an outlier."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.outliers < 1:
+            raise ValueError(f"outliers is a probability below 1, got {self.outliers}")
+
+    @abstractmethod
+    def sample_outliers(self, key: jax.Array, task: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What stands for x and for the label in outliers, each `[points, dim]`."""
+
+    def sample_episode(self, key: jax.Array, task: jax.Array, difficulty: Difficulty) -> Episode:
+        point_key, which_key, outlier_key = jax.random.split(key, 3)
+        clean = super().sample_episode(point_key, task, difficulty)
+        used = jnp.arange(self.dim) < difficulty.dim
+        replaced = jax.random.bernoulli(which_key, self.outliers, (self.points,))
+        x, labels = self.sample_outliers(outlier_key, jnp.where(used, task, 0))
+        shown = jnp.zeros_like(clean.x).at[:, 0].set(clean.y)
+        pick = lambda outlier, point: jnp.where(replaced[:, None] & used, outlier, point)
+        # A clean label's token keeps its first entry, whatever coordinates are in use.
+        label_tokens = jnp.where(replaced[:, None], jnp.where(used, labels, 0), shown)
+        y = jnp.where(replaced, label_tokens[:, 0], clean.y)
+        return Episode(pick(x, clean.x), y, clean.counts & ~replaced, label_tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class ManyOutlierRegression(_OutlierRegression):
+    """Outliers are vectors of ones, x and label (appendix of Park et al.)."""
+
+    points: int = 512
+    """Number of (x, y) points in a prompt, outliers included."""
+    outliers: float = 0.9
+    """Probability that a point is an outlier."""
+
+    def sample_outliers(self, key: jax.Array, task: jax.Array) -> tuple[jax.Array, jax.Array]:
+        ones = jnp.ones((self.points, self.dim))
+        return ones, ones
+
+
+@dataclasses.dataclass(frozen=True)
+class OrthogonalOutlierRegression(_OutlierRegression):
+    """Outliers are (a u + b v) / (a^2 + b^2), with u and v orthogonal to w and to each other.
+
+    u and v are those parts of standard normal vectors, one pair a prompt; a and b are N(0, 1),
+    apart for each outlier's x and label. The quotient has heavy tails, as in the public code.
+    """
+
+    points: int = 101
+    """Number of (x, y) points in a prompt, outliers included."""
+
+    def sample_outliers(self, key: jax.Array, task: jax.Array) -> tuple[jax.Array, jax.Array]:
+        direction_key, weight_key = jax.random.split(key)
+        used = task != 0
+        first, second = jnp.where(used, jax.random.normal(direction_key, (2, self.dim)), 0)
+        u = _without(first, task)
+        v = _without(_without(second, task), u)
+        a, b = jax.random.normal(weight_key, (2, 2, self.points, 1))
+        x, labels = (a * u + b * v) / (a**2 + b**2)
+        return x, labels
+
+
+def _without(vector: jax.Array, direction: jax.Array) -> jax.Array:
+    """The part of a vector that is orthogonal to a direction."""
+    squared = (direction**2).sum()
+    return vector - direction * (vector * direction).sum() / jnp.where(squared > 0, squared, 1)

@@ -1,0 +1,25 @@
+"""Quadratic regression: linear in the squares of x (public code of Garg et al. 2022)."""
+
+import dataclasses
+
+import jax
+
+from .base import Difficulty, TaskFamily
+
+
+@dataclasses.dataclass(frozen=True)
+class QuadraticRegression(TaskFamily):
+    """y = w.(x * x) / sqrt(3) with w ~ N(0, I), as large as in linear regression.
+
+    The paper has no such experiment, its code has. A task is w, `[dim]`.
+    """
+
+    @property
+    def error_scale(self) -> float:
+        return float(self.dim)
+
+    def sample_task(self, key: jax.Array, difficulty: Difficulty) -> jax.Array:
+        return jax.random.normal(key, (self.dim,))
+
+    def label(self, task: jax.Array, x: jax.Array) -> jax.Array:
+        return (x**2 * task).sum(axis=-1) / 3**0.5

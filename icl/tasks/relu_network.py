@@ -1,0 +1,49 @@
+"""Two-layer ReLU networks (Garg et al. 2022, section 5 and appendix A.2)."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .base import Difficulty, TaskFamily
+
+
+class Network(NamedTuple):
+    """The weights of a two-layer network, without biases."""
+
+    hidden: jax.Array  # [dim, hidden]
+    out: jax.Array  # [hidden]
+
+
+@dataclasses.dataclass(frozen=True)
+class ReLUNetwork(TaskFamily):
+    """y = sqrt(2 / hidden) * out . relu(x hidden), all weights N(0, 1), as large as linear labels.
+
+    A task is a `Network`.
+    """
+
+    points: int = 101
+    """Number of (x, y) points in a prompt."""
+    hidden: int = 100
+    """Hidden units."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hidden < 1:
+            raise ValueError(f"hidden must be at least 1, got {self.hidden}")
+
+    @property
+    def error_scale(self) -> float:
+        return float(self.dim)
+
+    def sample_task(self, key: jax.Array, difficulty: Difficulty) -> Network:
+        hidden_key, out_key = jax.random.split(key)
+        return Network(
+            jax.random.normal(hidden_key, (self.dim, self.hidden)),
+            jax.random.normal(out_key, (self.hidden,)),
+        )
+
+    def label(self, task: Network, x: jax.Array) -> jax.Array:
+        hidden = jax.nn.relu(jnp.matmul(x, task.hidden, precision="highest"))
+        return jnp.matmul(hidden, task.out, precision="highest") * (2 / self.hidden) ** 0.5

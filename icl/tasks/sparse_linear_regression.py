@@ -1,0 +1,36 @@
+"""Sparse linear regression: few coordinates matter (Garg et al. 2022, section 5)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from .base import Difficulty, choose_coordinates
+from .linear_regression import LinearRegression
+
+
+@dataclasses.dataclass(frozen=True)
+class SparseLinearRegression(LinearRegression):
+    """Linear regression whose w has `nonzeros` coordinates that are not 0, each N(0, 1).
+
+    They are uniform among the coordinates in use. A task is w, `[dim]`.
+    """
+
+    nonzeros: int = 3
+    """Coordinates of w that are not 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.nonzeros <= self.dim:
+            raise ValueError(f"nonzeros must be from 1 to dim = {self.dim}, got {self.nonzeros}")
+
+    @property
+    def error_scale(self) -> float:
+        return float(self.nonzeros)
+
+    def sample_task(self, key: jax.Array, difficulty: Difficulty) -> jax.Array:
+        weight_key, choice_key = jax.random.split(key)
+        weights = super().sample_task(weight_key, difficulty)
+        return jnp.where(
+            choose_coordinates(choice_key, self.dim, self.nonzeros, difficulty), weights, 0
+        )

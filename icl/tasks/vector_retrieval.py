@@ -1,0 +1,60 @@
+"""Vector retrieval: recall the value that came with a key (Park et al. 2024)."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .base import Difficulty, Episode, TaskFamily
+
+
+class Store(NamedTuple):
+    """Keys and their values, on the sphere of radius sqrt(coordinates in use)."""
+
+    keys: jax.Array  # [points - 1, dim]
+    values: jax.Array  # [points - 1, dim]
+
+
+@dataclasses.dataclass(frozen=True)
+class VectorRetrieval(TaskFamily):
+    """Pairs of a key x and its value y, then one of the keys again: only its value is predicted.
+
+    Multi-query associative recall with vectors for symbols, one query a prompt. A task is a
+    `Store`; under a curriculum over points the query is the last one in use.
+    """
+
+    points: int = 65
+    """Pairs, and the query."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.points < 2:
+            raise ValueError("points must be at least 2: a pair and the query")
+
+    @property
+    def outputs(self) -> int:
+        return self.dim
+
+    @property
+    def error_scale(self) -> float:
+        return float(self.dim)
+
+    def sample_task(self, key: jax.Array, difficulty: Difficulty) -> Store:
+        used = jnp.arange(self.dim) < difficulty.dim
+        drawn = jnp.where(used, jax.random.normal(key, (2, self.points - 1, self.dim)), 0)
+        norm = jnp.sqrt((drawn**2).sum(axis=-1, keepdims=True))
+        return Store(*(drawn * jnp.sqrt(difficulty.dim) / norm))
+
+    def label(self, task: Store, x: jax.Array) -> jax.Array:
+        closeness = jnp.einsum("...d,kd->...k", x, task.keys, precision="highest")
+        return task.values[jnp.argmax(closeness, axis=-1)]
+
+    def sample_episode(self, key: jax.Array, task: Store, difficulty: Difficulty) -> Episode:
+        query = difficulty.points - 1
+        asked = jax.random.randint(key, (), 0, jnp.maximum(query, 1))
+        position = jnp.arange(self.points)
+        shown = jnp.where(position == query, asked, jnp.minimum(position, self.points - 2))
+        used = jnp.arange(self.dim) < difficulty.dim
+        x = jnp.where(used, task.keys[shown], 0)
+        return Episode(x, task.values[shown], position == query)
