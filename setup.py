@@ -19,6 +19,9 @@ DEV = [
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",
     "equinox>=0.13",
+    "scikit-learn>=1.5",
+    # The same import as xgboost, without its CUDA libraries.
+    "xgboost-cpu>=3.0",
     # Its interpreter runs the kernels' tests on a CPU.
     "triton>=3.6; platform_system == 'Linux'",
     "tensorboardX>=2.6",
@@ -44,7 +47,7 @@ setup(
     install_requires=["jax>=0.10", "numpy>=1.26"],
     extras_require={
         "train": TRAIN,
-        "baselines": ["scikit-learn>=1.5", "xgboost>=2.1"],
+        "baselines": ["xgboost>=2.1"],
         "cuda12": ["jax[cuda12]>=0.10", *TRITON],
         "cuda13": ["jax[cuda13]>=0.10", *TRITON],
         "dev": [*TRAIN, *DEV],

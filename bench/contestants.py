@@ -181,7 +181,10 @@ def make_peer(config: Config):
     """The peer's model, of the size of ours."""
     from peers.torch_gpt2 import InContextGPT2
 
+    from icl.models import TransformerConfig
+
     model = config.model
+    assert isinstance(model, TransformerConfig)
     positions = model.max_tokens or prompt_tokens(config)
     return InContextGPT2(config.task.dim, model.layers, model.heads, model.width, positions)
 

@@ -34,9 +34,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--reps", type=int, default=9, help="turns each gets")
     parser.add_argument("--output", type=Path, help="JSON file in place of the one in results/")
     options = parser.parse_args(argv)
-    results = {"machine": describe(), "case": options.case, "members": options.members}
     use_cpu_cores()
     devices = jax.devices()
+    machine = describe() | {"device": devices[0].device_kind}
+    results = {"machine": machine, "case": options.case, "members": options.members}
     turns = {
         "population": _population(options.case, options.members, options.steps),
         "alone on all devices": _alone(options.case, options.steps, devices),

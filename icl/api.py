@@ -1,11 +1,11 @@
 """The functions at the top of the package."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .evaluation import evaluate
-from .experiments import preset
+from .experiments import PRESETS, preset, report
 from .sweeps import Sweep, train_sweep
 from .training import Config, Run, resume
 from .training import train as train_config
@@ -36,7 +36,7 @@ def train(what: str | Config, run_dir: str | Path | None = None, **options: Any)
 
 def sweep(
     what: str | Config,
-    over: Mapping[str, Sequence[Any]] | None = None,
+    over: Mapping[str, Any] | None = None,
     sweep_dir: str | Path | None = None,
     **options: Any,
 ) -> Sweep:
@@ -46,12 +46,13 @@ def sweep(
 
     Args:
       what: a preset's name, or a `Config`.
-      over: values by setting.
+      over: values by setting, as `icl.sweeps.train_sweep` takes them; None for what the preset is
+        about.
       sweep_dir: folder of the sweep; None for a new one below `runs`.
       **options: `seeds` and `progress`, as in `icl.sweeps.train_sweep`.
 
     Returns:
-      The finished `Sweep`.
+      The finished `Sweep`; the tables and figures that the preset makes of it are in its folder.
 
     Raises:
       KeyError: no preset of that name.
@@ -59,5 +60,8 @@ def sweep(
     """
     if isinstance(what, Config):
         return train_sweep(what, over or {}, sweep_dir=sweep_dir, **options)
-    path = sweep_dir or free_path(f"{what}-sweep")
-    return train_sweep(preset(what), over or {}, sweep_dir=path, **options)
+    config, path = preset(what), sweep_dir or free_path(f"{what}-sweep")
+    chosen = (PRESETS[what].over or {}) if over is None else over
+    finished = train_sweep(config, chosen, sweep_dir=path, preset=what, **options)
+    report(finished)
+    return finished

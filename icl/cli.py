@@ -15,9 +15,11 @@ usage: icl list                          every preset, a line each
        icl train --resume RUN            continue a run that was stopped
        icl train ... --distributed auto  together with other processes: docs/many-devices.md
        icl sweep NAME --over SETTING=VALUES [--seeds N]
-                                         train many at once; a table and a figure for all
+                                         train many at once; a table and a figure for all;
+                                         without --over what the preset is about
        icl sweep --resume SWEEP          continue a sweep that was stopped
-       icl eval RUN [--prompts N]        evaluate a run, and write eval.json and eval.png
+       icl eval RUN [--prompts N]        evaluate a run beside classical estimators and under
+                                         shifts; tables, JSON and figures in its folder
        icl plot RUN                      draw a run's figures again, and training.png
        icl train NAME --help             the options of a preset, with defaults and units
 """
@@ -138,6 +140,7 @@ def _train(arguments: list[str]) -> int:
 
 
 def _sweep(arguments: list[str]) -> int:
+    from .experiments import PRESETS, report
     from .sweeps import Sweep, SweepResult, parse_over, resume_sweep, train_sweep
     from .training import Config
     from .training.run import free_path
@@ -151,7 +154,8 @@ def _sweep(arguments: list[str]) -> int:
 
         config: Annotated[Config, tyro.conf.arg(name="")]
         over: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-        """NAME=VALUES, once for each setting: learning_rate=1e-4,1e-3 or pool=2^4..2^14."""
+        """NAME=VALUES, once for each setting: learning_rate=1e-4,1e-3 or pool=2^4..2^14; what the
+        preset says where none is given."""
         seeds: int = 1
         """Models of each combination, with the seed of the settings and those after it."""
         sweep_dir: Path | None = None
@@ -171,15 +175,20 @@ def _sweep(arguments: list[str]) -> int:
         sweep = resume_sweep(Sweep.open(options.resume), microbatch_size=options.microbatch_size)
     else:
         name, options = _with_preset("sweep", Train, arguments)
-        over = {}
+        over: dict[str, Any] = {} if options.over else dict(PRESETS[name].over or {})
         for text in options.over:
             setting, values = parse_over(options.config, text)
             over[setting] = over.get(setting, []) + values
         sweep_dir = options.sweep_dir or free_path(f"{name}-sweep")
         print(f"sweep folder: {sweep_dir}", flush=True)
-        sweep = train_sweep(options.config, over, seeds=options.seeds, sweep_dir=sweep_dir)
+        sweep = train_sweep(
+            options.config, over, seeds=options.seeds, sweep_dir=sweep_dir, preset=name
+        )
     Console().print(SweepResult.load(sweep).table())
     print(f"figure: {sweep.path / 'sweep.png'}; a model: icl eval {sweep.members[0].path}")
+    table = report(sweep)
+    if table is not None:
+        Console().print(table)
     return 0
 
 
@@ -215,21 +224,55 @@ def _show(run, **options) -> None:
     print(f"figures: {run.path / 'eval.png'}, {run.path / 'training.png'}")
 
 
+def _show_more(run, prompts: int, seed: int) -> None:
+    """The evaluations that only some runs allow: shifts, the learned function, loops, pools."""
+    from .analysis import learned_function
+    from .evaluation import errors_by_loop, evaluate_pool, evaluate_shifts, shifts_of
+    from .evaluation.result import show_number
+    from .models import LoopedTransformerConfig
+    from .tasks import LinearRegression, SparseLinearRegression
+
+    config = run.config
+    every_prefix = config.layout != "concatenated"
+    if every_prefix and shifts_of(config.task):
+        Console().print(evaluate_shifts(run, prompts=prompts, seed=seed).table())
+        print(f"figure: {run.path / 'shifts.png'}")
+    if every_prefix and type(config.task) in (LinearRegression, SparseLinearRegression):
+        Console().print(learned_function(run, prompts=prompts, seed=seed).table())
+        print(f"figure: {run.path / 'function.png'}")
+    if isinstance(config.model, LoopedTransformerConfig):
+        loops = sorted({1, 2, 4, *range(config.model.window, 3 * config.model.loops, 4)})
+        errors = errors_by_loop(run, loops, prompts=prompts, seed=seed)
+        told = ", ".join(f"{n}: {show_number(e)}" for n, e in zip(loops, errors))
+        print(f"error after all examples by loops: {told}\nfigure: {run.path / 'loops.png'}")
+    if config.training.pool_size and type(config.task) is LinearRegression and config.task.noise:
+        Console().print(evaluate_pool(run, seed=seed).table())
+
+
 def _eval(arguments: list[str]) -> int:
     from .training import Run
 
     def evaluate_run(
-        run: tyro.conf.Positional[Path], prompts: int = 1280, resamples: int = 1000, seed: int = 0
+        run: tyro.conf.Positional[Path],
+        prompts: int = 1280,
+        resamples: int = 1000,
+        seed: int = 0,
+        shifts: bool = True,
     ) -> None:
-        """Evaluates a run on fresh tasks beside classical estimators.
+        """Evaluates a run on fresh tasks beside classical estimators, and under shifts.
 
         Args:
           run: Folder of the run.
           prompts: Prompts to average over.
           resamples: Bootstrap resamples for the 90% intervals.
           seed: Seed of prompts and resamples.
+          shifts: Also what only some runs allow: shifts of the prompts, the learned function,
+            more loops, the tasks of a pool.
         """
-        _show(Run.open(run), prompts=prompts, resamples=resamples, seed=seed)
+        opened = Run.open(run)
+        _show(opened, prompts=prompts, resamples=resamples, seed=seed)
+        if shifts:
+            _show_more(opened, prompts, seed)
 
     tyro.cli(evaluate_run, args=arguments, prog="icl eval")
     return 0

@@ -10,12 +10,25 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_table_of_presets_is_the_registry():
-    rows = dict(re.findall(r"^\| `([\w-]+/[\w-]+)` \| (.*) \|$", README, re.MULTILINE))
+    page = (ROOT / "docs" / "presets.md").read_text()
+    rows = dict(re.findall(r"^\| `([\w-]+/[\w-]+)` \| (.*) \|$", page, re.MULTILINE))
     assert rows == {preset.name: preset.summary for preset in PRESETS.values()}
+
+
+def test_the_papers_it_names_have_their_presets():
+    rows = re.findall(r"^\| .* \| (`[\w-]+/[\w-]+`.*?) \| `docs/", README, re.MULTILINE)
+    named = set()
+    for group in ";".join(rows).split(";"):
+        names = re.findall(r"`([\w/-]+)`", group)
+        paper = names[0].partition("/")[0]
+        named |= {name if "/" in name else f"{paper}/{name}" for name in names}
+    assert named <= set(PRESETS)
+    assert {name.partition("/")[0] for name in PRESETS} == {n.partition("/")[0] for n in named}
 
 
 def test_what_it_links_to_exists():
     paths = re.findall(r"\]\(([\w/.-]+)\)|^\| `([\w/.-]+)`", README, re.MULTILINE)
+    paths += [(page, "") for page in re.findall(r"`(docs/[\w.-]+)`", README)]
     local = [a or b for a, b in paths if not (b and b in PRESETS)]
     assert "docs/images/linear-xs.png" in local and "kernels/" in local
     for path in local:

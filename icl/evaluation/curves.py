@@ -1,5 +1,6 @@
 """Error at every number of in-context examples, of a run and of classical estimators."""
 
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -8,32 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..tasks import Episode, LinearRegression, TaskFamily, sample_batch
+from ..tasks import Episode, TaskFamily, sample_batch
 from ..training.learner import Learner, Params
 from ..training.run import Run
-from . import baselines
+from .chunks import CHUNK, in_chunks
+from .comparators import Comparator, comparators
 from .figures import evaluation_figure
 from .result import Curve, Evaluation
 
 # Evaluation draws from another stream than training, whatever the two seeds.
 EVALUATION_STREAM = 0x6576616C
-CHUNK = 128
-
-
-def estimators(family: TaskFamily) -> tuple[dict[str, baselines.Baseline], str | None]:
-    """The comparators of a family by name, and the optimal one's, or None where none is."""
-    optimal, penalty = None, 1.0
-    if isinstance(family, LinearRegression):
-        optimal = "ridge" if family.noise else "least squares"
-        penalty = family.noise**2 or penalty
-    chosen: dict[str, baselines.Baseline] = {
-        "least squares": baselines.least_squares,
-        "ridge": partial(baselines.ridge, penalty=penalty),
-        "averaging": baselines.averaging,
-        "3-nearest neighbours": baselines.nearest_neighbours,
-        "zero": baselines.zero,
-    }
-    return chosen, optimal
 
 
 def evaluate(
@@ -43,7 +28,8 @@ def evaluate(
 
     Prompts are of fresh tasks at full difficulty, also for a run trained on a pool or under a
     curriculum; errors are against the labels as drawn, noise included. The numbers of prompts
-    and resamples are those of Garg et al.'s public code.
+    and resamples are those of Garg et al.'s public code. Comparators that fit a model to every
+    prompt and position are asked for some of both alone (`icl.evaluation.comparators`).
 
     Args:
       run: the run or its folder.
@@ -62,25 +48,66 @@ def evaluate(
     step, params = run.params()
     prompt_key, resample_key = _keys(seed)
     episodes = draw_prompts(learner.family, prompt_key, prompts)
-    scored = _scored(learner, episodes)
     predict = jax.jit(learner.predict)
-    predictions = {"transformer": _in_chunks(partial(predict, params), episodes, np.float32)}
-    chosen, reference = estimators(learner.family)
-    with jax.enable_x64(True):
-        for name, estimator in chosen.items():
-            apply = jax.jit(lambda e, estimator=estimator: estimator(e.x, e.y))
-            predictions[name] = _in_chunks(apply, episodes, np.float64)
-    labels = np.asarray(episodes.y, np.float64)
-    stacked = np.stack(list(predictions.values()), axis=1).astype(np.float64)
-    errors = (stacked - labels[:, None]) ** 2 / learner.family.error_scale
-    errors = errors[..., scored]
-    low, high = bootstrap(resample_key, errors, resamples)
-    mean = errors.mean(axis=0)
-    curves = {name: Curve(mean[i], low[i], high[i]) for i, name in enumerate(predictions)}
-    result = Evaluation(np.flatnonzero(scored), curves, reference, step, prompts, run.path)
+    own = Comparator((learner.name,), lambda e: predict(params, e), double=False)
+    others, reference = comparators(learner.family)
+    names, errors, costs = [], [], {}
+    for comparator in (own, *others):
+        predictions, milliseconds = _predictions(comparator, episodes)
+        for name, prediction in zip(comparator.names, predictions, strict=True):
+            names.append(name)
+            errors.append(_errors(learner, prediction, episodes))
+            costs[name] = milliseconds / len(comparator.names)
+    stacked = np.stack(errors, axis=1)
+    examples = np.flatnonzero(np.isfinite(stacked[:, 0]).any(axis=0))
+    stacked = stacked[..., examples]
+    low, high = bootstrap(resample_key, stacked, resamples)
+    mean = mean_of_finite(stacked)
+    curves = {name: Curve(mean[i], low[i], high[i]) for i, name in enumerate(names)}
+    result = Evaluation(
+        examples, curves, reference, step, prompts, run.path, costs, learner.family.error_name
+    )
     result.save()
     evaluation_figure(result, run.path / "eval.png")
     return result
+
+
+def _predictions(comparator: Comparator, episodes: Episode) -> tuple[np.ndarray, float]:
+    """Predictions `[names, prompts, ...]`, NaN where none were asked for; milliseconds a prompt."""
+    asked = min(len(episodes.y), comparator.prompts or len(episodes.y))
+    some = jax.tree.map(lambda a: a[:asked], episodes)
+    one = len(comparator.names) == 1
+    # Prompts lead, so that chunks can be put together.
+    predict = lambda e: (
+        comparator.predict(e)[:, None] if one else jnp.moveaxis(comparator.predict(e), 0, 1)
+    )
+    with jax.enable_x64(comparator.double):
+        dtype = np.float64 if comparator.double else np.float32
+        if not comparator.on_host:
+            predict = jax.jit(predict)
+            in_chunks(predict, jax.tree.map(lambda a: a[:CHUNK], some), dtype=dtype)
+        started = time.perf_counter()
+        found = in_chunks(predict, some, dtype=dtype)
+        seconds = time.perf_counter() - started
+    found = np.moveaxis(np.asarray(found, np.float64), 1, 0)
+    missing = [(0, 0), (0, len(episodes.y) - asked), *[(0, 0)] * (found.ndim - 2)]
+    return np.pad(found, missing, constant_values=np.nan), 1e3 * seconds / asked
+
+
+def _errors(learner: Learner, predictions: np.ndarray, episodes: Episode) -> np.ndarray:
+    """Errors `[prompts, ..., points]`, NaN where a prompt makes no prediction that counts."""
+    labels, scored = np.asarray(episodes.y, np.float64), _scored(learner, episodes)
+    between = [1] * (predictions.ndim - labels.ndim)
+    labels = labels.reshape(len(labels), *between, *labels.shape[1:])
+    scored = scored.reshape(len(scored), *between, scored.shape[1])
+    return np.where(scored, learner.family.error(predictions.astype(np.float64), labels), np.nan)
+
+
+def mean_of_finite(errors: np.ndarray) -> np.ndarray:
+    """Mean over the first axis of what is finite; NaN where nothing is."""
+    finite = np.isfinite(errors)
+    total, count = np.where(finite, errors, 0).sum(axis=0), finite.sum(axis=0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def learner_errors(
@@ -100,15 +127,14 @@ def learner_errors(
       seed: seed of the prompts.
 
     Returns:
-      Numbers of in-context examples, int `[E]`, and normalised errors, `[prompts, ..., E]`.
+      Numbers of in-context examples, int `[E]`, and errors `[prompts, ..., E]`, NaN where a
+      prompt makes no prediction that counts.
     """
     episodes = draw_prompts(learner.family, _keys(seed)[0], prompts)
-    scored = _scored(learner, episodes)
-    predictions = _in_chunks(partial(jax.jit(predict), params), episodes, np.float32)
-    labels = np.asarray(episodes.y, np.float64)
-    labels = labels.reshape(len(labels), *[1] * (predictions.ndim - 2), -1)
-    errors = (predictions.astype(np.float64) - labels) ** 2 / learner.family.error_scale
-    return np.flatnonzero(scored), errors[..., scored]
+    predictions = in_chunks(partial(jax.jit(predict), params), episodes)
+    errors = _errors(learner, predictions, episodes)
+    examples = np.flatnonzero(_scored(learner, episodes).any(axis=0))
+    return examples, errors[..., examples]
 
 
 def _keys(seed: int) -> jax.Array:
@@ -117,8 +143,8 @@ def _keys(seed: int) -> jax.Array:
 
 
 def _scored(learner: Learner, episodes: Episode) -> np.ndarray:
-    """Which positions are predicted without sight of the label, bool `[points]`."""
-    return np.asarray(jax.vmap(learner.layout.scored)(episodes)[0])
+    """Which points are predicted without sight of the label, bool `[prompts, points]`."""
+    return np.asarray(jax.vmap(learner.layout.scored)(episodes))
 
 
 def draw_prompts(family: TaskFamily, key: jax.Array, prompts: int) -> Episode:
@@ -134,7 +160,7 @@ def bootstrap(
 
     Args:
       key: it is consumed.
-      errors: `[prompts, ...]`; every entry sees the same resamples.
+      errors: `[prompts, ...]`; every entry sees the same resamples. NaN is left out.
       resamples: number of resamples of the prompts, drawn with replacement.
       level: probability inside the interval.
 
@@ -142,34 +168,26 @@ def bootstrap(
       Lower and upper ends, each `[...]`.
     """
     count = len(errors)
+    finite = np.isfinite(errors)
 
     @jax.jit
-    def resampled_mean(key, errors):
+    def resampled_mean(key, errors, finite):
         drawn = jax.random.randint(key, (count,), 0, count)
         weights = jnp.zeros(count).at[drawn].add(1 / count)
-        return jnp.tensordot(weights, errors, axes=1, precision="highest")
+        total = partial(jnp.tensordot, weights, axes=1, precision="highest")
+        return total(errors) / total(finite)
 
     # Relative to the mean, so that float32 sums of large and small errors keep their digits.
-    centre = errors.mean(axis=0)
+    centre = mean_of_finite(errors)
     scale = np.where(centre > 0, centre, 1)
+    relative = jnp.asarray(np.where(finite, errors, 0) / scale, jnp.float32)
+    finite = jnp.asarray(finite, jnp.float32)
     keys = jax.random.split(key, resamples)
-    relative = jnp.asarray(errors / scale, jnp.float32)
-    means = np.asarray(jax.lax.map(lambda k: resampled_mean(k, relative), keys), np.float64) * scale
+    means = jax.lax.map(lambda k: resampled_mean(k, relative, finite), keys)
+    means = np.asarray(means, np.float64) * scale
+    # A resample may hold nothing that is finite; an entry without any is NaN.
+    known = np.where(np.isfinite(means).any(axis=0), means, 0)
     tail = 50 * (1 - level)
-    return np.percentile(means, tail, axis=0), np.percentile(means, 100 - tail, axis=0)
-
-
-def _in_chunks(function, episodes: Episode, dtype) -> np.ndarray:
-    """Applies a function of episodes to so many prompts at a time, to bound memory."""
-    cast = lambda a: a if a.dtype == bool else a.astype(dtype)
-    arrays = jax.tree.map(lambda a: cast(np.asarray(a)), episodes)
-    count = len(arrays.y)
-    size = min(CHUNK, count)
-    results = []
-    for first in range(0, count, size):
-        # The last chunk starts early rather than have a shape of its own to compile.
-        start = min(first, count - size)
-        rows = slice(start, start + size)
-        part = Episode(*(jnp.asarray(array[rows]) for array in arrays))
-        results.append(np.asarray(function(part))[first - start :])
-    return np.concatenate(results)
+    ends = (np.nanpercentile(known, q, axis=0) for q in (tail, 100 - tail))
+    low, high = (np.where(np.isfinite(centre), end, np.nan) for end in ends)
+    return low, high

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..training.run import Run, RunError
 from .result import Evaluation
 
@@ -24,20 +26,22 @@ def evaluation_figure(evaluation: Evaluation, path: Path) -> None:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(layout="constrained")
         for name, curve in evaluation.curves.items():
-            own = name == "transformer"
+            own = name == evaluation.learner
             line: dict[str, Any] = dict(linewidth=1.3, linestyle="--")
+            asked = np.isfinite(curve.mean)
             if own:
                 line = dict(linewidth=2.5, zorder=3)
             if name == "zero":
                 line |= dict(color="0.6", linestyle=":")
-            if len(evaluation.examples) < 15:
+            if asked.sum() < 15:
                 line |= dict(marker="o", markersize=4)
-            [drawn] = axes.plot(evaluation.examples, curve.mean, label=name, **line)
-            axes.fill_between(
-                evaluation.examples, curve.low, curve.high, alpha=0.25, color=drawn.get_color()
+            examples, mean, low, high = (
+                values[asked] for values in (evaluation.examples, curve.mean, curve.low, curve.high)
             )
+            [drawn] = axes.plot(examples, mean, label=name, **line)
+            axes.fill_between(examples, low, high, alpha=0.25, color=drawn.get_color())
         axes.set_xlabel("in-context examples")
-        axes.set_ylabel("squared error / mean squared label")
+        axes.set_ylabel(evaluation.error_name)
         axes.set_ylim(-0.03, 1.35)
         axes.set_title(f"{evaluation.path.name}, step {evaluation.step}", fontsize=10)
         axes.legend(fontsize=8)

@@ -15,9 +15,10 @@ MAX_COLUMNS = 5  # fits 80 characters
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Mean squared error by number of in-context examples, with a 90% bootstrap interval.
+    """Mean error by number of in-context examples, with a 90% bootstrap interval.
 
-    Each a float64 array over `Evaluation.examples`, divided by the family's `error_scale`.
+    Each a float64 array over `Evaluation.examples`, as the family's `error` defines it; NaN where
+    an estimator was not asked.
     """
 
     mean: np.ndarray
@@ -31,11 +32,13 @@ class Evaluation:
 
     Attributes:
       examples: numbers of in-context examples, int `[E]`.
-      curves: a `Curve` by name; "transformer" is the learner.
+      curves: a `Curve` by name, the learner's first.
       reference: the name of the optimal estimator; None where no comparator is.
       step: the training step of the parameters.
       prompts: how many prompts were averaged.
       path: the run's folder.
+      costs: milliseconds a prompt by name, measured here without compiling.
+      error_name: what an error is.
     """
 
     examples: np.ndarray
@@ -44,11 +47,18 @@ class Evaluation:
     step: int
     prompts: int
     path: Path
+    costs: dict[str, float] = dataclasses.field(default_factory=dict)
+    error_name: str = "squared error / mean squared label"
+
+    @property
+    def learner(self) -> str:
+        """The name of the learner's curve."""
+        return next(iter(self.curves))
 
     def save(self) -> None:
         """Writes `eval.json` in the run's folder."""
         curves = {
-            name: {end: [float(v) for v in values] for end, values in vars(curve).items()}
+            name: {end: _numbers(values) for end, values in vars(curve).items()}
             for name, curve in self.curves.items()
         }
         data = {
@@ -56,7 +66,9 @@ class Evaluation:
             "prompts": self.prompts,
             "reference": self.reference,
             "examples": [int(k) for k in self.examples],
+            "error_name": self.error_name,
             "normalised_error": curves,
+            "milliseconds_a_prompt": self.costs,
         }
         write_json(self.path / "eval.json", data)
 
@@ -72,38 +84,51 @@ class Evaluation:
             raise RunError(f"{run.path} was not evaluated yet; run: icl eval {run.path}")
         data = json.loads(file.read_text())
         curves = {
-            name: Curve(**{end: np.array(values) for end, values in curve.items()})
+            name: Curve(**{end: np.array(values, np.float64) for end, values in curve.items()})
             for name, curve in data["normalised_error"].items()
+        }
+        newer = {
+            name: data[saved]
+            for name, saved in (("costs", "milliseconds_a_prompt"), ("error_name", "error_name"))
+            if saved in data
         }
         return cls(
             np.array(data["examples"]), curves, data["reference"], data["step"], data["prompts"],
-            run.path,
+            run.path, **newer,
         )  # fmt: skip
 
     def table(self) -> Table:
-        """Normalised error by number of examples, a row an estimator, the learner first."""
+        """Error by number of examples, a row an estimator, the learner first, and its cost."""
         shown = spread(len(self.examples), MAX_COLUMNS)
         result = Table(
-            title=f"normalised error after k examples ({self.path}, step {self.step})",
+            title=f"error after k examples ({self.path}, step {self.step})",
             caption=(
-                f"mean squared error over {self.prompts} fresh prompts, 1 = the size of the "
-                "labels; ± half of the 90% bootstrap interval"
+                f"{self.error_name}, mean over {self.prompts} fresh prompts; "
+                "± half of the 90% bootstrap interval"
             ),
         )
         result.add_column("k", no_wrap=True)
         for k in self.examples[shown]:
             result.add_column(str(k), justify="right", no_wrap=True)
+        result.add_column("ms/prompt", justify="right", no_wrap=True)
         for name, curve in self.curves.items():
-            style = "bold" if name == "transformer" else None
+            style = "bold" if name == self.learner else None
             suffix = " (optimal)" if name == self.reference else ""
-            result.add_row(name + suffix, *(show_number(v) for v in curve.mean[shown]), style=style)
-            if name == "transformer":
+            cost = f"{self.costs[name]:.2g}" if name in self.costs else ""
+            cells = (show_number(v) for v in curve.mean[shown])
+            result.add_row(name + suffix, *cells, cost, style=style)
+            if name == self.learner:
                 half = (curve.high - curve.low)[shown] / 2
                 result.add_row("", *(f"±{show_number(v)}" for v in half), style="dim")
         return result
 
     def __str__(self) -> str:
         return as_text(self.table())
+
+
+def _numbers(values: np.ndarray) -> list[float | None]:
+    """For JSON, which has no NaN."""
+    return [float(value) if np.isfinite(value) else None for value in values]
 
 
 def as_text(table: Table) -> str:
@@ -120,5 +145,7 @@ def spread(count: int, most: int) -> np.ndarray:
 
 
 def show_number(value: float) -> str:
-    """Three decimals, or a power of ten for what would show none."""
+    """Three decimals, a power of ten for what would show none, a dash for NaN."""
+    if np.isnan(value):
+        return "–"
     return "0" if value < 5e-7 else f"{value:.3f}" if value >= 1e-3 else f"{value:.0e}"

@@ -1,6 +1,17 @@
 """Experiments by paper, a file each, as presets that `icl train NAME` runs."""
 
-from . import garg
-from .presets import PRESETS, Preset, preset, register
+from . import capacity, garg, looped, park, raventos
+from .presets import PRESETS, Preset, preset, register, report
 
-__all__ = ["PRESETS", "Preset", "garg", "preset", "register"]
+__all__ = [
+    "PRESETS",
+    "Preset",
+    "capacity",
+    "garg",
+    "looped",
+    "park",
+    "preset",
+    "raventos",
+    "register",
+    "report",
+]

@@ -2,7 +2,8 @@
 
 A mixer is built as `Mixer(width, heads, dtype=..., kernel_init=..., out_init=..., rngs=...)`
 and maps `[B, T, width]` to the same shape, causally, or to those positions alone that the slice
-`read` selects. Add one to `MIXERS` to use it by name.
+`read` selects. One with the attribute `takes_mask` also takes `mask`, bool `[T, T]` (query, key),
+which then says all of what each token sees. Add one to `MIXERS` to use it by name.
 """
 
 from collections.abc import Callable
@@ -21,6 +22,8 @@ Initializer = jax.nn.initializers.Initializer
 class _Mixer(nnx.Module):
     """One projection to query, key and value, and one back from the heads."""
 
+    takes_mask = False
+
     def __init__(
         self,
         width: int,
@@ -38,12 +41,17 @@ class _Mixer(nnx.Module):
         self.qkv = nnx.Linear(width, 3 * width, kernel_init=kernel_init, **options)
         self.out = nnx.Linear(width, width, kernel_init=out_init, **options)
 
-    def __call__(self, x: jax.Array, read: slice = slice(None)) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, read: slice = slice(None), mask: jax.Array | None = None
+    ) -> jax.Array:
+        if mask is not None and not self.takes_mask:
+            raise ValueError(f"{type(self).__name__} takes no mask")
         batch, length, width = x.shape
         qkv = self.qkv(x).reshape(batch, length, 3, self.heads, width // self.heads)
-        return self.out(self.mix(x, qkv)[:, read].reshape(batch, -1, width))
+        mixed = self.mix(x, qkv) if mask is None else self.mix(x, qkv, mask)
+        return self.out(mixed[:, read].reshape(batch, -1, width))
 
-    def mix(self, x: jax.Array, qkv: jax.Array) -> jax.Array:
+    def mix(self, x: jax.Array, qkv: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """`[B, T, N, H]` of the tokens `[B, T, width]` and their `[B, T, 3, N, H]`."""
         raise NotImplementedError
 
@@ -51,8 +59,10 @@ class _Mixer(nnx.Module):
 class CausalSelfAttention(_Mixer):
     """Softmax attention to the token itself and those before (Vaswani et al. 2017)."""
 
-    def mix(self, x: jax.Array, qkv: jax.Array) -> jax.Array:
-        return packed_dot_product_attention(qkv, is_causal=True)
+    takes_mask = True
+
+    def mix(self, x: jax.Array, qkv: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        return packed_dot_product_attention(qkv, mask=mask, is_causal=mask is None)
 
 
 class LinearAttention(_Mixer):

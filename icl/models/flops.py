@@ -1,19 +1,17 @@
 """How many floating-point operations the model takes, by its definition."""
 
-from .transformer import TransformerConfig
+from .base import ModelConfig
 
 
-def flops_by_part(
-    model: TransformerConfig, in_width: int, tokens: int, batch: int
-) -> dict[str, float]:
+def flops_by_part(model: ModelConfig, in_width: int, tokens: int, batch: int) -> dict[str, float]:
     """The model's floating-point operations in a training step, by the part of the model.
 
     6 * parameters in the matrix products * tokens, for the product of the forward pass and
     the two of the backward one, and 12 * layers * width * T * tokens for attention's own
     products, where T is the tokens of a prompt and tokens = batch * T. Attention is counted in
-    full, not halved for causality; other mixers are counted as attention is. This is the model's
-    definition, the same for every program: one that leaves out operations nobody reads is not
-    credited with fewer.
+    full, not halved for causality; other mixers are counted as attention is. A pass without
+    gradient counts a third. This is the model's definition, the same for every program: one that
+    leaves out operations nobody reads is not credited with fewer.
 
     Args:
       model: size of the model.
@@ -21,16 +19,9 @@ def flops_by_part(
       tokens: tokens of a prompt.
       batch: prompts a step.
     """
-    total = batch * tokens
-    square = model.layers * model.width**2
-    return {
-        "ends": 6.0 * (in_width + 1) * model.width * total,
-        "projections": 6.0 * 4 * square * total,
-        "mlp": 6.0 * 8 * square * total,
-        "attention": 12.0 * model.layers * model.width * tokens * total,
-    }
+    return model.flops_by_part(in_width, tokens, batch)
 
 
-def training_flops(model: TransformerConfig, in_width: int, tokens: int, batch: int) -> float:
+def training_flops(model: ModelConfig, in_width: int, tokens: int, batch: int) -> float:
     """The model's floating-point operations in a training step, of all parts together."""
     return sum(flops_by_part(model, in_width, tokens, batch).values())

@@ -4,7 +4,7 @@ Sizes, initial weights and read-in and read-out are those of Garg et al. 2022 (a
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,16 @@ from flax import nnx
 from ..layers.linear import linear_dot_general
 from ..layers.mixers import MIXERS
 from ..layers.norm import LayerNorm
+from .base import Model, ModelConfig, uniform
 
 INIT_STD = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(ModelConfig):
     """Size of the model. `xs`, `small` and `standard` below are Garg et al.'s."""
+
+    title: ClassVar[str] = "transformer"
 
     layers: int = 12
     """Number of blocks."""
@@ -33,6 +36,8 @@ class TransformerConfig:
     """Token mixer, by its name in icl.layers.MIXERS."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the computation; parameters, statistics and the loss stay float32."""
+    end_bias: bool = True
+    """Biases in read-in and read-out; Raventós et al. 2023 have none."""
 
     def __post_init__(self) -> None:
         for name in ("layers", "heads", "width"):
@@ -42,6 +47,21 @@ class TransformerConfig:
             raise ValueError(f"a width of {self.width} cannot be split into {self.heads} heads")
         if self.mixer not in MIXERS:
             raise ValueError(f"no mixer called {self.mixer!r}; there are {sorted(MIXERS)}")
+
+    def build(
+        self, in_width: int, tokens: int, *, outputs: int | None = None, rngs: nnx.Rngs
+    ) -> "Transformer":
+        return Transformer(in_width, tokens, self, outputs=outputs, rngs=rngs)
+
+    def flops_by_part(self, in_width: int, tokens: int, batch: int) -> dict[str, float]:
+        total = batch * tokens
+        square = self.layers * self.width**2
+        return {
+            "ends": 6.0 * (in_width + 1) * self.width * total,
+            "projections": 6.0 * 4 * square * total,
+            "mlp": 6.0 * 8 * square * total,
+            "attention": 12.0 * self.layers * self.width * tokens * total,
+        }
 
 
 XS = TransformerConfig(layers=3, heads=2, width=64, max_tokens=101)
@@ -71,12 +91,15 @@ class Block(nnx.Module):
         self.up = nnx.Linear(config.width, 4 * config.width, kernel_init=kernel_init, **options)
         self.down = nnx.Linear(4 * config.width, config.width, kernel_init=out_init, **options)
 
-    def __call__(self, x: jax.Array, read: slice = slice(None)) -> jax.Array:
-        x = x[:, read] + self.mixer(self.mixer_norm(x), read)
+    def __call__(
+        self, x: jax.Array, read: slice = slice(None), mask: jax.Array | None = None
+    ) -> jax.Array:
+        masked = () if mask is None else (mask,)  # a mixer need not know of masks
+        x = x[:, read] + self.mixer(self.mixer_norm(x), read, *masked)
         return x + self.down(jax.nn.gelu(self.up(self.mlp_norm(x)), approximate=True))
 
 
-class Transformer(nnx.Module):
+class Transformer(Model):
     """Maps prompts to a prediction a token.
 
     Args:
@@ -103,47 +126,71 @@ class Transformer(nnx.Module):
                 "raise max_tokens, or leave it None"
             )
         self.dtype = jnp.dtype(config.dtype)
-        self.read_in = nnx.Linear(in_width, config.width, rngs=rngs, **_uniform(in_width))
+        ends: dict[str, Any] = dict(use_bias=config.end_bias, rngs=rngs)
+        self.read_in = nnx.Linear(in_width, config.width, **ends, **uniform(in_width))
         self.positions = nnx.Param(
             INIT_STD * jax.random.normal(rngs.params(), (positions, config.width))
         )
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.layers)])
         self.norm = LayerNorm(config.width)
         self.scalar = outputs is None
-        self.read_out = nnx.Linear(config.width, outputs or 1, rngs=rngs, **_uniform(config.width))
+        self.read_out = nnx.Linear(config.width, outputs or 1, **ends, **uniform(config.width))
 
-    def __call__(self, tokens: jax.Array, read: slice = slice(None)) -> jax.Array:
+    @property
+    def takes_mask(self) -> bool:
+        """Whether every mixer can be told which tokens each token sees."""
+        return all(getattr(block.mixer, "takes_mask", False) for block in self.blocks)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        read: slice = slice(None),
+        *,
+        positions: jax.Array | None = None,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
         """Predictions after each token that `read` selects.
 
         Args:
           tokens: `[B, T, in_width]`.
           read: the positions whose predictions are wanted; what follows the last
             layer's attention runs on these alone.
+          positions: int `[T]`, the learned position of each token; 0, 1, 2, ... when None.
+          mask: bool `[T, T]`, whether a token (row) sees another (column); itself and those
+            before when None. Only where `takes_mask`.
 
         Returns:
           float32 `[B, number of positions read]`, with a last axis `outputs` where not None.
+
+        Raises:
+          ValueError: more tokens than learned positions, or a mixer that takes no mask.
         """
+        return self.predict(self.transform(self.embed(tokens, positions), read, mask))
+
+    def embed(self, tokens: jax.Array, positions: jax.Array | None = None) -> jax.Array:
+        """What enters the first block, `[B, T, width]`; arguments and errors as for a call."""
         length = tokens.shape[1]
-        if length > self.positions.shape[0]:
+        if positions is None and length > self.positions.shape[0]:
             raise ValueError(
                 f"a prompt of {length} tokens is longer than the {self.positions.shape[0]} "
                 "positions this model has learned"
             )
-        x = (self.read_in(tokens) + self.positions[:length]).astype(self.dtype)
+        at = slice(length) if positions is None else positions
+        return (self.read_in(tokens) + self.positions[at]).astype(self.dtype)
+
+    def transform(
+        self, x: jax.Array, read: slice = slice(None), mask: jax.Array | None = None
+    ) -> jax.Array:
+        """What leaves the last block, normalised, where `read` selects: `[B, ..., width]`."""
         last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
-            x = block(x, read if index == last else slice(None))
-        predictions = self.read_out(self.norm(x).astype(jnp.float32))
+            x = block(x, read if index == last else slice(None), mask)
+        return self.norm(x)
+
+    def predict(self, x: jax.Array) -> jax.Array:
+        """Predictions, float32 `[..., (outputs)]`, from what `transform` returns."""
+        predictions = self.read_out(x.astype(jnp.float32))
         return predictions[..., 0] if self.scalar else predictions
-
-
-def _uniform(fan_in: int) -> dict[str, Any]:
-    """PyTorch's default for linear layers, which Garg et al. use at both ends."""
-    bound = fan_in**-0.5
-    init = lambda key, shape, dtype, out_sharding=None: jax.random.uniform(
-        key, shape, dtype, -bound, bound
-    )
-    return dict(kernel_init=init, bias_init=init)
 
 
 def parameter_count(model: nnx.Module) -> int:

@@ -3,14 +3,13 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..training.config import Config, config_from_dict, config_to_dict
 from ..training.population import group_by_program
 from ..training.run import Run, RunError, locked, write_json
-from .grid import grid, member_name, setting_name
+from .grid import Over, check_over, grid, member_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,18 +37,20 @@ class Sweep:
     Attributes:
       path: the folder.
       config: what all members share.
-      over: values by setting name.
+      over: values by setting name; settings that go together by label, under a name of their own.
       seeds: members of each combination.
       members: every one, seeds varying fastest.
+      preset: the name of the preset it is of; None for settings given from Python.
     """
 
     def __init__(
-        self, path: Path, config: Config, over: Mapping[str, Sequence[Any]], seeds: int
+        self, path: Path, config: Config, over: Over, seeds: int, preset: str | None = None
     ) -> None:
         self.path = path
         self.config = config
-        self.over = {setting_name(config, name): list(values) for name, values in over.items()}
+        self.over = check_over(config, over)
         self.seeds = seeds
+        self.preset = preset
         self.members = [
             Member(changes, settings, path / "members" / member_name(changes))
             for changes, settings in grid(config, over, seeds)
@@ -57,7 +58,12 @@ class Sweep:
 
     @classmethod
     def create(
-        cls, path: str | Path, config: Config, over: Mapping[str, Sequence[Any]], seeds: int
+        cls,
+        path: str | Path,
+        config: Config,
+        over: Over,
+        seeds: int,
+        preset: str | None = None,
     ) -> "Sweep":
         """Makes the folder, with a run for each member, none of them trained.
 
@@ -66,7 +72,7 @@ class Sweep:
           ValueError: as `grid`.
         """
         path = Path(path)
-        sweep = cls(path, config, over, seeds)
+        sweep = cls(path, config, over, seeds, preset)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise RunError(
                 f"{path} exists; choose another folder, or continue the sweep in it with: "
@@ -74,11 +80,9 @@ class Sweep:
             )
         for member in sweep.members:
             Run.create(member.path, member.config)
+        data = {"config": config_to_dict(config), "over": sweep.over, "seeds": seeds}
         # Last, so that a folder with it is whole.
-        write_json(
-            path / "sweep.json",
-            {"config": config_to_dict(config), "over": sweep.over, "seeds": seeds},
-        )
+        write_json(path / "sweep.json", data | ({"preset": preset} if preset else {}))
         return sweep
 
     @classmethod
@@ -96,7 +100,8 @@ class Sweep:
             )
         try:
             data = json.loads(file.read_text())
-            return cls(path, config_from_dict(data["config"]), data["over"], data["seeds"])
+            config = config_from_dict(data["config"])
+            return cls(path, config, data["over"], data["seeds"], data.get("preset"))
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{file} cannot be read: {error}") from error
 

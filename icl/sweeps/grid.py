@@ -123,14 +123,66 @@ def _as_kind(full: str, value: Any, kind: Any) -> Any:
     raise ValueError(f"{full} cannot be {value!r}; it is {names}")
 
 
-def grid(
-    config: Config, over: Mapping[str, Sequence[Any]], seeds: int
-) -> list[tuple[dict[str, Any], Config]]:
+Over = Mapping[str, Sequence[Any] | Mapping[str, Mapping[str, Any]]]
+
+
+def check_over(config: Config, over: Over) -> dict[str, Any]:
+    """What a sweep is over, with settings by their full names and values of their types.
+
+    Args:
+      config: what the members share.
+      over: values by setting, in any form of its name, as `{"pool": [1, 2]}`; or, under a name of
+        its own, settings that go together by a label, as
+        `{"size": {"d=5": {"task_dim": 5, "task_points": 16}, "d=10": {...}}}`.
+
+    Raises:
+      ValueError: a setting that does not exist, a value that does not suit it, or one given twice.
+    """
+    result: dict[str, Any] = {}
+    taken: set[str] = set()
+    for name, values in over.items():
+        if isinstance(values, Mapping):
+            full, checked = name, _check_together(config, name, values)
+            settings = list(next(iter(checked.values())))
+        else:
+            full = setting_name(config, name)
+            checked = check_values(config, full, values)
+            settings = [full]
+        for setting in {full, *settings}:
+            if setting in taken:
+                raise ValueError(f"{setting} is given twice")
+        taken |= {full, *settings}
+        result[full] = checked
+    return result
+
+
+def _check_together(
+    config: Config, name: str, values: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    if not values:
+        raise ValueError(f"no values for {name}")
+    result: dict[str, dict[str, Any]] = {}
+    for label, settings in values.items():
+        own = result.setdefault(str(label), {})
+        for key, value in settings.items():
+            full = setting_name(config, key)
+            if full in own:
+                raise ValueError(f"{full} is given twice")
+            [own[full]] = check_values(config, full, [value])
+    first, *others = result.values()
+    if not first or any(set(other) != set(first) for other in others):
+        raise ValueError(f"the values of {name} must all set the same settings")
+    if len({repr(sorted(settings.items())) for settings in result.values()}) < len(result):
+        raise ValueError(f"{name} has a value twice")
+    return result
+
+
+def grid(config: Config, over: Over, seeds: int) -> list[tuple[dict[str, Any], Config]]:
     """The members of a sweep: what each changes, and its settings; seeds vary fastest.
 
     Args:
       config: what they share; its seed is the first.
-      over: values by setting, in any form of its name; every combination is a member.
+      over: as for `check_over`; every combination is a member.
       seeds: members of each combination.
 
     Raises:
@@ -139,19 +191,18 @@ def grid(
     """
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
-    axes = {}
-    for name, values in over.items():
-        full = setting_name(config, name)
-        if full in axes:
-            raise ValueError(f"{full} is given twice")
-        axes[full] = check_values(config, full, values)
-    if SEED in axes and seeds > 1:
-        raise ValueError(f"give either seeds or {SEED}, not both")
+    # Each axis is a list of changes.
+    axes = [
+        list(values.values()) if isinstance(values, Mapping) else [{name: v} for v in values]
+        for name, values in check_over(config, over).items()
+    ]
     if seeds > 1:
-        axes[SEED] = [config.training.seed + n for n in range(seeds)]
+        if any(SEED in axis[0] for axis in axes):
+            raise ValueError(f"give either seeds or {SEED}, not both")
+        axes.append([{SEED: config.training.seed + n} for n in range(seeds)])
     members = []
-    for values in itertools.product(*axes.values()):
-        changes = dict(zip(axes, values))
+    for parts in itertools.product(*axes):
+        changes = {name: value for part in parts for name, value in part.items()}
         try:
             members.append((changes, config.replace(**changes)))
         except ValueError as error:

@@ -107,7 +107,9 @@ class SweepResult:
         combinations = self.combinations()
         settings = list(combinations[0][0])
         trained = [record for record in self.records if "examples" in record]
-        examples = trained[0]["examples"] if trained else []
+        # Prompts of several lengths have several numbers of examples; these are everybody's.
+        common = [set(record["examples"]) for record in trained]
+        examples = sorted(set.intersection(*common)) if common else []
         shown = spread(len(examples), max(2, MAX_COLUMNS - len(settings)))
         for setting in settings:
             result.add_column(short_name(setting).replace("_", " "))
@@ -115,10 +117,14 @@ class SweepResult:
         for index in shown:
             result.add_column(f"k = {examples[index]}", justify="right", no_wrap=True)
         for changes, records in combinations[:MAX_ROWS]:
-            curves = [r["normalised_error"] for r in records if "examples" in r]
+            curves = [
+                dict(zip(r["examples"], r["normalised_error"])) for r in records if "examples" in r
+            ]
             count = f"{len(curves)}" + (f"/{len(records)}" if len(curves) < len(records) else "")
             cells = [
-                _cell(np.array([curve[index] for curve in curves])) for index in shown if curves
+                _cell(np.array([curve[examples[index]] for curve in curves]))
+                for index in shown
+                if curves
             ]
             values = [str(changes[setting]) for setting in settings]
             result.add_row(*values, count, *(cells or ["diverged"]))

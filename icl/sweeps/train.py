@@ -1,7 +1,6 @@
 """Training a sweep: one program after the other, each with all its members."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from ..training.run import free_path
 from ..training.single import metrics_record
 from ..training.step import StepMetrics, TrainState
 from .folder import Member, Sweep
+from .grid import Over
 from .results import SweepResult, member_errors, sweep_figure
 
 PROMPTS = 1280
@@ -36,11 +36,12 @@ PROMPTS = 1280
 
 def train_sweep(
     config: Config,
-    over: Mapping[str, Sequence[Any]],
+    over: Over,
     *,
     seeds: int = 1,
     sweep_dir: str | Path | None = None,
     progress: bool = True,
+    preset: str | None = None,
 ) -> Sweep:
     """Trains a model for every combination of values and seeds, and evaluates them.
 
@@ -50,10 +51,12 @@ def train_sweep(
     Args:
       config: what they share.
       over: values by setting, as `{"learning_rate": [1e-4, 1e-3]}`, by the names of
-        `Config.replace` or short for them.
+        `Config.replace` or short for them; settings that go together by a label, as
+        `{"size": {"d=5": {"task_dim": 5, "task_points": 16}, "d=10": {...}}}`.
       seeds: models of each combination, with the config's seed and those after it.
       sweep_dir: folder of the sweep; None for a new one below `runs`.
       progress: show a progress bar, or lines where the output is not a terminal.
+      preset: the name of the preset whose sweep it is, kept in its folder.
 
     Returns:
       The sweep. A model whose loss became infinite is marked so, and stops nobody else.
@@ -68,7 +71,7 @@ def train_sweep(
     if config.optimizer.name == CUSTOM:
         raise ValueError("a sweep takes its optimiser by name, as in optimizer_name='adam'")
     path = sweep_dir or free_path(f"{config.task.__class__.__name__.lower()}-sweep")
-    sweep = Sweep.create(path, config, over, seeds)
+    sweep = Sweep.create(path, config, over, seeds, preset)
     return resume_sweep(sweep, progress=progress)
 
 

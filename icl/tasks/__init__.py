@@ -4,7 +4,7 @@ from .base import Difficulty, Episode, TaskFamily
 from .classification import LinearClassification, Parity
 from .curriculum import Curriculum, garg_curriculum
 from .decision_tree import DecisionTree, Tree
-from .layouts import LAYOUTS, Concatenated, Interleaved, Layout
+from .layouts import LAYOUTS, Concatenated, Interleaved, Layout, Tagged
 from .linear_regression import LinearRegression
 from .outliers import ManyOutlierRegression, OrthogonalOutlierRegression
 from .quadratic_regression import QuadraticRegression
@@ -47,6 +47,7 @@ __all__ = [
     "ReLUNetwork",
     "SparseLinearRegression",
     "Store",
+    "Tagged",
     "TaskFamily",
     "Tree",
     "VectorRetrieval",

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from .draws import normal
+
 
 class Difficulty(NamedTuple):
     """How much of the full shape is in use; traced, so that a curriculum recompiles nothing."""
@@ -74,7 +76,7 @@ class TaskFamily(ABC):
 
     def sample_inputs(self, key: jax.Array) -> jax.Array:
         """Draws inputs `[points, dim]`, standard normal unless a family says otherwise."""
-        return jax.random.normal(key, (self.points, self.dim))
+        return normal(key, (self.points, self.dim))
 
     def sample_episode(self, key: jax.Array, task: Any, difficulty: Difficulty) -> Episode:
         """Draws the points of a task. The key is consumed."""

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from .base import Difficulty, TaskFamily, choose_coordinates
+from .draws import normal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class LinearClassification(_SignLabels):
     """
 
     def sample_task(self, key: jax.Array, difficulty: Difficulty) -> jax.Array:
-        return jax.random.normal(key, (self.dim,))
+        return normal(key, (self.dim,))
 
     def label(self, task: jax.Array, x: jax.Array) -> jax.Array:
         return jnp.where((x * task).sum(axis=-1) > 0, 1.0, -1.0)

@@ -92,4 +92,29 @@ class Concatenated:
         return last - jnp.argmax(episode.counts[::-1])
 
 
-LAYOUTS: dict[str, Layout] = {"interleaved": Interleaved(), "concatenated": Concatenated()}
+class Tagged(Interleaved):
+    """x_1, y_1, x_2, y_2, ... as (0, x) and (y, 0, ..., 0): a token tells which of both it is.
+
+    The tokens of Raventós et al. 2023 (arXiv 2306.15063, section 2). A vector label takes as many
+    features before x as it has numbers; tokens of an episode's own stand where (y, 0, ..., 0) does.
+    """
+
+    def width(self, family: TaskFamily) -> int:
+        return family.dim + (family.outputs or 1)
+
+    def encode(self, episode: Episode) -> jax.Array:
+        points, dim = episode.x.shape
+        labels = episode.y.reshape(points, -1)
+        tag = labels.shape[1]
+        if episode.label_tokens is not None:
+            labels = episode.label_tokens
+        inputs = jnp.pad(episode.x, ((0, 0), (tag, 0)))
+        labels = jnp.pad(labels, ((0, 0), (0, dim + tag - labels.shape[1])))
+        return jnp.stack([inputs, labels], axis=1).reshape(-1, dim + tag)
+
+
+LAYOUTS: dict[str, Layout] = {
+    "interleaved": Interleaved(),
+    "concatenated": Concatenated(),
+    "tagged": Tagged(),
+}

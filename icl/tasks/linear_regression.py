@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from .base import Difficulty, Episode, TaskFamily
+from .draws import normal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class LinearRegression(TaskFamily):
         return float(self.dim)
 
     def sample_task(self, key: jax.Array, difficulty: Difficulty) -> jax.Array:
-        return jax.random.normal(key, (self.dim,))
+        return normal(key, (self.dim,))
 
     def label(self, task: jax.Array, x: jax.Array) -> jax.Array:
         return (x * task).sum(axis=-1)
@@ -63,7 +64,7 @@ class LinearRegression(TaskFamily):
         episode = super().sample_episode(x_key, task, difficulty)
         y = episode.y
         if self.noise:
-            y = y + self.noise * jax.random.normal(noise_key, y.shape)
+            y = y + self.noise * normal(noise_key, y.shape)
         if self.renormalize:
             y = y * self.dim**0.5 / y.std()
         return episode._replace(y=y)

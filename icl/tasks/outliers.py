@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from .base import Difficulty, Episode
+from .draws import normal
 from .linear_regression import LinearRegression
 
 
@@ -72,10 +73,10 @@ class OrthogonalOutlierRegression(_OutlierRegression):
     def sample_outliers(self, key: jax.Array, task: jax.Array) -> tuple[jax.Array, jax.Array]:
         direction_key, weight_key = jax.random.split(key)
         used = task != 0
-        first, second = jnp.where(used, jax.random.normal(direction_key, (2, self.dim)), 0)
+        first, second = jnp.where(used, normal(direction_key, (2, self.dim)), 0)
         u = _without(first, task)
         v = _without(_without(second, task), u)
-        a, b = jax.random.normal(weight_key, (2, 2, self.points, 1))
+        a, b = normal(weight_key, (2, 2, self.points, 1))
         x, labels = (a * u + b * v) / (a**2 + b**2)
         return x, labels
 

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 
 from .base import Difficulty, TaskFamily
+from .draws import normal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +20,7 @@ class QuadraticRegression(TaskFamily):
         return float(self.dim)
 
     def sample_task(self, key: jax.Array, difficulty: Difficulty) -> jax.Array:
-        return jax.random.normal(key, (self.dim,))
+        return normal(key, (self.dim,))
 
     def label(self, task: jax.Array, x: jax.Array) -> jax.Array:
         return (x**2 * task).sum(axis=-1) / 3**0.5

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from .base import Difficulty, TaskFamily
+from .draws import normal
 
 
 class Network(NamedTuple):
@@ -40,10 +41,10 @@ class ReLUNetwork(TaskFamily):
     def sample_task(self, key: jax.Array, difficulty: Difficulty) -> Network:
         hidden_key, out_key = jax.random.split(key)
         return Network(
-            jax.random.normal(hidden_key, (self.dim, self.hidden)),
-            jax.random.normal(out_key, (self.hidden,)),
+            normal(hidden_key, (self.dim, self.hidden)),
+            normal(out_key, (self.hidden,)),
         )
 
     def label(self, task: Network, x: jax.Array) -> jax.Array:
         hidden = jax.nn.relu(jnp.matmul(x, task.hidden, precision="highest"))
-        return jnp.matmul(hidden, task.out, precision="highest") * (2 / self.hidden) ** 0.5
+        return (hidden * task.out).sum(axis=-1) * (2 / self.hidden) ** 0.5

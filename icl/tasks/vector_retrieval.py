@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from .base import Difficulty, Episode, TaskFamily
+from .draws import normal
 
 
 class Store(NamedTuple):
@@ -42,7 +43,7 @@ class VectorRetrieval(TaskFamily):
 
     def sample_task(self, key: jax.Array, difficulty: Difficulty) -> Store:
         used = jnp.arange(self.dim) < difficulty.dim
-        drawn = jnp.where(used, jax.random.normal(key, (2, self.points - 1, self.dim)), 0)
+        drawn = jnp.where(used, normal(key, (2, self.points - 1, self.dim)), 0)
         norm = jnp.sqrt((drawn**2).sum(axis=-1, keepdims=True))
         return Store(*(drawn * jnp.sqrt(difficulty.dim) / norm))
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
-from ..models import TransformerConfig
+from ..models import MODELS, ModelConfig, TransformerConfig
 from ..tasks import FAMILIES, LAYOUTS, MAX_POOL_SIZE, Curriculum, LinearRegression, TaskFamily
 
 CUSTOM = "custom"
@@ -17,8 +17,9 @@ class OptimizerConfig:
     """Any optimiser of optax that takes a learning rate, by its name there."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
-    schedule: Literal["constant", "cosine"] = "cosine"
-    """Learning rate after warm-up: constant, or a cosine down to 0 at the last step."""
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    """Learning rate after warm-up: constant, or down to 0 at the last step by a cosine or a line.
+    Warm-up over half of the steps and then a line are the triangle of Raventós et al. 2023."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises linearly from 0."""
     clip_norm: float | None = None
@@ -79,9 +80,10 @@ class Config:
 
     task: TaskFamily = dataclasses.field(default_factory=LinearRegression)
     """What is learned in context."""
-    layout: Literal["interleaved", "concatenated"] = "interleaved"
-    """How points become tokens: x1 y1 x2 y2 ..., or (x1, y1) ... (query, 0)."""
-    model: TransformerConfig = dataclasses.field(default_factory=TransformerConfig)
+    layout: Literal["interleaved", "concatenated", "tagged"] = "interleaved"
+    """How points become tokens: x1 y1 x2 y2 ..., or (x1, y1) ... (query, 0), or tagged:
+    (0, x1) (y1, 0) (0, x2) ..."""
+    model: ModelConfig = dataclasses.field(default_factory=TransformerConfig)
     """The in-context learner."""
     curriculum: Curriculum = dataclasses.field(default_factory=Curriculum)
     """Difficulty over training."""
@@ -93,7 +95,7 @@ class Config:
     def __post_init__(self) -> None:
         expected = {
             "task": TaskFamily,
-            "model": TransformerConfig,
+            "model": ModelConfig,
             "curriculum": Curriculum,
             "optimizer": OptimizerConfig,
             "training": TrainingConfig,
@@ -134,36 +136,47 @@ class Config:
                 flat.update({f"{section}_{name}": item for name, item in value.items()})
             else:
                 flat[section] = value
+        del flat["model_kind"]  # told by the names of the model's settings; set as `model=object`
         return flat
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
-    """A JSON-able dictionary; the task family goes by its registered name."""
-    names = {family: name for name, family in FAMILIES.items()}
-    if type(config.task) not in names:
-        raise ValueError(
-            f"{type(config.task).__name__} is not in icl.tasks.FAMILIES: register it, so that "
-            "the run can be read back"
-        )
+    """A JSON-able dictionary; task family and model go by their registered names."""
     result = dataclasses.asdict(config)
-    result["task"] = {"family": names[type(config.task)], **result["task"]}
+    family = _registered(config.task, FAMILIES, "icl.tasks.FAMILIES")
+    result["task"] = {"family": family, **result["task"]}
+    kind = _registered(config.model, MODELS, "icl.models.MODELS")
+    result["model"] = {"kind": kind, **result["model"]}
     return result
 
 
+def _registered(settings: Any, registry: dict[str, Any], where: str) -> str:
+    """The name in a registry of the class of some settings."""
+    for name, known in registry.items():
+        if type(settings) is known:
+            return name
+    raise ValueError(
+        f"{type(settings).__name__} is not in {where}: register it, so that the run can be read "
+        "back"
+    )
+
+
 def config_from_dict(data: dict[str, Any]) -> Config:
-    """The inverse of `config_to_dict`.
+    """The inverse of `config_to_dict`; a model of no kind, as once written, is a transformer.
 
     Raises:
-      ValueError: when the dictionary has unknown families or settings.
+      ValueError: when the dictionary has unknown families, kinds of models or settings.
     """
     data = dict(data)
     try:
         task = dict(data.pop("task"))
         family = FAMILIES[task.pop("family")]
+        model = dict(data.pop("model"))
+        kind = MODELS[model.pop("kind", "transformer")]
         return Config(
             task=family(**task),
             layout=data.pop("layout"),
-            model=TransformerConfig(**data.pop("model")),
+            model=kind(**model),
             curriculum=Curriculum(**data.pop("curriculum")),
             optimizer=OptimizerConfig(**data.pop("optimizer")),
             training=TrainingConfig(**data.pop("training")),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..models import Transformer
+from ..models import Model
 from ..tasks import LAYOUTS, Episode
 from .config import Config
 
@@ -28,20 +28,24 @@ class Learner:
         abstract = nnx.eval_shape(lambda: self._model(jax.random.key(0)))
         self._graph, self._abstract = nnx.split(abstract)
 
-    def _model(self, key: jax.Array) -> Transformer:
-        return Transformer(
+    def _model(self, key: jax.Array) -> Model:
+        return self.config.model.build(
             self.layout.width(self.family),
             self.tokens,
-            self.config.model,
             outputs=self.family.outputs,
             rngs=nnx.Rngs(params=key),
         )
+
+    @property
+    def name(self) -> str:
+        """What the model is called in tables and figures."""
+        return self.config.model.title
 
     def init(self, key: jax.Array) -> Params:
         """Initial parameters, a nested dict of float32 arrays. The key is consumed."""
         return nnx.to_pure_dict(nnx.state(self._model(key), nnx.Param))
 
-    def model(self, params: Params) -> Transformer:
+    def model(self, params: Params) -> Model:
         """The flax.nnx module with these parameters."""
         state = jax.tree.map(lambda leaf: leaf, self._abstract)
         nnx.replace_by_pure_dict(state, params)
@@ -61,8 +65,21 @@ class Learner:
         tokens = jax.vmap(self.layout.encode)(episodes)
         return self.model(params)(tokens, self.layout.read)
 
-    def loss_sum(self, params: Params, episodes: Episode) -> tuple[jax.Array, jax.Array]:
-        """Sum of the losses over the scored positions of a batch, and their number."""
-        losses = self.family.loss(self.predict(params, episodes), episodes.y)
+    def loss_sum(
+        self, params: Params, episodes: Episode, step: jax.Array | int | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Sum of the losses over the scored positions of a batch, and their number.
+
+        Args:
+          params: as from `init`.
+          episodes: batch of episodes, leading axis B.
+          step: training steps made so far, where the model's outputs depend on it; None for the
+            end of training.
+        """
+        tokens = jax.vmap(self.layout.encode)(episodes)
+        outputs = self.model(params).training_outputs(tokens, self.layout.read, step)
+        loss = lambda predictions: self.family.loss(predictions, episodes.y)
+        # Of a single prediction the program is the plain one, without a mean of one.
+        losses = loss(outputs[0]) if len(outputs) == 1 else jax.vmap(loss)(outputs).mean(axis=0)
         scored = jax.vmap(self.layout.scored)(episodes)
         return jnp.where(scored, losses, 0).sum(), scored.sum()

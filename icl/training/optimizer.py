@@ -14,13 +14,16 @@ from .config import CUSTOM, OptimizerConfig
 def learning_rate_schedule(
     config: OptimizerConfig, steps: int, peak: jax.Array | None = None
 ) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then constant or a cosine down to 0.
+    """Learning rate by step: linear warm-up, then constant, or a cosine or a line down to 0.
 
     A traced `peak` stands in for `config.learning_rate`.
     """
     highest: Any = config.learning_rate if peak is None else peak
+    falling = max(1, steps - config.warmup_steps)
     if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(highest, max(1, steps - config.warmup_steps))
+        after = optax.cosine_decay_schedule(highest, falling)
+    elif config.schedule == "linear":
+        after = optax.linear_schedule(highest, 0.0, falling)
     else:
         after = optax.constant_schedule(highest)
     if not config.warmup_steps:

@@ -14,6 +14,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from ..tasks import sample_batch
+from .config import Config
 from .learner import Learner, Params
 from .parallel import ALONE, DATA, Shards, largest_divisor, sum_over_batch, varying
 
@@ -49,9 +50,19 @@ class StepMetrics(NamedTuple):
 
 def init_state(learner: Learner, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step, from the config's seed."""
-    init_key, data_key, pool_key = jax.random.split(jax.random.key(learner.config.training.seed), 3)
+    init_key, data_key, tasks_key = _keys(learner.config)
     params = learner.init(init_key)
-    return TrainState(params, optimizer.init(params), jnp.int32(0), data_key, pool_key)
+    return TrainState(params, optimizer.init(params), jnp.int32(0), data_key, tasks_key)
+
+
+def pool_key(config: Config) -> jax.Array:
+    """The key of a run's pool: its task i is `icl.tasks.pool_task(config.task, key, i)`."""
+    return _keys(config)[2]
+
+
+def _keys(config: Config) -> jax.Array:
+    """The keys of initial parameters, data and pool, `[3]`."""
+    return jax.random.split(jax.random.key(config.training.seed), 3)
 
 
 def microbatch_size(learner: Learner, devices: int = 1) -> int:
@@ -62,7 +73,7 @@ def microbatch_size(learner: Learner, devices: int = 1) -> int:
         return math.gcd(batch, config.training.microbatch_size)
     if jax.default_backend() != "cpu":
         return batch
-    prompt_bytes = learner.tokens * 4 * config.model.width * 4
+    prompt_bytes = learner.tokens * 4 * config.model.width * 4 * config.model.passes
     fitting = max(1, CPU_CACHE_BYTES // prompt_bytes)
     return largest_divisor(batch, min(batch, fitting))
 
@@ -97,7 +108,7 @@ def batch_gradient(
             training.pool_size if pool_size is None else pool_size,
         )
         loss = jax.value_and_grad(learner.loss_sum, has_aux=True)
-        (total, count), grads = loss(params, episodes)
+        (total, count), grads = loss(params, episodes, state.step)
         return total, count, grads
 
     if size == share:

@@ -52,7 +52,7 @@ def test_train_eval_and_plot_leave_a_whole_run(folder, capsys):
 
 def test_train_evaluates_at_its_end(tmp_path, capsys):
     assert main(train(tmp_path / "run", "--training.steps=5")) == 0
-    assert "normalised error after k examples" in capsys.readouterr().out
+    assert "error after k examples" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Baselines against closed forms and against a loop over prefixes; intervals; files."""
 
+import importlib
 import json
 
 import jax
@@ -10,8 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import icl
-from icl.evaluation import Evaluation, baselines, bootstrap, draw_prompts, estimators
-from icl.tasks import DecisionTree, LinearRegression
+from icl.evaluation import Evaluation, baselines, bootstrap, comparators, draw_prompts
+from icl.tasks import (
+    FAMILIES,
+    DecisionTree,
+    LinearRegression,
+    ManyOutlierRegression,
+    Parity,
+    QuadraticRegression,
+    VectorRetrieval,
+)
 
 from .test_training import QUIET, tiny
 
@@ -73,10 +82,12 @@ def test_least_squares_takes_the_smallest_norm_where_points_repeat():
 def test_a_prediction_uses_only_earlier_points():
     family = LinearRegression(dim=3, points=6)
     episodes = draw_prompts(family, jax.random.key(0), 4)
-    for name, estimator in estimators(family)[0].items():
-        before = estimator(episodes.x, episodes.y)
-        changed = estimator(episodes.x.at[:, 4:].add(9.0), episodes.y.at[:, 3:].add(9.0))
-        np.testing.assert_allclose(before[:, :4], changed[:, :4], atol=1e-3, err_msg=name)
+    later = episodes._replace(x=episodes.x.at[:, 4:].add(9.0), y=episodes.y.at[:, 3:].add(9.0))
+    for comparator in comparators(family)[0]:
+        before, changed = comparator.predict(episodes), comparator.predict(later)
+        np.testing.assert_allclose(
+            before[:, :4], changed[:, :4], atol=1e-3, err_msg=comparator.names[0]
+        )
 
 
 PROMPTS = 6000
@@ -123,8 +134,8 @@ def test_zero_predictor_has_error_one():
 
 def test_ridge_with_the_noise_variance_is_the_best_linear_estimator():
     family = LinearRegression(dim=4, points=10, noise=1.0)
-    chosen, reference = estimators(family)
-    best = errors(family, chosen[reference]).mean(axis=0)
+    assert comparators(family)[1] == "ridge"
+    best = errors(family, lambda x, y: baselines.ridge(x, y, 1.0)).mean(axis=0)
     for penalty in (0.2, 5.0):
         other = errors(family, lambda x, y, p=penalty: baselines.ridge(x, y, p)).mean(axis=0)
         assert (best[1:] < other[1:]).all()
@@ -177,10 +188,10 @@ def test_evaluation_is_the_same_again_and_differs_by_seed(run):
 
 
 def test_a_chunk_boundary_loses_no_prompt(run, monkeypatch):
-    from icl.evaluation import curves
+    from icl.evaluation import chunks
 
     whole = icl.evaluate(run, prompts=23, resamples=2)
-    monkeypatch.setattr(curves, "CHUNK", 5)
+    monkeypatch.setattr(chunks, "CHUNK", 5)
     parts = icl.evaluate(run, prompts=23, resamples=2)
     for name, curve in whole.curves.items():
         np.testing.assert_allclose(parts.curves[name].mean, curve.mean, rtol=1e-5, atol=1e-9)
@@ -190,6 +201,91 @@ def test_concatenated_prompts_are_evaluated_where_they_predict(tmp_path):
     run = icl.train(tiny(layout="concatenated"), tmp_path / "run", logging=QUIET)
     result = icl.evaluate(run, prompts=20, resamples=2)
     np.testing.assert_array_equal(result.examples, [4])
+
+
+def optimal_errors(family, prompts=300):
+    """Mean error of the comparator that is said to be optimal, and of the others."""
+    episodes = draw_prompts(family, jax.random.key(2), prompts)
+    chosen, reference = comparators(family)
+    counted = np.asarray(episodes.counts)
+    means = {}
+    for comparator in chosen:
+        found = np.asarray(comparator.predict(episodes))
+        error = np.asarray(family.error(found, np.asarray(episodes.y)))
+        means[comparator.names[0]] = error[counted].mean()
+    return means.pop(reference), means
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        QuadraticRegression(dim=3, points=12),
+        Parity(dim=4, points=12),
+        ManyOutlierRegression(dim=3, points=24, outliers=0.5),
+        VectorRetrieval(dim=6, points=7),
+    ],
+    ids=lambda family: type(family).__name__,
+)
+def test_who_is_called_optimal_beats_the_others(family):
+    best, others = optimal_errors(family)
+    assert others and all(best < 0.7 * other for other in others.values())
+
+
+def test_consistent_parities_are_a_posterior_mean():
+    family = Parity(dim=4, points=10, relevant=2)
+    episodes = draw_prompts(family, jax.random.key(0), 30)
+    [posterior, *_], _ = comparators(family)
+    predictions = np.asarray(posterior.predict(episodes))
+    x, y = np.asarray(episodes.x), np.asarray(episodes.y)
+    subsets = [(i, j) for i in range(4) for j in range(i)]
+    for b in range(30):
+        for k in range(10):
+            fits = [s for s in subsets if (x[b, :k, s[0]] * x[b, :k, s[1]] == y[b, :k]).all()]
+            expected = np.mean([x[b, k, s[0]] * x[b, k, s[1]] for s in fits])
+            np.testing.assert_allclose(predictions[b, k], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "relu_network",
+        "decision_tree",
+        "linear_classification",
+        "orthogonal_outlier_regression",
+        "vector_retrieval",
+    ],
+)
+def test_families_are_evaluated_in_their_own_terms(name, tmp_path, monkeypatch):
+    module = importlib.import_module("icl.evaluation.comparators")
+    monkeypatch.setattr(module, "FITTED_PROMPTS", 2)
+    monkeypatch.setattr(module, "FITTED_POSITIONS", 3)
+    monkeypatch.setattr(module, "FITTED_STEPS", 5)
+    config = tiny(task=FAMILIES[name](dim=3, points=6), training_steps=5)
+    run = icl.train(config, tmp_path / "run", logging=QUIET)
+    result = icl.evaluate(run, prompts=20, resamples=2)
+    assert set(result.costs) == set(result.curves) and result.learner == "transformer"
+    for label, curve in result.curves.items():
+        known = np.isfinite(curve.mean)
+        assert known.any() and (known.all() or label.startswith(("two-layer", "boosting")))
+        assert (curve.low[known] <= curve.high[known]).all()
+    again = Evaluation.load(run)
+    assert str(again) == str(result) and family_error(name) in str(result)
+
+
+def family_error(name):
+    return FAMILIES[name](dim=3, points=6).error_name.split()[0]
+
+
+def test_the_mean_and_its_interval_leave_out_what_was_not_asked():
+    rng = np.random.default_rng(0)
+    samples = rng.exponential(size=(200, 3))
+    samples[rng.random((200, 3)) < 0.5] = np.nan
+    samples[:, 2] = np.nan
+    low, high = bootstrap(jax.random.key(0), samples, 200)
+    mean = np.nanmean(samples[:, :2], axis=0)
+    assert (low[:2] < mean).all() and (mean < high[:2]).all() and np.isnan([low[2], high[2]]).all()
+    width = samples[:, 0][np.isfinite(samples[:, 0])].std() / 100**0.5
+    np.testing.assert_allclose((high - low)[0], 2 * 1.645 * width, rtol=0.35)
 
 
 def test_trees_are_evaluated_without_an_optimum(tmp_path):

@@ -1,6 +1,7 @@
-"""The transformer: sizes, causality, its layers against flax's own."""
+"""Models: laws of all of them; the transformer's sizes, its layers against flax's own; loops."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -10,19 +11,272 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import icl
+from icl.evaluation import errors_by_loop
+from icl.evaluation.curves import learner_errors
 from icl.layers import MIXERS, layer_norm
 from icl.layers.linear import linear_dot_general
-from icl.models import SMALL, STANDARD, XS, Transformer, TransformerConfig, parameter_count
+from icl.models import (
+    MODELS,
+    SMALL,
+    STANDARD,
+    XS,
+    LoopedTransformerConfig,
+    LSTMConfig,
+    Transformer,
+    TransformerConfig,
+    parameter_count,
+)
+from icl.models.flops import flops_by_part, training_flops
+from icl.training import Learner
+from icl.training.config import config_from_dict, config_to_dict
+from icl.training.step import batch_gradient, microbatch_size
+
+from .test_training import QUIET, start, tiny
 
 TINY = TransformerConfig(layers=2, heads=2, width=16)
+LOOPED = LoopedTransformerConfig(
+    layers=1, heads=2, width=16, loops=7, window=3, loops_increment=2, loops_interval=10
+)
+SIZES = {"transformer": TINY, "looped_transformer": LOOPED, "lstm": LSTMConfig(layers=2, width=16)}
 
 
 def build(config=TINY, in_width=5, tokens=12):
     return Transformer(in_width, tokens, config, rngs=nnx.Rngs(params=jax.random.key(0)))
 
 
+def build_any(config, outputs=None):
+    return config.build(5, 12, outputs=outputs, rngs=nnx.Rngs(params=jax.random.key(0)))
+
+
 def prompt(length=12, in_width=5, batch=3):
     return jax.random.normal(jax.random.key(1), (batch, length, in_width))
+
+
+def jitted(model):
+    """The model as a compiled function of its arguments."""
+    graph, state = nnx.split(model)
+    call = lambda state, tokens, read: nnx.merge(graph, state)(tokens, slice(*read))
+    compiled = jax.jit(call, static_argnums=2)
+    return lambda tokens, *read: compiled(state, tokens, read or (None,))
+
+
+def test_every_registered_model_has_a_tiny_size():
+    assert {name: type(config) for name, config in SIZES.items()} == MODELS
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_model_sees_the_future_and_reading_some_positions_changes_nothing(name):
+    model, tokens = jitted(build_any(SIZES[name])), prompt()
+    whole, changed = model(tokens), model(tokens.at[:, 7:].add(10.0))
+    assert whole.shape == (3, 12) and whole.dtype == jnp.float32
+    np.testing.assert_allclose(whole[:, :7], changed[:, :7], atol=1e-6)
+    assert np.abs(whole[:, 7:] - changed[:, 7:]).max() > 1e-4
+    assert np.abs(whole[:, 8:] - model(tokens.at[:, 7].add(10.0))[:, 8:]).max() > 1e-5
+    np.testing.assert_allclose(model(tokens, 0, None, 2), whole[:, ::2], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_parameter_of_every_model_learns_from_vectors(name):
+    model = build_any(SIZES[name], outputs=2)
+    graph, state = nnx.split(model)
+    assert all(isinstance(leaf, nnx.Param) for leaf in jax.tree.leaves(
+        state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)))  # fmt: skip
+
+    def loss(state):
+        outputs = nnx.merge(graph, state).training_outputs(prompt(), slice(1, None, 2), 0)
+        assert outputs.shape[1:] == (3, 6, 2) and outputs.dtype == jnp.float32
+        return (outputs**2).sum()
+
+    gradients = jax.tree.leaves(jax.jit(jax.grad(loss))(state))
+    assert gradients and all(jnp.isfinite(g).all() and jnp.abs(g).max() > 0 for g in gradients)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_in_bfloat16_is_near_float32(name):
+    wide = build_any(SIZES[name])
+    narrow = build_any(dataclasses.replace(SIZES[name], dtype="bfloat16"))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(nnx.state(narrow)))
+    a, b = jitted(wide)(prompt()), jitted(narrow)(prompt())
+    assert b.dtype == jnp.float32
+    np.testing.assert_allclose(a, b, atol=0.03)
+    assert (a != b).any()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_settings_of_every_model_are_read_back_and_replaced(name):
+    config = tiny(model=SIZES[name])
+    data = json.loads(json.dumps(config_to_dict(config)))
+    assert data["model"]["kind"] == name and config_from_dict(data) == config
+    assert config.replace(model_layers=4).model == dataclasses.replace(SIZES[name], layers=4)
+    flat = config.flat()
+    assert flat["model_width"] == 16 and "model_kind" not in flat
+    with pytest.raises(ValueError, match="layers must be at least 1"):
+        config.replace(model_layers=0)
+    with pytest.raises(ValueError, match="cannot read"):
+        config_from_dict(data | {"model": {"kind": "oracle"}})
+
+
+def test_settings_of_a_model_without_kind_are_a_transformers():
+    data = config_to_dict(tiny())
+    del data["model"]["kind"]
+    assert config_from_dict(data) == tiny()
+
+
+def test_a_model_nobody_registered_is_refused():
+    @dataclasses.dataclass(frozen=True)
+    class Mine(TransformerConfig):
+        pass
+
+    with pytest.raises(ValueError, match="Mine is not in icl.models.MODELS"):
+        config_to_dict(tiny(model=Mine()))
+    with pytest.raises(TypeError, match="model must be a ModelConfig"):
+        tiny(model="lstm")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_learns(name, tmp_path):
+    config = tiny(
+        model=SIZES[name],
+        training_pool_size=1,
+        training_batch_size=32,
+        training_steps=80,
+        training_log_every=20,
+        training_checkpoint_every=20,
+        optimizer_learning_rate=2e-2,
+    )
+    run = icl.train(config, tmp_path / "run", logging=QUIET)
+    losses = [record["loss"] for record in run.metrics()]
+    assert losses[-1] < 0.5 * losses[0]
+    if name == "looped_transformer":
+        errors = errors_by_loop(run, [7, 1, 20], prompts=256)
+        assert errors.shape == (3,) and len(set(errors)) == 3
+        assert (run.path / "loops.png").stat().st_size > 10_000
+        learner = Learner(config)
+        plain = learner_errors(learner, learner.predict, run.params()[1], 256, 0)[1]
+        np.testing.assert_allclose(errors[0], plain[:, -1].mean(), rtol=1e-3)
+        with pytest.raises(ValueError, match="at least 1"):
+            errors_by_loop(run, [0])
+    elif name == "transformer":
+        with pytest.raises(ValueError, match="has no loops"):
+            errors_by_loop(run, [1])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_flops_are_of_the_parameters_in_products(name):
+    model = nnx.eval_shape(lambda: build_any(SIZES[name]))
+    kernels = [v.size for path, v in nnx.to_flat_state(nnx.state(model)) if "kernel" in path]
+    parts = flops_by_part(SIZES[name], 5, 12, 2)
+    assert training_flops(SIZES[name], 5, 12, 2) == sum(parts.values())
+    products = sum(parts.values()) - parts.get("attention", 0)
+    if name == "looped_transformer":  # three loops at 6 and four at 2, the ends 1 and 3 times
+        ends = 5 * 16 + 16
+        expected = 24 * (26 * (sum(kernels) - ends) + 6 * (5 * 16 + 3 * 16))
+    else:
+        expected = 24 * 6 * sum(kernels)
+    np.testing.assert_allclose(products, expected)
+
+
+def unrolled(model, tokens, read, loops, window):
+    """Yang et al.'s loops, one by one: those before the last `window` without gradient."""
+
+    def transform(model, x, z):
+        h = z + x
+        for block in model.blocks:
+            h = block(h)
+        return model.norm(h)
+
+    embed = lambda model: model.read_in(tokens) + model.positions[: tokens.shape[1]]
+    graph, state = nnx.split(model)
+    still = nnx.merge(graph, jax.lax.stop_gradient(state))
+    x, z, outputs = embed(model), jnp.zeros((*tokens.shape[:2], 16)), []
+    for _ in range(loops - window):
+        z = jax.lax.stop_gradient(transform(still, embed(still), z))
+    for _ in range(window):
+        z = transform(model, x, z)
+        outputs.append(model.read_out(z)[:, read, 0])
+    return jnp.stack(outputs)
+
+
+def test_loops_are_those_of_the_definition_and_so_is_their_gradient():
+    graph, state = nnx.split(build_any(LOOPED))
+    tokens, read = prompt(), slice(0, None, 2)
+    weight = jax.random.normal(jax.random.key(2), (3, 3, 6))
+
+    def ours(state, step):
+        outputs = nnx.merge(graph, state).training_outputs(tokens, read, step)
+        return (weight * outputs**2).sum(), outputs
+
+    def theirs(state, loops):
+        outputs = unrolled(nnx.merge(graph, state), tokens, read, loops, 3)
+        return (weight * outputs**2).sum(), outputs
+
+    ours = jax.jit(jax.value_and_grad(ours, has_aux=True))
+    theirs = jax.jit(jax.value_and_grad(theirs, has_aux=True), static_argnums=1)
+    for step, loops in ((0, 3), (10, 5)):
+        ((_, a), gradient), ((_, b), expected) = ours(state, step), theirs(state, loops)
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+        for mine, exact in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(mine, exact, rtol=1e-3, atol=1e-3 * abs(exact).max())
+    assert ours._cache_size() == 1
+
+    @jax.jit
+    def outside_training(state):
+        model = nnx.merge(graph, state)
+        last = [model(tokens, read, loops=n) for n in (5, 9)]
+        return model.outputs_by_loop(tokens, read, 9), model(tokens, read), *last
+
+    every, plain, five, nine = outside_training(state)
+    np.testing.assert_allclose(every[2:5], b, rtol=1e-4, atol=1e-5)
+    for outputs, loops in ((plain, 7), (five, 5), (nine, 9)):
+        np.testing.assert_allclose(outputs, every[loops - 1], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="loops must be at least 1"):
+        nnx.merge(graph, state)(tokens, loops=0)
+
+
+def test_the_loss_of_loops_is_the_mean_over_them_at_the_steps_number():
+    from icl.tasks import sample_batch
+
+    config = tiny(model=LOOPED)
+    learner, _, state = start(config)
+
+    @jax.jit
+    def errors_by_loop(state):
+        key = jax.random.fold_in(state.data_key, state.step)
+        episodes = sample_batch(learner.family, key, jnp.arange(8), learner.family.full)
+        tokens = jax.vmap(learner.layout.encode)(episodes)
+        outputs = learner.model(state.params).outputs_by_loop(tokens, learner.layout.read)
+        total, count = learner.loss_sum(state.params, episodes)
+        return ((outputs - episodes.y) ** 2).mean(axis=(1, 2)), total / count
+
+    loss = jax.jit(lambda state: batch_gradient(learner, state)[0])
+    for step, loops in ((9, 3), (10, 5), (1000, 7)):
+        state = state._replace(step=jnp.int32(step))
+        errors, at_the_end = errors_by_loop(state)
+        np.testing.assert_allclose(loss(state), errors[loops - 3 : loops].mean(), rtol=1e-4)
+        np.testing.assert_allclose(at_the_end, errors[-3:].mean(), rtol=1e-4)
+    assert loss._cache_size() == 1
+
+
+def test_loops_grow_as_in_the_public_code():
+    config = LoopedTransformerConfig()
+    at = {0: 15, 499: 15, 500: 17, 999: 17, 1000: 19, 3499: 27, 3500: 29, 4000: 30, 500_000: 30}
+    assert {step: int(config.loops_at(step)) for step in at} == at
+    later = dataclasses.replace(config, loops_start=20, loops_increment=5, loops_interval=10)
+    assert [int(later.loops_at(step)) for step in (0, 10, 20, 30)] == [20, 25, 30, 30]
+    assert config.loops_at(None) == 30
+    for wrong in (dict(window=0), dict(window=31), dict(loops_start=10), dict(loops_interval=0)):
+        with pytest.raises(ValueError, match="window|interval"):
+            dataclasses.replace(config, **wrong)
+
+
+def test_the_window_of_loops_is_held_at_once():
+    one, many = (
+        microbatch_size(Learner(tiny(model=dataclasses.replace(LOOPED, window=window),
+                                     training_batch_size=4096)))
+        for window in (1, 4)
+    )  # fmt: skip
+    assert one == 4 * many
 
 
 @pytest.mark.parametrize(

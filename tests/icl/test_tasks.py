@@ -26,6 +26,7 @@ from icl.tasks import (
     sample_prompt,
 )
 from icl.tasks.base import Difficulty
+from icl.tasks.draws import normal
 
 FAMILY_IDS = sorted(FAMILIES)
 PARTLY_COUNTED = (ManyOutlierRegression, OrthogonalOutlierRegression, VectorRetrieval)
@@ -189,6 +190,13 @@ def test_decision_tree_walks_as_documented():
     assert set(np.unique(drawn.coordinates)) == {0, 1}
     with pytest.raises(ValueError, match="depth"):
         DecisionTree(depth=0)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (3, 7, 20)])
+def test_normal_draws_are_jax_randoms(shape):
+    for implementation in ("threefry2x32", "rbg"):
+        ours, theirs = (jax.random.key(3, impl=implementation) for _ in range(2))
+        np.testing.assert_array_equal(normal(ours, shape), jax.random.normal(theirs, shape))
 
 
 def draw_tasks(family, count=500, dim=None):

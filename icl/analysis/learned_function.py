@@ -1,0 +1,273 @@
+"""The function that a learner makes of its context (Garg et al. 2022, arXiv 2208.01066, figure 3).
+
+How its prediction goes along a line through the origin, and whether its gradient points along w.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.table import Table
+
+from ..evaluation import baselines
+from ..evaluation.chunks import in_chunks
+from ..evaluation.figures import STYLE, pyplot
+from ..evaluation.queries import predict_queries
+from ..evaluation.result import as_text, show_number, spread
+from ..tasks import Episode, LinearRegression, SparseLinearRegression, TaskFamily
+from ..training.learner import Learner
+from ..training.run import Run, RunError, write_json
+
+# Another stream than training's and those of evaluations, whatever the seeds.
+FUNCTION_STREAM = 0x66756E63
+NORMS = np.linspace(-2, 2, 17)  # of queries, in units of sqrt(dim), the size of a training input
+MAX_COLUMNS = 5  # of the table
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnedFunction:
+    """A learner's predictions along a line, and the direction of its gradient.
+
+    Attributes:
+      norms: signed lengths s of the queries s v, float `[S]`; v is uniform on the unit sphere, one
+        a prompt.
+      example: by "truth", "learner" and "least squares", the labels that one prompt's queries get
+        after all of its examples, `[S]`.
+      error: by "learner" and "least squares", the mean squared error at each norm divided by the
+        mean squared label at that norm, `[E, S]`; NaN at s = 0.
+      cosine: by "w" and "projected w", the mean cosine of the gradient of the prediction at the
+        prompt's next input with w, and with w's projection on the span of the examples, `[E]`;
+        NaN where there is none.
+      step: the training step of the parameters.
+      prompts: how many prompts were averaged.
+      path: the run's folder.
+
+    E counts the numbers of examples 0, 1, 2, ...
+    """
+
+    norms: np.ndarray
+    example: dict[str, np.ndarray]
+    error: dict[str, np.ndarray]
+    cosine: dict[str, np.ndarray]
+    step: int
+    prompts: int
+    path: Path
+
+    def save(self) -> None:
+        """Writes `function.json` in the run's folder; null for NaN."""
+        data = {
+            field.name: _to_json(getattr(self, field.name))
+            for field in dataclasses.fields(self)
+            if field.name != "path"
+        }
+        write_json(self.path / "function.json", data)
+
+    @classmethod
+    def load(cls, run: Run) -> "LearnedFunction":
+        """Reads the newest analysis of a run.
+
+        Raises:
+          RunError: it has none.
+        """
+        file = run.path / "function.json"
+        if not file.exists():
+            raise RunError(f"{run.path} was not analysed yet: icl.analysis.learned_function(run)")
+        data = json.loads(file.read_text())
+        array = lambda values: np.array(values, np.float64)
+        arrays = lambda named: {name: array(values) for name, values in named.items()}
+        return cls(
+            array(data["norms"]), arrays(data["example"]), arrays(data["error"]),
+            arrays(data["cosine"]), data["step"], data["prompts"], run.path,
+        )  # fmt: skip
+
+    def table(self) -> Table:
+        """Error at several norms and cosines of the gradient, by number of examples."""
+        count = len(self.cosine["w"])
+        shown = spread(count, MAX_COLUMNS)
+        result = Table(
+            title=f"the learned function after k examples ({self.path}, step {self.step})",
+            caption=(
+                "squared error / mean squared label along a random direction, at lengths in units "
+                f"of a training input's; cosines of the gradient; {self.prompts} prompts"
+            ),
+        )
+        result.add_column("k", no_wrap=True)
+        for k in shown:
+            result.add_column(str(k), justify="right", no_wrap=True)
+        unit = self.norms.max() / NORMS.max()
+        for length in (0.5, 1.0, 1.5, 2.0):
+            at = np.isclose(np.abs(self.norms), length * unit)
+            for who, error in self.error.items():
+                numbers = (show_number(v) for v in error[:, at].mean(axis=1)[shown])
+                style = None if who == "learner" else "dim"
+                result.add_row(f"error at {length}, {who}", *numbers, style=style)
+        for which, cosine in self.cosine.items():
+            numbers = ("" if np.isnan(v) else f"{v:.3f}" for v in cosine[shown])
+            result.add_row(f"cosine with {which}", *numbers)
+        return result
+
+    def __str__(self) -> str:
+        return as_text(self.table())
+
+
+def learned_function(
+    run: Run | str | Path, *, prompts: int = 1280, seed: int = 0
+) -> LearnedFunction:
+    """Looks at what a run's newest checkpoint learns in context from linear functions.
+
+    Writes `function.json` and `function.png` in its folder.
+
+    Args:
+      run: the run or its folder.
+      prompts: number of prompts.
+      seed: seed of the prompts and directions.
+
+    Returns:
+      A `LearnedFunction`.
+
+    Raises:
+      RunError: no run there, or it has no checkpoint.
+      ValueError: fewer than one prompt, a family other than (sparse) linear regression, or the
+        concatenated layout.
+    """
+    if prompts < 1:
+        raise ValueError(f"prompts must be at least 1, got {prompts}")
+    run = run if isinstance(run, Run) else Run.open(run)
+    learner, family = Learner(run.config), run.config.task
+    if type(family) not in (LinearRegression, SparseLinearRegression):
+        raise ValueError(
+            f"the learned function is compared with a linear one; {type(family).__name__} is none"
+        )
+    step, params = run.params()
+    key = jax.random.fold_in(jax.random.key(seed), FUNCTION_STREAM)
+    tasks, episodes, directions = jax.tree.map(np.asarray, draw_lines(family, key, prompts))
+    norms = NORMS * family.dim**0.5
+    # w.v, as large as w.x / |x| is on average
+    slopes = (tasks.astype(np.float64) * directions[:, 0]).sum(axis=-1)
+
+    ask = jax.jit(lambda params, *given: predict_queries(learner, params, *given))
+    along = lambda s: in_chunks(lambda e, v: ask(params, e, s * v), episodes, directions)
+    ours = np.stack([along(s) for s in norms.astype(np.float32)], axis=-1).astype(np.float64)
+    with jax.enable_x64(True):
+        fit = jax.jit(baselines.least_squares)
+        slope = in_chunks(fit, episodes.x, episodes.y, directions, dtype=np.float64)
+    predictions = {"learner": ours, "least squares": slope[..., None] * norms}
+
+    truth = (slopes[:, None] * norms)[:, None]
+    size = norms**2 * family.error_scale / family.dim
+    size = np.where(norms == 0, np.nan, size)
+    error = {who: ((p - truth) ** 2).mean(axis=0) / size for who, p in predictions.items()}
+    example = {"truth": truth[0, 0]} | {who: p[0, -1] for who, p in predictions.items()}
+
+    predict = lambda e, q: predict_queries(learner, params, e, q)
+    gradient = jax.jit(lambda e, q: query_gradients(predict, e, q))
+    cosines = in_chunks(lambda w, e: alignment(gradient(e, e.x), w, e.x), tasks, episodes)
+    cosine = {
+        name: _mean(values.astype(np.float64))
+        for name, values in zip(("w", "projected w"), cosines)
+    }
+    result = LearnedFunction(norms, example, error, cosine, step, prompts, run.path)
+    result.save()
+    function_figure(result, run.path / "function.png")
+    return result
+
+
+def draw_lines(
+    family: TaskFamily, key: jax.Array, prompts: int
+) -> tuple[jax.Array, Episode, jax.Array]:
+    """Fresh tasks w `[prompts, dim]`, an episode of each, and a unit vector at every point of it.
+
+    A prompt has one, uniform on the sphere: `[prompts, points, dim]`. The key is consumed.
+    """
+
+    def draw(key):
+        task_key, episode_key, direction_key = jax.random.split(key, 3)
+        task = family.sample_task(task_key, family.full)
+        direction = jax.random.normal(direction_key, (family.dim,))
+        direction = jnp.tile(direction / jnp.linalg.norm(direction), (family.points, 1))
+        return task, family.sample_episode(episode_key, task, family.full), direction
+
+    return jax.jit(lambda key: jax.vmap(draw)(jax.random.split(key, prompts)))(key)
+
+
+def query_gradients(predict: Any, episodes: Episode, queries: jax.Array) -> jax.Array:
+    """The gradient of each prediction with respect to its query, `[B, points, dim]`.
+
+    `predict(episodes, queries)` is as `predict_queries`: a query reaches its own prediction only,
+    so that one backward pass of their sum has all gradients.
+    """
+    return jax.grad(lambda queries: predict(episodes, queries).sum())(queries)
+
+
+@jax.jit
+def alignment(gradients: jax.Array, w: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosines `[B, P]` of gradients with w, and with w's projection on the points before each.
+
+    Args:
+      gradients: `[B, P, D]`.
+      w: `[B, D]`.
+      x: points `[B, P, D]`.
+
+    Returns:
+      Both, NaN where a vector is 0.
+    """
+    points, dim = x.shape[1:]
+    with jax.default_matmul_precision("highest"):
+        # The first i columns of Q span the first i points.
+        basis = jnp.linalg.qr(jnp.swapaxes(x[:, :dim], 1, 2))[0]
+        along = jnp.einsum("bdi,bd->bi", basis, w)
+        parts = basis * along[:, None]
+    spans = jnp.cumsum(jnp.swapaxes(parts, 1, 2), axis=1)
+    spans = jnp.pad(spans, ((0, 0), (1, 0), (0, 0)))
+    spans = jnp.pad(spans, ((0, 0), (0, max(points - dim - 1, 0)), (0, 0)), mode="edge")
+    return _cosine(gradients, w[:, None]), _cosine(gradients, spans[:, :points])
+
+
+def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
+    return (a * b).sum(axis=-1) / (jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1))
+
+
+def _mean(cosines: np.ndarray) -> np.ndarray:
+    """Over the prompts that have one; NaN where none has."""
+    there = ~np.isnan(cosines)
+    count = there.sum(axis=0)
+    return np.where(count, np.where(there, cosines, 0).sum(axis=0) / np.maximum(count, 1), np.nan)
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _to_json(item) for name, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return [_to_json(item) for item in value]
+    return None if np.isnan(value) else int(value) if isinstance(value, int) else float(value)
+
+
+def function_figure(result: LearnedFunction, path: Path) -> None:
+    """Predictions along a line in one prompt, and the gradient's cosines by number of examples."""
+    plt = pyplot()
+    styles: dict[str, dict[str, Any]] = {
+        "truth": dict(color="0.8", linewidth=5),  # seen behind what agrees with it
+        "learner": dict(color="C0", linewidth=2),
+        "least squares": dict(color="C1", linestyle="--"),
+    }
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4), layout="constrained")
+        for who, values in result.example.items():
+            left.plot(result.norms, values, label=who, **styles[who])
+        left.set_xlabel("signed length of the query")
+        left.set_ylabel("prediction")
+        left.set_title(f"one prompt, {len(result.cosine['w']) - 1} examples", fontsize=10)
+        left.legend(fontsize=8)
+        for which, values in result.cosine.items():
+            right.plot(np.arange(len(values)), values, label=which)
+        right.set_ylim(-0.05, 1.05)
+        right.set_xlabel("in-context examples")
+        right.set_ylabel("cosine of the gradient")
+        right.set_title(f"{result.path.name}, step {result.step}", fontsize=10)
+        right.legend(fontsize=8)
+        figure.savefig(path)
+        plt.close(figure)

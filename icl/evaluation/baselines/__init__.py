@@ -1,0 +1,34 @@
+"""What classical estimators predict from every prefix of a prompt at once.
+
+Each function takes a batch of prompts, x `[B, P, D]` and y `[B, P]`, and returns `[B, P]`:
+the prediction of y_i at x_i from the i points before it, and 0 from none, as in Garg et al.
+2022 (arXiv 2208.01066, appendix A.3). Accuracy near as many points as dimensions wants
+float64: call them under `jax.enable_x64(True)`, as `icl.evaluation.evaluate` does.
+"""
+
+from collections.abc import Callable
+
+import jax
+
+from .boosting import boosting
+from .lasso import lasso, lasso_path
+from .linear import averaging, least_squares, ridge, zero
+from .neighbours import nearest_neighbours
+from .network import two_layer_network
+from .tree import greedy_tree
+
+Baseline = Callable[[jax.Array, jax.Array], jax.Array]
+
+__all__ = [
+    "Baseline",
+    "averaging",
+    "boosting",
+    "greedy_tree",
+    "lasso",
+    "lasso_path",
+    "least_squares",
+    "nearest_neighbours",
+    "ridge",
+    "two_layer_network",
+    "zero",
+]

@@ -1,0 +1,188 @@
+"""Who a learner is compared with: the estimators of each task family, and the optimal one.
+
+A comparator predicts from every prefix of a prompt at once, as the learner does.
+"""
+
+import dataclasses
+import importlib.util
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..tasks import (
+    DecisionTree,
+    Episode,
+    LinearClassification,
+    LinearRegression,
+    ManyOutlierRegression,
+    OrthogonalOutlierRegression,
+    Parity,
+    QuadraticRegression,
+    ReLUNetwork,
+    SparseLinearRegression,
+    TaskFamily,
+    VectorRetrieval,
+)
+from . import baselines
+from .baselines.lasso import PENALTIES
+
+# Estimators that fit a model to every prompt and position are asked for so many of them only.
+FITTED_PROMPTS = 64
+FITTED_POSITIONS = 6
+FITTED_STEPS = 5000  # of Adam
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparator:
+    """An estimator, or several that share their work.
+
+    Attributes:
+      names: of the estimators.
+      predict: from a batch of episodes to predictions, `[names, B, points]` or
+        `[names, B, points, outputs]`, without the first axis where the name is one; NaN for what
+        was not asked.
+      prompts: how many prompts it is asked for at most; None for all.
+      on_host: it takes NumPy arrays and cannot be compiled.
+      double: it computes in float64.
+    """
+
+    names: tuple[str, ...]
+    predict: Callable[[Episode], jax.Array | np.ndarray]
+    prompts: int | None = None
+    on_host: bool = False
+    double: bool = True
+
+
+def comparators(family: TaskFamily) -> tuple[list[Comparator], str | None]:
+    """The comparators of a family, and the optimal one's name, or None where none is.
+
+    Those of Garg et al. 2022 (section 2 and appendix A.3) and, where the task allows, the
+    Bayes-optimal predictor. Boosting is among them where XGBoost is installed.
+    """
+    penalty = (getattr(family, "noise", 0.0) or 1.0) ** 2
+    squares = _one("least squares", baselines.least_squares)
+    ridge = _one("ridge", partial(baselines.ridge, penalty=penalty))
+    averaging = _one("averaging", baselines.averaging)
+    neighbours = _one("3-nearest neighbours", baselines.nearest_neighbours)
+    zero = _one("zero", baselines.zero)
+    match family:
+        case ManyOutlierRegression() | OrthogonalOutlierRegression():
+            inliers = Comparator(("least squares on inliers",), _on_inliers)
+            return [inliers, squares, neighbours, zero], None if family.noise else inliers.names[0]
+        case SparseLinearRegression():
+            return [squares, _lasso(), ridge, averaging, zero], None
+        case LinearRegression():
+            optimal = "ridge" if family.noise else "least squares"
+            optimal = None if family.renormalize else optimal
+            return [squares, ridge, averaging, neighbours, zero], optimal
+        case QuadraticRegression():
+            on_squares = _one(
+                "least squares on squares", lambda x, y: baselines.least_squares(x**2, y)
+            )
+            return [on_squares, squares, neighbours, zero], on_squares.names[0]
+        case ReLUNetwork():
+            fitted = _network(family)
+            return [squares, *fitted, neighbours, zero], None
+        case DecisionTree():
+            trees = [
+                _one(f"greedy tree, depth {depth}", partial(baselines.greedy_tree, depth=depth))
+                for depth in sorted({2, family.depth})
+            ]
+            signs = _one(
+                f"greedy tree on signs, depth {family.depth}",
+                lambda x, y: baselines.greedy_tree(jnp.sign(x), y, family.depth),
+            )
+            return [*trees, signs, *_boosting(family), neighbours, squares, zero], None
+        case LinearClassification():
+            return [squares, averaging, neighbours, zero], None
+        case Parity():
+            bayes = Comparator(("consistent parities",), partial(_parities, family.relevant))
+            return [bayes, neighbours, squares, zero], bayes.names[0]
+        case VectorRetrieval():
+            nearest = Comparator(("value of the nearest key",), _nearest_value)
+            mean = Comparator(("mean of the values",), _mean_value)
+            nothing = Comparator(("zero",), lambda e: jnp.zeros_like(e.y))
+            return [nearest, mean, nothing], nearest.names[0]
+        case _:
+            plain = [squares, ridge, averaging, neighbours, zero]
+            return plain if family.outputs is None else [], None
+
+
+def _one(name: str, baseline: baselines.Baseline) -> Comparator:
+    return Comparator((name,), lambda e: baseline(e.x, e.y))
+
+
+def _lasso() -> Comparator:
+    names = tuple(f"lasso {penalty:g}" for penalty in PENALTIES)
+    return Comparator(names, lambda e: baselines.lasso_path(e.x, e.y, PENALTIES))
+
+
+def _positions(family: TaskFamily) -> list[int]:
+    return sorted({round(k) for k in np.linspace(0, family.points - 1, FITTED_POSITIONS)})
+
+
+def _network(family: TaskFamily) -> list[Comparator]:
+    fit = partial(baselines.two_layer_network, positions=_positions(family), steps=FITTED_STEPS)
+    return [
+        Comparator(
+            ("two-layer network by Adam",),
+            lambda e: fit(e.x, e.y),
+            prompts=FITTED_PROMPTS,
+            double=False,
+        )
+    ]
+
+
+def _boosting(family: TaskFamily) -> list[Comparator]:
+    if importlib.util.find_spec("xgboost") is None:
+        return []
+    fit = partial(baselines.boosting, positions=_positions(family))
+    sides = {"boosting": lambda x: x, "boosting on signs": np.sign}
+    return [
+        Comparator(
+            (name,),
+            lambda e, side=side: fit(side(np.asarray(e.x)), np.asarray(e.y)),
+            prompts=FITTED_PROMPTS,
+            on_host=True,
+        )
+        for name, side in sides.items()
+    ]
+
+
+def _on_inliers(episode: Episode) -> jax.Array:
+    """Least squares told which points are outliers: rows of zeros have no say in it."""
+    kept = jnp.where(episode.counts[..., None], episode.x, 0)
+    return baselines.least_squares(kept, jnp.where(episode.counts, episode.y, 0), query=episode.x)
+
+
+def _parities(relevant: int, episode: Episode) -> jax.Array:
+    """The mean of the parities that agree with every earlier point: the posterior mean."""
+    subsets: Sequence[tuple[int, ...]] = list(
+        itertools.combinations(range(episode.x.shape[-1]), relevant)
+    )
+    parities = jnp.stack([episode.x[..., list(s)].prod(axis=-1) for s in subsets], axis=-1)
+    wrong = jnp.cumsum(parities != episode.y[..., None], axis=1)
+    wrong_before = jnp.pad(wrong[:, :-1], ((0, 0), (1, 0), (0, 0)))
+    agree = wrong_before == 0
+    return jnp.where(agree, parities, 0).sum(axis=-1) / jnp.maximum(agree.sum(axis=-1), 1)
+
+
+def _earlier(points: int) -> jax.Array:
+    return jnp.tril(jnp.ones((points, points), bool), -1)
+
+
+def _nearest_value(episode: Episode) -> jax.Array:
+    closeness = jnp.einsum("bid,bjd->bij", episode.x, episode.x, precision="highest")
+    closeness = jnp.where(_earlier(episode.x.shape[1]), closeness, -jnp.inf)
+    nearest = jnp.argmax(closeness, axis=-1)
+    values = jnp.take_along_axis(episode.y, nearest[..., None], axis=1)
+    return values.at[:, 0].set(0)
+
+
+def _mean_value(episode: Episode) -> jax.Array:
+    counts = jnp.maximum(jnp.arange(episode.y.shape[1]), 1)[:, None]
+    return (jnp.cumsum(episode.y, axis=1) - episode.y) / counts

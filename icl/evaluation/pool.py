@@ -1,0 +1,283 @@
+"""Did a learner trained on a pool of tasks learn the pool, or the distribution it is from?
+
+Raventós, Paul, Chen & Ganguli 2023 (arXiv 2306.15063, sections 2 and 3): its predictions are held
+against two optimal ones, ridge regression for tasks w ~ N(0, I), and the discrete minimum mean
+square error estimator (dMMSE) for tasks that are uniform among the pool's.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.table import Table
+
+from ..tasks import LinearRegression, TaskFamily, pool_task, sample_batch, sample_prompt
+from ..training.config import Config
+from ..training.learner import Learner, Params
+from ..training.population import group_by_program, shared_config
+from ..training.run import Run, RunError, write_json
+from ..training.step import pool_key
+from .baselines import ridge
+from .result import as_text, show_number
+
+# Prompts come from another stream than training and other evaluations, whatever the seeds.
+POOL_STREAM = 0x706F6F6C
+PROMPTS_AT_ONCE = 256
+PREDICTORS = ("learner", "ridge", "dMMSE")
+PAIRS = (("learner", "ridge"), ("learner", "dMMSE"), ("ridge", "dMMSE"))
+TASKS = {"fresh": "fresh tasks", "pool": "the pool's tasks"}
+
+
+def discrete_mmse(
+    family: LinearRegression,
+    x: jax.Array,
+    y: jax.Array,
+    tasks_key: jax.Array,
+    pool_size: int | jax.Array,
+    tasks_at_once: int | None = None,
+) -> jax.Array:
+    """The optimal prediction of y_i for tasks of a pool, from the i points before it.
+
+    It is w.x_i with w = sum_m w_m p_m / sum_m p_m, p_m = exp(-|y - X w_m|^2 / (2 noise^2)) over
+    those points, the mean of the pool where there are none (Raventós et al. 2023, section 2.2).
+    The pool is remade from its indices, some tasks at a time: memory does not grow with it.
+
+    Args:
+      family: whose tasks they are; its noise is a standard deviation in units of y.
+      x: inputs `[B, P, dim]`.
+      y: labels `[B, P]`.
+      tasks_key: the key of the pool, from `icl.training.step.pool_key`.
+      pool_size: tasks in the pool; may be traced, so that one program serves all sizes.
+      tasks_at_once: how many tasks are remade at once; None for what suits the backend.
+
+    Returns:
+      Predictions `[B, P]`, float32.
+
+    Raises:
+      ValueError: the family is not linear regression with noise and without renormalised labels.
+    """
+    _check_family(family)
+    size = tasks_at_once or (1024 if jax.default_backend() == "cpu" else 8192)
+    dot = lambda a, b: jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+    points = (x.swapaxes(0, 1), y.swapaxes(0, 1))
+
+    def add_tasks(chunk: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        index = chunk * size + jnp.arange(size)
+        tasks = jax.vmap(lambda i: pool_task(family, tasks_key, i))(index).T
+
+        def add_point(log_weight: jax.Array, at: tuple[Any, Any]):
+            (x, y), (highest, total, weighted) = at
+            labels = dot(x, tasks)
+            peak = jnp.maximum(highest, log_weight.max(axis=-1))
+            weight = jnp.exp(log_weight - peak[:, None])
+            old = jnp.exp(highest - peak)
+            total = old * total + weight.sum(axis=-1)
+            weighted = old * weighted + (weight * labels).sum(axis=-1)
+            log_weight -= ((y[:, None] - labels) / family.noise) ** 2 / 2
+            return log_weight, (peak, total, weighted)
+
+        # Every chunk begins inside the pool, so that no maximum is over nothing.
+        prior = jnp.where(index < pool_size, 0.0, -jnp.inf)
+        prior = jnp.broadcast_to(prior, (len(x), size))
+        return jax.lax.scan(add_point, prior, (points, sums))[1]
+
+    nothing = jnp.zeros(points[1].shape)
+    chunks = (pool_size + size - 1) // size
+    start = (nothing - jnp.inf, nothing, nothing)
+    _, total, weighted = jax.lax.fori_loop(0, chunks, add_tasks, start)
+    return (weighted / total).swapaxes(0, 1)
+
+
+def _check_family(family: TaskFamily) -> None:
+    if not isinstance(family, LinearRegression) or not family.noise or family.renormalize:
+        raise ValueError(
+            "the estimators of a pool are known for linear regression with noise above 0 and "
+            f"labels that are not renormalised, not for {family}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolEvaluation:
+    """A pool-trained learner beside ridge regression and dMMSE, on fresh and on the pool's tasks.
+
+    Attributes:
+      examples: numbers of in-context examples, int `[E]`.
+      error: by kind of tasks ("fresh" and "pool", the paper's latent and pretrain) and by name
+        ("learner", "ridge", "dMMSE"): mean squared error against the labels as drawn, noise
+        included, divided by dim, float64 `[E]`.
+      difference: by kind of tasks and by a pair of names as "learner, ridge": the mean squared
+        difference of their predictions, divided by dim, `[E]`; the paper's delta, by position.
+      pool_size: tasks in the pool.
+      step: the training step of the parameters.
+      prompts: prompts of each kind that were averaged.
+      seed: the seed of the prompts.
+      path: the run's folder.
+    """
+
+    examples: np.ndarray
+    error: dict[str, dict[str, np.ndarray]]
+    difference: dict[str, dict[str, np.ndarray]]
+    pool_size: int
+    step: int
+    prompts: int
+    seed: int
+    path: Path
+
+    def save(self) -> None:
+        """Writes `pool.json` in the run's folder."""
+        data = {name: value for name, value in vars(self).items() if name != "path"}
+        write_json(self.path / "pool.json", jax.tree.map(_plain, data))
+
+    @classmethod
+    def load(cls, run: Run) -> "PoolEvaluation":
+        """Reads the newest one of a run.
+
+        Raises:
+          RunError: it has none.
+        """
+        file = run.path / "pool.json"
+        if not file.exists():
+            raise RunError(f"{run.path} has no pool.json; icl.evaluation.evaluate_pool makes it")
+        data = json.loads(file.read_text())
+        for name in ("error", "difference"):
+            data[name] = {
+                kind: {key: np.array(values) for key, values in parts.items()}
+                for kind, parts in data[name].items()
+            }
+        return cls(**(data | {"examples": np.array(data["examples"]), "path": run.path}))
+
+    def table(self) -> Table:
+        """Errors and differences, averaged over the numbers of examples."""
+        result = Table(
+            title=f"a pool of {self.pool_size} tasks ({self.path}, step {self.step})",
+            caption=(
+                f"mean over {self.prompts} prompts and 0 to {self.examples[-1]} examples, divided "
+                "by the dimension"
+            ),
+        )
+        result.add_column("")
+        for kind in TASKS.values():
+            result.add_column(kind, justify="right", no_wrap=True)
+        row = lambda parts, key: [show_number(parts[kind][key].mean()) for kind in TASKS]
+        for name in PREDICTORS:
+            result.add_row(f"squared error of {name}", *row(self.error, name))
+        for pair in map(", ".join, PAIRS):
+            result.add_row(f"squared difference of {pair}", *row(self.difference, pair))
+        return result
+
+    def __str__(self) -> str:
+        return as_text(self.table())
+
+
+def evaluate_pool(run: Run | str | Path, *, prompts: int = 2048, seed: int = 0) -> PoolEvaluation:
+    """Holds a run's newest checkpoint against ridge and dMMSE; writes `pool.json` in its folder.
+
+    The public code of the paper draws 1,048,576 sequences of either kind every 1,000 steps, which
+    makes its evaluation cost 2.7 times its training; the default here is good to a few per cent.
+
+    Args:
+      run: the run or its folder, trained on a pool of linear regression tasks with noise.
+      prompts: prompts of fresh tasks, and of the pool's.
+      seed: seed of the prompts.
+
+    Raises:
+      RunError: no run there, or it has no checkpoint.
+      ValueError: fewer than one prompt, or a run without a pool or of another task.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    [result] = evaluate_pools([run], prompts=prompts, seed=seed)
+    return result
+
+
+def evaluate_pools(
+    runs: Sequence[Run], *, prompts: int = 2048, seed: int = 0
+) -> Iterator[PoolEvaluation]:
+    """`evaluate_pool` of many runs in turn, compiled once for those that share a program."""
+    if prompts < 1:
+        raise ValueError(f"prompts must be at least 1, got {prompts}")
+    sizes = [_pool_size(run) for run in runs]
+    configs = [run.config for run in runs]
+    programs: dict[int, Any] = {}
+    for group in group_by_program(configs):
+        compare = jax.jit(_comparison(shared_config(configs[group[0]]), prompts))
+        programs |= dict.fromkeys(group, compare)
+    for index, (run, size) in enumerate(zip(runs, sizes)):
+        step, params = run.params()
+        prompt_key = jax.random.fold_in(jax.random.key(seed), POOL_STREAM)
+        sums = programs[index](params, pool_key(run.config), jnp.int32(size), prompt_key)
+        scored = _scored(Learner(run.config))
+        error, difference = jax.tree.map(partial(_mean, scored, prompts), sums)
+        result = PoolEvaluation(
+            np.flatnonzero(scored), error, difference, size, step, prompts, seed, run.path
+        )
+        result.save()
+        yield result
+
+
+def _comparison(config: Config, prompts: int):
+    """A function of parameters, pool and prompts' key to sums over prompts, each `[points]`."""
+    learner = Learner(config)
+    family = learner.family
+    assert isinstance(family, LinearRegression)
+    size = min(PROMPTS_AT_ONCE, prompts)
+
+    def compare(params: Params, tasks_key: jax.Array, pool_size: jax.Array, prompt_key: jax.Array):
+        fresh_key, key = jax.random.split(prompt_key)
+        kinds = {"fresh": (fresh_key, None, None), "pool": (key, tasks_key, pool_size)}
+
+        def sums_of(kind: str, first: jax.Array | int):
+            own_key, own_pool, own_size = kinds[kind]
+            index = first + jnp.arange(size)
+            episodes = sample_batch(family, own_key, index, family.full, own_pool, own_size)
+            x, y = episodes.x, episodes.y
+            predictions = {
+                "learner": learner.predict(params, episodes),
+                "ridge": ridge(x, y, family.noise**2),
+                "dMMSE": discrete_mmse(family, x, y, tasks_key, pool_size),
+            }
+            # The last prompts may be fewer than are drawn at once.
+            counted = (index < prompts)[:, None] / family.dim
+            squares = lambda a, b: (counted * (a - b) ** 2).sum(axis=0)
+            errors = {name: squares(predictions[name], y) for name in PREDICTORS}
+            pairs = {f"{a}, {b}": squares(predictions[a], predictions[b]) for a, b in PAIRS}
+            return errors, pairs
+
+        def add(sums, first):
+            found = {kind: sums_of(kind, first) for kind in kinds}
+            return jax.tree.map(jnp.add, sums, found), None
+
+        empty = jax.eval_shape(lambda: {kind: sums_of(kind, 0) for kind in kinds})
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), empty)
+        sums, _ = jax.lax.scan(add, zeros, jnp.arange(0, prompts, size))
+        return tuple({kind: sums[kind][part] for kind in kinds} for part in range(2))
+
+    return compare
+
+
+def _scored(learner: Learner) -> np.ndarray:
+    """Which positions are predicted without sight of the label, bool `[points]`."""
+    family = learner.family
+    return np.asarray(learner.layout.scored(sample_prompt(family, jax.random.key(0), family.full)))
+
+
+def _pool_size(run: Run) -> int:
+    """Tasks of a run's pool; ValueError where there is none, or no estimator is known for it."""
+    _check_family(run.config.task)
+    size = run.config.training.pool_size
+    if size is None:
+        raise ValueError(f"{run.path} was trained on fresh tasks; it has no pool")
+    return size
+
+
+def _mean(scored: np.ndarray, prompts: int, sums: jax.Array) -> np.ndarray:
+    return np.asarray(sums, np.float64)[scored] / prompts
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else value

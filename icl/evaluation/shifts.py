@@ -1,0 +1,484 @@
+"""Prompts unlike those of training: the shifts of Garg et al. 2022 (arXiv 2208.01066, section 4).
+
+A shift changes the inputs, the labels or the noise of a prompt, or asks at a query that is not
+drawn as the examples are. In the last case the query after i examples takes the place of x_i.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.table import Table
+
+from ..tasks import (
+    DecisionTree,
+    Episode,
+    LinearClassification,
+    LinearRegression,
+    QuadraticRegression,
+    ReLUNetwork,
+    SparseLinearRegression,
+    TaskFamily,
+)
+from ..training.learner import Learner
+from ..training.run import Run, RunError, write_json
+from . import baselines
+from .chunks import in_chunks
+from .curves import bootstrap
+from .figures import STYLE, pyplot
+from .queries import predict_queries
+from .result import Curve, as_text, show_number, spread
+
+# Another stream than training's and that of `evaluate`, whatever the seeds.
+SHIFT_STREAM = 0x73686966
+MAX_COLUMNS = 5  # of the table
+PANELS = 5  # of the figure, in a row
+LEARNER, LEAST_SQUARES = "learner", "least squares"
+GAUSSIAN = (
+    LinearRegression,
+    SparseLinearRegression,
+    QuadraticRegression,
+    ReLUNetwork,
+    DecisionTree,
+    LinearClassification,
+)
+
+
+class Shifted(NamedTuple):
+    """Prompts under a shift, and what is asked after every prefix of them."""
+
+    episodes: Episode
+    queries: jax.Array | None  # [B, points, dim]; None where the prompt's own points are asked
+    labels: jax.Array  # [B, points]: of the queries, or of the points
+
+
+# Apart from what the shifts do, so that the random numbers of all of them compile once.
+@partial(jax.jit, static_argnums=(0, 2))
+def _unshifted(family: TaskFamily, key: jax.Array, prompts: int) -> tuple[Any, jax.Array]:
+    """Tasks and inputs as in training."""
+
+    def draw(key):
+        task_key, input_key = jax.random.split(key)
+        return family.sample_task(task_key, family.full), family.sample_inputs(input_key)
+
+    return jax.vmap(draw)(jax.random.split(key, prompts))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _shifted(
+    shift: "Shift", family: TaskFamily, key: jax.Array, tasks: Any, x: jax.Array
+) -> Shifted:
+    keys = jax.random.split(key, len(x))
+    return jax.vmap(lambda *given: shift.apply(family, *given))(keys, tasks, x)
+
+
+Change = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shift:
+    """A shift of the prompts of a family with Gaussian inputs.
+
+    Errors under it are divided by the mean squared label under it, noise apart, so that 1 is the
+    error of predicting 0; fractions misclassified are left as they are.
+    """
+
+    description: str
+    change: Change = lambda key, x: (x, None)
+    """From a key and inputs `[points, dim]` as in training, those of the prompt and its queries."""
+    relabel: Callable[[TaskFamily], TaskFamily] = lambda family: family
+    """The family that draws the labels."""
+    label_size: Callable[[TaskFamily], float] = lambda family: 1.0
+    """Mean squared label over that in training."""
+    examples: Callable[[int], tuple[int, int | None]] = lambda dim: (0, None)
+    """The numbers of examples, from and below, after which there is such a query."""
+    families: tuple[type[TaskFamily], ...] = GAUSSIAN
+
+    def draw(self, family: TaskFamily, key: jax.Array, prompts: int) -> Shifted:
+        """Draws prompts of fresh tasks under the shift, leading axis `prompts`.
+
+        With one key all shifts start from the same tasks, inputs and noise. It is consumed.
+        """
+        start_key, shift_key = jax.random.split(key)
+        tasks, x = _unshifted(family, start_key, prompts)
+        return _shifted(self, family, shift_key, tasks, x)
+
+    def apply(self, family: TaskFamily, key: jax.Array, task: Any, x: jax.Array) -> Shifted:
+        """One prompt under the shift, of a task and inputs as in training; the key is consumed."""
+        change_key, episode_key = jax.random.split(key)
+        x, queries = self.change(change_key, x)
+        family, points = self.relabel(family), family.points
+        # Queries are labelled together with the points, so that noise and scale are the same.
+        everything = x if queries is None else jnp.concatenate([x, queries])
+        labelled = _with(
+            dataclasses.replace(family, points=len(everything)),
+            sample_inputs=lambda self, key: everything,
+        ).sample_episode(episode_key, task, family.full._replace(points=len(everything)))
+        episode = jax.tree.map(lambda a: a[:points], labelled)
+        return Shifted(episode, queries, labelled.y[-points:])
+
+    def error(self, family: TaskFamily, prediction: Any, labels: Any) -> Any:
+        """Normalised errors `[..., points]` under the shift."""
+        # Labels that are brought back to their size have it under every shift.
+        size = 1.0 if getattr(family, "renormalize", False) else self.label_size(family)
+        return family.error(prediction, labels) / size
+
+
+def _with(family: TaskFamily, **methods: Callable[..., Any]) -> TaskFamily:
+    """The family with methods replaced."""
+    return type(type(family).__name__, (type(family),), methods)(**vars(family))
+
+
+def _linear_map(spectrum: Callable[[int], jax.Array]) -> Change:
+    """x U diag(s) U^T with U uniform, one a prompt, and s scaled such that E |x|^2 = dim."""
+
+    def change(key, x):
+        dim = x.shape[1]
+        scales = _normalised(spectrum(dim))
+        basis = jax.random.orthogonal(key, dim)
+        return jnp.matmul(x, (basis * scales) @ basis.T, precision="highest"), None
+
+    return change
+
+
+def _normalised(scales: jax.Array) -> jax.Array:
+    return scales * jnp.sqrt(len(scales) / (scales**2).sum())
+
+
+def _skewed(dim: int) -> jax.Array:
+    return 1 / jnp.arange(1, dim + 1)
+
+
+def _half(dim: int) -> jax.Array:
+    return (jnp.arange(dim) < max(dim // 2, 1)).astype(jnp.float32)
+
+
+def _fourth_moment(spectrum: Callable[[int], jax.Array]) -> Callable[[TaskFamily], float]:
+    """Squares of inputs grow with their covariance's spectrum C: E x_j^4 over a uniform basis."""
+
+    def size(family):
+        if not isinstance(family, QuadraticRegression):
+            return 1.0
+        dim = family.dim
+        eigenvalues = np.asarray(_normalised(spectrum(dim)), np.float64) ** 2
+        return float((2 * (eigenvalues**2).sum() + dim**2) / (dim * (dim + 2)))
+
+    return size
+
+
+def _scaled_inputs(scale: float) -> Shift:
+    def size(family):
+        if isinstance(family, (DecisionTree, LinearClassification)):
+            return 1.0
+        return scale**4 if isinstance(family, QuadraticRegression) else scale**2
+
+    return Shift(f"x times {scale:.3g}", lambda key, x: (scale * x, None), label_size=size)
+
+
+def _scaled_labels(scale: float) -> Shift:
+    def relabel(family):
+        label = lambda self, task, x: scale * family.label(task, x)
+        return _with(family, label=label)
+
+    regressions = tuple(kind for kind in GAUSSIAN if kind is not LinearClassification)
+    return Shift(
+        f"labels times {scale:.3g}",
+        relabel=relabel,
+        label_size=lambda family: scale**2,
+        families=regressions,
+    )
+
+
+def _noisy(family: TaskFamily) -> TaskFamily:
+    """Noise of variance dim/20, as in the paper's text."""
+    return dataclasses.replace(family, noise=(family.dim / 20) ** 0.5)
+
+
+def _noisy_renormalised(family: TaskFamily) -> TaskFamily:
+    """Noise of deviation 1, after which labels are brought back to their former size.
+
+    The public code divides by the deviation of a whole batch, here by what that estimates.
+    """
+    factor = (family.error_scale / (family.error_scale + 1)) ** 0.5
+    noisy = dataclasses.replace(family, noise=factor, renormalize=False)
+    return _with(noisy, label=lambda self, task, x: factor * family.label(task, x))
+
+
+def _quadrants(queries: Callable[[jax.Array, jax.Array], jax.Array]) -> Change:
+    """Examples in one orthant, uniform for each prompt."""
+
+    def change(key, x):
+        signs = jax.random.rademacher(key, (x.shape[1],), x.dtype)
+        examples = jnp.abs(x) * signs
+        return examples, queries(x, examples)
+
+    return change
+
+
+def orthogonal_queries(key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x_i less its projection on the points before, at its former length.
+
+    It needs i < dim; the queries after are 0. Of the QR decomposition of X^T the column i has
+    that direction.
+    """
+    points, dim = x.shape
+    basis, triangle = jnp.linalg.qr(x[:dim].T)
+    directions = (basis * jnp.sign(jnp.diagonal(triangle))).T
+    lengths = jnp.linalg.norm(x[:dim], axis=1, keepdims=True)
+    return x, jnp.pad(directions * lengths, ((0, max(points - dim, 0)), (0, 0)))
+
+
+def overlapping_queries(key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One of the points before, each as likely; x_0 itself after none."""
+    position = jnp.arange(len(x))
+    chosen = (jax.random.uniform(key, (len(x),)) * position).astype(int)
+    return x, x[jnp.minimum(chosen, jnp.maximum(position - 1, 0))]
+
+
+SHIFTS: dict[str, Shift] = {
+    "none": Shift("as in training"),
+    "skewed": Shift(
+        "covariance eigenvalues as 1/i^2, basis random",
+        _linear_map(_skewed),
+        label_size=_fourth_moment(_skewed),
+    ),
+    "half_subspace": Shift(
+        "x in a random subspace of dim/2", _linear_map(_half), label_size=_fourth_moment(_half)
+    ),
+    "scale_x=1/3": _scaled_inputs(1 / 3),
+    "scale_x=1/2": _scaled_inputs(1 / 2),
+    "scale_x=2": _scaled_inputs(2.0),
+    "scale_x=3": _scaled_inputs(3.0),
+    "scale_y=1/3": _scaled_labels(1 / 3),
+    "scale_y=1/2": _scaled_labels(1 / 2),
+    "scale_y=2": _scaled_labels(2.0),
+    "scale_y=3": _scaled_labels(3.0),
+    "noise": Shift(
+        "noise of deviation 1, labels brought back to their size (public code)",
+        relabel=_noisy_renormalised,
+        families=(LinearRegression, SparseLinearRegression),
+    ),
+    "noise_paper": Shift(
+        "noise of variance dim/20 (paper)",
+        relabel=_noisy,
+        families=(LinearRegression, SparseLinearRegression),
+    ),
+    "random_quadrants": Shift(
+        "examples in one orthant, query in any", _quadrants(lambda x, examples: x)
+    ),
+    "opposite_quadrants": Shift(
+        "query in the orthant opposite to the examples'", _quadrants(lambda x, examples: -examples)
+    ),
+    "orthogonal_query": Shift(
+        "query orthogonal to the examples", orthogonal_queries, examples=lambda dim: (0, dim)
+    ),
+    "overlapping_query": Shift(
+        "query is one of the examples", overlapping_queries, examples=lambda dim: (1, None)
+    ),
+}
+
+
+def shifts_of(family: TaskFamily) -> dict[str, Shift]:
+    """The shifts that make sense for a family, by name; none for one whose inputs are special."""
+    # By its very class: a family of outliers is a linear regression whose inputs are not Gaussian.
+    return {name: shift for name, shift in SHIFTS.items() if type(family) in shift.families}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shifts:
+    """Errors of a learner and of least squares under each shift.
+
+    Attributes:
+      examples: numbers of in-context examples, int `[E]`.
+      curves: by shift, then by "learner" or "least squares", a `Curve` over `examples`, NaN
+        where the shift has no query; its errors are those of `Shift.error`.
+      error_name: what the errors are, in words.
+      step: the training step of the parameters.
+      prompts: how many prompts were averaged for each shift.
+      path: the run's folder.
+    """
+
+    examples: np.ndarray
+    curves: dict[str, dict[str, Curve]]
+    error_name: str
+    step: int
+    prompts: int
+    path: Path
+
+    def save(self) -> None:
+        """Writes `shifts.json` in the run's folder; null where a shift has no query."""
+        numbers = lambda values: [None if np.isnan(v) else float(v) for v in values]
+        ends = lambda curve: {end: numbers(values) for end, values in vars(curve).items()}
+        data = {
+            "step": self.step,
+            "prompts": self.prompts,
+            "examples": [int(k) for k in self.examples],
+            "error_name": self.error_name,
+            "error": {
+                shift: {who: ends(curve) for who, curve in of.items()}
+                for shift, of in self.curves.items()
+            },
+        }
+        write_json(self.path / "shifts.json", data)
+
+    @classmethod
+    def load(cls, run: Run) -> "Shifts":
+        """Reads the newest evaluation under shifts of a run.
+
+        Raises:
+          RunError: it has none.
+        """
+        file = run.path / "shifts.json"
+        if not file.exists():
+            raise RunError(f"{run.path} was not evaluated under shifts yet: evaluate_shifts(run)")
+        data = json.loads(file.read_text())
+        curve = lambda ends: Curve(**{end: np.array(v, np.float64) for end, v in ends.items()})
+        curves = {
+            shift: {who: curve(ends) for who, ends in of.items()}
+            for shift, of in data["error"].items()
+        }
+        return cls(
+            np.array(data["examples"]), curves, data["error_name"], data["step"], data["prompts"],
+            run.path,
+        )  # fmt: skip
+
+    def table(self) -> Table:
+        """Error by number of examples, a row a shift for the learner and one for least squares."""
+        shown = spread(len(self.examples), MAX_COLUMNS)
+        result = Table(
+            title=f"error after k examples, under shifts ({self.path}, step {self.step})",
+            caption=f"{self.error_name} under the shift, mean over {self.prompts} prompts",
+        )
+        result.add_column("shift", no_wrap=True)
+        result.add_column("k", no_wrap=True)
+        for k in self.examples[shown]:
+            result.add_column(str(k), justify="right", no_wrap=True)
+        for shift, of in self.curves.items():
+            for who, curve in of.items():
+                own = who == LEARNER
+                numbers = ("" if np.isnan(v) else show_number(v) for v in curve.mean[shown])
+                name = shift if own else ""
+                result.add_row(name, who, *numbers, style=None if own else "dim")
+        return result
+
+    def __str__(self) -> str:
+        return as_text(self.table())
+
+
+def evaluate_shifts(
+    run: Run | str | Path, *, prompts: int = 1280, resamples: int = 1000, seed: int = 0
+) -> Shifts:
+    """Evaluates a run's newest checkpoint under every shift, with least squares beside it.
+
+    Writes `shifts.json` and `shifts.png` in its folder. All shifts start from the same tasks and
+    inputs; prompts are at full difficulty. The number of prompts is that of Garg et al.
+
+    Args:
+      run: the run or its folder.
+      prompts: number of prompts for each shift.
+      resamples: bootstrap resamples for the 5th to 95th percentile.
+      seed: seed of prompts and resamples.
+
+    Raises:
+      RunError: no run there, or it has no checkpoint.
+      ValueError: fewer than one prompt or resample, a family without shifts, or the concatenated
+        layout.
+    """
+    if prompts < 1 or resamples < 1:
+        raise ValueError(f"prompts ({prompts}) and resamples ({resamples}) must be at least 1")
+    run = run if isinstance(run, Run) else Run.open(run)
+    learner, family = Learner(run.config), run.config.task
+    shifts = shifts_of(family)
+    if not shifts:
+        raise ValueError(f"no shift is known for {type(family).__name__}")
+    step, params = run.params()
+    draw_key, resample_key = jax.random.split(
+        jax.random.fold_in(jax.random.key(seed), SHIFT_STREAM)
+    )
+    draw = lambda shift: shift.draw(family, jax.random.clone(draw_key), prompts)
+    drawn = {name: jax.tree.map(np.asarray, draw(shift)) for name, shift in shifts.items()}
+    errors = np.zeros((prompts, len(shifts), 2, family.points))
+    for asks_queries in (False, True):
+        chosen = [name for name in shifts if (drawn[name].queries is not None) == asks_queries]
+        if not chosen:
+            continue
+        pooled = jax.tree.map(lambda *a: np.concatenate(a), *(drawn[name] for name in chosen))
+        for who, predictions in enumerate(_predict(learner, params, pooled)):
+            for name, predicted in zip(chosen, np.split(predictions, len(chosen))):
+                labels = np.asarray(drawn[name].labels, np.float64)
+                error = shifts[name].error(family, predicted.astype(np.float64), labels)
+                errors[:, list(shifts).index(name), who] = error
+    low, high = bootstrap(resample_key, errors, resamples)
+    mean, examples = errors.mean(axis=0), np.arange(family.points)
+    curves = {}
+    for s, (name, shift) in enumerate(shifts.items()):
+        first, past = shift.examples(family.dim)
+        asked = (examples >= first) & (examples < (past or family.points))
+        ends = [np.where(asked, end[s], np.nan) for end in (mean, low, high)]
+        curves[name] = {
+            who: Curve(*(end[w] for end in ends)) for w, who in enumerate((LEARNER, LEAST_SQUARES))
+        }
+    result = Shifts(examples, curves, family.error_name, step, prompts, run.path)
+    result.save()
+    shifts_figure(result, run.path / "shifts.png")
+    return result
+
+
+def _predict(learner: Learner, params: Any, shifted: Shifted) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions `[B, points]` of the learner and of least squares at what is asked."""
+    episodes, queries = shifted.episodes, shifted.queries
+    if queries is None:
+        predict = jax.jit(learner.predict)
+        ours = in_chunks(lambda e: predict(params, e), episodes)
+    else:
+        ask = jax.jit(lambda *given: predict_queries(learner, *given))
+        ours = in_chunks(lambda e, q: ask(params, e, q), episodes, queries)
+    asked = episodes.x if queries is None else queries
+    with jax.enable_x64(True):
+        least_squares = jax.jit(baselines.least_squares)
+        theirs = in_chunks(least_squares, episodes.x, episodes.y, asked, dtype=np.float64)
+    return ours, theirs
+
+
+def shifts_figure(shifts: Shifts, path: Path) -> None:
+    """Error against the number of examples, a panel a shift (as Garg et al. 2022, figure 4)."""
+    plt = pyplot()
+    rows = -(-len(shifts.curves) // PANELS)
+    columns = min(PANELS, len(shifts.curves))
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(
+            rows,
+            columns,
+            sharex=True,
+            sharey=True,
+            squeeze=False,
+            figsize=(2.1 * columns, 1.7 * rows + 0.6),
+            layout="constrained",
+        )
+        panels = list(grid.flat)
+        for axes, (name, of) in zip(panels, shifts.curves.items()):
+            for who, curve in of.items():
+                own = who == LEARNER
+                line: dict[str, Any] = dict(linewidth=2 if own else 1.3)
+                [drawn] = axes.plot(
+                    shifts.examples, curve.mean, "-" if own else "--", label=who, **line
+                )
+                axes.fill_between(
+                    shifts.examples, curve.low, curve.high, alpha=0.25, color=drawn.get_color()
+                )
+            axes.set_title(name, fontsize=9)
+        for axes in panels[len(shifts.curves) :]:
+            axes.set_visible(False)
+        panels[0].set_ylim(-0.05, 1.55)
+        figure.supxlabel("in-context examples", fontsize=10)
+        figure.supylabel(shifts.error_name, fontsize=10)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=9)
+        figure.savefig(path)
+        plt.close(figure)

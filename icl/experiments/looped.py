@@ -1,0 +1,81 @@
+"""Looped transformers, and LSTMs beside them.
+
+"Looped transformers are better at learning learning algorithms", Yang, Lee, Nowak and
+Papailiopoulos 2023 (arXiv 2311.12424), section 5 and appendix; loops (b), window (T), schedules and
+sizes as in the public code (Leiay/looped_transformer): one block of 8 heads and width 256, Adam at
+1e-4, batches of 64, 500,000 steps, and Garg et al.'s curriculum at intervals of 5,000 steps. The
+code's decision trees and sparse weights ignore the curriculum over dimensions; those here follow
+it, as Garg et al.'s do.
+
+The LSTM has the depth and width that make it as large as a transformer of two blocks: 3 layers of
+width 256, 1.6M parameters. `-xs` presets are of Garg's xs problem, for two CPU cores.
+"""
+
+import dataclasses
+
+from ..models import LoopedTransformerConfig, LSTMConfig
+from ..tasks import (
+    DecisionTree,
+    LinearRegression,
+    ReLUNetwork,
+    SparseLinearRegression,
+    garg_curriculum,
+)
+from ..training.config import Config, TrainingConfig
+from .garg import FAST_OPTIMIZER, LINEAR_XS, PAPER_OPTIMIZER, PAPER_TRAINING
+from .presets import register
+
+POSITIONS = 203  # of the public code: 2 * 101 + 1
+SLOW = dataclasses.replace(garg_curriculum(), interval=5000)
+SLOW_LONG = dataclasses.replace(garg_curriculum(26, 5), interval=5000)
+
+for _name, _what, _task, _loops, _window in (
+    ("linear", "linear regression, d=20, 41 points", LinearRegression(), 30, 15),
+    ("sparse", "3-sparse linear regression, d=20, 41 points", SparseLinearRegression(), 20, 10),
+    ("tree", "decision trees of depth 4, d=20, 101 points", DecisionTree(), 70, 15),
+    ("relu", "two-layer ReLU networks, d=20, 101 points", ReLUNetwork(), 12, 5),
+):
+    register(
+        f"looped/{_name}",
+        f"{_what}, a looped transformer of {_loops} loops (for a GPU)",
+        Config(
+            task=_task,
+            model=LoopedTransformerConfig(max_tokens=POSITIONS, loops=_loops, window=_window),
+            curriculum=SLOW if _task.points == 41 else SLOW_LONG,
+            optimizer=PAPER_OPTIMIZER,
+            training=PAPER_TRAINING,
+        ),
+    )
+register(
+    "looped/linear-xs",
+    "linear regression, d=5, 11 points, 12 loops of an xs block: minutes on a CPU",
+    Config(
+        task=LINEAR_XS.task,
+        model=LoopedTransformerConfig(
+            layers=1, heads=2, width=64, max_tokens=101, loops=12, window=6
+        ),
+        optimizer=FAST_OPTIMIZER,
+        training=TrainingConfig(steps=6_000),
+    ),
+)
+register(
+    "lstm/linear",
+    "linear regression, d=20, 41 points, an LSTM of 3 layers and width 256 (for a GPU)",
+    Config(
+        task=LinearRegression(),
+        model=LSTMConfig(),
+        curriculum=garg_curriculum(),
+        optimizer=PAPER_OPTIMIZER,
+        training=PAPER_TRAINING,
+    ),
+)
+register(
+    "lstm/linear-xs",
+    "linear regression, d=5, 11 points, an LSTM of 2 layers and width 64: minutes on a CPU",
+    Config(
+        task=LINEAR_XS.task,
+        model=LSTMConfig(layers=2, width=64),
+        optimizer=FAST_OPTIMIZER,
+        training=TrainingConfig(steps=10_000),
+    ),
+)

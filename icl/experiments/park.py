@@ -1,0 +1,77 @@
+"""Can Mamba learn how to learn? A comparative study on in-context learning tasks. Park et al. 2024.
+
+Garg et al.'s set-up on tasks that tell transformers and state-space models apart: parities,
+regression among outliers, retrieval of vectors. Paper size: Adam at 1e-4 (4e-4 for parities, 2e-4
+for retrieval), gradients clipped at 10 (100 for retrieval), at most a million steps.
+"""
+
+import dataclasses
+
+from ..models import STANDARD
+from ..tasks import (
+    Curriculum,
+    ManyOutlierRegression,
+    OrthogonalOutlierRegression,
+    Parity,
+    TaskFamily,
+    VectorRetrieval,
+)
+from ..training.config import Config, OptimizerConfig, TrainingConfig
+from .garg import xs
+from .presets import register
+
+DIMENSIONS = Curriculum(dim_start=4, interval=2000)
+
+
+def _paper(task: TaskFamily, learning_rate: float = 1e-4, clip_norm: float = 10.0) -> Config:
+    return Config(
+        task=task,
+        model=dataclasses.replace(STANDARD, max_tokens=None),
+        curriculum=DIMENSIONS if isinstance(task, ManyOutlierRegression) else Curriculum(),
+        optimizer=OptimizerConfig(
+            learning_rate=learning_rate, schedule="constant", clip_norm=clip_norm
+        ),
+        training=TrainingConfig(steps=1_000_000, checkpoint_every=10_000),
+    )
+
+
+register(
+    "park/parity-xs",
+    "parities of 2 of d=5 bits, 21 points, xs model: minutes on a CPU",
+    xs(Parity(dim=5, points=21), curriculum=Curriculum(dim_start=2, interval=600)),
+)
+register(
+    "park/parity",
+    "parities of 2 of d=10 bits, 140 points, standard model (for a GPU)",
+    _paper(Parity(), learning_rate=4e-4),
+)
+register(
+    "park/many-outliers-xs",
+    "linear regression, d=4, 20 points of which half are ones, xs model: minutes on a CPU",
+    xs(ManyOutlierRegression(dim=4, points=20, outliers=0.5), steps=6_000),
+)
+register(
+    "park/many-outliers",
+    "linear regression, d=20, 512 points of which 90% are ones, standard model (for a GPU)",
+    _paper(ManyOutlierRegression()),
+)
+register(
+    "park/orthogonal-outliers-xs",
+    "linear regression, d=4, 20 points of which half are orthogonal to w: minutes on a CPU",
+    xs(OrthogonalOutlierRegression(dim=4, points=20), steps=6_000),
+)
+register(
+    "park/orthogonal-outliers",
+    "linear regression, d=20, 101 points of which half are orthogonal to w (for a GPU)",
+    _paper(OrthogonalOutlierRegression()),
+)
+register(
+    "park/retrieval-xs",
+    "retrieval of one of 8 vectors, d=8, xs model: minutes on a CPU",
+    xs(VectorRetrieval(dim=8, points=9)),
+)
+register(
+    "park/retrieval",
+    "retrieval of one of 64 vectors, d=20, standard model (for a GPU)",
+    _paper(VectorRetrieval(), learning_rate=2e-4, clip_norm=100.0),
+)

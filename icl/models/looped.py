@@ -1,0 +1,146 @@
+"""A transformer whose blocks are applied again and again (Yang et al. 2023, arXiv 2311.12424).
+
+"Looped transformers are better at learning learning algorithms", section 4: with x the embedded
+prompt, z_0 = 0 and z_{t+1} = transformer(z_t + x), every z_t being read out by the same linear
+layer. As in the public code (Leiay/looped_transformer) the transformer ends with its layer norm,
+which is thus inside the loop, and positions are added in every loop, since they are part of x.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from .transformer import Transformer, TransformerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopedTransformerConfig(TransformerConfig):
+    """Size of the model and how its loops are trained; b, T and the defaults are the paper's."""
+
+    title: ClassVar[str] = "looped transformer"
+
+    layers: int = 1
+    """Blocks of the loop."""
+    loops: int = 30
+    """Loops at the end of training and in evaluation (b)."""
+    window: int = 15
+    """The last loops, which alone have a gradient and are trained on (T)."""
+    loops_start: int | None = None
+    """Loops at step 0; None for `window`."""
+    loops_increment: int = 2
+    """Loops added at each interval, up to `loops`."""
+    loops_interval: int = 500
+    """Steps between two additions."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.window <= self._start <= self.loops:
+            raise ValueError(
+                f"a window of {self.window} loops, from {self._start} to {self.loops} loops, is "
+                "impossible; it takes 1 <= window <= loops_start <= loops"
+            )
+        if self.loops_increment < 0 or self.loops_interval < 1:
+            raise ValueError(
+                f"loops_increment ({self.loops_increment}) cannot be negative, and "
+                f"loops_interval ({self.loops_interval}) must be at least 1 step"
+            )
+
+    @property
+    def _start(self) -> int:
+        return self.window if self.loops_start is None else self.loops_start
+
+    @property
+    def passes(self) -> int:
+        return self.window
+
+    def loops_at(self, step: jax.Array | int | None) -> jax.Array | int:
+        """How many loops are run at a training step, traced when it is; all of them at None."""
+        if step is None:
+            return self.loops
+        grown = self._start + self.loops_increment * (jnp.asarray(step) // self.loops_interval)
+        return jnp.minimum(grown, self.loops)
+
+    def build(
+        self, in_width: int, tokens: int, *, outputs: int | None = None, rngs: nnx.Rngs
+    ) -> "LoopedTransformer":
+        return LoopedTransformer(in_width, tokens, self, outputs=outputs, rngs=rngs)
+
+    def flops_by_part(self, in_width: int, tokens: int, batch: int) -> dict[str, float]:
+        once = super().flops_by_part(in_width, tokens, batch)
+        passes = self.window + (self.loops - self.window) / 3
+        ends = 6.0 * (in_width + self.window) * self.width * batch * tokens
+        return {part: passes * flops for part, flops in once.items()} | {"ends": ends}
+
+
+class LoopedTransformer(Transformer):
+    """Maps prompts to a prediction a token and loop; arguments as for `Transformer`."""
+
+    def __init__(
+        self,
+        in_width: int,
+        tokens: int,
+        config: LoopedTransformerConfig,
+        *,
+        outputs: int | None = None,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(in_width, tokens, config, outputs=outputs, rngs=rngs)
+        self.config = config
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        read: slice = slice(None),
+        *,
+        positions: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        loops: jax.Array | int | None = None,
+    ) -> jax.Array:
+        """Predictions of the last loop; arguments, result and errors as for `Transformer`.
+
+        Args:
+          loops: how many, traced or not; those of the config when None. More than were trained
+            with are possible.
+        """
+        loops = self.config.loops if loops is None else loops
+        if isinstance(loops, int) and loops < 1:
+            raise ValueError(f"loops must be at least 1, got {loops}")
+        x = self.embed(tokens, positions)
+        loop = lambda _, z: self.transform(z + x, mask=mask)
+        z = jax.lax.fori_loop(0, loops - 1, loop, jnp.zeros_like(x))
+        return self.predict(self.transform(z + x, read, mask))
+
+    def outputs_by_loop(
+        self, tokens: jax.Array, read: slice = slice(None), loops: int | None = None
+    ) -> jax.Array:
+        """Predictions after each of so many loops, `[loops, ...]`, each as from a call."""
+        x = self.embed(tokens)
+        count = self.config.loops if loops is None else loops
+        return self._run(x, jnp.zeros_like(x), read, count)
+
+    def training_outputs(
+        self, tokens: jax.Array, read: slice = slice(None), step: jax.Array | int | None = None
+    ) -> jax.Array:
+        """Predictions of the last `window` loops run at a step; those before have no gradient."""
+        config = self.config
+        x = self.embed(tokens)
+        graph, state = nnx.split(self)
+        still, still_x = nnx.merge(graph, jax.lax.stop_gradient(state)), jax.lax.stop_gradient(x)
+        # Of a traced number of loops no program could keep what a gradient needs.
+        z = jax.lax.fori_loop(
+            0,
+            config.loops_at(step) - config.window,
+            lambda _, z: still.transform(z + still_x),
+            jnp.zeros_like(still_x),
+        )
+        return self._run(x, z, read, config.window)
+
+    def _run(self, x: jax.Array, z: jax.Array, read: slice, loops: int) -> jax.Array:
+        def loop(z: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+            z = self.transform(z + x)
+            return z, self.predict(z[:, read])
+
+        return jax.lax.scan(loop, z, length=loops)[1]

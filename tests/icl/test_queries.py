@@ -1,0 +1,123 @@
+"""Predictions at queries of one's own: one pass against a pass for each prefix."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from icl.evaluation import draw_prompts
+from icl.evaluation.queries import predict_queries, predict_queries_one_by_one
+from icl.layers import MIXERS
+from icl.models import TransformerConfig
+from icl.tasks import Episode, LinearRegression, OrthogonalOutlierRegression, VectorRetrieval
+from icl.training.learner import Learner
+
+from .test_training import tiny
+
+
+def learner_of(task, *, layers=1, heads=2, mixer="attention", layout="interleaved"):
+    """A learner whose weights are large enough for every token to matter, and prompts."""
+    model = TransformerConfig(layers=layers, heads=heads, width=16, mixer=mixer)
+    learner = Learner(tiny(task=task, model=model, layout=layout))
+    grown = lambda leaf: leaf * 5 if leaf.ndim > 1 else leaf
+    params = jax.tree.map(grown, jax.jit(learner.init)(jax.random.key(0)))
+    return learner, params, draw_prompts(task, jax.random.key(1), 3)
+
+
+def other_points(episodes):
+    return jax.random.normal(jax.random.key(2), episodes.x.shape)
+
+
+def ask(learner, params, episodes, queries, function=predict_queries):
+    return jax.jit(lambda *given: function(learner, *given))(params, episodes, queries)
+
+
+def largest_difference(a, b):
+    return float(jnp.abs(a - b).max() / jnp.abs(b).max())
+
+
+@pytest.mark.parametrize(
+    ("dim", "points", "layers", "heads", "layout"),
+    [
+        (1, 1, 1, 1, "interleaved"),
+        (3, 7, 2, 2, "interleaved"),
+        (5, 4, 3, 1, "tagged"),
+    ],
+)
+def test_one_pass_is_a_pass_for_each_prefix(dim, points, layers, heads, layout):
+    task = LinearRegression(dim=dim, points=points)
+    learner, params, episodes = learner_of(task, layers=layers, heads=heads, layout=layout)
+    queries = other_points(episodes)
+    assert learner.model(params).takes_mask
+    together = ask(learner, params, episodes, queries)
+    assert together.shape == (3, points)
+    predict, separately = jax.jit(learner.predict), []
+    for i in range(points):
+        replaced = episodes._replace(x=episodes.x.at[:, i].set(queries[:, i]))
+        separately.append(predict(params, replaced)[:, i])
+    assert largest_difference(together, jnp.stack(separately, axis=1)) < 1e-5
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_a_query_stands_for_the_next_point_and_sees_those_before_alone(mixer):
+    # Only with two layers could what one query sees reach another.
+    task, layers = LinearRegression(dim=3, points=4), 2 if mixer == "attention" else 1
+    learner, params, episodes = learner_of(task, layers=layers, mixer=mixer)
+
+    @jax.jit
+    def predictions_and_reach(x, y, queries):
+        given = episodes._replace(x=x, y=y)
+        asked, back = jax.vjp(lambda q: predict_queries(learner, params, given, q), queries)
+        reach = jax.vmap(lambda i: back(jnp.zeros_like(asked).at[:, i].set(1.0))[0])(jnp.arange(4))
+        return learner.predict(params, given), asked, jnp.abs(reach).sum(axis=(1, 3))
+
+    x, y, queries = episodes.x, episodes.y, other_points(episodes)
+    usual, same, _ = predictions_and_reach(x, y, x)
+    assert largest_difference(same, usual) < 1e-5
+    _, before, reach = predictions_and_reach(x, y, queries)
+    assert largest_difference(before, usual) > 1e-2
+    np.testing.assert_array_equal(reach > 1e-6, np.eye(4, dtype=bool))
+    _, after, _ = predictions_and_reach(x.at[:, 2:].add(3.0), y.at[:, 2:].add(3.0), queries)
+    np.testing.assert_allclose(after[:, :3], before[:, :3], atol=1e-6)
+    assert jnp.abs(after[:, 3:] - before[:, 3:]).min() > 0
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_only_attention_takes_a_mask(mixer):
+    task = LinearRegression(dim=3, points=5)
+    model = TransformerConfig(layers=1, heads=2, width=16, mixer=mixer)
+    learner = Learner(tiny(task=task, model=model))
+
+    def masked(key):
+        model = learner.model(learner.init(key))
+        assert model.takes_mask == (mixer == "attention")
+        return model(jnp.zeros((1, 10, 3)), mask=jnp.ones((10, 10), bool))
+
+    if mixer == "attention":
+        assert jax.eval_shape(masked, jax.random.key(0)).shape == (1, 10)
+    else:
+        with pytest.raises(ValueError, match="takes no mask"):
+            jax.eval_shape(masked, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    "task",
+    [VectorRetrieval(dim=3, points=4), OrthogonalOutlierRegression(dim=3, points=4)],
+    ids=["vector labels", "label tokens"],
+)
+def test_labels_may_be_vectors_or_bring_their_tokens(task):
+    learner, params, episodes = learner_of(task)
+    queries = other_points(episodes)
+    together = ask(learner, params, episodes, queries)
+    assert together.shape == episodes.y.shape
+    one_by_one = ask(learner, params, episodes, queries, predict_queries_one_by_one)
+    assert largest_difference(together, one_by_one) < 1e-5
+
+
+def test_what_cannot_be_asked_is_refused():
+    task = LinearRegression(dim=3, points=5)
+    episodes = Episode(jnp.zeros((2, 5, 3)), jnp.zeros((2, 5)), jnp.ones((2, 5), bool))
+    with pytest.raises(ValueError, match="layout interleaved"):
+        predict_queries(Learner(tiny(task=task, layout="concatenated")), {}, episodes, episodes.x)
+    with pytest.raises(ValueError, match="must have the shape"):
+        predict_queries(Learner(tiny(task=task)), {}, episodes, episodes.x[:, :3])
