@@ -104,13 +104,13 @@ class Evaluation:
             title=f"error after k examples ({self.path}, step {self.step})",
             caption=(
                 f"{self.error_name}, mean over {self.prompts} fresh prompts; "
-                "± half of the 90% bootstrap interval"
+                "± half of the 90% bootstrap interval; ms: milliseconds a prompt"
             ),
         )
-        result.add_column("k", no_wrap=True)
+        result.add_column("k")
         for k in self.examples[shown]:
             result.add_column(str(k), justify="right", no_wrap=True)
-        result.add_column("ms/prompt", justify="right", no_wrap=True)
+        result.add_column("ms", justify="right", no_wrap=True)
         for name, curve in self.curves.items():
             style = "bold" if name == self.learner else None
             suffix = " (optimal)" if name == self.reference else ""

@@ -98,7 +98,7 @@ register(
 register(
     "garg/tree-xs",
     "decision trees of depth 2, d=5, 26 points, xs model: minutes on a CPU",
-    xs(DecisionTree(dim=5, points=26, depth=2), steps=8_000),
+    xs(DecisionTree(dim=5, points=26, depth=2), steps=6_000),
 )
 register(
     "garg/tree",
@@ -133,7 +133,7 @@ register(
 register(
     "garg/quadratic-xs",
     "quadratic regression, d=4, 17 points, xs model: minutes on a CPU",
-    xs(QuadraticRegression(dim=4, points=17), steps=8_000),
+    xs(QuadraticRegression(dim=4, points=17), steps=6_000),
 )
 register(
     "garg/quadratic",

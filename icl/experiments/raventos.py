@@ -8,7 +8,7 @@ pool of M tasks: up to a threshold in M the learner predicts as the optimal esti
 0.25, tokens (0, x) and (y, 0), GPT-2 of 8 layers without biases at its ends, Adam with the
 "triangle" learning rate, 500,000 batches of 256, the loss on all labels. The initial weights at
 the two ends are this library's, uniform, in place of N(0, 0.02^2). `raventos/pool-small` is its
-smaller model (section 3.3). `raventos/pool-xs` has 3 dimensions, 8 points and 1/400 of the
+smaller model (section 3.3). `raventos/pool-xs` has 3 dimensions, 8 points and 1/500 of the
 prompts: it shows the same on two CPU cores, at smaller pools.
 
 A sweep of any of them over pool sizes, its own grid where none is given, ends with the paper's
@@ -247,7 +247,7 @@ register(
         optimizer=OptimizerConfig(
             learning_rate=2e-3, schedule="linear", warmup_steps=500, options={"b2": 0.95}
         ),
-        training=TrainingConfig(steps=5_000, batch_size=64, pool_size=2**12),
+        training=TrainingConfig(steps=4_000, batch_size=64, pool_size=2**12),
     ),
     over={"pool_size": [2**n for n in range(0, 13, 2)]},
     report=threshold,

@@ -47,4 +47,4 @@ class ReLUNetwork(TaskFamily):
 
     def label(self, task: Network, x: jax.Array) -> jax.Array:
         hidden = jax.nn.relu(jnp.matmul(x, task.hidden, precision="highest"))
-        return (hidden * task.out).sum(axis=-1) * (2 / self.hidden) ** 0.5
+        return jnp.matmul(hidden, task.out, precision="highest") * (2 / self.hidden) ** 0.5

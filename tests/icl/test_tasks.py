@@ -1,6 +1,7 @@
 """Laws that every registered task family keeps, and what each documents of its own."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,20 @@ def family(request):
 
 def batch(family, seed=0, size=16, difficulty=None, **options):
     difficulty = difficulty or family.full
-    return sample_batch(family, jax.random.key(seed), jnp.arange(size), difficulty, **options)
+    return draw_batch(family, jax.random.key(seed), jnp.arange(size), difficulty, **options)
+
+
+# Compiled once a family for nearly all of what follows.
+@partial(jax.jit, static_argnums=0)
+def draw_batch(family, key, indices, difficulty, **options):
+    return sample_batch(family, key, indices, difficulty, **options)
+
+
+def labels_of(family, task, episodes):
+    """The oracle's labels where points count, and the drawn ones."""
+    counted = np.asarray(episodes.counts)
+    oracle = jax.jit(jax.vmap(lambda x: family.label(task, x)))(episodes.x)
+    return np.asarray(oracle)[counted], np.asarray(episodes.y)[counted]
 
 
 def equal(a, b):
@@ -52,28 +66,18 @@ def test_same_key_same_bits_and_other_key_other_bits(family):
     assert not equal(batch(family, 0).x, batch(family, 1).x)
 
 
-def test_jit_changes_nothing(family):
-    jitted = jax.jit(lambda key: sample_prompt(family, key, family.full))
-    plain = sample_prompt(family, jax.random.key(3), family.full)
-    for a, b in zip(*map(jax.tree.leaves, (jitted(jax.random.key(3)), plain))):
+def test_a_compiled_batch_is_its_prompts_one_by_one(family):
+    together = batch(family, 5)
+    alone = sample_prompt(family, jax.random.fold_in(jax.random.key(5), 3), family.full)
+    one = jax.tree.map(lambda a: a[3], together)
+    for a, b in zip(*map(jax.tree.leaves, (one, alone)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_vmap_is_a_loop(family):
-    together = batch(family, 5, size=6)
-    for i in range(6):
-        key = jax.random.fold_in(jax.random.key(5), i)
-        alone = sample_prompt(family, key, family.full)
-        one = jax.tree.map(lambda a, i=i: a[i], together)
-        for a, b in zip(*map(jax.tree.leaves, (one, alone))):
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-
-
 def test_a_batch_is_the_same_bits_however_it_is_split(family):
-    draw = jax.jit(lambda first: sample_batch(family, jax.random.key(0), first, family.full))
-    whole = draw(jnp.arange(8))
-    halves = [draw(jnp.arange(0, 4)), draw(jnp.arange(4, 8))]
-    assert equal(whole, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *halves))
+    draw = lambda *rows: draw_batch(family, jax.random.key(0), jnp.arange(*rows), family.full)
+    halves = [draw(0, 8), draw(8, 16)]
+    assert equal(draw(16), jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *halves))
 
 
 def test_shapes_and_finiteness(family):
@@ -85,18 +89,6 @@ def test_shapes_and_finiteness(family):
     if episodes.label_tokens is not None:
         assert episodes.label_tokens.shape == (16, 9, 4)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(episodes))
-
-
-def test_the_oracle_recovers_the_labels(family):
-    task_key, episode_key = jax.random.split(jax.random.key(0))
-    task = family.sample_task(task_key, family.full)
-    episode = family.sample_episode(episode_key, task, family.full)
-    counted = np.asarray(episode.counts)
-    assert counted.any()
-    labels = np.asarray(episode.y)[counted]
-    np.testing.assert_allclose(family.label(task, episode.x)[counted], labels, atol=1e-6)
-    other = family.sample_task(jax.random.key(99), family.full)
-    assert np.abs(family.label(other, episode.x)[counted] - labels).max() > 0.1
 
 
 def test_moments(family):
@@ -113,44 +105,35 @@ def test_moments(family):
 
 
 def test_difficulty_hides_coordinates_and_points_without_recompiling(family):
-    draw = jax.jit(lambda dim, points: batch(family, difficulty=Difficulty(dim, points)))
+    batch(family)
+    compiled = draw_batch._cache_size()
     for dim, points in ((1, 3), (3, 9), (4, 1)):
-        episodes = draw(dim, points)
+        episodes = jax.tree.map(np.asarray, batch(family, difficulty=Difficulty(dim, points)))
         np.testing.assert_array_equal(episodes.x[..., dim:], 0)
         assert (np.abs(episodes.x[..., :dim][episodes.counts]) > 0).all()
         assert not episodes.counts[:, points:].any()
         if not isinstance(family, PARTLY_COUNTED):
             assert episodes.counts[:, :points].all()
         assert np.isfinite(episodes.y).all()
-    assert draw._cache_size() == 1
+    assert draw_batch._cache_size() == compiled
 
 
-def test_a_pool_holds_so_many_tasks(family):
+def test_a_pool_holds_so_many_tasks_whose_oracle_knows_the_labels(family):
     # With this key no two of three parities are the same.
     pool_key = jax.random.key(12)
-    tasks = {
-        tuple(
-            np.concatenate([np.ravel(a) for a in jax.tree.leaves(pool_task(family, pool_key, i))])
-        )
-        for i in range(3)
-    }
-    assert len(tasks) == 3
-    only = pool_task(family, pool_key, 0)
-    episodes = batch(family, pool_key=pool_key, pool_size=1)
-    labels = jax.vmap(lambda x: family.label(only, x))(episodes.x)
-    counted = np.asarray(episodes.counts)
-    np.testing.assert_allclose(labels[counted], episodes.y[counted], atol=1e-6)
-    fresh = batch(family)
-    others = jax.vmap(lambda x: family.label(only, x))(fresh.x) - fresh.y
-    assert np.abs(others[fresh.counts]).max() > 0.1
-
-
-def test_an_enormous_pool_takes_no_memory(family):
-    pool_key = jax.random.key(7)
-    draw = jax.jit(lambda key: sample_batch(
-        family, key, jnp.arange(32), family.full, pool_key, 2**25
-    ))  # fmt: skip
-    memory = draw.lower(jax.random.key(0)).compile().memory_analysis()
+    of_pool = jax.jit(lambda index: pool_task(family, pool_key, index))
+    flat = lambda task: tuple(np.concatenate([np.ravel(a) for a in jax.tree.leaves(task)]))
+    assert len({flat(of_pool(index)) for index in range(3)}) == 3
+    pooled = batch(family, pool_key=pool_key, pool_size=1)
+    oracle, labels = labels_of(family, of_pool(0), pooled)
+    np.testing.assert_allclose(oracle, labels, atol=1e-6)
+    oracle, labels = labels_of(family, of_pool(0), batch(family))
+    assert np.abs(oracle - labels).max() > 0.1
+    # An enormous one takes no memory.
+    many = draw_batch.lower(
+        family, pool_key, jnp.arange(16), family.full, pool_key=pool_key, pool_size=2**25
+    )
+    memory = many.compile().memory_analysis()
     assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 2**20
 
 
