@@ -84,10 +84,10 @@ register(
 )
 register(
     "garg/sparse-xs",
-    "sparse linear regression, 2 of d=8 coordinates, 17 points, xs model: minutes on a CPU",
+    "sparse linear regression, 1 of d=5 coordinates, 11 points, xs model: minutes on a CPU",
     xs(
-        SparseLinearRegression(dim=8, points=17, nonzeros=2),
-        curriculum=Curriculum(dim_start=3, points_start=7, interval=400),
+        SparseLinearRegression(dim=5, points=11, nonzeros=1),
+        curriculum=Curriculum(dim_start=2, interval=400),
     ),
 )
 register(

@@ -134,8 +134,8 @@ def test_a_model_nobody_registered_is_refused():
         tiny(model="lstm")
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_every_model_learns(name, tmp_path):
+@pytest.mark.parametrize("name", ["looped_transformer", "lstm"])
+def test_looped_and_recurrent_models_learn(name, tmp_path):
     config = tiny(
         model=SIZES[name],
         training_pool_size=1,
@@ -157,7 +157,7 @@ def test_every_model_learns(name, tmp_path):
         np.testing.assert_allclose(errors[0], plain[:, -1].mean(), rtol=1e-3)
         with pytest.raises(ValueError, match="at least 1"):
             errors_by_loop(run, [0])
-    elif name == "transformer":
+    else:
         with pytest.raises(ValueError, match="has no loops"):
             errors_by_loop(run, [1])
 
@@ -292,7 +292,7 @@ def test_parameter_counts_are_gargs(config, millions):
 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_predictions_do_not_see_the_future(mixer):
-    model, tokens = build(dataclasses.replace(TINY, mixer=mixer)), prompt()
+    model, tokens = jitted(build(dataclasses.replace(TINY, mixer=mixer))), prompt()
     changed = tokens.at[:, 7:].add(10.0)
     np.testing.assert_allclose(model(tokens)[:, :7], model(changed)[:, :7], atol=1e-6)
     assert np.abs(model(tokens)[:, 7:] - model(changed)[:, 7:]).max() > 1e-4
@@ -375,6 +375,30 @@ def test_too_long_prompts_are_refused():
         build()(prompt(13))
 
 
+# Compiled once a shape, since examples repeat shapes.
+@jax.jit
+def norm_by_ours(x, scale, bias, weight):
+    loss = lambda *a: (layer_norm(*a) * weight).sum()
+    return jax.value_and_grad(loss, argnums=(0, 1, 2))(x, scale, bias)
+
+
+@jax.jit
+def norm_by_flax(x, scale, bias, weight):
+    norm = nnx.LayerNorm(x.shape[-1], epsilon=1e-5, rngs=nnx.Rngs(0), use_fast_variance=False)
+    norm.scale[...], norm.bias[...] = scale, bias
+    return (norm(x) * weight).sum()
+
+
+@jax.jit
+def norm_by_definition(x, scale, bias, weight):
+    def loss(x, scale, bias):
+        centred = x - x.mean(-1, keepdims=True)
+        deviation = jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+        return ((centred / deviation * scale + bias) * weight).sum()
+
+    return jax.grad(loss, argnums=(0, 1, 2))(x, scale, bias)
+
+
 @settings(max_examples=12)
 @given(rows=st.sampled_from([1, 3, 8]), width=st.sampled_from([2, 5, 64]), seed=st.integers(0, 4))
 def test_layer_norm_matches_flax(rows, width, seed):
@@ -383,24 +407,11 @@ def test_layer_norm_matches_flax(rows, width, seed):
     scale, bias, weight = (
         jax.random.normal(k, s) for k, s in zip(keys[1:], ((width,), (width,), x.shape))
     )
-    reference = nnx.LayerNorm(width, epsilon=1e-5, rngs=nnx.Rngs(0), use_fast_variance=False)
-
-    def theirs(x, scale, bias):
-        reference.scale[...], reference.bias[...] = scale, bias
-        return (reference(x) * weight).sum()
-
-    ours = lambda *a: (layer_norm(*a) * weight).sum()
-    np.testing.assert_allclose(ours(x, scale, bias), theirs(x, scale, bias), rtol=1e-4, atol=1e-4)
-    gradients = jax.grad(ours, argnums=(0, 1, 2))(x, scale, bias)
+    ours, gradients = norm_by_ours(x, scale, bias, weight)
+    np.testing.assert_allclose(ours, norm_by_flax(x, scale, bias, weight), rtol=1e-4, atol=1e-4)
     with jax.enable_x64(True):
         wide = [jnp.asarray(np.asarray(a, np.float64)) for a in (x, scale, bias, weight)]
-
-        def definition(x, scale, bias):
-            centred = x - x.mean(-1, keepdims=True)
-            deviation = jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
-            return ((centred / deviation * scale + bias) * wide[3]).sum()
-
-        expected = jax.grad(definition, argnums=(0, 1, 2))(*wide[:3])
+        expected = norm_by_definition(*wide)
     for mine, exact in zip(gradients, expected):
         np.testing.assert_allclose(mine, exact, rtol=2e-3, atol=2e-4)
 
