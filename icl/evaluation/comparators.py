@@ -29,10 +29,11 @@ from ..tasks import (
 )
 from . import baselines
 from .baselines.lasso import PENALTIES
+from .result import MAX_COLUMNS, spread
 
-# Estimators that fit a model to every prompt and position are asked for so many of them only.
+# Estimators that fit a model to every prompt and position are asked for so many prompts only, at
+# the positions that a table shows.
 FITTED_PROMPTS = 64
-FITTED_POSITIONS = 6
 FITTED_STEPS = 5000  # of Adam
 
 
@@ -122,7 +123,7 @@ def _lasso() -> Comparator:
 
 
 def _positions(family: TaskFamily) -> list[int]:
-    return sorted({round(k) for k in np.linspace(0, family.points - 1, FITTED_POSITIONS)})
+    return spread(family.points, MAX_COLUMNS).tolist()
 
 
 def _network(family: TaskFamily) -> list[Comparator]:

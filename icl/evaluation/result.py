@@ -145,7 +145,7 @@ def spread(count: int, most: int) -> np.ndarray:
 
 
 def show_number(value: float) -> str:
-    """Three decimals, a power of ten for what would show none, a dash for NaN."""
+    """Three decimals, a power of ten for what would show none or many, a dash for NaN."""
     if np.isnan(value):
         return "–"
-    return "0" if value < 5e-7 else f"{value:.3f}" if value >= 1e-3 else f"{value:.0e}"
+    return "0" if value < 5e-7 else f"{value:.3f}" if 1e-3 <= value < 1e3 else f"{value:.0e}"

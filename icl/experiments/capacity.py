@@ -114,7 +114,7 @@ register(
         model=dataclasses.replace(XS, max_tokens=None),
         curriculum=Curriculum(),
         optimizer=FAST_OPTIMIZER,
-        training=TrainingConfig(steps=3_000),
+        training=TrainingConfig(steps=2_000),
     ),
     over={
         "model": _models([dataclasses.replace(XS, layers=layers) for layers in (1, 2, 3)]),

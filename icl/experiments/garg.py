@@ -84,11 +84,8 @@ register(
 )
 register(
     "garg/sparse-xs",
-    "sparse linear regression, 1 of d=5 coordinates, 11 points, xs model: minutes on a CPU",
-    xs(
-        SparseLinearRegression(dim=5, points=11, nonzeros=1),
-        curriculum=Curriculum(dim_start=2, interval=400),
-    ),
+    "sparse linear regression, 1 of d=3 coordinates, 9 points, xs model: minutes on a CPU",
+    xs(SparseLinearRegression(dim=3, points=9, nonzeros=1)),
 )
 register(
     "garg/sparse",
@@ -97,8 +94,8 @@ register(
 )
 register(
     "garg/tree-xs",
-    "decision trees of depth 2, d=5, 26 points, xs model: minutes on a CPU",
-    xs(DecisionTree(dim=5, points=26, depth=2), steps=6_000),
+    "decision trees of depth 3, d=5, 26 points, xs model: minutes on a CPU",
+    xs(DecisionTree(dim=5, points=26, depth=3), steps=6_000),
 )
 register(
     "garg/tree",
@@ -118,7 +115,7 @@ register(
 register(
     "garg/noisy-xs",
     "linear regression with noise 0.5, d=5, 16 points, xs model: minutes on a CPU",
-    xs(LinearRegression(dim=5, points=16, noise=0.5), steps=6_000),
+    xs(LinearRegression(dim=5, points=16, noise=0.5), steps=5_000),
 )
 register(
     "garg/noisy",
@@ -133,7 +130,7 @@ register(
 register(
     "garg/quadratic-xs",
     "quadratic regression, d=4, 17 points, xs model: minutes on a CPU",
-    xs(QuadraticRegression(dim=4, points=17), steps=6_000),
+    xs(QuadraticRegression(dim=4, points=17), steps=5_000),
 )
 register(
     "garg/quadratic",
@@ -143,7 +140,7 @@ register(
 register(
     "garg/classification-xs",
     "linear classification, d=5, 21 points, xs model: minutes on a CPU",
-    xs(LinearClassification(dim=5, points=21), steps=6_000),
+    xs(LinearClassification(dim=5, points=21), steps=4_000),
 )
 register(
     "garg/classification",

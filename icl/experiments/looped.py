@@ -55,7 +55,7 @@ register(
             layers=1, heads=2, width=64, max_tokens=101, loops=12, window=6
         ),
         optimizer=FAST_OPTIMIZER,
-        training=TrainingConfig(steps=5_000),
+        training=TrainingConfig(steps=3_000),
     ),
 )
 register(

@@ -48,7 +48,7 @@ register(
 register(
     "park/many-outliers-xs",
     "linear regression, d=4, 20 points of which half are ones, xs model: minutes on a CPU",
-    xs(ManyOutlierRegression(dim=4, points=20, outliers=0.5), steps=6_000),
+    xs(ManyOutlierRegression(dim=4, points=20, outliers=0.5), steps=5_000),
 )
 register(
     "park/many-outliers",
@@ -58,7 +58,7 @@ register(
 register(
     "park/orthogonal-outliers-xs",
     "linear regression, d=4, 20 points of which half are orthogonal to w: minutes on a CPU",
-    xs(OrthogonalOutlierRegression(dim=4, points=20), steps=6_000),
+    xs(OrthogonalOutlierRegression(dim=4, points=20), steps=5_000),
 )
 register(
     "park/orthogonal-outliers",

@@ -252,7 +252,7 @@ def test_consistent_parities_are_a_posterior_mean():
 def test_families_are_evaluated_in_their_own_terms(name, tmp_path, monkeypatch):
     module = importlib.import_module("icl.evaluation.comparators")
     monkeypatch.setattr(module, "FITTED_PROMPTS", 2)
-    monkeypatch.setattr(module, "FITTED_POSITIONS", 3)
+    monkeypatch.setattr(module, "MAX_COLUMNS", 3)
     monkeypatch.setattr(module, "FITTED_STEPS", 5)
     config = tiny(task=FAMILIES[name](dim=3, points=6), training_steps=5)
     run = icl.train(config, tmp_path / "run", logging=QUIET)
