@@ -231,10 +231,14 @@ def _comparison(config: Config, prompts: int):
         fresh_key, key = jax.random.split(prompt_key)
         kinds = {"fresh": (fresh_key, None, None), "pool": (key, tasks_key, pool_size)}
 
-        def sums_of(kind: str, first: jax.Array | int):
-            own_key, own_pool, own_size = kinds[kind]
+        def sums_of(first: jax.Array | int):
             index = first + jnp.arange(size)
-            episodes = sample_batch(family, own_key, index, family.full, own_pool, own_size)
+            drawn = [
+                sample_batch(family, own_key, index, family.full, *own)
+                for own_key, *own in kinds.values()
+            ]
+            # Together: two eigendecompositions at once can wait for each other forever on a CPU.
+            episodes = jax.tree.map(lambda *parts: jnp.concatenate(parts), *drawn)
             x, y = episodes.x, episodes.y
             predictions = {
                 "learner": learner.predict(params, episodes),
@@ -243,16 +247,16 @@ def _comparison(config: Config, prompts: int):
             }
             # The last prompts may be fewer than are drawn at once.
             counted = (index < prompts)[:, None] / family.dim
-            squares = lambda a, b: (counted * (a - b) ** 2).sum(axis=0)
+            squares = lambda a, b: (counted * (a - b).reshape(2, size, -1) ** 2).sum(axis=1)
             errors = {name: squares(predictions[name], y) for name in PREDICTORS}
             pairs = {f"{a}, {b}": squares(predictions[a], predictions[b]) for a, b in PAIRS}
-            return errors, pairs
+            by_kind = lambda sums, n: {name: both[n] for name, both in sums.items()}
+            return {k: (by_kind(errors, n), by_kind(pairs, n)) for n, k in enumerate(kinds)}
 
         def add(sums, first):
-            found = {kind: sums_of(kind, first) for kind in kinds}
-            return jax.tree.map(jnp.add, sums, found), None
+            return jax.tree.map(jnp.add, sums, sums_of(first)), None
 
-        empty = jax.eval_shape(lambda: {kind: sums_of(kind, 0) for kind in kinds})
+        empty = jax.eval_shape(lambda: sums_of(0))
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), empty)
         sums, _ = jax.lax.scan(add, zeros, jnp.arange(0, prompts, size))
         return tuple({kind: sums[kind][part] for kind in kinds} for part in range(2))
