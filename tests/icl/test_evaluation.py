@@ -27,7 +27,8 @@ from .test_training import QUIET, tiny
 
 def predictions(function, x, y):
     with jax.enable_x64(True):
-        return np.asarray(function(jnp.asarray(x, jnp.float64), jnp.asarray(y, jnp.float64)))
+        wide = jnp.asarray(x, jnp.float64), jnp.asarray(y, jnp.float64)
+        return np.asarray(jax.jit(function)(*wide))
 
 
 def per_prefix(predict, x, y):
