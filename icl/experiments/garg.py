@@ -115,7 +115,11 @@ register(
 register(
     "garg/noisy-xs",
     "linear regression with noise 0.5, d=5, 16 points, xs model: minutes on a CPU",
-    xs(LinearRegression(dim=5, points=16, noise=0.5), steps=5_000),
+    xs(
+        LinearRegression(dim=5, points=16, noise=0.5),
+        steps=6_000,
+        curriculum=Curriculum(dim_start=2, interval=300),
+    ),
 )
 register(
     "garg/noisy",

@@ -21,6 +21,7 @@ from .garg import xs
 from .presets import register
 
 DIMENSIONS = Curriculum(dim_start=4, interval=2000)
+FEW_DIMENSIONS = Curriculum(dim_start=1, interval=500)
 
 
 def _paper(task: TaskFamily, learning_rate: float = 1e-4, clip_norm: float = 10.0) -> Config:
@@ -47,8 +48,12 @@ register(
 )
 register(
     "park/many-outliers-xs",
-    "linear regression, d=4, 20 points of which half are ones, xs model: minutes on a CPU",
-    xs(ManyOutlierRegression(dim=4, points=20, outliers=0.5), steps=5_000),
+    "linear regression, d=3, 16 points of which half are ones, xs model: minutes on a CPU",
+    xs(
+        ManyOutlierRegression(dim=3, points=16, outliers=0.5),
+        steps=5_000,
+        curriculum=FEW_DIMENSIONS,
+    ),
 )
 register(
     "park/many-outliers",
@@ -57,8 +62,8 @@ register(
 )
 register(
     "park/orthogonal-outliers-xs",
-    "linear regression, d=4, 20 points of which half are orthogonal to w: minutes on a CPU",
-    xs(OrthogonalOutlierRegression(dim=4, points=20), steps=5_000),
+    "linear regression, d=3, 16 points of which half are orthogonal to w: minutes on a CPU",
+    xs(OrthogonalOutlierRegression(dim=3, points=16), steps=5_000, curriculum=FEW_DIMENSIONS),
 )
 register(
     "park/orthogonal-outliers",
