@@ -39,7 +39,9 @@ def evaluation_figure(evaluation: Evaluation, path: Path) -> None:
                 values[asked] for values in (evaluation.examples, curve.mean, curve.low, curve.high)
             )
             [drawn] = axes.plot(examples, mean, label=name, **line)
-            axes.fill_between(examples, low, high, alpha=0.25, color=drawn.get_color())
+            # The bands of few prompts would hide everything else.
+            if asked.all():
+                axes.fill_between(examples, low, high, alpha=0.25, color=drawn.get_color())
         axes.set_xlabel("in-context examples")
         axes.set_ylabel(evaluation.error_name)
         axes.set_ylim(-0.03, 1.35)
