@@ -245,7 +245,9 @@ def _show_more(run, prompts: int, seed: int) -> None:
         errors = errors_by_loop(run, loops, prompts=prompts, seed=seed)
         told = ", ".join(f"{n}: {show_number(e)}" for n, e in zip(loops, errors))
         print(f"error after all examples by loops: {told}\nfigure: {run.path / 'loops.png'}")
-    if config.training.pool_size and type(config.task) is LinearRegression and config.task.noise:
+    task = config.task
+    known = type(task) is LinearRegression and task.noise and not task.renormalize
+    if config.training.pool_size and known:
         Console().print(evaluate_pool(run, seed=seed).table())
 
 
