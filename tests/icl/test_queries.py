@@ -8,7 +8,7 @@ import pytest
 from icl.evaluation import draw_prompts
 from icl.evaluation.queries import predict_queries, predict_queries_one_by_one
 from icl.layers import MIXERS
-from icl.models import TransformerConfig
+from icl.models import LoopedTransformerConfig, TransformerConfig
 from icl.tasks import Episode, LinearRegression, OrthogonalOutlierRegression, VectorRetrieval
 from icl.training.learner import Learner
 
@@ -110,6 +110,19 @@ def test_labels_may_be_vectors_or_bring_their_tokens(task):
     queries = other_points(episodes)
     together = ask(learner, params, episodes, queries)
     assert together.shape == episodes.y.shape
+    one_by_one = ask(learner, params, episodes, queries, predict_queries_one_by_one)
+    assert largest_difference(together, one_by_one) < 1e-5
+
+
+def test_a_looped_transformer_is_asked_in_one_pass_too():
+    task = LinearRegression(dim=3, points=4)
+    model = LoopedTransformerConfig(layers=1, heads=2, width=16, loops=3, window=2)
+    learner = Learner(tiny(task=task, model=model))
+    params = learner.init(jax.random.key(0))
+    episodes = draw_prompts(task, jax.random.key(1), 3)
+    queries = other_points(episodes)
+    assert learner.model(params).takes_mask
+    together = ask(learner, params, episodes, queries)
     one_by_one = ask(learner, params, episodes, queries, predict_queries_one_by_one)
     assert largest_difference(together, one_by_one) < 1e-5
 
