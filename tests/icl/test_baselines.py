@@ -35,26 +35,31 @@ ALL = {
 }
 
 
+def fitted(name, x, y, **options):
+    # XGBoost works on the host, outside any program.
+    return predictions(partial(ALL[name], **options), x, y, jit=name != "boosting")
+
+
 @pytest.fixture(params=ALL)
-def estimator(request):
+def fit(request):
     if request.param == "boosting":
         pytest.importorskip("xgboost")
-    return ALL[request.param]
+    return partial(fitted, request.param)
 
 
-def test_a_prediction_uses_only_earlier_points(estimator):
+def test_a_prediction_uses_only_earlier_points(fit):
     x, y = linear_prompts(2, 12, 3)
     later_x, later_y = x.copy(), y.copy()
     later_x[:, 8:] += 9.0
     later_y[:, 7:] += 9.0
-    before, changed = predictions(estimator, x, y), predictions(estimator, later_x, later_y)
+    before, changed = fit(x, y), fit(later_x, later_y)
     np.testing.assert_allclose(before[:, :8], changed[:, :8], rtol=0, atol=1e-12)
     assert (before[:, 0] == 0).all() and (before[:, 8:] != changed[:, 8:]).any()
 
 
-def test_a_prompt_alone_is_predicted_as_among_others(estimator):
+def test_a_prompt_alone_is_predicted_as_among_others(fit):
     x, y = linear_prompts(2, 12, 3, noise=0.1)
-    together, alone = predictions(estimator, x, y), predictions(estimator, x[:1], y[:1])
+    together, alone = fit(x, y), fit(x[:1], y[:1])
     np.testing.assert_allclose(together[:1], alone, atol=1e-9)
 
 
@@ -226,15 +231,15 @@ def test_only_positions_asked_for_are_fitted(name):
     if name == "boosting":
         pytest.importorskip("xgboost")
     x, y = linear_prompts(2, 12, 3)
-    whole = predictions(ALL[name], x, y)
-    some = predictions(partial(ALL[name], positions=[5, 0, 3]), x, y)
+    whole = fitted(name, x, y)
+    some = fitted(name, x, y, positions=[5, 0, 3])
     asked = np.isin(np.arange(12), [0, 3, 5])
     assert np.isnan(some[:, ~asked]).all()
     np.testing.assert_allclose(some[:, asked], whole[:, asked], atol=1e-9)
-    assert np.isnan(predictions(partial(ALL[name], positions=[]), x, y)).all()
+    assert np.isnan(fitted(name, x, y, positions=[])).all()
     for beyond in (12, -1):
         with pytest.raises(ValueError, match="within 0 to 11"):
-            predictions(partial(ALL[name], positions=[beyond]), x, y)
+            fitted(name, x, y, positions=[beyond])
 
 
 # Boosting
