@@ -15,7 +15,7 @@ from icl.training import Run
 
 from .test_training import QUIET, assert_same_bits, tiny
 
-KILLS = int(os.environ.get("ICL_KILLS", "6"))
+KILLS = int(os.environ.get("ICL_KILLS", "4"))
 
 PROGRAM = """
 import sys, icl, warnings
@@ -27,19 +27,22 @@ icl.resume(sys.argv[1], logging=LoggingConfig(progress=False))
 
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path):
     # Long enough for every kill to find work left, with checkpoints all the time.
-    config = tiny(training_steps=60 * KILLS, training_log_every=2, training_checkpoint_every=2)
-    whole = icl.train(config, tmp_path / "whole", logging=QUIET)
+    config = tiny(training_steps=30 * KILLS, training_log_every=2, training_checkpoint_every=2)
+    unbroken = config.replace(training_checkpoint_every=config.training.steps)
+    whole = icl.train(unbroken, tmp_path / "whole", logging=QUIET)
     broken = Run.create(tmp_path / "broken", config)
     draw = random.Random(0)
     reached, landed = [], 0
-    for _ in range(KILLS):
+    for kill in range(KILLS):
         before = _lines(broken)
         process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(broken.path)])
-        # One kill in four falls before training; the others at a random moment of it.
-        if draw.random() < 0.75:
-            while _lines(broken) <= before and process.poll() is None:
-                time.sleep(0.005)
-        time.sleep(draw.uniform(0, 1.0))
+        if kill % 4 == 1:  # one in four falls before training
+            time.sleep(draw.uniform(0, 1.0))
+        else:  # the others at a random moment of some step of it
+            further = before + draw.choice([0, 2, 4, 6])
+            while _lines(broken) <= further and process.poll() is None:
+                time.sleep(0.02)
+            time.sleep(draw.uniform(0, 0.3))
         landed += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
