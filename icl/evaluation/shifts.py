@@ -286,6 +286,8 @@ SHIFTS: dict[str, Shift] = {
 
 def shifts_of(family: TaskFamily) -> dict[str, Shift]:
     """The shifts that make sense for a family, by name; none for one whose inputs are special."""
+    if isinstance(family, LinearRegression) and (family.inputs != "normal" or family.random_labels):
+        return {}
     # By its very class: a family of outliers is a linear regression whose inputs are not Gaussian.
     return {name: shift for name, shift in SHIFTS.items() if type(family) in shift.families}
 

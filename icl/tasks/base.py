@@ -5,7 +5,7 @@ Everything here is for one prompt; `jax.vmap` makes batches (see `sampling.py`).
 
 import dataclasses
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,8 @@ class TaskFamily(ABC):
 
     A family is its settings: a frozen dataclass whose methods are pure and jittable.
     """
+
+    every_point_counts: ClassVar[bool] = True  # at full difficulty
 
     dim: int = 20
     """Dimension of the inputs x."""

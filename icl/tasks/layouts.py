@@ -13,6 +13,11 @@ from .base import Episode, TaskFamily
 
 
 class Layout(Protocol):
+    @property
+    def query_only(self) -> bool:
+        """Whether the last point that counts is the only one predicted: the query."""
+        ...
+
     def tokens(self, points: int) -> int:
         """Tokens of a prompt of so many points."""
         ...
@@ -42,6 +47,7 @@ class Interleaved:
     tokens of its own. Under a causal model every prefix is a prompt.
     """
 
+    query_only = False
     read = slice(0, None, 2)
 
     def tokens(self, points: int) -> int:
@@ -69,6 +75,7 @@ class Concatenated:
     The query is the last point that counts; its label and those after it are replaced by 0.
     """
 
+    query_only = True
     read = slice(0, None, 1)
 
     def tokens(self, points: int) -> int:
@@ -76,13 +83,11 @@ class Concatenated:
 
     def width(self, family: TaskFamily) -> int:
         if family.outputs is not None:
-            raise ValueError("a vector label has no place in a concatenated token; use interleaved")
+            raise ValueError("a vector label has no place beside x in a token; use interleaved")
         return family.dim + 1
 
     def encode(self, episode: Episode) -> jax.Array:
-        position = jnp.arange(episode.y.shape[0])
-        labels = jnp.where(position < self._query(episode), episode.y, 0)
-        return jnp.concatenate([episode.x, labels[:, None]], axis=1)
+        return jnp.concatenate([episode.x, self._shown(episode)[:, None]], axis=1)
 
     def scored(self, episode: Episode) -> jax.Array:
         return jnp.arange(episode.y.shape[0]) == self._query(episode)
@@ -90,6 +95,28 @@ class Concatenated:
     def _query(self, episode: Episode) -> jax.Array:
         last = episode.counts.shape[0] - 1
         return last - jnp.argmax(episode.counts[::-1])
+
+    def _shown(self, episode: Episode) -> jax.Array:
+        """The labels before the query, `[points]`, and 0 from there on."""
+        return jnp.where(jnp.arange(episode.y.shape[0]) < self._query(episode), episode.y, 0)
+
+
+class Separate(Concatenated):
+    """(x_1, 0), (0, y_1), ..., (x_q, 0): the query alone is predicted, from tokens apart.
+
+    The tokens of von Oswald et al. 2023, section 5.
+    """
+
+    read = slice(0, None, 2)
+
+    def tokens(self, points: int) -> int:
+        return 2 * points - 1
+
+    def encode(self, episode: Episode) -> jax.Array:
+        inputs = jnp.pad(episode.x, ((0, 0), (0, 1)))
+        labels = jnp.pad(self._shown(episode)[:, None], ((0, 0), (episode.x.shape[1], 0)))
+        pairs = jnp.stack([inputs, labels], axis=1)
+        return pairs.reshape(-1, inputs.shape[1])[:-1]
 
 
 class Tagged(Interleaved):
@@ -117,4 +144,5 @@ LAYOUTS: dict[str, Layout] = {
     "interleaved": Interleaved(),
     "concatenated": Concatenated(),
     "tagged": Tagged(),
+    "separate": Separate(),
 }

@@ -1,18 +1,23 @@
 """Linear regression: y = w.x + noise (Garg et al. 2022, section 3)."""
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from .base import Difficulty, Episode, TaskFamily
-from .draws import normal
+from .draws import normal, uniform
+
+# Mean squares of the inputs at scale 1.
+INPUTS = {"normal": 1.0, "uniform": 1 / 3, "exponential": 2.0, "laplace": 2.0}
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearRegression(TaskFamily):
     """y = w.x + noise * e with w ~ N(0, I), e ~ N(0, 1) and x ~ N(0, C), trace C = dim.
 
+    Inputs of other distributions, and all of w and x scaled, are those of von Oswald et al. 2023.
     A task is w, `[dim]`.
     """
 
@@ -24,24 +29,49 @@ class LinearRegression(TaskFamily):
     renormalize: bool = False
     """Divide the labels of a prompt by their standard deviation, times sqrt(dim): the option
     `renormalize_ys` of Garg et al.'s public code for noisy regression."""
+    inputs: Literal["normal", "uniform", "exponential", "laplace"] = "normal"
+    """Distribution of each coordinate of x: N(0, 1), U(-1, 1), or one of rate 1."""
+    input_scale: float = 1.0
+    """Factor of x: half the range of uniform inputs."""
+    task_scale: float = 1.0
+    """Factor of w."""
+    random_labels: int = 0
+    """The first so many labels are N(0, 1), whatever x: the noisy contexts of von Oswald et al."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.noise < 0:
             raise ValueError(f"noise is a standard deviation and cannot be {self.noise}")
+        if self.inputs not in INPUTS:
+            raise ValueError(f"inputs must be one of {', '.join(INPUTS)}, got {self.inputs!r}")
+        if self.inputs != "normal" and self.covariance_decay:
+            raise ValueError("covariance_decay is of normal inputs; leave it 0 for others")
+        for name in ("input_scale", "task_scale"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 <= self.random_labels < self.points:
+            raise ValueError(
+                f"random_labels must be from 0 to {self.points - 1}, one less than there are "
+                f"points; got {self.random_labels}"
+            )
+
+    @property
+    def label_size(self) -> float:
+        """Mean squared label for each coordinate of w that is not 0."""
+        return INPUTS[self.inputs] * (self.input_scale * self.task_scale) ** 2
 
     @property
     def error_scale(self) -> float:
-        return float(self.dim)
+        return self.dim * self.label_size
 
     def sample_task(self, key: jax.Array, difficulty: Difficulty) -> jax.Array:
-        return normal(key, (self.dim,))
+        return self.task_scale * normal(key, (self.dim,))
 
     def label(self, task: jax.Array, x: jax.Array) -> jax.Array:
         return (x * task).sum(axis=-1)
 
     def covariance(self) -> jax.Array:
-        """The covariance C of the inputs, `[dim, dim]`, with trace dim."""
+        """The covariance C of normal inputs at scale 1, `[dim, dim]`, with trace dim."""
         root = self._covariance_root()
         return root @ root.T
 
@@ -54,12 +84,23 @@ class LinearRegression(TaskFamily):
         return (basis * scales) @ basis.T
 
     def sample_inputs(self, key: jax.Array) -> jax.Array:
-        x = super().sample_inputs(key)
+        shape = (self.points, self.dim)
+        match self.inputs:
+            case "uniform":
+                return uniform(key, shape, -self.input_scale, self.input_scale)
+            case "exponential":
+                return self.input_scale * jax.random.exponential(key, shape)
+            case "laplace":
+                return self.input_scale * jax.random.laplace(key, shape)
+        x = self.input_scale * super().sample_inputs(key)
         if not self.covariance_decay:
             return x
         return jnp.matmul(x, self._covariance_root(), precision="highest")
 
     def sample_episode(self, key: jax.Array, task: jax.Array, difficulty: Difficulty) -> Episode:
+        label_key = None
+        if self.random_labels:
+            key, label_key = jax.random.split(key)
         x_key, noise_key = jax.random.split(key) if self.noise else (key, key)
         episode = super().sample_episode(x_key, task, difficulty)
         y = episode.y
@@ -67,4 +108,7 @@ class LinearRegression(TaskFamily):
             y = y + self.noise * normal(noise_key, y.shape)
         if self.renormalize:
             y = y * self.dim**0.5 / y.std()
+        if label_key is not None:
+            first = jnp.arange(self.points) < self.random_labels
+            y = jnp.where(first, normal(label_key, y.shape), y)
         return episode._replace(y=y)

@@ -6,6 +6,7 @@ nothing about w. Outliers are in the prompt but do not count: nothing is predict
 
 import dataclasses
 from abc import abstractmethod
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ from .linear_regression import LinearRegression
 @dataclasses.dataclass(frozen=True)
 class _OutlierRegression(LinearRegression):
     """Linear regression in which each point is an outlier with a probability of its own."""
+
+    every_point_counts: ClassVar[bool] = False
 
     outliers: float = 0.5
     """Probability that a point is an outlier."""

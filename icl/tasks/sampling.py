@@ -22,13 +22,21 @@ def sample_prompt(
     difficulty: Difficulty,
     pool_key: jax.Array | None = None,
     pool_size: int | jax.Array | None = None,
+    pool_prompts: bool = False,
 ) -> Episode:
-    """An episode of a fresh task, or of a uniform one of `pool_size`. The key is consumed."""
+    """An episode of a fresh task, or of a uniform one of `pool_size`. The key is consumed.
+
+    With `pool_prompts` the pool is one of whole prompts: a task comes with its points.
+    """
     task_key, episode_key = jax.random.split(key)
     if pool_size is None or pool_key is None:
         task = family.sample_task(task_key, difficulty)
     else:
-        task = pool_task(family, pool_key, jax.random.randint(task_key, (), 0, pool_size))
+        index = jax.random.randint(task_key, (), 0, pool_size)
+        task = pool_task(family, pool_key, index)
+        if pool_prompts:
+            # Another key than the task's own.
+            episode_key = jax.random.fold_in(jax.random.fold_in(pool_key, MAX_POOL_SIZE), index)
     return family.sample_episode(episode_key, task, difficulty)
 
 
@@ -39,6 +47,7 @@ def sample_batch(
     difficulty: Difficulty,
     pool_key: jax.Array | None = None,
     pool_size: int | jax.Array | None = None,
+    pool_prompts: bool = False,
 ) -> Episode:
     """The prompts of a batch with the given indices.
 
@@ -49,11 +58,12 @@ def sample_batch(
       difficulty: coordinates and points in use.
       pool_key, pool_size: draw tasks from a pool of `pool_size`, at most 2^31 - 1, that
         `pool_key` defines; fresh tasks when None.
+      pool_prompts: the pool is one of whole prompts, tasks with their points.
 
     Returns:
       An `Episode` with a leading axis B.
     """
     draw = lambda i: sample_prompt(
-        family, jax.random.fold_in(key, i), difficulty, pool_key, pool_size
+        family, jax.random.fold_in(key, i), difficulty, pool_key, pool_size, pool_prompts
     )
     return jax.vmap(draw)(indices)

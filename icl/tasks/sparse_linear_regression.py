@@ -26,7 +26,7 @@ class SparseLinearRegression(LinearRegression):
 
     @property
     def error_scale(self) -> float:
-        return float(self.nonzeros)
+        return self.nonzeros * self.label_size
 
     def sample_task(self, key: jax.Array, difficulty: Difficulty) -> jax.Array:
         weight_key, choice_key = jax.random.split(key)

@@ -19,15 +19,17 @@ from icl.tasks import (
     Parity,
     QuadraticRegression,
     ReLUNetwork,
+    SineRegression,
     SparseLinearRegression,
     VectorRetrieval,
+    WhitenedRegression,
     garg_curriculum,
     pool_task,
     sample_batch,
     sample_prompt,
 )
 from icl.tasks.base import Difficulty
-from icl.tasks.draws import normal
+from icl.tasks.draws import normal, uniform
 
 FAMILY_IDS = sorted(FAMILIES)
 PARTLY_COUNTED = (ManyOutlierRegression, OrthogonalOutlierRegression, VectorRetrieval)
@@ -36,7 +38,15 @@ MANY = 4000
 
 @pytest.fixture(params=FAMILY_IDS)
 def family(request):
-    return FAMILIES[request.param](dim=4, points=9)
+    return sized(request.param, dim=4, points=9)
+
+
+def sized(name, dim, points):
+    """A family of that size, where it is one of vectors."""
+    if name == "sine":
+        return SineRegression(points=points)
+    more = dict(scales=(1.0, 0.5, 2.0, 1.5)[:dim]) if name == "whitened_regression" else {}
+    return FAMILIES[name](dim=dim, points=points, **more)
 
 
 def batch(family, seed=0, size=16, difficulty=None, **options):
@@ -45,7 +55,7 @@ def batch(family, seed=0, size=16, difficulty=None, **options):
 
 
 # Compiled once a family for nearly all of what follows.
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0, static_argnames="pool_prompts")
 def draw_batch(family, key, indices, difficulty, **options):
     return sample_batch(family, key, indices, difficulty, **options)
 
@@ -83,7 +93,7 @@ def test_a_batch_is_the_same_bits_however_it_is_split(family):
 def test_shapes_and_finiteness(family):
     episodes = batch(family)
     labels = (16, 9) if family.outputs is None else (16, 9, family.outputs)
-    assert episodes.x.shape == (16, 9, 4) and episodes.x.dtype == jnp.float32
+    assert episodes.x.shape == (16, 9, family.dim) and episodes.x.dtype == jnp.float32
     assert episodes.y.shape == labels and episodes.y.dtype == jnp.float32
     assert episodes.counts.shape == (16, 9) and episodes.counts.any()
     if episodes.label_tokens is not None:
@@ -97,17 +107,28 @@ def test_moments(family):
     x, y = np.asarray(episodes.x)[counted], np.asarray(episodes.y)[counted]
     # Standard errors: of x about 1 / sqrt(points counted), of y sqrt(3 / MANY) of its scale.
     near = 6 / len(x) ** 0.5
-    np.testing.assert_allclose(x.mean(axis=0), 0, atol=near)
-    np.testing.assert_allclose(x.T @ x / len(x), np.eye(4), atol=1.4 * near)
+    covariance = covariance_of(family)
+    size = covariance.max()
+    np.testing.assert_allclose(x.mean(axis=0), 0, atol=near * size**0.5)
+    np.testing.assert_allclose(x.T @ x / len(x), covariance, atol=1.4 * near * size)
     assert np.abs(y.mean(axis=0)).max() < 0.1 * family.error_scale**0.5
     squared = y**2 if family.outputs is None else (y**2).sum(axis=-1)
     np.testing.assert_allclose(squared.mean(), family.error_scale, rtol=0.1)
 
 
+def covariance_of(family):
+    match family:
+        case SineRegression():
+            return np.array([[family.input_range**2 / 3]])
+        case WhitenedRegression():
+            return np.asarray(family.root() @ family.root().T)
+    return np.eye(family.dim)
+
+
 def test_difficulty_hides_coordinates_and_points_without_recompiling(family):
     batch(family)
     compiled = draw_batch._cache_size()
-    for dim, points in ((1, 3), (3, 9), (4, 1)):
+    for dim, points in ((1, 3), (min(3, family.dim), 9), (family.dim, 1)):
         episodes = jax.tree.map(np.asarray, batch(family, difficulty=Difficulty(dim, points)))
         np.testing.assert_array_equal(episodes.x[..., dim:], 0)
         assert (np.abs(episodes.x[..., :dim][episodes.counts]) > 0).all()
@@ -176,10 +197,12 @@ def test_decision_tree_walks_as_documented():
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (3, 7, 20)])
-def test_normal_draws_are_jax_randoms(shape):
+def test_draws_are_jax_randoms(shape):
     for implementation in ("threefry2x32", "rbg"):
-        ours, theirs = (jax.random.key(3, impl=implementation) for _ in range(2))
-        np.testing.assert_array_equal(normal(ours, shape), jax.random.normal(theirs, shape))
+        keys = [jax.random.key(3, impl=implementation) for _ in range(4)]
+        np.testing.assert_array_equal(normal(keys[0], shape), jax.random.normal(keys[1], shape))
+        theirs = jax.random.uniform(keys[3], shape, minval=-0.5, maxval=2)
+        np.testing.assert_array_equal(uniform(keys[2], shape, -0.5, 2), theirs)
 
 
 def draw_tasks(family, count=500, dim=None):
@@ -278,6 +301,60 @@ def test_retrieval_asks_for_a_key_that_was_shown():
 def test_renormalised_labels():
     family = LinearRegression(dim=4, points=30, noise=1.0, renormalize=True)
     np.testing.assert_allclose(batch(family).y.std(axis=1), 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("inputs", ["uniform", "exponential", "laplace"])
+def test_linear_regression_has_inputs_and_tasks_of_other_kinds_and_sizes(inputs):
+    family = LinearRegression(dim=4, points=9, inputs=inputs, input_scale=0.5, task_scale=3.0)
+    episodes = batch(family, size=MANY)
+    np.testing.assert_allclose((episodes.y**2).mean(), family.error_scale, rtol=0.1)
+    np.testing.assert_allclose(draw_tasks(family).std(), 3, rtol=0.05)
+    x = np.asarray(episodes.x)
+    low, high = {"uniform": (-0.5, 0.5), "exponential": (0, 9), "laplace": (-9, 9)}[inputs]
+    assert low <= x.min() and x.max() <= high
+    np.testing.assert_allclose((x**2).mean(), family.label_size / 9, rtol=0.05)
+    for wrong in (dict(inputs="cauchy"), dict(input_scale=0.0), dict(covariance_decay=1.0)):
+        with pytest.raises(ValueError, match="inputs|input_scale|covariance_decay"):
+            dataclasses.replace(family, **wrong)
+
+
+def test_random_labels_are_the_first_and_say_nothing():
+    family = LinearRegression(dim=4, points=9, random_labels=3)
+    episodes, plain = batch(family, size=500), batch(dataclasses.replace(family, random_labels=0))
+    task = family.sample_task(jax.random.key(0), family.full)
+    drawn = family.sample_episode(jax.random.key(1), task, family.full)
+    error = np.abs(np.asarray(drawn.y - family.label(task, drawn.x)))
+    assert error[:3].min() > 1e-3 and error[3:].max() < 1e-6
+    np.testing.assert_allclose(np.asarray(episodes.y)[:, :3].std(), 1, rtol=0.1)
+    assert plain.y.shape == (16, 9)
+    with pytest.raises(ValueError, match="from 0 to 8"):
+        LinearRegression(dim=4, points=9, random_labels=9)
+
+
+def test_sines_are_as_documented_with_amplitude_and_phase_apart():
+    family = SineRegression(points=5, low_amplitude=1.0, high_amplitude=3.0, input_range=2.0)
+    tasks = draw_tasks(family, count=MANY)
+    assert 1 <= tasks[:, 0].min() and tasks[:, 0].max() <= 3
+    assert 0 <= tasks[:, 1].min() and tasks[:, 1].max() <= np.pi
+    assert abs(np.corrcoef(tasks.T)[0, 1]) < 0.05
+    np.testing.assert_allclose(
+        family.label(jnp.array([2.0, 0.5]), jnp.array([[1.0], [-1.0]])),
+        2 * np.sin([1.5, -0.5]),
+        rtol=1e-6,
+    )
+    for wrong in (dict(dim=2), dict(low_amplitude=4.0), dict(input_range=0.0)):
+        with pytest.raises(ValueError, match="dim 1|amplitude|input_range"):
+            dataclasses.replace(family, **wrong)
+
+
+def test_a_pool_of_prompts_fixes_the_points_too():
+    family = LinearRegression(dim=3, points=4)
+    draw = partial(batch, family, pool_key=jax.random.key(9), pool_size=5, size=60)
+    tasks = lambda episodes: len(np.unique(np.asarray(episodes.x).round(5), axis=0))
+    assert tasks(draw()) == 60 and tasks(draw(pool_prompts=True)) == 5
+    first, other = draw(pool_prompts=True), draw(pool_prompts=True, seed=1)
+    known = {prompt.tobytes() for prompt in np.asarray(first.x)}
+    assert known == {prompt.tobytes() for prompt in np.asarray(other.x)}
 
 
 def test_gargs_schedule():

@@ -1,0 +1,66 @@
+"""Sine waves (Finn et al. 2017, MAML, section 5.1; von Oswald et al. 2023, section 4)."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .base import Difficulty, TaskFamily
+from .draws import uniform
+
+
+@dataclasses.dataclass(frozen=True)
+class SineRegression(TaskFamily):
+    """y = a sin(x + phase), each of the three uniform.
+
+    A task is (a, phase), `[2]`, drawn independently: von Oswald et al.'s public code draws both
+    from one key, so that there a larger a has a later phase.
+    """
+
+    dim: int = 1
+    """Dimension of the inputs x; always 1."""
+    points: int = 11
+    """Number of (x, y) points in a prompt; the last is the query where a layout has one."""
+    low_amplitude: float = 0.1
+    """Smallest a."""
+    high_amplitude: float = 5.0
+    """Largest a; the public code has 0.5."""
+    high_phase: float = np.pi
+    """Largest phase, in radians; the smallest is 0."""
+    input_range: float = 5.0
+    """x is from -input_range to input_range."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dim != 1:
+            raise ValueError(f"a sine takes inputs of dim 1, got {self.dim}")
+        if not 0 < self.low_amplitude <= self.high_amplitude:
+            raise ValueError(
+                "amplitudes must be positive and rise from low_amplitude to high_amplitude; got "
+                f"{self.low_amplitude} and {self.high_amplitude}"
+            )
+        for name in ("high_phase", "input_range"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    @property
+    def error_scale(self) -> float:
+        low, high = self.low_amplitude, self.high_amplitude
+        # E sin^2(x + phase), from E cos(2x + 2 phase) as a product of two means.
+        cosine = np.sin(2 * self.input_range) / (2 * self.input_range)
+        cosine *= np.sin(2 * self.high_phase) / (2 * self.high_phase)
+        return float((low**2 + low * high + high**2) / 3 * (1 - cosine) / 2)
+
+    def sample_task(self, key: jax.Array, difficulty: Difficulty) -> jax.Array:
+        a, phase = uniform(key, (2,), 0, 1)
+        spread = self.high_amplitude - self.low_amplitude
+        return jnp.stack([self.low_amplitude + spread * a, self.high_phase * phase])
+
+    def label(self, task: Any, x: jax.Array) -> jax.Array:
+        a, phase = task
+        return a * jnp.sin(x[..., 0] + phase)
+
+    def sample_inputs(self, key: jax.Array) -> jax.Array:
+        return uniform(key, (self.points, 1), -self.input_range, self.input_range)

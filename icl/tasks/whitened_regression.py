@@ -1,0 +1,61 @@
+"""Linear regression whose inputs have a covariance and whose tasks have its inverse.
+
+Ahn et al. 2023, "Transformers learn to implement preconditioned gradient descent for in-context
+learning" (arXiv 2306.00297, section 6).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from .base import Difficulty, TaskFamily
+from .draws import normal
+
+
+@dataclasses.dataclass(frozen=True)
+class WhitenedRegression(TaskFamily):
+    """y = w.x with x ~ N(0, U D^2 U^T) and w ~ N(0, U D^-2 U^T), D diagonal, U a rotation.
+
+    A task is w, `[dim]`.
+    """
+
+    dim: int = 5
+    """Dimension of the inputs x."""
+    points: int = 21
+    """Number of (x, y) points in a prompt; the last is the query where a layout has one."""
+    scales: tuple[float, ...] = (1.0, 1.0, 0.5, 0.25, 1.0)
+    """The diagonal of D: standard deviations of the inputs along the columns of U."""
+    rotation_seed: int | None = None
+    """Seed of the random rotation U; None for the identity."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "scales", tuple(self.scales))  # JSON has lists alone
+        if len(self.scales) != self.dim or not all(scale > 0 for scale in self.scales):
+            raise ValueError(
+                f"scales must be {self.dim} positive numbers, one a dimension; got {self.scales}"
+            )
+
+    @property
+    def error_scale(self) -> float:
+        return float(self.dim)
+
+    def rotation(self) -> jax.Array:
+        """U, `[dim, dim]`."""
+        if self.rotation_seed is None:
+            return jnp.eye(self.dim)
+        return jax.random.orthogonal(jax.random.key(self.rotation_seed), self.dim)
+
+    def root(self, power: int = 1) -> jax.Array:
+        """U D^power, `[dim, dim]`."""
+        return self.rotation() * jnp.array(self.scales, jnp.float32) ** power
+
+    def sample_task(self, key: jax.Array, difficulty: Difficulty) -> jax.Array:
+        return jnp.matmul(self.root(-1), normal(key, (self.dim,)), precision="highest")
+
+    def label(self, task: jax.Array, x: jax.Array) -> jax.Array:
+        return (x * task).sum(axis=-1)
+
+    def sample_inputs(self, key: jax.Array) -> jax.Array:
+        return jnp.matmul(super().sample_inputs(key), self.root().T, precision="highest")
