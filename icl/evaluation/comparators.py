@@ -62,7 +62,8 @@ def comparators(family: TaskFamily) -> tuple[list[Comparator], str | None]:
     """The comparators of a family, and the optimal one's name, or None where none is.
 
     Those of Garg et al. 2022 (section 2 and appendix A.3) and, where the task allows, the
-    Bayes-optimal predictor. Boosting is among them where XGBoost is installed.
+    Bayes-optimal predictor; for linear regression also one pass of online gradient descent.
+    Boosting is among them where XGBoost is installed.
     """
     penalty = (getattr(family, "noise", 0.0) or 1.0) ** 2
     squares = _one("least squares", baselines.least_squares)
@@ -79,7 +80,8 @@ def comparators(family: TaskFamily) -> tuple[list[Comparator], str | None]:
         case LinearRegression():
             optimal = "ridge" if family.noise else "least squares"
             optimal = None if family.renormalize else optimal
-            return [squares, ridge, averaging, neighbours, zero], optimal
+            online = _one("least mean squares", baselines.least_mean_squares)
+            return [squares, ridge, online, averaging, neighbours, zero], optimal
         case QuadraticRegression():
             on_squares = _one(
                 "least squares on squares", lambda x, y: baselines.least_squares(x**2, y)

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from ..evaluation.figures import STYLE, pyplot
 from ..evaluation.result import show_number
-from ..models import SMALL, STANDARD, XS, ModelConfig, TransformerConfig
+from ..models import SMALL, STANDARD, XS, TransformerConfig
 from ..sweeps.results import SweepResult
 from ..tasks import Curriculum, LinearRegression, garg_curriculum
 from ..training.config import Config, TrainingConfig
@@ -34,13 +34,13 @@ def capacity(sweep: "Sweep") -> Table | None:
     """Figure 6 for a finished sweep over models and dimensions: capacity.png and .json.
 
     Returns:
-      Error after 2d examples, a row a model; None for a sweep whose members do not differ in
-      dimension and have 2d + 1 points each.
+      Error after 2d examples, a row a model; None for a sweep whose members are no transformers
+      that differ in dimension and have 2d + 1 points each.
     """
     errors: dict[str, dict[int, list[float]]] = {}
     for member, record in zip(sweep.members, SweepResult.load(sweep).records):
         task, model = member.config.task, member.config.model
-        if task.points < 2 * task.dim + 1:
+        if task.points < 2 * task.dim + 1 or not isinstance(model, TransformerConfig):
             return None
         if "examples" in record:
             last = record["normalised_error"][record["examples"].index(2 * task.dim)]
@@ -75,7 +75,7 @@ def capacity(sweep: "Sweep") -> Table | None:
     return table
 
 
-def _label(model: ModelConfig) -> str:
+def _label(model: TransformerConfig) -> str:
     return f"{model.layers} layers, width {model.width}"
 
 

@@ -1,6 +1,7 @@
 """flax.nnx layers over `icl.kernels`."""
 
-from .mixers import MIXERS, CausalSelfAttention, DeltaRule, LinearAttention
+from .mesa import mesa_attention
+from .mixers import MIXERS, CausalSelfAttention, DeltaRule, LinearAttention, Mesa
 from .norm import LayerNorm, layer_norm
 
 __all__ = [
@@ -9,5 +10,7 @@ __all__ = [
     "DeltaRule",
     "LayerNorm",
     "LinearAttention",
+    "Mesa",
     "layer_norm",
+    "mesa_attention",
 ]

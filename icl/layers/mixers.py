@@ -15,8 +15,10 @@ from flax import nnx
 
 from ..kernels import delta_rule, linear_attention, packed_dot_product_attention
 from .linear import linear_dot_general
+from .mesa import mesa_attention
 
 Initializer = jax.nn.initializers.Initializer
+MIN_REGULARIZATION = 1e-3  # keeps the factor of many unit keys finite in float32
 
 
 class _Mixer(nnx.Module):
@@ -103,6 +105,23 @@ class DeltaRule(_Mixer):
         return delta_rule(query, key, value, beta, scale=1.0)
 
 
+class Mesa(_Mixer):
+    """Ridge regression on what keys should give (von Oswald et al. 2023, the mesa-layer).
+
+    Query and key have length 1, and each head learns its regularization, 1 at first.
+    """
+
+    def __init__(self, width: int, heads: int, **options: Any):
+        super().__init__(width, heads, **options)
+        self.log_regularization = nnx.Param(jnp.zeros(heads))
+
+    def mix(self, x: jax.Array, qkv: jax.Array) -> jax.Array:
+        query, key, value = _unit(qkv[:, :, 0]), _unit(qkv[:, :, 1]), qkv[:, :, 2]
+        grown = jnp.exp(self.log_regularization[...])
+        regularization = MIN_REGULARIZATION + (1 - MIN_REGULARIZATION) * grown
+        return mesa_attention(query, key, value, regularization)
+
+
 def _numbers(width: int, heads: int, options: dict[str, Any], **more: Any) -> nnx.Linear:
     """A projection to one number for each head, with a mixer's options."""
     shared = {name: options[name] for name in ("dtype", "kernel_init", "rngs") if name in options}
@@ -119,4 +138,5 @@ MIXERS: dict[str, Callable[..., Any]] = {
     "attention": CausalSelfAttention,
     "linear_attention": LinearAttention,
     "delta_rule": DeltaRule,
+    "mesa": Mesa,
 }

@@ -1,14 +1,22 @@
 """In-context learners."""
 
-from .base import Model, ModelConfig
+from .base import HeadWeights, Model, ModelConfig
+from .contrastive import ContrastiveAttention, ContrastiveAttentionConfig
+from .gradient_descent import GradientDescent, GradientDescentConfig
 from .looped import LoopedTransformer, LoopedTransformerConfig
 from .lstm import LSTM, LSTMConfig
+from .preconditioned import PreconditionedAttention, PreconditionedConfig
+from .self_attention import SelfAttention, SelfAttentionConfig
 from .transformer import SMALL, STANDARD, XS, Transformer, TransformerConfig, parameter_count
 
 MODELS: dict[str, type[ModelConfig]] = {
     "transformer": TransformerConfig,
     "looped_transformer": LoopedTransformerConfig,
     "lstm": LSTMConfig,
+    "self_attention": SelfAttentionConfig,
+    "contrastive_attention": ContrastiveAttentionConfig,
+    "gradient_descent": GradientDescentConfig,
+    "preconditioned_attention": PreconditionedConfig,
 }
 
 __all__ = [
@@ -17,11 +25,20 @@ __all__ = [
     "SMALL",
     "STANDARD",
     "XS",
+    "ContrastiveAttention",
+    "ContrastiveAttentionConfig",
+    "GradientDescent",
+    "GradientDescentConfig",
+    "HeadWeights",
     "LSTMConfig",
     "LoopedTransformer",
     "LoopedTransformerConfig",
     "Model",
     "ModelConfig",
+    "PreconditionedAttention",
+    "PreconditionedConfig",
+    "SelfAttention",
+    "SelfAttentionConfig",
     "Transformer",
     "TransformerConfig",
     "parameter_count",

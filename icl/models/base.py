@@ -2,10 +2,25 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 from flax import nnx
+
+
+class HeadWeights(NamedTuple):
+    """Weights of the N attention heads of a layer, for tokens as rows `[T, width]`.
+
+    A query scores a key by `(x_q W_Q + b_Q) . (x_k W_K + b_K)`, which the layer may yet scale,
+    bring to unit lengths or put through a softmax; `x_k W_V W_O` is what is then written.
+    """
+
+    query: jax.Array  # [N, width, H]
+    key: jax.Array  # [N, width, H]
+    value: jax.Array  # [N, width, V]
+    output: jax.Array  # [N, V, width]
+    query_bias: jax.Array | float = 0.0  # [N, H]
+    key_bias: jax.Array | float = 0.0  # [N, H]
 
 
 class Model(nnx.Module):
@@ -38,24 +53,44 @@ class Model(nnx.Module):
         """
         return self(tokens, read)[None]
 
+    def heads(self) -> list[HeadWeights]:
+        """The weights of each layer's attention heads; a layer that is applied again counts once.
+
+        Raises:
+          NotImplementedError: the model has no attention heads.
+        """
+        raise NotImplementedError(
+            f"a {type(self).__name__} has no attention heads; transformers, looped transformers "
+            "and self-attention models have"
+        )
+
+    def head_inputs(self, tokens: jax.Array) -> list[jax.Array]:
+        """What enters the heads of each layer of `heads`, `[B, T, width]`, of `[B, T, in_width]`.
+
+        Of a layer that is applied again and again it is the last time. Errors are those of `heads`.
+        """
+        raise NotImplementedError(f"a {type(self).__name__} has no attention heads")
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(ABC):
     """Size of a model. Add a class of them to `icl.models.MODELS` to save and read it by name."""
 
     title: ClassVar[str] = "model"  # in tables and figures
+    causal: ClassVar[bool] = True  # False where all tokens see the whole prompt but its query
 
     layers: int = 12
     """Number of layers."""
-    width: int = 256
-    """Features of a token between layers."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the computation; parameters, statistics and the loss stay float32."""
 
     def __post_init__(self) -> None:
-        for name in ("layers", "width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.layers < 1:
+            raise ValueError(f"layers must be at least 1, got {self.layers}")
+
+    @abstractmethod
+    def activations(self, in_width: int) -> int:
+        """Numbers a token in the largest of the layers' activations."""
 
     @property
     def passes(self) -> int:

@@ -121,6 +121,12 @@ class LoopedTransformer(Transformer):
         count = self.config.loops if loops is None else loops
         return self._run(x, jnp.zeros_like(x), read, count)
 
+    def head_inputs(self, tokens: jax.Array) -> list[jax.Array]:
+        x = self.embed(tokens)
+        loop = lambda _, z: self.transform(z + x)
+        z = jax.lax.fori_loop(0, self.config.loops - 1, loop, jnp.zeros_like(x))
+        return self._mixer_inputs(z + x)
+
     def training_outputs(
         self, tokens: jax.Array, read: slice = slice(None), step: jax.Array | int | None = None
     ) -> jax.Array:

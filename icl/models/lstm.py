@@ -18,6 +18,16 @@ class LSTMConfig(ModelConfig):
 
     layers: int = 3
     """LSTM layers, one on top of the other."""
+    width: int = 256
+    """Features of a token between layers, and of the state."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width < 1:
+            raise ValueError(f"width must be at least 1, got {self.width}")
+
+    def activations(self, in_width: int) -> int:
+        return 4 * self.width
 
     def build(
         self, in_width: int, tokens: int, *, outputs: int | None = None, rngs: nnx.Rngs

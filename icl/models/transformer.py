@@ -13,7 +13,7 @@ from flax import nnx
 from ..layers.linear import linear_dot_general
 from ..layers.mixers import MIXERS
 from ..layers.norm import LayerNorm
-from .base import Model, ModelConfig, uniform
+from .base import HeadWeights, Model, ModelConfig, uniform
 
 INIT_STD = 0.02
 
@@ -40,7 +40,8 @@ class TransformerConfig(ModelConfig):
     """Biases in read-in and read-out; Raventós et al. 2023 have none."""
 
     def __post_init__(self) -> None:
-        for name in ("layers", "heads", "width"):
+        super().__post_init__()
+        for name in ("heads", "width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.width % self.heads:
@@ -52,6 +53,9 @@ class TransformerConfig(ModelConfig):
         self, in_width: int, tokens: int, *, outputs: int | None = None, rngs: nnx.Rngs
     ) -> "Transformer":
         return Transformer(in_width, tokens, self, outputs=outputs, rngs=rngs)
+
+    def activations(self, in_width: int) -> int:
+        return 4 * self.width
 
     def flops_by_part(self, in_width: int, tokens: int, batch: int) -> dict[str, float]:
         total = batch * tokens
@@ -191,6 +195,32 @@ class Transformer(Model):
         """Predictions, float32 `[..., (outputs)]`, from what `transform` returns."""
         predictions = self.read_out(x.astype(jnp.float32))
         return predictions[..., 0] if self.scalar else predictions
+
+    def heads(self) -> list[HeadWeights]:
+        return [_head_weights(block.mixer) for block in self.blocks]
+
+    def head_inputs(self, tokens: jax.Array) -> list[jax.Array]:
+        return self._mixer_inputs(self.embed(tokens))
+
+    def _mixer_inputs(self, x: jax.Array) -> list[jax.Array]:
+        inputs = []
+        for block in self.blocks:
+            inputs.append(block.mixer_norm(x))
+            x = block(x)
+        return inputs
+
+
+def _head_weights(mixer: Any) -> HeadWeights:
+    """Those of a mixer with one projection to query, key and value, as those of `MIXERS` have."""
+    if not hasattr(mixer, "qkv"):
+        raise NotImplementedError(
+            f"the mixer {type(mixer).__name__} has no projection to query, key and value (qkv)"
+        )
+    width, heads = mixer.out.kernel.shape[1], mixer.heads
+    query, key, value = mixer.qkv.kernel[...].reshape(width, 3, heads, -1).transpose(1, 2, 0, 3)
+    output = mixer.out.kernel[...].reshape(heads, -1, width)
+    query_bias, key_bias, _ = mixer.qkv.bias[...].reshape(3, heads, -1)
+    return HeadWeights(query, key, value, output, query_bias, key_bias)
 
 
 def parameter_count(model: nnx.Module) -> int:

@@ -97,18 +97,26 @@ class Checkpoints:
 
         Each damaged one on the way gives a `DamagedCheckpoint` warning.
         """
+        return next(self.restore_all(abstract), None)
+
+    def restore_all(self, abstract: Items) -> Iterator[tuple[int, Items]]:
+        """Every checkpoint that can be read, with its step, from the newest on.
+
+        Each damaged one on the way gives a `DamagedCheckpoint` warning.
+        """
         for step in reversed(self.steps()):
             try:
-                return step, self.restore(abstract, step)
+                items = self.restore(abstract, step)
             except Exception as error:  # Orbax raises a different type for each kind of damage
                 reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
                 warnings.warn(
                     f"checkpoint {self.folder / str(step)} is damaged "
                     f"({type(error).__name__}: {reason}); trying the one before it",
                     DamagedCheckpoint,
-                    stacklevel=2,
+                    stacklevel=3,
                 )
-        return None
+            else:
+                yield step, items
 
     def restore_to_continue(self, abstract: Items) -> tuple[int, Items] | None:
         """`restore_newest`, with newer checkpoints set aside; then closes."""

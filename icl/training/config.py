@@ -17,13 +17,19 @@ class OptimizerConfig:
     """Any optimiser of optax that takes a learning rate, by its name there."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
-    schedule: Literal["constant", "cosine", "linear"] = "cosine"
-    """Learning rate after warm-up: constant, or down to 0 at the last step by a cosine or a line.
+    schedule: Literal["constant", "cosine", "linear", "halving"] = "cosine"
+    """Learning rate after warm-up: constant, or down to 0 at the last step by a cosine or a line,
+    or halved every halving_steps.
     Warm-up over half of the steps and then a line are the triangle of Raventós et al. 2023."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises linearly from 0."""
+    halving_steps: int | None = None
+    """Steps after which the schedule "halving" halves the learning rate, again and again."""
     clip_norm: float | None = None
     """Largest global norm of the gradient; None for no clipping."""
+    clip_each: float | None = None
+    """Largest norm of each matrix of the gradient, the last two axes of a parameter, or of each
+    vector; None for no clipping."""
     options: dict[str, float] = dataclasses.field(default_factory=dict)
     """Further arguments of the optimiser, as in: b2 0.98 weight_decay 0.1."""
 
@@ -32,8 +38,14 @@ class OptimizerConfig:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps cannot be negative, got {self.warmup_steps}")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ValueError(f"clip_norm must be positive or None, got {self.clip_norm}")
+        for name in ("clip_norm", "clip_each"):
+            limit = getattr(self, name)
+            if limit is not None and limit <= 0:
+                raise ValueError(f"{name} must be positive or None, got {limit}")
+        if self.halving_steps is not None and self.halving_steps < 1:
+            raise ValueError(f"halving_steps must be at least 1 or None, got {self.halving_steps}")
+        if self.schedule == "halving" and self.halving_steps is None:
+            raise ValueError('the schedule "halving" needs halving_steps')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +60,8 @@ class TrainingConfig:
     """Seed of the initial parameters, of the pool and of every batch."""
     pool_size: int | None = None
     """Train on a fixed pool of so many tasks, which takes no memory; None for fresh tasks."""
+    pool_of: Literal["tasks", "prompts"] = "tasks"
+    """What the pool fixes: tasks, whose points are fresh in every prompt, or whole prompts."""
     microbatch_size: int | None = None
     """Prompts whose gradient is computed at once, a divisor of the batch size; None for the
     whole batch on an accelerator and what fits the cache on a CPU."""
@@ -64,6 +78,8 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.pool_size is not None and not 1 <= self.pool_size <= MAX_POOL_SIZE:
             raise ValueError(f"pool_size must be from 1 to {MAX_POOL_SIZE}, got {self.pool_size}")
+        if self.pool_of not in ("tasks", "prompts"):
+            raise ValueError(f"pool_of must be tasks or prompts, got {self.pool_of!r}")
         if self.checkpoint_every % self.log_every:
             raise ValueError(
                 f"checkpoint_every ({self.checkpoint_every}) must be a multiple of "
@@ -80,9 +96,9 @@ class Config:
 
     task: TaskFamily = dataclasses.field(default_factory=LinearRegression)
     """What is learned in context."""
-    layout: Literal["interleaved", "concatenated", "tagged"] = "interleaved"
+    layout: Literal["interleaved", "concatenated", "tagged", "separate"] = "interleaved"
     """How points become tokens: x1 y1 x2 y2 ..., or (x1, y1) ... (query, 0), or tagged:
-    (0, x1) (y1, 0) (0, x2) ..."""
+    (0, x1) (y1, 0) (0, x2) ..., or separate: (x1, 0) (0, y1) ... (query, 0)"""
     model: ModelConfig = dataclasses.field(default_factory=TransformerConfig)
     """The in-context learner."""
     curriculum: Curriculum = dataclasses.field(default_factory=Curriculum)
@@ -105,6 +121,22 @@ class Config:
                 raise TypeError(f"{name} must be a {kind.__name__}, got {getattr(self, name)!r}")
         if self.layout not in LAYOUTS:
             raise ValueError(f"no layout called {self.layout!r}; there are {sorted(LAYOUTS)}")
+        if not self.model.causal:
+            self._check_whole_prompts()
+
+    def _check_whole_prompts(self) -> None:
+        """A model that sees the whole prompt must know that its query, and only that, is last."""
+        title = self.model.title
+        if not LAYOUTS[self.layout].query_only:
+            raise ValueError(
+                f"a {title} sees the whole prompt, labels included; with it the layout must be "
+                f"concatenated or separate, where only the query is predicted, not {self.layout}"
+            )
+        if self.curriculum.points_start is not None or not self.task.every_point_counts:
+            raise ValueError(
+                f"a {title} takes the last point for the query, so every point must count: leave "
+                "curriculum.points_start None, and take a task without outliers"
+            )
 
     def replace(self, **changes: Any) -> "Config":
         """A copy with changes given as `section_field=value` or `section=object`.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from .config import CUSTOM, OptimizerConfig
@@ -14,7 +15,7 @@ from .config import CUSTOM, OptimizerConfig
 def learning_rate_schedule(
     config: OptimizerConfig, steps: int, peak: jax.Array | None = None
 ) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then constant, or a cosine or a line down to 0.
+    """Learning rate by step: linear warm-up, then constant, halved, or a cosine or line to 0.
 
     A traced `peak` stands in for `config.learning_rate`.
     """
@@ -24,6 +25,8 @@ def learning_rate_schedule(
         after = optax.cosine_decay_schedule(highest, falling)
     elif config.schedule == "linear":
         after = optax.linear_schedule(highest, 0.0, falling)
+    elif config.schedule == "halving":
+        after = optax.exponential_decay(highest, config.halving_steps or 1, 0.5, staircase=True)
     else:
         after = optax.constant_schedule(highest)
     if not config.warmup_steps:
@@ -59,9 +62,25 @@ def make_optimizer(
             f"it takes {', '.join(accepted)}"
         )
     optimizer = factory(learning_rate_schedule(config, steps, peak), **config.options)
+    if config.clip_each is not None:
+        optimizer = optax.chain(clip_each(config.clip_each), optimizer)
     if config.clip_norm is None:
         return optimizer
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+
+
+def clip_each(limit: float) -> optax.GradientTransformation:
+    """Scales down each matrix of the gradient whose Frobenius norm is above a limit.
+
+    Matrices are the last two axes of a leaf; a leaf with one axis or none is taken whole.
+    """
+
+    def clip(gradient: jax.Array) -> jax.Array:
+        axes = tuple(range(max(0, gradient.ndim - 2), gradient.ndim))
+        norm = jnp.sqrt(jnp.sum(gradient**2, axis=axes, keepdims=True))
+        return gradient * (limit / jnp.maximum(norm, limit))
+
+    return optax.stateless(lambda updates, params: jax.tree.map(clip, updates))
 
 
 def _factories() -> dict[str, Callable[..., optax.GradientTransformation]]:

@@ -3,7 +3,7 @@
 import contextlib
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -105,17 +105,23 @@ class Run:
         Raises:
           RunError: there is none.
         """
-        learner = Learner(self.config)
-        abstract = {"params": jax.eval_shape(learner.init, jax.random.key(0))}
-        checkpoints = self.checkpoints()
-        try:
-            found = checkpoints.restore_newest(abstract)
-        finally:
-            checkpoints.close()
+        with contextlib.closing(self.params_by_step()) as newest_first:
+            found = next(newest_first, None)
         if found is None:
             raise RunError(f"{self.path} has no checkpoint yet; train it first")
-        step, items = found
-        return step, items["params"]
+        return found
+
+    def params_by_step(self) -> Generator[tuple[int, Params], None, None]:
+        """Step and parameters of every checkpoint that can be read, from the newest on.
+
+        Each damaged one gives a `DamagedCheckpoint` warning, and is passed over. How many there
+        are is set by the run's training.keep_checkpoints.
+        """
+        learner = Learner(self.config)
+        abstract = {"params": jax.eval_shape(learner.init, jax.random.key(0))}
+        with contextlib.closing(self.checkpoints()) as checkpoints:
+            for step, items in checkpoints.restore_all(abstract):
+                yield step, items["params"]
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"

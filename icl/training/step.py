@@ -73,7 +73,8 @@ def microbatch_size(learner: Learner, devices: int = 1) -> int:
         return math.gcd(batch, config.training.microbatch_size)
     if jax.default_backend() != "cpu":
         return batch
-    prompt_bytes = learner.tokens * 4 * config.model.width * 4 * config.model.passes
+    width = config.model.activations(learner.layout.width(learner.family))
+    prompt_bytes = 4 * learner.tokens * width * config.model.passes
     fitting = max(1, CPU_CACHE_BYTES // prompt_bytes)
     return largest_divisor(batch, min(batch, fitting))
 
@@ -106,6 +107,7 @@ def batch_gradient(
             difficulty,
             state.pool_key,
             training.pool_size if pool_size is None else pool_size,
+            training.pool_of == "prompts",
         )
         loss = jax.value_and_grad(learner.loss_sum, has_aux=True)
         (total, count), grads = loss(params, episodes, state.step)

@@ -21,8 +21,12 @@ from icl.models import (
     SMALL,
     STANDARD,
     XS,
+    ContrastiveAttentionConfig,
+    GradientDescentConfig,
     LoopedTransformerConfig,
     LSTMConfig,
+    PreconditionedConfig,
+    SelfAttentionConfig,
     Transformer,
     TransformerConfig,
     parameter_count,
@@ -38,9 +42,17 @@ TINY = TransformerConfig(layers=2, heads=2, width=16)
 LOOPED = LoopedTransformerConfig(
     layers=1, heads=2, width=16, loops=7, window=3, loops_increment=2, loops_interval=10
 )
-SIZES = {"transformer": TINY, "looped_transformer": LOOPED, "lstm": LSTMConfig(layers=2, width=16)}
-# The transformer has tests of its own, with every mixer.
-OTHERS = [name for name in SIZES if name != "transformer"]
+SIZES = {
+    "transformer": TINY,
+    "looped_transformer": LOOPED,
+    "lstm": LSTMConfig(layers=2, width=16),
+    "self_attention": SelfAttentionConfig(layers=2, heads=2),
+    "contrastive_attention": ContrastiveAttentionConfig(layers=2, softmax="all"),
+    "gradient_descent": GradientDescentConfig(layers=2, plus_plus=True),
+    "preconditioned_attention": PreconditionedConfig(layers=2),
+}
+# The transformer has tests of its own, with every mixer; those of whole prompts have others.
+OTHERS = [name for name, size in SIZES.items() if name != "transformer" and size.causal]
 
 
 def build(config=TINY, in_width=5, tokens=12):
@@ -107,12 +119,12 @@ def test_every_model_in_bfloat16_is_near_float32(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_settings_of_every_model_are_read_back_and_replaced(name):
-    config = tiny(model=SIZES[name])
+    config = tiny(model=SIZES[name], layout="concatenated")
     data = json.loads(json.dumps(config_to_dict(config)))
     assert data["model"]["kind"] == name and config_from_dict(data) == config
     assert config.replace(model_layers=4).model == dataclasses.replace(SIZES[name], layers=4)
     flat = config.flat()
-    assert flat["model_width"] == 16 and "model_kind" not in flat
+    assert flat["model_layers"] == SIZES[name].layers and "model_kind" not in flat
     with pytest.raises(ValueError, match="layers must be at least 1"):
         config.replace(model_layers=0)
     with pytest.raises(ValueError, match="cannot read"):
@@ -164,7 +176,7 @@ def test_looped_and_recurrent_models_learn(name, tmp_path):
             errors_by_loop(run, [1])
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["transformer", *OTHERS])
 def test_flops_are_of_the_parameters_in_products(name):
     model = nnx.eval_shape(lambda: build_any(SIZES[name]))
     kernels = [v.size for path, v in nnx.to_flat_state(nnx.state(model)) if "kernel" in path]

@@ -15,6 +15,7 @@ from .lasso import lasso, lasso_path
 from .linear import averaging, least_squares, ridge, zero
 from .neighbours import nearest_neighbours
 from .network import two_layer_network
+from .online import least_mean_squares, mesa
 from .tree import greedy_tree
 
 Baseline = Callable[[jax.Array, jax.Array], jax.Array]
@@ -26,7 +27,9 @@ __all__ = [
     "greedy_tree",
     "lasso",
     "lasso_path",
+    "least_mean_squares",
     "least_squares",
+    "mesa",
     "nearest_neighbours",
     "ridge",
     "two_layer_network",

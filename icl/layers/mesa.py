@@ -1,0 +1,88 @@
+"""Ridge regression in context as an attention layer: the mesa-layer.
+
+Von Oswald et al. 2023, "Uncovering mesa-optimization algorithms in transformers" (arXiv
+2309.05858, section 4).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..kernels import linear_attention
+
+
+def mesa_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, regularization: Any = 1.0
+) -> jax.Array:
+    """What ridge regression from keys to values, fitted to each prefix, predicts for its query.
+
+    For each head `out_t = (sum_{s<=t} v_s k_s^T) (sum_{s<=t} k_s k_s^T + lambda I)^-1 q_t`. In the
+    dual form one Cholesky factor L of `K K^T + lambda I`, `[T, T]`, serves every prefix, since its
+    leading blocks are the prefixes' factors: the result is causal linear attention with the keys
+    `L^-1 K` and the values `L^-1 V`. For predictions from the points strictly before, shift keys
+    and values by one step behind a row of zeros, which says nothing.
+
+    Computed in float32 (float64 for float64) with exact products. A regularization below about
+    `1e-7 T |k|^2` is lost in the rounding of float32, and the factor then NaN. NaN anywhere in a
+    head's keys makes its whole result NaN. Differentiable in reverse mode. O(T^3) operations.
+
+    Args:
+      query: `[..., T, N, H]`; T steps, N heads, H features a head, any leading batch.
+      key: `[..., T, N, H]`.
+      value: `[..., T, N, V]`.
+      regularization: lambda, positive; a number, or an array broadcastable to `[N]`.
+
+    Returns:
+      `[..., T, N, V]` in the dtype of `query`.
+
+    Raises:
+      ValueError: shapes that do not fit, or a regularization that is not positive.
+      TypeError: inputs that are not floating point.
+    """
+    query, key, value = jnp.asarray(query), jnp.asarray(key), jnp.asarray(value)
+    _check(query, key, value)
+    penalty = _penalty(regularization, query.shape[-2])
+    wide = jnp.promote_types(jnp.result_type(query, key, value), jnp.float32)
+    # One solve for both: two batched LAPACK calls at once can deadlock on a CPU.
+    pairs = jnp.concatenate([key.astype(wide), value.astype(wide)], axis=-1)
+    pairs = jnp.moveaxis(pairs, -2, -3)
+    keys = pairs[..., : key.shape[-1]]
+    with jax.default_matmul_precision("highest"):
+        gram = keys @ jnp.swapaxes(keys, -1, -2)
+        gram += penalty.astype(wide)[:, None, None] * jnp.eye(gram.shape[-1], dtype=wide)
+        factor = jax.lax.linalg.cholesky(gram)
+        white = jax.lax.linalg.triangular_solve(factor, pairs, left_side=True, lower=True)
+        keys, values = jnp.split(jnp.moveaxis(white, -3, -2), [key.shape[-1]], axis=-1)
+        out = linear_attention(query.astype(wide), keys, values, is_causal=True, scale=1.0)
+    return out.astype(query.dtype)
+
+
+def _check(query: jax.Array, key: jax.Array, value: jax.Array) -> None:
+    for name, array in (("query", query), ("key", key), ("value", value)):
+        if array.ndim < 3:
+            raise ValueError(f"{name} must be [..., steps, heads, features], got {array.shape}")
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise TypeError(f"{name} must be floating point, got {array.dtype}")
+    if query.shape != key.shape:
+        raise ValueError(f"query {query.shape} and key {key.shape} must have the same shape")
+    if key.shape[:-1] != value.shape[:-1]:
+        raise ValueError(
+            f"key {key.shape} and value {value.shape} must agree in all but the features"
+        )
+
+
+def _penalty(regularization: Any, heads: int) -> jax.Array:
+    """`[N]`."""
+    # What is traced, or on a device, cannot be looked at.
+    looked_at = not isinstance(regularization, jax.Array)
+    if looked_at and not np.all(np.asarray(regularization) > 0):
+        raise ValueError(f"regularization must be positive, got {regularization}")
+    penalty = jnp.asarray(regularization)
+    if penalty.shape not in ((), (1,), (heads,)):
+        raise ValueError(
+            f"regularization must be a number or one for each of {heads} heads, got an array of "
+            f"shape {penalty.shape}"
+        )
+    return jnp.broadcast_to(penalty, (heads,))

@@ -1,0 +1,202 @@
+"""Softmax attention varied as its dual model's training would be.
+
+Ren & Liu 2023 (arXiv 2310.13220) read a softmax layer as gradient descent on a
+contrastive loss without negatives, of pairs W_V x_i and W phi(W_K x_i) (`icl.analysis.dual`), and
+vary the layer as one would that loss: a penalty on W, augmentations, negative samples.
+"""
+
+import dataclasses
+import math
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ..kernels import dot_product_attention
+from .base import HeadWeights
+from .self_attention import SelfAttention, SelfAttentionConfig, SelfAttentionLayer
+
+Augmentation = Literal["none", "plain", "residual"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ContrastiveAttentionConfig(SelfAttentionConfig):
+    """Size of the model and its variants, which can be combined; the defaults are attention."""
+
+    title: ClassVar[str] = "contrastive attention"
+
+    softmax: Literal["none", "first", "all"] = "all"
+    """Must be all: the variants are of softmax attention."""
+    regularization: float = 0.0
+    """alpha: the query part's own contribution is multiplied by 1 - alpha."""
+    augment_values: Augmentation = "none"
+    """g1, a GELU MLP of each value: in its place (plain) or added to it (residual)."""
+    augment_keys: Augmentation = "none"
+    """g2, the same of each key."""
+    augment_size: int | None = None
+    """Hidden units of the augmenting MLPs; None for four times the key size."""
+    negatives: int = 0
+    """Negative samples of a demonstration: those others that it attends to least."""
+    negative_weight: float = 0.0
+    """beta: how much of the mean value of its negatives each demonstration's value loses."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.softmax != "all":
+            raise ValueError(
+                f"a {self.title} model varies softmax attention: softmax must be all, not "
+                f"{self.softmax}"
+            )
+        for name in ("regularization", "negative_weight"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
+        if self.regularization and not self.query_in_context:
+            raise ValueError(
+                "regularization takes from what the query part adds itself, which is nothing "
+                "where it is no key: query_in_context=True with it"
+            )
+        for name in ("augment_values", "augment_keys"):
+            if getattr(self, name) not in ("none", "plain", "residual"):
+                raise ValueError(
+                    f"{name} must be none, plain or residual, got {getattr(self, name)!r}"
+                )
+        if self.augment_size is not None:
+            if self.augment_size < 1:
+                raise ValueError(f"augment_size must be at least 1, got {self.augment_size}")
+            if not self.augmented:
+                raise ValueError(
+                    "augment_size is of augment_values and augment_keys: both are none"
+                )
+        if self.negatives < 0:
+            raise ValueError(f"negatives cannot be negative, got {self.negatives}")
+        if bool(self.negatives) != bool(self.negative_weight):
+            raise ValueError(
+                "negative samples need their number and their weight: got negatives "
+                f"{self.negatives} and negative_weight {self.negative_weight}"
+            )
+
+    @property
+    def augmented(self) -> int:
+        """How many augmenting MLPs a layer has."""
+        return (self.augment_values != "none") + (self.augment_keys != "none")
+
+    def hidden_size(self, width: int) -> int:
+        """Hidden units of an augmenting MLP where tokens have `width` features."""
+        return self.augment_size or 4 * (self.key_size or width)
+
+    def activations(self, in_width: int) -> int:
+        hidden = self.heads * self.hidden_size(self.width(in_width)) if self.augmented else 0
+        return max(super().activations(in_width), hidden)
+
+    def build(
+        self, in_width: int, tokens: int, *, outputs: int | None = None, rngs: nnx.Rngs
+    ) -> "ContrastiveAttention":
+        others = tokens - 2
+        if self.negatives > others:
+            raise ValueError(
+                f"negatives ({self.negatives}) are other demonstrations, of which a prompt of "
+                f"{tokens} tokens has {others}"
+            )
+        return ContrastiveAttention(in_width, tokens, self, outputs=outputs, rngs=rngs)
+
+    def layer(self, index: int, width: int, rngs: nnx.Rngs) -> "ContrastiveAttentionLayer":
+        return ContrastiveAttentionLayer(width, self, rngs=rngs)
+
+    def flops_by_part(self, in_width: int, tokens: int, batch: int) -> dict[str, float]:
+        flops = super().flops_by_part(in_width, tokens, batch)
+        width = self.width(in_width)
+        size = self.key_size or width
+        applied = self.layers * self.heads * batch * tokens
+        if self.augmented:
+            flops["augmentation"] = 12.0 * self.augmented * size * self.hidden_size(width) * applied
+        if self.negatives:
+            # The scores that choose have no gradient.
+            flops["negatives"] = 8.0 * size * tokens * applied
+        return flops
+
+
+class ContrastiveAttentionLayer(SelfAttentionLayer):
+    """e_j + sum over heads of P softmax(g2(K(context)) . Q e_j / sqrt(H)) of varied values.
+
+    A value is g1(V x_i) less `negative_weight` times the mean of its negatives', and for the query
+    part g1(V x) times `1 - regularization`.
+
+    Args:
+      width: features W of a token.
+      config: size of the model and its variants.
+      rngs: `nnx.Rngs` with a `params` stream.
+    """
+
+    def __init__(self, width: int, config: ContrastiveAttentionConfig, *, rngs: nnx.Rngs):
+        size = config.key_size or width
+        super().__init__(
+            width, config.heads, size, softmax=True,
+            init_scale=config.init_scale / config.layers, rngs=rngs,
+        )  # fmt: skip
+        self.config = config
+        hidden = config.hidden_size(width)
+        augment = lambda kind: Augment(size, hidden, kind, rngs=rngs) if kind != "none" else None
+        self.augment_values = augment(config.augment_values)
+        self.augment_keys = augment(config.augment_keys)
+
+    def mix(self, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        if self.augment_values is not None:
+            value = self.augment_values(value)
+        if self.augment_keys is not None:
+            key = self.augment_keys(key)
+        demonstrations = query.shape[1] - 1
+        varied = value
+        if self.config.negatives:
+            lost = self.config.negative_weight * self._negatives(
+                query[:, :demonstrations], key[:, :demonstrations], value[:, :demonstrations]
+            )
+            varied = varied.at[:, :demonstrations].add(-lost)
+        if self.config.regularization:
+            # Weights are the softmax's; only what the query part adds with its own is less.
+            varied = varied.at[:, demonstrations:].multiply(1 - self.config.regularization)
+        return dot_product_attention(query, key, varied)
+
+    def _negatives(self, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        """The mean value of the negatives of each demonstration, `[B, D, N, H]` as all given."""
+        scores = jnp.einsum("bqnh,bknh->bnqk", query, key)
+        itself = jnp.eye(scores.shape[-1], dtype=bool)
+        _, least = jax.lax.top_k(jnp.where(itself, -jnp.inf, -scores), self.config.negatives)
+        chosen = jax.nn.one_hot(least, scores.shape[-1]).sum(axis=-2)
+        return jnp.einsum("bnqk,bknh->bqnh", chosen, value) / self.config.negatives
+
+
+class Augment(nnx.Module):
+    """A GELU MLP with one hidden layer, alone or added to what it is given, then 0 at first.
+
+    Args:
+      size: features in and out.
+      hidden: units between.
+      kind: "plain" or "residual".
+      rngs: `nnx.Rngs` with a `params` stream.
+    """
+
+    def __init__(self, size: int, hidden: int, kind: Augmentation, *, rngs: nnx.Rngs):
+        self.residual = kind == "residual"
+        # What is added starts at 0, so that training starts from plain attention.
+        last: dict[str, Any] = dict(kernel_init=nnx.initializers.zeros) if self.residual else {}
+        self.up = nnx.Linear(size, hidden, rngs=rngs)
+        self.down = nnx.Linear(hidden, size, rngs=rngs, **last)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[..., size]` of the same."""
+        mapped = self.down(jax.nn.gelu(self.up(x)))
+        return x + mapped if self.residual else mapped
+
+
+class ContrastiveAttention(SelfAttention):
+    """`SelfAttention` whose layers are `ContrastiveAttentionLayer`s."""
+
+    def heads(self) -> list[HeadWeights]:
+        config = self.config
+        if isinstance(config, ContrastiveAttentionConfig) and config.augmented:
+            raise NotImplementedError(
+                "keys and values that an MLP augments are no linear function of the tokens: "
+                "augment_values and augment_keys none for the views of heads"
+            )
+        return super().heads()
