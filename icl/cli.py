@@ -1,4 +1,4 @@
-"""The command `icl`: list, train, sweep, eval, plot. Everything it does, Python can do."""
+"""The command `icl`: list, train, sweep, eval, study, plot. Everything it does, Python can do."""
 
 import dataclasses
 import sys
@@ -18,8 +18,9 @@ usage: icl list                          every preset, a line each
                                          train many at once; a table and a figure for all;
                                          without --over what the preset is about
        icl sweep --resume SWEEP          continue a sweep that was stopped
-       icl eval RUN [--prompts N]        evaluate a run beside classical estimators and under
-                                         shifts; tables, JSON and figures in its folder
+       icl eval RUN [--prompts N]        evaluate a run beside classical estimators, and all that
+                                         can be asked of it; tables, JSON, figures in its folder
+       icl study NAME                    what a paper shows without a trained model of one's own
        icl plot RUN                      draw a run's figures again, and training.png
        icl train NAME --help             the options of a preset, with defaults and units
 """
@@ -31,7 +32,10 @@ def main(argv: list[str] | None = None) -> int:
     0 done, 1 the run failed, 2 the command was wrong, 128 + n stopped by signal n.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    commands = {"list": _list, "train": _train, "sweep": _sweep, "eval": _eval, "plot": _plot}
+    commands = {
+        "list": _list, "train": _train, "sweep": _sweep, "eval": _eval, "study": _study,
+        "plot": _plot,
+    }  # fmt: skip
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0
@@ -68,13 +72,16 @@ def _fail(message: str, status: int = 1) -> int:
 def _list(arguments: list[str]) -> int:
     if arguments:
         return _fail("usage: icl list", status=2)
-    from .experiments import PRESETS
+    from .experiments import PRESETS, STUDIES
 
     table = Table(box=None, pad_edge=False)
     table.add_column("preset", no_wrap=True)
     table.add_column("what it is")
     for preset in PRESETS.values():
         table.add_row(preset.name, preset.summary)
+    table.add_section()
+    for study in STUDIES.values():
+        table.add_row(study.name, f"{study.summary} (icl study)")
     Console().print(table)
     return 0
 
@@ -224,34 +231,24 @@ def _show(run, **options) -> None:
     print(f"figures: {run.path / 'eval.png'}, {run.path / 'training.png'}")
 
 
-def _show_more(run, prompts: int, seed: int) -> None:
-    """The evaluations that only some runs allow: shifts, the learned function, loops, pools."""
-    from .analysis import learned_function
-    from .evaluation import errors_by_loop, evaluate_pool, evaluate_shifts, shifts_of
-    from .evaluation.result import show_number
-    from .models import LoopedTransformerConfig
-    from .tasks import LinearRegression, SparseLinearRegression
+def _chosen(run, names: tuple[str, ...]) -> list[str]:
+    """The analyses of those names, "all" being those that the run allows."""
+    from .analysis import ANALYSES, applicable
 
-    config = run.config
-    every_prefix = config.layout != "concatenated"
-    if every_prefix and shifts_of(config.task):
-        Console().print(evaluate_shifts(run, prompts=prompts, seed=seed).table())
-        print(f"figure: {run.path / 'shifts.png'}")
-    if every_prefix and type(config.task) in (LinearRegression, SparseLinearRegression):
-        Console().print(learned_function(run, prompts=prompts, seed=seed).table())
-        print(f"figure: {run.path / 'function.png'}")
-    if isinstance(config.model, LoopedTransformerConfig):
-        loops = sorted({1, 2, 4, *range(config.model.window, 3 * config.model.loops, 4)})
-        errors = errors_by_loop(run, loops, prompts=prompts, seed=seed)
-        told = ", ".join(f"{n}: {show_number(e)}" for n, e in zip(loops, errors))
-        print(f"error after all examples by loops: {told}\nfigure: {run.path / 'loops.png'}")
-    task = config.task
-    known = type(task) is LinearRegression and task.noise and not task.renormalize
-    if config.training.pool_size and known:
-        Console().print(evaluate_pool(run, seed=seed).table())
+    allowed = applicable(run.config)
+    for name in names:
+        if name not in ("all", "none", *ANALYSES):
+            raise ValueError(f"no analysis {name!r}; there are all, none, {', '.join(ANALYSES)}")
+        if name in ANALYSES and name not in allowed:
+            raise ValueError(
+                f"{run.path} does not allow the analysis {name!r}; it allows "
+                f"{', '.join(allowed) or 'none'}"
+            )
+    return allowed if "all" in names else [name for name in names if name != "none"]
 
 
 def _eval(arguments: list[str]) -> int:
+    from .analysis import ANALYSES, alignment
     from .training import Run
 
     def evaluate_run(
@@ -259,24 +256,60 @@ def _eval(arguments: list[str]) -> int:
         prompts: int = 1280,
         resamples: int = 1000,
         seed: int = 0,
-        shifts: bool = True,
+        analyses: tuple[str, ...] = ("all",),
+        against: Path | None = None,
     ) -> None:
-        """Evaluates a run on fresh tasks beside classical estimators, and under shifts.
+        """Evaluates a run on fresh tasks beside classical estimators, and analyses it.
 
         Args:
           run: Folder of the run.
           prompts: Prompts to average over.
           resamples: Bootstrap resamples for the 90% intervals.
           seed: Seed of prompts and resamples.
-          shifts: Also what only some runs allow: shifts of the prompts, the learned function,
-            more loops, the tasks of a pool.
+          analyses: Names from icl.analysis.ANALYSES, as: shifts heads; all for those that the run
+            allows, none for the evaluation alone.
+          against: Folder of another run of the same task with a single query: only tells how
+            nearly both predict the same.
         """
         opened = Run.open(run)
+        if against is not None:
+            Console().print(alignment(opened, Run.open(against), seed=seed).table())
+            print(f"figure: {opened.path / 'alignment.png'}")
+            return
+        names = _chosen(opened, analyses)
         _show(opened, prompts=prompts, resamples=resamples, seed=seed)
-        if shifts:
-            _show_more(opened, prompts, seed)
+        for name in names:
+            Console().print(ANALYSES[name].ask(opened, prompts, seed))
+            if ANALYSES[name].figure:
+                print(f"figure: {opened.path / str(ANALYSES[name].figure)}", flush=True)
 
     tyro.cli(evaluate_run, args=arguments, prog="icl eval")
+    return 0
+
+
+def _study(arguments: list[str]) -> int:
+    from .experiments import STUDIES, study
+    from .training.run import free_path
+
+    def run_study(name: tyro.conf.Positional[str], folder: Path | None = None) -> None:
+        """Computes what a paper shows without training; a table, JSON and figures.
+
+        Args:
+          name: Name of the study.
+          folder: Where to; None for a new folder below runs.
+        """
+        found = study(name)
+        target = folder or free_path(name)
+        target.mkdir(parents=True, exist_ok=True)
+        Console().print(found.run(target))
+        print(f"folder: {target}")
+
+    if not arguments:
+        return _fail(f"usage: icl study NAME; there are {', '.join(STUDIES)}", status=2)
+    try:
+        tyro.cli(run_study, args=arguments, prog="icl study")
+    except KeyError as error:
+        raise ValueError(error.args[0]) from None
     return 0
 
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from icl.experiments import PRESETS
+from icl.experiments import PRESETS, STUDIES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -22,7 +22,7 @@ def test_the_papers_it_names_have_their_presets():
         names = re.findall(r"`([\w/-]+)`", group)
         paper = names[0].partition("/")[0]
         named |= {name if "/" in name else f"{paper}/{name}" for name in names}
-    assert named <= set(PRESETS)
+    assert named <= {*PRESETS, *STUDIES}
     assert {name.partition("/")[0] for name in PRESETS} == {n.partition("/")[0] for n in named}
 
 

@@ -15,6 +15,7 @@ import dataclasses
 
 from ..models import LoopedTransformerConfig, LSTMConfig
 from ..tasks import (
+    Curriculum,
     DecisionTree,
     LinearRegression,
     ReLUNetwork,
@@ -48,14 +49,15 @@ for _name, _what, _task, _loops, _window in (
     )
 register(
     "looped/linear-xs",
-    "linear regression, d=5, 11 points, 12 loops of an xs block: minutes on a CPU",
+    "linear regression, d=5, 11 points, 8 loops of an xs block: minutes on a CPU",
     Config(
         task=LINEAR_XS.task,
         model=LoopedTransformerConfig(
-            layers=1, heads=2, width=64, max_tokens=101, loops=12, window=6
+            layers=1, heads=2, width=64, max_tokens=101, loops=8, window=5
         ),
+        curriculum=Curriculum(dim_start=1, interval=500),
         optimizer=FAST_OPTIMIZER,
-        training=TrainingConfig(steps=3_000),
+        training=TrainingConfig(steps=6_000),
     ),
 )
 register(

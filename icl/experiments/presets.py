@@ -1,8 +1,9 @@
-"""The registry of presets: a name, one line, and the settings."""
+"""The registries of presets and studies: a name, one line, and what there is to run."""
 
 import dataclasses
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -55,6 +56,36 @@ def register(
     PRESETS[name] = Preset(name, summary, config, over, report)
 
 
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What a paper shows without a training of one's own: `icl study NAME`.
+
+    Attributes:
+      name: `paper/study`.
+      summary: one line.
+      run: from a folder, where it leaves its numbers and figures, to a table.
+    """
+
+    name: str
+    summary: str
+    run: Callable[[Path], Table]
+
+
+STUDIES: dict[str, Study] = {}
+
+
+def register_study(name: str, summary: str, run: Callable[[Path], Table]) -> None:
+    """Adds a study; arguments are the attributes of `Study`."""
+    if name in STUDIES or name in PRESETS:
+        raise ValueError(f"there is a preset or study {name!r} already")
+    STUDIES[name] = Study(name, summary, run)
+
+
+def study(name: str) -> Study:
+    """The study of that name; KeyError as for `preset`."""
+    return _named(name, STUDIES, "study")
+
+
 def report(sweep: "Sweep") -> Table | None:
     """What the preset of a finished sweep tells of it; None where it has no report.
 
@@ -70,9 +101,13 @@ def preset(name: str) -> Config:
     Raises:
       KeyError: no preset of that name; the message suggests the near ones.
     """
-    if name in PRESETS:
-        return PRESETS[name].config
-    near = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.5)
-    near = near or [known for known in PRESETS if name and name in known][:3]
+    return _named(name, PRESETS, "preset").config
+
+
+def _named(name: str, known: Mapping[str, Any], kind: str) -> Any:
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    near = near or [one for one in known if name and name in one][:3]
     hint = f"did you mean {' or '.join(near)}?" if near else "`icl list` shows what there is"
-    raise KeyError(f"no preset called {name!r}; {hint}")
+    raise KeyError(f"no {kind} called {name!r}; {hint}")

@@ -60,7 +60,7 @@ class TrainingConfig:
     """Seed of the initial parameters, of the pool and of every batch."""
     pool_size: int | None = None
     """Train on a fixed pool of so many tasks, which takes no memory; None for fresh tasks."""
-    pool_of: Literal["tasks", "prompts"] = "tasks"
+    pooled: Literal["tasks", "prompts"] = "tasks"
     """What the pool fixes: tasks, whose points are fresh in every prompt, or whole prompts."""
     microbatch_size: int | None = None
     """Prompts whose gradient is computed at once, a divisor of the batch size; None for the
@@ -78,8 +78,8 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.pool_size is not None and not 1 <= self.pool_size <= MAX_POOL_SIZE:
             raise ValueError(f"pool_size must be from 1 to {MAX_POOL_SIZE}, got {self.pool_size}")
-        if self.pool_of not in ("tasks", "prompts"):
-            raise ValueError(f"pool_of must be tasks or prompts, got {self.pool_of!r}")
+        if self.pooled not in ("tasks", "prompts"):
+            raise ValueError(f"pooled must be tasks or prompts, got {self.pooled!r}")
         if self.checkpoint_every % self.log_every:
             raise ValueError(
                 f"checkpoint_every ({self.checkpoint_every}) must be a multiple of "

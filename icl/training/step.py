@@ -107,7 +107,7 @@ def batch_gradient(
             difficulty,
             state.pool_key,
             training.pool_size if pool_size is None else pool_size,
-            training.pool_of == "prompts",
+            training.pooled == "prompts",
         )
         loss = jax.value_and_grad(learner.loss_sum, has_aux=True)
         (total, count), grads = loss(params, episodes, state.step)

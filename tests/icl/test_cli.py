@@ -11,7 +11,7 @@ import time
 import pytest
 
 from icl.cli import main
-from icl.experiments import PRESETS
+from icl.experiments import PRESETS, STUDIES, Study
 
 TINY = [
     "--task.dim=3", "--task.points=5", "--model.layers=1", "--model.width=16",
@@ -143,3 +143,34 @@ def test_a_signal_saves_and_leaves(tmp_path, signum):
     assert f"--resume {folder}" in errors
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert (folder / "checkpoints" / str(last["step"])).is_dir()
+
+
+def test_eval_asks_what_it_is_told_to(folder, capsys):
+    few = ["eval", str(folder), "--prompts=20", "--resamples=5"]
+    assert main([*few, "--analyses", "heads"]) == 0
+    out = capsys.readouterr().out
+    assert "heads.png" in out and "shifts.png" not in out and (folder / "heads.png").exists()
+    assert main([*few, "--analyses", "haeds"]) == 2
+    assert "no analysis 'haeds'; there are all, none, shifts" in capsys.readouterr().err
+    assert main([*few, "--analyses", "copying"]) == 2
+    assert "does not allow the analysis 'copying'; it allows shifts" in capsys.readouterr().err
+    assert main(["eval", str(folder), "--against", str(folder)]) == 2
+    assert "predicts every label" in capsys.readouterr().err
+
+
+def test_a_study_leaves_a_folder(tmp_path, capsys, monkeypatch):
+    def study(folder):
+        (folder / "study.json").write_text("{}")
+        return "a table"
+
+    monkeypatch.setitem(STUDIES, "mine/study", Study("mine/study", "a line", study))
+    assert main(["study", "mine/study", "--folder", str(tmp_path / "new" / "folder")]) == 0
+    assert "a table" in capsys.readouterr().out
+    assert (tmp_path / "new" / "folder" / "study.json").exists()
+    assert main(["list"]) == 0 and "mine/study" in capsys.readouterr().out
+    for arguments, message in (
+        (["study"], "oswald/descent"),
+        (["study", "oswald/descnt"], "did you mean oswald/descent"),
+    ):
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err

@@ -204,10 +204,10 @@ def test_a_pool_of_prompts_is_learned_by_heart(tmp_path):
     config = tiny(
         task=LinearRegression(dim=3, points=5, inputs="uniform"), layout="concatenated",
         model=SelfAttentionConfig(features=32, init_scale=0.5), training_pool_size=2,
-        training_pool_of="prompts", training_steps=150, training_log_every=50,
+        training_pooled="prompts", training_steps=150, training_log_every=50,
         training_checkpoint_every=50, optimizer_learning_rate=1e-2,
     )  # fmt: skip
     losses = [r["loss"] for r in icl.train(config, tmp_path / "run", logging=QUIET).metrics()]
     assert losses[-1] < 0.05 * losses[0]
     with pytest.raises(ValueError, match="tasks or prompts"):
-        config.replace(training_pool_of="points")
+        config.replace(training_pooled="points")

@@ -76,7 +76,7 @@ def test_microbatches_add_up_to_the_batch(layout):
     config = tiny(layout=layout, training_microbatch_size=8)
     learner, _, state = start(config)
     whole = jax.jit(lambda s: batch_gradient(learner, s))(state)
-    for size in (1, 2, 4):
+    for size in (1, 4):
         learner = Learner(config.replace(training_microbatch_size=size))
         parts = jax.jit(lambda s, learner=learner: batch_gradient(learner, s))(state)
         for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts)):
@@ -98,11 +98,11 @@ def test_the_loss_is_the_mean_over_scored_positions():
     from icl.tasks import sample_batch
 
     key = jax.random.fold_in(state.data_key, 0)
-    episodes = sample_batch(
-        learner.family, key, jnp.arange(8), config.curriculum.at(0, config.task)
-    )
-    errors = (learner.predict(state.params, episodes) - episodes.y) ** 2
-    loss, _ = batch_gradient(learner, state)
+    at_start = config.curriculum.at(0, config.task)
+    draw = jax.jit(lambda key: sample_batch(learner.family, key, jnp.arange(8), at_start))
+    episodes = draw(key)
+    errors = (jax.jit(learner.predict)(state.params, episodes) - episodes.y) ** 2
+    loss, _ = jax.jit(lambda state: batch_gradient(learner, state))(state)
     np.testing.assert_allclose(loss, errors[:, :3].mean(), rtol=1e-5)
 
 
@@ -164,7 +164,7 @@ def test_any_optimizer_of_optax(tmp_path):
         assert np.isfinite(run.metrics()[-1]["loss"])
     run = icl.train(tiny(), tmp_path / "own", optimizer=optax.lamb(1e-3), logging=QUIET)
     assert run.config.optimizer.name == "custom"
-    icl.evaluate(run, prompts=8, resamples=2)
+    assert run.params()[0] == 20
     with pytest.raises(ValueError, match="pass it again"):
         icl.resume(run, logging=QUIET)
     icl.resume(run, optimizer=optax.lamb(1e-3), logging=QUIET)

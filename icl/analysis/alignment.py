@@ -1,0 +1,269 @@
+"""How nearly a learner predicts as another: as gradient descent in context, above all.
+
+Von Oswald et al. 2023 (arXiv 2212.07677, section 3 and figures 2 and 3): difference of predictions,
+cosine and difference of their sensitivities to the query, and the loss of weights between the
+trained ones and the construction, over training.
+"""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.table import Table
+
+from ..evaluation.curves import draw_prompts
+from ..evaluation.figures import STYLE, pyplot
+from ..evaluation.result import as_text, show_number
+from ..models import SelfAttentionConfig
+from ..tasks import Episode, LinearRegression
+from ..training.config import Config
+from ..training.learner import Learner, Params
+from ..training.run import Run, RunError, write_json
+from .descent import Descent, construction, interpolated, query_only, tuned_descent
+
+ALIGNMENT_STREAM = 0x616C6967
+MEASURES = {
+    "prediction difference": "|prediction - its|, mean",
+    "sensitivity cosine": "cosine of both gradients with respect to the query, mean",
+    "sensitivity difference": "norm of their difference, mean",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Alignment:
+    """A learner beside others on the same prompts of fresh tasks.
+
+    Attributes:
+      steps: training steps of the checkpoints, int `[S]`.
+      loss: of the learner by checkpoint, half the mean squared error at the query, `[S]`.
+      interpolated: the loss of weights half trained, half constructed, `[S]`; NaN where there are
+        none.
+      losses: of the others, and of predicting 0, by name.
+      measures: by the other's name and that of the measure (`MEASURES`), `[S]`.
+      rates: of those that are gradient descent, by name: learning rates and gammas.
+      prompts: how many prompts were averaged.
+      path: the run's folder.
+    """
+
+    steps: np.ndarray
+    loss: np.ndarray
+    interpolated: np.ndarray
+    losses: dict[str, float]
+    measures: dict[str, dict[str, np.ndarray]]
+    rates: dict[str, dict[str, list[float]]]
+    prompts: int
+    path: Path
+
+    def save(self) -> None:
+        """Writes `alignment.json` in the run's folder."""
+        data = dataclasses.asdict(self) | {"path": None, "unit": "half the mean squared error"}
+        del data["path"]
+        write_json(self.path / "alignment.json", _plain(data))
+
+    def table(self) -> Table:
+        """At the last checkpoint, a row for the learner and each of the others."""
+        result = Table(
+            title=f"in-context descent ({self.path}, step {self.steps[-1]})",
+            caption=(
+                f"half the mean squared error at the query over {self.prompts} prompts; |Δ|: mean "
+                "difference of predictions; cosine and |Δ gradient|: of their gradients with "
+                "respect to the query"
+            ),
+        )
+        result.add_column("")
+        for column in ("loss", "|Δ|", "cosine", "|Δ gradient|"):
+            result.add_column(column, justify="right", no_wrap=True)
+        result.add_row("learner", f"{self.loss[-1]:.4f}", "", "", "", style="bold")
+        if np.isfinite(self.interpolated[-1]):
+            result.add_row("half trained, half constructed", f"{self.interpolated[-1]:.4f}")
+        for name, loss in self.losses.items():
+            found = [show_number(self.measures[name][m][-1]) for m in MEASURES if name != "zero"]
+            told = ", ".join(
+                f"{which} {' '.join(f'{value:.3g}' for value in values)}"
+                for which, values in self.rates.get(name, {}).items()
+            )
+            result.add_row(name + (f" ({told})" if told else ""), f"{loss:.4f}", *found)
+        return result
+
+    def __str__(self) -> str:
+        return as_text(self.table())
+
+
+def has_descent(config: Config) -> bool:
+    """Whether runs of these settings can be held against gradient descent on linear weights."""
+    return config.layout == "concatenated" and type(config.task) is LinearRegression
+
+
+def alignment(
+    run: Run | str | Path,
+    against: Run | str | Path | None = None,
+    *,
+    prompts: int = 65_536,
+    seed: int = 0,
+) -> Alignment:
+    """Holds every checkpoint of a run against gradient descent, or against another run.
+
+    Gradient descent takes as many steps as the model has layers; beyond one also as GD++. Each
+    layer has a rate of its own where the model's layers have weights of their own. Writes
+    `alignment.json` and `alignment.png` in the run's folder.
+
+    Args:
+      run: a run whose prompts end with a query, or its folder.
+      against: another run of the same task; None for gradient descent with tuned rates.
+      prompts: number of prompts of fresh tasks.
+      seed: seed of the prompts.
+
+    Raises:
+      RunError: no run there, or it has no checkpoint.
+      ValueError: fewer than one prompt, prompts without a query, a task other than linear
+        regression where there is no other run, or another run of another task.
+    """
+    if prompts < 1:
+        raise ValueError(f"prompts must be at least 1, got {prompts}")
+    run = run if isinstance(run, Run) else Run.open(run)
+    config, learner = run.config, Learner(run.config)
+    if not query_only(config):
+        raise ValueError(
+            f"{run.path} predicts every label; alignment is at a single query, as in the "
+            "concatenated layout"
+        )
+    others = _descents(config, seed) if against is None else [_other(config, against)]
+    key = jax.random.fold_in(jax.random.key(seed), ALIGNMENT_STREAM)
+    episodes = draw_prompts(learner.family, key, prompts)
+    y = episodes.y[:, -1]
+    found = [_look(other.learner, other.params, episodes) for other in others]
+    half = lambda predictions: float(((predictions - y) ** 2).mean() / 2)
+    losses = {other.name: half(one[0]) for other, one in zip(others, found)}
+    losses["zero"] = half(jnp.zeros_like(y))
+    measures = {other.name: {name: [] for name in MEASURES} for other in others}
+    steps, loss, between = [], [], []
+    for step, params in sorted(run.params_by_step(), key=lambda one: one[0]):
+        predictions, gradients = _look(learner, params, episodes)
+        for other, one in zip(others, found):
+            for name, value in _differences(predictions, gradients, *one).items():
+                measures[other.name][name].append(value)
+        steps.append(step)
+        loss.append(half(predictions))
+        middle = _between(learner, params, others[-1])
+        between.append(np.nan if middle is None else half(_look(learner, middle, episodes)[0]))
+    if not steps:
+        raise RunError(f"{run.path} has no checkpoint yet; train it first")
+    result = Alignment(
+        np.array(steps),
+        np.array(loss),
+        np.array(between),
+        losses,
+        {name: {m: np.array(v) for m, v in some.items()} for name, some in measures.items()},
+        {other.name: other.rates for other in others if against is None},
+        prompts,
+        run.path,
+    )
+    result.save()
+    _figure(result, run.path / "alignment.png")
+    return result
+
+
+def _descents(config: Config, seed: int) -> list[Descent]:
+    """Plain gradient descent, and behind it GD++ where there is more than one layer."""
+    layers = config.model.layers
+    shared = getattr(config.model, "shared", True)
+    tune = partial(tuned_descent, config, layers, shared=shared, seed=seed)
+    return [tune(), tune(plus_plus=True)] if layers > 1 else [tune()]
+
+
+def _other(config: Config, against: Run | str | Path) -> Descent:
+    against = against if isinstance(against, Run) else Run.open(against)
+    theirs = against.config
+    if (theirs.task, query_only(theirs)) != (config.task, True):
+        raise ValueError(f"{against.path} has another task, or prompts without a single query")
+    return Descent(against.path.name, Learner(theirs), against.params()[1])
+
+
+@partial(jax.jit, static_argnums=0)
+def _look_at(config: "_Static", params: Params, episodes: Episode) -> tuple[jax.Array, jax.Array]:
+    def total(query):
+        x = episodes.x.at[:, -1].set(query)
+        predictions = config.learner.predict(params, episodes._replace(x=x))[:, -1]
+        return predictions.sum(), predictions
+
+    gradients, predictions = jax.grad(total, has_aux=True)(episodes.x[:, -1])
+    return predictions, gradients
+
+
+class _Static:
+    """A learner as a static argument: those of equal settings share a program."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
+
+    def __hash__(self) -> int:
+        return hash(repr(self.learner.config))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Static) and self.learner.config == other.learner.config
+
+
+def _look(learner: Learner, params: Params, episodes: Episode) -> tuple[jax.Array, jax.Array]:
+    """Predictions at the queries `[B]`, and their gradients with respect to them `[B, dim]`."""
+    return _look_at(_Static(learner), params, episodes)
+
+
+def _differences(p: jax.Array, g: jax.Array, q: jax.Array, h: jax.Array) -> dict[str, float]:
+    """The measures of predictions p and gradients g against q and h."""
+    norm = partial(jnp.linalg.norm, axis=-1)
+    size = norm(g) * norm(h)
+    cosine = jnp.where(size > 0, (g * h).sum(axis=-1) / jnp.where(size > 0, size, 1), 0)
+    values = (jnp.abs(p - q).mean(), cosine.mean(), norm(g - h).mean())
+    return {name: float(value) for name, value in zip(MEASURES, values)}
+
+
+def _between(learner: Learner, params: Params, descent: Descent) -> Params | None:
+    """Weights half trained and half constructed; None where there is no construction."""
+    model = learner.config.model
+    if not isinstance(model, SelfAttentionConfig):
+        return None
+    family = learner.family
+    try:
+        constructed = construction(
+            model, family.dim, family.points - 1, descent.learning_rates, descent.gammas
+        )
+    except (KeyError, ValueError):
+        return None
+    return interpolated(model, params, constructed)
+
+
+def _plain(value: Any) -> Any:
+    """For JSON, which has neither arrays nor NaN."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return [_plain(item) for item in value.tolist()]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _figure(result: Alignment, path: Path) -> None:
+    """Loss over training beside the others', and the measures against the last of them."""
+    plt = pyplot()
+    nearest = list(result.measures)[-1]
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+        marker = dict(marker="o", markersize=3)
+        left.plot(result.steps, result.loss, label="learner", linewidth=2.5, **marker)
+        if np.isfinite(result.interpolated).any():
+            left.plot(result.steps, result.interpolated, label="half constructed", **marker)
+        for index, (name, loss) in enumerate(result.losses.items()):
+            left.axhline(loss, label=name, linestyle="--", linewidth=1.3, color=f"C{index + 2}")
+        left.set(xlabel="step", ylabel="half the squared error", title=result.path.name)
+        left.set_ylim(0.8 * min(result.losses.values()), 1.15 * max(result.losses.values()))
+        left.legend(fontsize=8)
+        for index, (name, values) in enumerate(result.measures[nearest].items()):
+            right.plot(result.steps, values, label=name, color=f"C{index}", **marker)
+        right.axhline(1, color="0.7", linewidth=1, linestyle=":")
+        right.set(xlabel="step", title=f"against {nearest}", ylim=(-0.03, None))
+        right.legend(fontsize=8)
+        figure.savefig(path)
+        plt.close(figure)

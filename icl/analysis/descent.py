@@ -1,0 +1,246 @@
+"""Gradient descent in context: its best learning rates, and attention weights that do it.
+
+Von Oswald et al. 2023, "Transformers learn in-context by gradient descent" (arXiv 2212.07677,
+section 2, proposition 1, and appendix A.10 for GD++).
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from ..evaluation.curves import draw_prompts
+from ..models import GradientDescentConfig, SelfAttentionConfig
+from ..tasks import LAYOUTS, LinearRegression
+from ..training.config import Config
+from ..training.learner import Learner, Params
+
+# Prompts come from another stream than those of training and evaluations, whatever the seeds.
+TUNING_STREAM = 0x72617465
+TUNING_PROMPTS = 8192
+ITERATIONS = 40
+CANDIDATES = 60  # learning rates of the line search
+
+
+@dataclasses.dataclass(frozen=True)
+class Descent:
+    """Gradient descent with the rates that suit a distribution of tasks best.
+
+    Attributes:
+      name: as tables have it.
+      learner: whose model is a `GradientDescent`.
+      params: its learning rates, and gammas of GD++, each `[1]` or `[steps]`.
+    """
+
+    name: str
+    learner: Learner
+    params: Params
+
+    @property
+    def learning_rates(self) -> np.ndarray:
+        return np.asarray(self.params["learning_rate"])
+
+    @property
+    def rates(self) -> dict[str, list[float]]:
+        """Learning rates, and gammas of GD++, by name."""
+        return {name: np.asarray(rate).tolist() for name, rate in sorted(self.params.items())}
+
+    @property
+    def gammas(self) -> np.ndarray | None:
+        """Of GD++; None for plain gradient descent."""
+        return np.asarray(self.params["gamma"]) if "gamma" in self.params else None
+
+
+def tuned_descent(
+    config: Config, steps: int = 1, *, plus_plus: bool = False, shared: bool = True, seed: int = 0
+) -> Descent:
+    """The learning rates of least error at the query, by a line search and then by least squares.
+
+    Both on `TUNING_PROMPTS` prompts of fresh tasks. Rates of single steps start from the best
+    shared ones.
+
+    Args:
+      config: a run's settings; its task and layout are used.
+      steps: steps of gradient descent.
+      plus_plus: GD++, with gamma tuned as well.
+      shared: one rate for all steps, or one for each.
+      seed: seed of the prompts.
+
+    Raises:
+      ValueError: a task other than linear regression, or a layout with more than a query.
+    """
+    if not isinstance(config.task, LinearRegression) or config.layout != "concatenated":
+        raise ValueError(
+            "gradient descent in context is tuned for linear regression in the concatenated "
+            f"layout, not for {type(config.task).__name__} in the {config.layout} one"
+        )
+    model = GradientDescentConfig(layers=steps, plus_plus=plus_plus, shared=True)
+    learner = _learner(config, model)
+    key = jax.random.fold_in(jax.random.key(seed), TUNING_STREAM)
+    episodes = draw_prompts(learner.family, key, TUNING_PROMPTS)
+    params = jax.jit(partial(_line_search, learner))(episodes)
+    x = episodes.x[:, :-1]
+    # So that 1 is the size of either rate.
+    sizes = {"learning_rate": params["learning_rate"], "gamma": 1 / (x**2).sum(axis=(1, 2)).mean()}
+    params = jax.jit(partial(_minimised, learner))(params, sizes, episodes)
+    if not shared:
+        learner = _learner(config, dataclasses.replace(model, shared=False))
+        params = {name: jnp.tile(rate, steps) for name, rate in params.items()}
+        params = jax.jit(partial(_minimised, learner))(params, sizes, episodes)
+    return Descent(f"GD{'++' * plus_plus}, {steps} step{'s' * (steps > 1)}", learner, params)
+
+
+def _learner(config: Config, model: GradientDescentConfig) -> Learner:
+    return Learner(dataclasses.replace(config, model=model))
+
+
+def _loss(learner: Learner, params: Params, episodes: Any) -> jax.Array:
+    total, count = learner.loss_sum(params, episodes)
+    return total / count
+
+
+def _line_search(learner: Learner, episodes: Any) -> Params:
+    """Initial parameters with the best of learning rates spaced evenly in their logarithm."""
+    params = learner.init(jax.random.key(0))
+    examples = episodes.x[:, :-1]
+    curvature = (examples**2).sum(axis=-1).mean()  # no stable rate is above twice its inverse
+    rates = jnp.geomspace(0.01, 100, CANDIDATES)[:, None] / curvature
+    at = lambda rate: _loss(learner, params | {"learning_rate": rate}, episodes)
+    losses = jax.lax.map(at, rates)
+    return params | {"learning_rate": rates[jnp.nanargmin(losses)]}
+
+
+def _minimised(learner: Learner, params: Params, sizes: dict[str, Any], episodes: Any) -> Params:
+    """The parameters at a minimum of the loss on the episodes, searched in units of `sizes`.
+
+    By Levenberg's and Marquardt's method (Marquardt 1963): the loss is a sum of squares, of few
+    parameters.
+    """
+    start, unravel = ravel_pytree({name: params[name] / sizes[name] for name in params})
+
+    def residuals(scaled: jax.Array) -> jax.Array:
+        params = {name: rate * sizes[name] for name, rate in unravel(scaled).items()}
+        return (learner.predict(params, episodes) - episodes.y)[:, -1]
+
+    def step(carry, _):
+        scaled, residual, damping = carry
+        jacobian = jax.vmap(lambda one: jax.jvp(residuals, (scaled,), (one,))[1])(eye)
+        normal = jnp.matmul(jacobian, jacobian.T, precision="highest")
+        moment = jnp.matmul(jacobian, residual, precision="highest")
+        # The last gamma changes nothing, and has no curvature.
+        damped = normal + damping * jnp.diag(jnp.diagonal(normal) + 1e-6 * jnp.trace(normal))
+        moved = scaled - jnp.linalg.solve(damped, moment)
+        found = residuals(moved)
+        better = (found**2).mean() < (residual**2).mean()  # not where it is NaN
+        pick = lambda new, old: jnp.where(better, new, old)
+        damping = damping * jnp.where(better, 0.3, 4.0)
+        return (pick(moved, scaled), pick(found, residual), damping), None
+
+    eye = jnp.eye(len(start))
+    carry = (start, residuals(start), jnp.float32(1e-2))
+    (scaled, *_), _ = jax.lax.scan(step, carry, length=ITERATIONS)
+    return {name: rate * sizes[name] for name, rate in unravel(scaled).items()}
+
+
+def construction(
+    config: SelfAttentionConfig,
+    dim: int,
+    examples: int,
+    learning_rates: Any,
+    gammas: Any = None,
+    weights: Any = None,
+) -> Params:
+    """Weights of linear self-attention whose layers are steps of gradient descent.
+
+    Proposition 1: keys and queries see x, W_K = W_Q = diag(I, 0); values are the negative
+    residual, W_V = [[0, 0], [w0, -1]]; and P = (rate / examples) I. For GD++ values also have x,
+    which P takes times -gamma.
+
+    Args:
+      config: a model of linear attention with one head, of tokens as they are.
+      dim: dimension of x; a token is (x, y).
+      examples: examples of a prompt, without the query.
+      learning_rates: a number a layer, or one for all.
+      gammas: of GD++, likewise; None for plain gradient descent.
+      weights: w0 `[dim]`; 0 when None.
+
+    Returns:
+      Parameters of `SelfAttention`, as `Learner.init` returns them.
+
+    Raises:
+      ValueError: a model that does not allow it, or different rates for a shared layer.
+    """
+    plain = config.softmax == "none" and config.heads == 1 and config.key_size in (None, dim + 1)
+    if not plain or config.features or config.positions or config.query_in_context:
+        raise ValueError(
+            "the construction is for linear attention with one head as wide as a token (x, y), "
+            "without features, positions or the query in its context"
+        )
+    layers = 1 if config.shared else config.layers
+    rates = [
+        np.ravel(np.asarray(r, np.float32))
+        for r in (learning_rates, 0.0 if gammas is None else gammas)
+    ]
+    if any(len(np.unique(r)) > 1 if config.shared else len(r) not in (1, layers) for r in rates):
+        raise ValueError(
+            f"{layers} layer{'s' * (layers > 1)} cannot have rates {', '.join(map(str, rates))}"
+        )
+    eta, gamma = (np.broadcast_to(r if len(r) == layers else r[:1], layers) for r in rates)
+    width = dim + 1
+    see_x = np.diag([1.0] * dim + [0.0])
+    value = np.zeros((width, width))
+    value[-1, -1] = -1
+    if weights is not None:
+        value[:dim, -1] = weights
+    as_params = lambda matrix: jnp.asarray(matrix[None], jnp.float32)
+    return {
+        "layers": {
+            layer: {
+                "query": as_params(see_x),
+                "key": as_params(see_x),
+                "value": as_params(value if gammas is None else value + see_x),
+                "output": as_params(
+                    np.diag([-gamma[layer]] * dim + [eta[layer] / examples])
+                    if gammas is not None
+                    else np.eye(width) * eta[layer] / examples
+                ),
+            }
+            for layer in range(layers)
+        }
+    }
+
+
+def interpolated(config: SelfAttentionConfig, params: Params, constructed: Params) -> Params | None:
+    """Half trained and half constructed weights (section 3: the average of both).
+
+    The products that layers compute with, W_Q W_K^T and W_V P, are averaged, after the mean
+    diagonal b of the former over the inputs was moved from it to the latter.
+
+    Returns:
+      Parameters of the same model; None where it does not allow the construction, or b is 0.
+    """
+    layers = {}
+    for index, ours in params["layers"].items():
+        theirs = constructed["layers"][index]
+        if ours["query"].shape != theirs["query"].shape:
+            return None
+        score = ours["query"][0] @ ours["key"][0].T
+        written = ours["value"][0] @ ours["output"][0]
+        beta = jnp.diagonal(score)[:-1].mean()
+        mean_score = (score / beta + theirs["query"][0] @ theirs["key"][0].T) / 2
+        mean_written = (written * beta + theirs["value"][0] @ theirs["output"][0]) / 2
+        identity = jnp.eye(len(score))
+        layers[index] = {
+            "query": mean_score[None], "key": identity[None],
+            "value": mean_written[None], "output": identity[None],
+        }  # fmt: skip
+    return {"layers": layers}
+
+
+def query_only(config: Config) -> bool:
+    """Whether a run's prompts end with a query that alone is predicted."""
+    return LAYOUTS[config.layout].query_only

@@ -1,0 +1,222 @@
+"""A learner and gradient descent in context on prompts unlike those of training.
+
+Von Oswald et al. 2023 (arXiv 2212.07677, figure 2 and appendix A.2 to A.7): inputs of another range
+or distribution, tasks of another size, labels that are noise, and a layer applied again and again.
+"""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.table import Table
+
+from ..evaluation.curves import draw_prompts
+from ..evaluation.figures import STYLE, pyplot
+from ..evaluation.result import as_text, show_number, spread
+from ..models import SelfAttention, SelfAttentionConfig
+from ..tasks import Episode, LinearRegression
+from ..training.learner import Learner, Params
+from ..training.run import Run, write_json
+from .alignment import has_descent
+from .descent import Descent, construction, tuned_descent
+
+SHIFT_STREAM = 0x6F6F6464
+INPUT_RANGES = np.linspace(0.5, 2.0, 7)
+TASK_SCALES = np.array([0.5, 1.0, 2.0, 3.0, 4.0, 5.0])
+REPEATS, DAMPING = 50, 0.75
+MAX_COLUMNS = 5  # of the table
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Errors over the values of one shift.
+
+    Attributes:
+      values: what the prompts were given, numbers or names, `[V]`.
+      errors: squared error at the query over the mean squared label under the shift, `[V]`, by
+        name, the learner's first.
+    """
+
+    values: list[Any]
+    errors: dict[str, list[float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class DescentShifts:
+    """Errors of a learner and of gradient descent under each shift.
+
+    Attributes:
+      sweeps: by the shift's name.
+      step: the training step of the parameters.
+      prompts: how many prompts were averaged.
+      path: the run's folder.
+    """
+
+    sweeps: dict[str, Sweep]
+    step: int
+    prompts: int
+    path: Path
+
+    def save(self) -> None:
+        """Writes `descent-shifts.json` in the run's folder."""
+        sweeps = {name: dataclasses.asdict(sweep) for name, sweep in self.sweeps.items()}
+        data = {"step": self.step, "prompts": self.prompts, "normalised_error": sweeps}
+        write_json(self.path / "descent-shifts.json", data)
+
+    def table(self) -> Table:
+        """A row for each shift and predictor, at some of the shift's values."""
+        result = Table(
+            title=f"in-context descent under shifts ({self.path}, step {self.step})",
+            caption=(
+                "squared error at the query / mean squared label under the shift, mean over "
+                f"{self.prompts} prompts"
+            ),
+            show_header=False,
+        )
+        for name, sweep in self.sweeps.items():
+            shown = spread(len(sweep.values), MAX_COLUMNS)
+            value = lambda v: v if isinstance(v, str) else f"{v:g}"
+            result.add_row(f"[bold]{name}", *(f"[bold]{value(sweep.values[i])}" for i in shown))
+            for who, errors in sweep.errors.items():
+                result.add_row(who, *(show_number(errors[i]) for i in shown))
+            result.add_section()
+        return result
+
+    def __str__(self) -> str:
+        return as_text(self.table())
+
+
+def descent_shifts(run: Run | str | Path, *, prompts: int = 4096, seed: int = 0) -> DescentShifts:
+    """Holds a run's newest checkpoint against gradient descent tuned to the training prompts.
+
+    Writes `descent-shifts.json` and `descent-shifts.png` in the run's folder. The shifts:
+    x times 0.5 to 2; w times 0.5 to 5; inputs of other distributions; the first 0 to N labels
+    replaced by N(0, 1) times the size of labels; and, of a model with one shared layer, the layer
+    applied up to 50 times with each addition damped by 0.75, beside as many steps of descent.
+
+    Args:
+      run: a run on linear regression in the concatenated layout, or its folder.
+      prompts: number of prompts of fresh tasks.
+      seed: seed of the prompts.
+
+    Raises:
+      RunError: no run there, or it has no checkpoint.
+      ValueError: fewer than one prompt, or a run of another task or layout.
+    """
+    if prompts < 1:
+        raise ValueError(f"prompts must be at least 1, got {prompts}")
+    run = run if isinstance(run, Run) else Run.open(run)
+    config, learner = run.config, Learner(run.config)
+    family = config.task
+    if not has_descent(config) or not isinstance(family, LinearRegression):
+        raise ValueError(
+            f"{run.path} is no run on linear regression in the concatenated layout, where "
+            "gradient descent predicts the query"
+        )
+    step, params = run.params()
+    layers = config.model.layers
+    tune = partial(
+        tuned_descent, config, layers, shared=getattr(config.model, "shared", True), seed=seed
+    )
+    descents = [tune(), tune(plus_plus=True)] if layers > 1 else [tune()]
+    predictors = {"learner": partial(jax.jit(learner.predict), params)} | {
+        one.name: partial(jax.jit(one.learner.predict), one.params) for one in descents
+    }
+    key = jax.random.fold_in(jax.random.key(seed), SHIFT_STREAM)
+    prompt_key, label_key = jax.random.split(key)
+    draw = lambda family: draw_prompts(family, prompt_key, prompts)
+    plain = draw(family)
+    noise = family.error_scale**0.5 * jax.random.normal(label_key, plain.y.shape)
+    position = jnp.arange(family.points)
+    shifted: dict[str, dict[Any, Episode]] = {
+        "inputs times": {
+            float(a): plain._replace(x=plain.x * a, y=plain.y * a) for a in INPUT_RANGES
+        },
+        "tasks times": {float(a): plain._replace(y=plain.y * a) for a in TASK_SCALES},
+        "inputs": {
+            kind: draw(dataclasses.replace(family, inputs=kind, covariance_decay=0.0))
+            for kind in ("uniform", "normal", "exponential", "laplace")
+        },
+        "random labels": {
+            k: plain._replace(y=jnp.where(position < k, noise, plain.y))
+            for k in range(family.points)
+        },
+    }
+    sweeps = {
+        name: Sweep(
+            list(by_value),
+            {
+                who: [_error(predict(e), e) for e in by_value.values()]
+                for who, predict in predictors.items()
+            },
+        )
+        for name, by_value in shifted.items()
+    }
+    model = config.model
+    if isinstance(model, SelfAttentionConfig) and (model.shared or layers == 1):
+        sweeps["times applied"] = _repeated(learner, params, descents[0], plain)
+    result = DescentShifts(sweeps, step, prompts, run.path)
+    result.save()
+    _figure(result, run.path / "descent-shifts.png")
+    return result
+
+
+def _error(predictions: jax.Array, episodes: Episode) -> float:
+    y = episodes.y[:, -1]
+    return float(((predictions[:, -1] - y) ** 2).mean() / (y**2).mean())
+
+
+def _repeated(learner: Learner, params: Params, descent: Descent, episodes: Episode) -> Sweep:
+    """Errors of one layer applied 1 to `REPEATS` times, damped, and of the constructed layer."""
+    config, model = learner.config, learner.config.model
+    assert isinstance(model, SelfAttentionConfig)
+    family, rate = config.task, descent.learning_rates[:1]
+    plain = SelfAttentionConfig(layers=1)
+    step = Learner(dataclasses.replace(config, model=plain))
+    constructed = construction(plain, family.dim, family.points - 1, rate)
+    tokens = jax.vmap(learner.layout.encode)(episodes)
+
+    @partial(jax.jit, static_argnums=0)
+    def errors(which: str, params: Params) -> jax.Array:
+        attention = {"learner": learner, "descent": step}[which].model(params)
+        assert isinstance(attention, SelfAttention)
+
+        def apply(tokens, _):
+            tokens = attention.hidden(tokens, layers=1, damping=DAMPING)
+            return tokens, ((-tokens[:, -1, -1] - episodes.y[:, -1]) ** 2).mean()
+
+        return jax.lax.scan(apply, tokens, length=REPEATS)[1]
+
+    size = float((episodes.y[:, -1] ** 2).mean())
+    found = {
+        "learner": errors("learner", params),
+        f"GD, steps of rate {float(rate[0]):.3g}": errors("descent", constructed),
+    }
+    return Sweep(
+        list(range(1, REPEATS + 1)),
+        {who: (np.asarray(values) / size).tolist() for who, values in found.items()},
+    )
+
+
+def _figure(result: DescentShifts, path: Path) -> None:
+    plt = pyplot()
+    count = len(result.sweeps)
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplots(1, count, figsize=(3.1 * count, 3.2), layout="constrained")
+        for axes, (name, sweep) in zip(np.atleast_1d(panels), result.sweeps.items()):
+            for who, errors in sweep.errors.items():
+                line: dict[str, Any] = dict(linestyle="--", marker="x", markersize=3)
+                if who == "learner":
+                    line = dict(linewidth=2.2, marker="o", markersize=3)
+                axes.plot(sweep.values, errors, label=who, **line)
+            axes.set(xlabel=name, yscale="log")
+            axes.tick_params(axis="x", labelsize=8)
+            axes.legend(fontsize=7)
+        np.atleast_1d(panels)[0].set_ylabel("squared error / mean squared label")
+        figure.suptitle(f"{result.path.name}, step {result.step}", fontsize=10)
+        figure.savefig(path)
+        plt.close(figure)

@@ -1,0 +1,398 @@
+"""The dual model of a softmax layer: gradient descent whose result is what attention computes.
+
+Ren & Liu 2023, "Towards understanding how transformers learn in-context through a representation
+learning lens" (arXiv 2310.13220). For tokens x_1 to x_N (demonstrations) and x' (query)
+
+    h' = W_V X softmax((W_K X)^T W_Q x' / sqrt(d))
+
+is the output at W_Q x' of a model f(z) = W phi(z), where phi(a) . phi(b) = exp(a . b), after one
+step of gradient descent for each demonstration on
+
+    L = -1 / (eta D') sum_i (W_V x_i) . W phi(W_K x_i)
+
+with rate eta, D' being the softmax's denominator. W starts from what the query part itself adds, 0
+where it is not among the keys. Here phi is either the exponential kernel's own, exactly, or random
+features. Everything is of one prompt and one query; `jax.vmap` makes batches.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.table import Table
+
+from ..evaluation.curves import draw_prompts
+from ..evaluation.figures import STYLE, pyplot
+from ..evaluation.result import as_text, show_number, spread
+from ..models import SelfAttentionConfig
+from ..training.learner import Learner
+from ..training.run import Run, RunError, write_json
+
+# Another stream than training's and those of evaluations, whatever the seeds.
+DUAL_STREAM = 0x6475616C
+KERNEL = "kernel"  # the exact feature map
+QUANTILES = (0.05, 0.5, 0.95)
+MAX_COLUMNS = 5  # of the table
+GAP_LABEL = "$|f(W_Q x') - h'|$"  # in figures
+
+
+class DualProblem(NamedTuple):
+    """What the dual model of one head is trained on, started from and tested at.
+
+    Query and keys are scaled so that their products are the softmax's scores.
+    """
+
+    query: jax.Array  # [K]
+    keys: jax.Array  # [N, K], of the demonstrations
+    values: jax.Array  # [N, V]
+    start_keys: jax.Array  # [M, K], of the query part; M is 0 where it is not among the keys
+    start_values: jax.Array  # [M, V]
+
+
+class Descent(NamedTuple):
+    """The dual model before its first step and after each."""
+
+    outputs: jax.Array  # [N + 1, V], f(W_Q x')
+    norms: jax.Array  # [N + 1], of W, Frobenius
+
+
+def dual_problem(
+    query: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    demonstrations: int,
+    scale: float | None = None,
+) -> DualProblem:
+    """The dual of `softmax(scale * keys @ query) @ values`.
+
+    Args:
+      query: `[K]`.
+      keys: `[S, K]`, those of the demonstrations first.
+      values: `[S, V]`.
+      demonstrations: how many of the keys are trained on; the others are the query part.
+      scale: factor of the scores; `1 / sqrt(K)` when None.
+
+    Raises:
+      ValueError: not from 0 to S demonstrations.
+    """
+    if not 0 <= demonstrations <= len(keys):
+        raise ValueError(f"there are {len(keys)} keys, not {demonstrations} demonstrations")
+    root = (query.shape[-1] ** -0.5 if scale is None else scale) ** 0.5
+    keys = root * keys
+    return DualProblem(
+        root * query, keys[:demonstrations], values[:demonstrations],
+        keys[demonstrations:], values[demonstrations:],
+    )  # fmt: skip
+
+
+def denominator(problem: DualProblem) -> jax.Array:
+    """D', the sum of the exponentials of all scores, `[]`."""
+    keys = jnp.concatenate([problem.keys, problem.start_keys])
+    return jnp.exp(keys @ problem.query).sum()
+
+
+def positive_features(vectors: jax.Array, directions: jax.Array) -> jax.Array:
+    """phi with phi(a) . phi(b) = exp(a . b) on average over directions w ~ N(0, I).
+
+    `exp(w . z - |z|^2 / 2) / sqrt(m)`, the positive random features of Choromanski et al. 2021
+    (arXiv 2009.14794, lemma 1).
+
+    Args:
+      vectors: `[..., K]`.
+      directions: `[m, K]`.
+
+    Returns:
+      `[..., m]`.
+    """
+    half_square = (vectors**2).sum(axis=-1, keepdims=True) / 2
+    return jnp.exp(vectors @ directions.T - half_square) / len(directions) ** 0.5
+
+
+def feature_descent(problem: DualProblem, directions: jax.Array, *, rate: float = 1.0) -> Descent:
+    """Gradient descent on L, one demonstration a step, with random features in place of phi.
+
+    D' is the softmax's own, as in the paper, not the features' estimate of it.
+
+    Args:
+      problem: as from `dual_problem`.
+      directions: of the features, `[m, K]`.
+      rate: eta, of which the result does not depend but for rounding.
+
+    Returns:
+      A `Descent` in float32, computed with exact products.
+    """
+    with jax.default_matmul_precision("highest"):
+        total = denominator(problem)
+        tested = positive_features(problem.query, directions)
+        trained = positive_features(problem.keys, directions)
+        start = problem.start_values.T @ positive_features(problem.start_keys, directions) / total
+
+        def loss(weights: jax.Array, value: jax.Array, feature: jax.Array) -> jax.Array:
+            return -(value @ (weights @ feature)) / (rate * total)
+
+        def step(weights: jax.Array, pair: tuple[jax.Array, jax.Array]):
+            weights = weights - rate * jax.grad(loss)(weights, *pair)
+            return weights, look(weights)
+
+        look = lambda weights: Descent(weights @ tested, jnp.linalg.norm(weights))
+        return _with_start(look(start), jax.lax.scan(step, start, (problem.values, trained))[1])
+
+
+def kernel_descent(problem: DualProblem, *, rate: float = 1.0) -> Descent:
+    """The same descent with the exponential kernel's own features, which nothing writes out.
+
+    W is held as its expansion sum_j c_j phi(k_j)^T over the tokens. With respect to f, as a vector
+    of functions, the loss at k_i has the gradient (dL / df(k_i)) exp(k_i . z), so that a step
+    changes c_i alone. After all steps the output is softmax attention's.
+
+    Args and returns as for `feature_descent`.
+    """
+    with jax.default_matmul_precision("highest"):
+        total = denominator(problem)
+        keys = jnp.concatenate([problem.keys, problem.start_keys])
+        gram = jnp.exp(keys @ keys.T)
+        tested = jnp.exp(keys @ problem.query)
+        untrained = jnp.zeros_like(problem.values)
+        start = jnp.concatenate([untrained, problem.start_values / total])
+
+        def loss(output: jax.Array, value: jax.Array) -> jax.Array:
+            return -(value @ output) / (rate * total)
+
+        def step(coefficients: jax.Array, example: tuple[jax.Array, jax.Array]):
+            index, value = example
+            slope = jax.grad(loss)(gram[index] @ coefficients, value)
+            coefficients = coefficients.at[index].add(-rate * slope)
+            return coefficients, look(coefficients)
+
+        def look(coefficients: jax.Array) -> Descent:
+            squares = coefficients * (gram @ coefficients)
+            return Descent(tested @ coefficients, jnp.sqrt(jnp.maximum(squares.sum(), 0)))
+
+        examples = jnp.arange(len(problem.values)), problem.values
+        return _with_start(look(start), jax.lax.scan(step, start, examples)[1])
+
+
+def _with_start(start: Descent, steps: Descent) -> Descent:
+    return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), start, steps)
+
+
+def sum_of_heads(descents: Descent) -> Descent:
+    """The dual of several heads, whose features stand side by side in one W.
+
+    Args:
+      descents: with a leading axis of heads.
+    """
+    return Descent(descents.outputs.sum(axis=0), jnp.sqrt((descents.norms**2).sum(axis=0)))
+
+
+@dataclasses.dataclass(frozen=True)
+class DualCurves:
+    """How the dual of a trained layer comes to what the layer computes.
+
+    Attributes:
+      gap: |f(W_Q x') - h'| before the first step and after each, quantiles 0.05, 0.5 and 0.95 over
+        prompts and features, float `[3, N + 1]`, by number of features or "kernel".
+      norm: |W|, likewise.
+      size: the median of |h'|.
+      step: the training step of the parameters.
+      prompts: how many prompts there were.
+      path: the run's folder.
+    """
+
+    gap: dict[str, np.ndarray]
+    norm: dict[str, np.ndarray]
+    size: float
+    step: int
+    prompts: int
+    path: Path
+
+    def save(self) -> None:
+        """Writes `dual.json` in the run's folder."""
+        lists = lambda named: {which: values.tolist() for which, values in named.items()}
+        data = {
+            "step": self.step,
+            "prompts": self.prompts,
+            "quantiles": QUANTILES,
+            "size": self.size,
+            "gap": lists(self.gap),
+            "norm": lists(self.norm),
+        }
+        write_json(self.path / "dual.json", data)
+
+    @classmethod
+    def load(cls, run: Run) -> "DualCurves":
+        """Reads the newest analysis of a run.
+
+        Raises:
+          RunError: it has none.
+        """
+        file = run.path / "dual.json"
+        if not file.exists():
+            raise RunError(f"{run.path} was not analysed yet: icl.analysis.dual.dual_of_run(run)")
+        data = json.loads(file.read_text())
+        arrays = lambda named: {which: np.array(values) for which, values in named.items()}
+        return cls(
+            arrays(data["gap"]), arrays(data["norm"]), data["size"], data["step"],
+            data["prompts"], run.path,
+        )  # fmt: skip
+
+    def table(self) -> Table:
+        """Median gap and |W| by steps of the dual's descent."""
+        steps = len(self.gap[KERNEL][0])
+        shown = spread(steps, MAX_COLUMNS)
+        result = Table(
+            title=f"the dual model after t steps ({self.path}, step {self.step})",
+            caption=f"medians over {self.prompts} prompts; the median of |h'| is {self.size:.3f}",
+        )
+        result.add_column("t", no_wrap=True)
+        for t in shown:
+            result.add_column(str(t), justify="right", no_wrap=True)
+        for title, curves in (("|f(W_Q x') - h'|", self.gap), ("|W|", self.norm)):
+            for which, values in curves.items():
+                cells = (show_number(v) for v in values[1][shown])
+                result.add_row(f"{title}, {feature_label(which)}", *cells)
+        return result
+
+    def __rich__(self) -> Table:
+        return self.table()
+
+    def __str__(self) -> str:
+        return as_text(self.table())
+
+
+def dual_of_run(
+    run: Run | str | Path,
+    *,
+    features: Sequence[int] = (1_000, 12_000),
+    prompts: int = 64,
+    seed: int = 0,
+) -> DualCurves:
+    """The dual model of a run's newest checkpoint, a model of one softmax layer.
+
+    Each prompt and head has features of its own. Writes `dual.json` and `dual.png` in the run's
+    folder.
+
+    Args:
+      run: the run or its folder.
+      features: numbers of random features; the exact kernel is always among the results.
+      prompts: number of prompts, of fresh tasks.
+      seed: seed of prompts and features.
+
+    Returns:
+      A `DualCurves`, which rich prints as a table.
+
+    Raises:
+      RunError: no run there, or it has no checkpoint.
+      ValueError: fewer than one prompt or feature, a model other than one layer of softmax
+        attention, or scores whose exponentials float32 does not hold.
+    """
+    if prompts < 1 or min(features, default=1) < 1:
+        raise ValueError(f"prompts and features must be at least 1, got {prompts} and {features}")
+    run = run if isinstance(run, Run) else Run.open(run)
+    config = run.config.model
+    # Of a variant of attention the dual is another one.
+    if type(config) is not SelfAttentionConfig or config.layers != 1 or config.softmax == "none":
+        raise ValueError(
+            "the dual model is of one layer of softmax attention: a self_attention model with "
+            f"layers 1 and softmax all; {run.path} is a {config.title} model, {config}"
+        )
+    step, params = run.params()
+    learner = Learner(run.config)
+    prompt_key, *keys = jax.random.split(
+        jax.random.fold_in(jax.random.key(seed), DUAL_STREAM), 1 + len(features)
+    )
+    episodes = draw_prompts(learner.family, prompt_key, prompts)
+    problems, outputs = jax.jit(problems_of_layer, static_argnums=0)(
+        learner, params, jax.vmap(learner.layout.encode)(episodes)
+    )
+    exact = jax.vmap(lambda heads: sum_of_heads(jax.vmap(kernel_descent)(heads)))(problems)
+    descents = {KERNEL: exact} | {
+        str(count): _with_features(problems, key, count) for count, key in zip(features, keys)
+    }
+    gaps = {
+        which: np.linalg.norm(descent.outputs - outputs[:, None], axis=-1)
+        for which, descent in descents.items()
+    }
+    if not all(np.isfinite(gap).all() for gap in gaps.values()):
+        raise ValueError(f"the scores of {run.path} are too large for exponentials in float32")
+    quantiles = lambda values: np.quantile(np.asarray(values, np.float64), QUANTILES, axis=0)
+    result = DualCurves(
+        {which: quantiles(gap) for which, gap in gaps.items()},
+        {which: quantiles(descent.norms) for which, descent in descents.items()},
+        float(np.median(np.linalg.norm(outputs, axis=-1))), step, prompts, run.path,
+    )  # fmt: skip
+    result.save()
+    dual_figure(result, run.path / "dual.png")
+    return result
+
+
+def problems_of_layer(
+    learner: Learner, params: Any, tokens: jax.Array
+) -> tuple[DualProblem, jax.Array]:
+    """The duals of the heads of a model of one layer, and what the layer adds to the query.
+
+    Args:
+      learner: of a `SelfAttentionConfig`.
+      params: as from `learner.init`.
+      tokens: prompts `[B, T, in_width]`.
+
+    Returns:
+      Problems with leading axes `[B, heads]`, and h' `[B, width]`.
+    """
+    model: Any = learner.model(params)
+    with jax.default_matmul_precision("highest"):
+        [weights], [inputs] = model.heads(), model.head_inputs(tokens)
+        demonstrations = inputs.shape[1] - 1
+        context = inputs if model.config.query_in_context else inputs[:, :-1]
+        outputs = model.layers[0](inputs[:, -1:], context)[:, 0]
+        query = jnp.einsum("bw,nwh->bnh", inputs[:, -1], weights.query)
+        keys = jnp.einsum("btw,nwh->bnth", context, weights.key)
+        values = jnp.einsum("btw,nwh,nhv->bntv", context, weights.value, weights.output)
+    of_head = lambda query, keys, values: dual_problem(query, keys, values, demonstrations)
+    return jax.vmap(jax.vmap(of_head))(query, keys, values), outputs
+
+
+def _with_features(problems: DualProblem, key: jax.Array, count: int) -> Descent:
+    """Descents `[B, ...]` of problems `[B, heads, ...]` with features drawn anew for each."""
+    batch, heads, size = problems.query.shape
+
+    def of_prompt(given: tuple[jax.Array, DualProblem]) -> Descent:
+        directions = jax.random.normal(given[0], (heads, count, size))
+        return sum_of_heads(jax.vmap(feature_descent)(given[1], directions))
+
+    # One prompt at a time, since the weights of many would not fit.
+    run_all = jax.jit(lambda keys, problems: jax.lax.map(of_prompt, (keys, problems)))
+    return run_all(jax.random.split(key, batch), problems)
+
+
+def feature_label(which: str) -> str:
+    """What the curve of so many features, or of the kernel, is called."""
+    return "exact kernel" if which == KERNEL else f"{int(which):,} features"
+
+
+def draw_curves(axes: Any, curves: dict[str, np.ndarray]) -> None:
+    """Medians by step, of quantiles `[3, N + 1]` as in `DualCurves`."""
+    for which, (_, median, _) in curves.items():
+        # Seen behind what agrees with it.
+        line: dict[str, Any] = dict(color="0.8", linewidth=5) if which == KERNEL else {}
+        axes.plot(median, label=feature_label(which), **line)
+    axes.set_xlabel("steps of the dual's gradient descent")
+
+
+def dual_figure(result: DualCurves, path: Path) -> None:
+    """The gap and |W| by steps of the dual's descent."""
+    plt = pyplot()
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4), layout="constrained")
+        draw_curves(left, result.gap)
+        draw_curves(right, result.norm)
+        left.set(ylabel=GAP_LABEL, title=f"medians over {result.prompts} prompts")
+        right.set(ylabel="$|W|$", title=f"{result.path.name}, step {result.step}")
+        left.legend(fontsize=8)
+        figure.savefig(path)
+        plt.close(figure)

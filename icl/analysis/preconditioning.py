@@ -1,0 +1,239 @@
+"""The preconditioners that attention learns, and descent with those known beforehand.
+
+Ahn et al. 2023, "Transformers learn to implement preconditioned gradient descent for in-context
+learning" (arXiv 2306.00297, section 6). The loss of `PreconditionedAttention` on
+`WhitenedRegression` has critical points where the matrices of the queries are multiples of minus
+the inverse covariance of the inputs, and those of the values of the identity (theorems 3 and 4).
+"""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.table import Table
+
+from ..evaluation.curves import draw_prompts
+from ..evaluation.figures import STYLE, pyplot
+from ..evaluation.result import as_text
+from ..models import PreconditionedConfig
+from ..tasks import Episode, WhitenedRegression
+from ..training.config import Config
+from ..training.learner import Params
+from ..training.run import Run, RunError, write_json
+
+# Rates are chosen on tasks of another stream than training's and evaluations', whatever the seeds.
+RATES_STREAM = 0x72617465
+RATES = np.geomspace(1e-3, 1e1, 400)  # neighbours are 2% apart
+
+
+@dataclasses.dataclass(frozen=True)
+class Preconditioning:
+    """Matrices of a run of L layers in d dimensions, and how far they are from the identity.
+
+    The values of the last layer's inputs are read by none; only those of the K = L - 1 layers
+    before are here, or of none where the model's inputs stay as they are.
+
+    Attributes:
+      query: (U D)^T Q (U D) of each layer at the last checkpoint, `[L, d, d]`.
+      values: U^T P U of each layer, `[K, d, d]`.
+      steps: training steps of the checkpoints, ascending, int `[S]`.
+      query_distance: `distance_to_identity` of the first at those steps, `[S, L]`.
+      values_distance: of the second, `[S, K]`.
+      path: the run's folder.
+    """
+
+    query: np.ndarray
+    values: np.ndarray
+    steps: np.ndarray
+    query_distance: np.ndarray
+    values_distance: np.ndarray
+    path: Path
+
+    @property
+    def step(self) -> int:
+        """The training step of the matrices."""
+        return int(self.steps[-1])
+
+    def save(self) -> None:
+        """Writes `preconditioning.json` in the run's folder."""
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del data["path"]
+        write_json(
+            self.path / "preconditioning.json", {name: a.tolist() for name, a in data.items()}
+        )
+
+    def table(self) -> Table:
+        """A row a layer."""
+        result = Table(
+            title=f"learned preconditioners ({self.path}, step {self.step})",
+            caption=(
+                "multiple: tr M / d; distance: |M - (tr M / d) I| / |M|, 0 for a multiple of the "
+                "identity; Q as (U D)^T Q (U D), in whitened inputs"
+            ),
+        )
+        for name in ("layer", "Q: multiple", "distance", "P: multiple", "distance"):
+            result.add_column(name, justify="right")
+        for layer, query in enumerate(self.query):
+            cells = [_multiple(query), f"{self.query_distance[-1, layer]:.3f}", "–", "–"]
+            if layer < len(self.values):
+                cells[2:] = (
+                    _multiple(self.values[layer]),
+                    f"{self.values_distance[-1, layer]:.3f}",
+                )
+            result.add_row(str(layer + 1), *cells)
+        return result
+
+    def __rich__(self) -> Table:
+        return self.table()
+
+    def __str__(self) -> str:
+        return as_text(self.table())
+
+
+def has_preconditioners(config: Config) -> bool:
+    """Whether runs with these settings have preconditioners to look at."""
+    known = isinstance(config.model, PreconditionedConfig)
+    return known and isinstance(config.task, WhitenedRegression)
+
+
+def preconditioning(run: Run | str | Path) -> Preconditioning:
+    """Looks at all checkpoints of a run; writes `preconditioning.json` and `.png` in its folder.
+
+    Args:
+      run: the run or its folder.
+
+    Returns:
+      A `Preconditioning`, which rich prints as a table.
+
+    Raises:
+      RunError: no run there, or it has no checkpoint.
+      ValueError: it is not of preconditioned attention on whitened regression.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    if not has_preconditioners(run.config):
+        raise ValueError(
+            f"{run.path} has no preconditioners: they are of the model preconditioned_attention "
+            "on the task whitened_regression"
+        )
+    assert isinstance(run.config.task, WhitenedRegression)
+    found = {step: in_eigenbasis(run.config.task, params) for step, params in run.params_by_step()}
+    if not found:
+        raise RunError(f"{run.path} has no checkpoint yet; train it first")
+    steps = sorted(found)
+    query, values = (np.stack(matrices) for matrices in zip(*(found[step] for step in steps)))
+    result = Preconditioning(
+        query[-1], values[-1], np.array(steps),
+        distance_to_identity(query), distance_to_identity(values), run.path,
+    )  # fmt: skip
+    result.save()
+    preconditioning_figure(result, run.path / "preconditioning.png")
+    return result
+
+
+def in_eigenbasis(task: WhitenedRegression, params: Params) -> tuple[np.ndarray, np.ndarray]:
+    """(U D)^T Q (U D), `[L, d, d]`, and U^T P U of the layers whose P matters, `[K, d, d]`.
+
+    Args:
+      task: has the covariance U D^2 U^T.
+      params: of a `PreconditionedAttention` of L layers.
+    """
+    rotation, root = (np.asarray(a, np.float64) for a in (task.rotation(), task.root()))
+    query = np.asarray(params["query"], np.float64)
+    values = np.asarray(params.get("values", query[:0]), np.float64)[: len(query) - 1]
+    return root.T @ query @ root, rotation.T @ values @ rotation
+
+
+def distance_to_identity(matrices: np.ndarray) -> np.ndarray:
+    """|M - (tr M / d) I| / |M| in Frobenius norms, `[...]` of `[..., d, d]`; NaN of 0."""
+    dim = matrices.shape[-1]
+    mean = np.trace(matrices, axis1=-2, axis2=-1)[..., None, None] / dim
+    size = np.linalg.norm(matrices, axis=(-2, -1))
+    rest = np.linalg.norm(matrices - mean * np.eye(dim), axis=(-2, -1))
+    return np.where(size > 0, rest / np.where(size > 0, size, 1), np.nan)
+
+
+@partial(jax.jit, static_argnames="steps")
+def descent_losses(
+    episodes: Episode, preconditioner: jax.Array, rates: jax.Array, steps: int
+) -> jax.Array:
+    """Mean squared error at the query by rate and number of steps of descent, `[R, steps + 1]`.
+
+    w <- w + rate A (1/N) sum_i (y_i - w.x_i) x_i from w = 0, over the N examples before the query.
+
+    Args:
+      episodes: batch of prompts, all of whose points count; the last is the query.
+      preconditioner: A, `[d, d]`.
+      rates: `[R]`.
+      steps: of descent.
+    """
+    x, y = episodes.x[:, :-1], episodes.y[:, :-1]
+    with jax.default_matmul_precision("highest"):
+        gram = jnp.einsum("bni,bnj->bij", x, x) / x.shape[1]
+        moment = jnp.einsum("bni,bn->bi", x, y) / x.shape[1]
+
+        def of_rate(rate: jax.Array) -> jax.Array:
+            weights, losses = jnp.zeros_like(moment), []
+            for step in range(steps + 1):
+                predicted = jnp.einsum("bi,bi->b", weights, episodes.x[:, -1])
+                losses.append(((predicted - episodes.y[:, -1]) ** 2).mean())
+                if step < steps:
+                    residual = moment - jnp.einsum("bij,bj->bi", gram, weights)
+                    weights += rate * jnp.einsum("ij,bj->bi", preconditioner, residual)
+            return jnp.stack(losses)
+
+        return jax.lax.map(of_rate, rates)
+
+
+def best_rates(
+    task: WhitenedRegression, preconditioner: jax.Array, steps: int, prompts: int
+) -> np.ndarray:
+    """For 1 to so many steps of `descent_losses` the constant rate of least loss, `[steps]`.
+
+    The best of `RATES`, on prompts drawn apart from those of training and evaluation.
+    """
+    episodes = draw_prompts(task, jax.random.key(RATES_STREAM), prompts)
+    losses = descent_losses(episodes, preconditioner, jnp.asarray(RATES, jnp.float32), steps)
+    losses = np.asarray(losses, np.float64)[:, 1:]
+    return RATES[np.argmin(np.where(np.isfinite(losses), losses, np.inf), axis=0)]
+
+
+def preconditioning_figure(result: Preconditioning, path: Path) -> None:
+    """Each layer's matrices as heat maps, those of queries above, and their distances by step."""
+    plt = pyplot()
+    rows = {
+        "$(UD)^T Q\\, UD$": (result.query, result.query_distance),
+        "$U^T P\\, U$": (result.values, result.values_distance),
+    }
+    rows = {name: row for name, row in rows.items() if len(row[0])}
+    layers = len(result.query)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            len(rows), layers + 1,
+            figsize=(2.3 * layers + 3.6, 2.3 * len(rows) + 0.4), layout="constrained",
+            squeeze=False, width_ratios=[1.0] * layers + [1.5],
+        )  # fmt: skip
+        for row, (name, (matrices, distances)) in zip(axes, rows.items()):
+            for layer, axis in enumerate(row[:-1]):
+                if layer >= len(matrices):
+                    axis.set_axis_off()
+                    continue
+                limit = np.abs(matrices[layer]).max() or 1.0
+                drawn = axis.imshow(matrices[layer], cmap="RdBu_r", vmin=-limit, vmax=limit)
+                figure.colorbar(drawn, ax=axis, shrink=0.8).ax.tick_params(labelsize=6)
+                axis.set(xticks=[], yticks=[])
+                axis.grid(False)
+                axis.set_title(f"layer {layer + 1}: {name}", fontsize=8)
+            for layer in range(len(matrices)):
+                row[-1].plot(result.steps, distances[:, layer], ".-", label=f"layer {layer + 1}")
+            row[-1].set(ylim=(0, 1.03), xlabel="step", ylabel="distance to identity")
+            row[-1].legend(fontsize=7)
+        figure.suptitle(f"{result.path.name}, step {result.step}", fontsize=10)
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def _multiple(matrix: np.ndarray) -> str:
+    return f"{np.trace(matrix) / len(matrix):.3f}"
