@@ -263,7 +263,7 @@ def _eval(arguments: list[str]) -> int:
 
         Args:
           run: Folder of the run.
-          prompts: Prompts to average over.
+          prompts: Prompts to average over; analyses that need more, or bear fewer, have their own.
           resamples: Bootstrap resamples for the 90% intervals.
           seed: Seed of prompts and resamples.
           analyses: Names from icl.analysis.ANALYSES, as: shifts heads; all for those that the run
@@ -273,13 +273,18 @@ def _eval(arguments: list[str]) -> int:
         """
         opened = Run.open(run)
         if against is not None:
-            Console().print(alignment(opened, Run.open(against), seed=seed).table())
-            print(f"figure: {opened.path / 'alignment.png'}")
+            found = alignment(opened, Run.open(against), seed=seed)
+            Console().print(found.table())
+            print(f"figure: {found.figure}")
             return
         names = _chosen(opened, analyses)
         _show(opened, prompts=prompts, resamples=resamples, seed=seed)
         for name in names:
-            Console().print(ANALYSES[name].ask(opened, prompts, seed))
+            try:
+                Console().print(ANALYSES[name].ask(opened, prompts, seed))
+            except ValueError as error:
+                print(f"no {name}: {error}", file=sys.stderr)
+                continue
             if ANALYSES[name].figure:
                 print(f"figure: {opened.path / str(ANALYSES[name].figure)}", flush=True)
 
@@ -298,7 +303,10 @@ def _study(arguments: list[str]) -> int:
           name: Name of the study.
           folder: Where to; None for a new folder below runs.
         """
-        found = study(name)
+        try:
+            found = study(name)
+        except KeyError as error:
+            raise ValueError(error.args[0]) from None
         target = folder or free_path(name)
         target.mkdir(parents=True, exist_ok=True)
         Console().print(found.run(target))
@@ -306,10 +314,7 @@ def _study(arguments: list[str]) -> int:
 
     if not arguments:
         return _fail(f"usage: icl study NAME; there are {', '.join(STUDIES)}", status=2)
-    try:
-        tyro.cli(run_study, args=arguments, prog="icl study")
-    except KeyError as error:
-        raise ValueError(error.args[0]) from None
+    tyro.cli(run_study, args=arguments, prog="icl study")
     return 0
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
+from ..evaluation.chunks import in_chunks
 from ..evaluation.curves import draw_prompts
 from ..evaluation.figures import STYLE, pyplot
 from ..evaluation.result import as_text, show_number
@@ -23,7 +23,7 @@ from ..tasks import Episode, LinearRegression
 from ..training.config import Config
 from ..training.learner import Learner, Params
 from ..training.run import Run, RunError, write_json
-from .descent import Descent, construction, interpolated, query_only, tuned_descent
+from .descent import Descent, comparable_descents, construction, interpolated, query_only
 
 ALIGNMENT_STREAM = 0x616C6967
 MEASURES = {
@@ -47,6 +47,7 @@ class Alignment:
       rates: of those that are gradient descent, by name: learning rates and gammas.
       prompts: how many prompts were averaged.
       path: the run's folder.
+      file: what the files in it are called.
     """
 
     steps: np.ndarray
@@ -57,12 +58,18 @@ class Alignment:
     rates: dict[str, dict[str, list[float]]]
     prompts: int
     path: Path
+    file: str = "alignment"
+
+    @property
+    def figure(self) -> Path:
+        """Where the figure is."""
+        return self.path / f"{self.file}.png"
 
     def save(self) -> None:
-        """Writes `alignment.json` in the run's folder."""
-        data = dataclasses.asdict(self) | {"path": None, "unit": "half the mean squared error"}
-        del data["path"]
-        write_json(self.path / "alignment.json", _plain(data))
+        """Writes a JSON file in the run's folder."""
+        data = dataclasses.asdict(self) | {"unit": "half the mean squared error"}
+        del data["path"], data["file"]
+        write_json(self.path / f"{self.file}.json", _plain(data))
 
     def table(self) -> Table:
         """At the last checkpoint, a row for the learner and each of the others."""
@@ -107,9 +114,9 @@ def alignment(
 ) -> Alignment:
     """Holds every checkpoint of a run against gradient descent, or against another run.
 
-    Gradient descent takes as many steps as the model has layers; beyond one also as GD++. Each
-    layer has a rate of its own where the model's layers have weights of their own. Writes
-    `alignment.json` and `alignment.png` in the run's folder.
+    Gradient descent takes as many steps as the model has layers, beyond one also as GD++
+    (`icl.analysis.descent.comparable_descents`). Writes `alignment.json` and `alignment.png` in
+    the run's folder, against another run `alignment-NAME.json` and `.png` with that run's name.
 
     Args:
       run: a run whose prompts end with a query, or its folder.
@@ -131,14 +138,14 @@ def alignment(
             f"{run.path} predicts every label; alignment is at a single query, as in the "
             "concatenated layout"
         )
-    others = _descents(config, seed) if against is None else [_other(config, against)]
+    others = comparable_descents(config, seed) if against is None else [_other(config, against)]
     key = jax.random.fold_in(jax.random.key(seed), ALIGNMENT_STREAM)
     episodes = draw_prompts(learner.family, key, prompts)
-    y = episodes.y[:, -1]
+    y = np.asarray(episodes.y[:, -1])
     found = [_look(other.learner, other.params, episodes) for other in others]
     half = lambda predictions: float(((predictions - y) ** 2).mean() / 2)
     losses = {other.name: half(one[0]) for other, one in zip(others, found)}
-    losses["zero"] = half(jnp.zeros_like(y))
+    losses["zero"] = half(np.zeros_like(y))
     measures = {other.name: {name: [] for name in MEASURES} for other in others}
     steps, loss, between = [], [], []
     for step, params in sorted(run.params_by_step(), key=lambda one: one[0]):
@@ -161,18 +168,11 @@ def alignment(
         {other.name: other.rates for other in others if against is None},
         prompts,
         run.path,
+        "alignment" if against is None else f"alignment-{others[0].name}",
     )
     result.save()
-    _figure(result, run.path / "alignment.png")
+    _figure(result, result.figure)
     return result
-
-
-def _descents(config: Config, seed: int) -> list[Descent]:
-    """Plain gradient descent, and behind it GD++ where there is more than one layer."""
-    layers = config.model.layers
-    shared = getattr(config.model, "shared", True)
-    tune = partial(tuned_descent, config, layers, shared=shared, seed=seed)
-    return [tune(), tune(plus_plus=True)] if layers > 1 else [tune()]
 
 
 def _other(config: Config, against: Run | str | Path) -> Descent:
@@ -183,11 +183,16 @@ def _other(config: Config, against: Run | str | Path) -> Descent:
     return Descent(against.path.name, Learner(theirs), against.params()[1])
 
 
+def _look(learner: Learner, params: Params, episodes: Episode) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions at the queries `[B]`, and their gradients with respect to them `[B, dim]`."""
+    return in_chunks(partial(_look_at, _Static(learner), params), episodes)
+
+
 @partial(jax.jit, static_argnums=0)
-def _look_at(config: "_Static", params: Params, episodes: Episode) -> tuple[jax.Array, jax.Array]:
+def _look_at(static: "_Static", params: Params, episodes: Episode) -> tuple[jax.Array, jax.Array]:
     def total(query):
         x = episodes.x.at[:, -1].set(query)
-        predictions = config.learner.predict(params, episodes._replace(x=x))[:, -1]
+        predictions = static.learner.predict(params, episodes._replace(x=x))[:, -1]
         return predictions.sum(), predictions
 
     gradients, predictions = jax.grad(total, has_aux=True)(episodes.x[:, -1])
@@ -207,17 +212,12 @@ class _Static:
         return isinstance(other, _Static) and self.learner.config == other.learner.config
 
 
-def _look(learner: Learner, params: Params, episodes: Episode) -> tuple[jax.Array, jax.Array]:
-    """Predictions at the queries `[B]`, and their gradients with respect to them `[B, dim]`."""
-    return _look_at(_Static(learner), params, episodes)
-
-
-def _differences(p: jax.Array, g: jax.Array, q: jax.Array, h: jax.Array) -> dict[str, float]:
+def _differences(p: np.ndarray, g: np.ndarray, q: np.ndarray, h: np.ndarray) -> dict[str, float]:
     """The measures of predictions p and gradients g against q and h."""
-    norm = partial(jnp.linalg.norm, axis=-1)
+    norm = partial(np.linalg.norm, axis=-1)
     size = norm(g) * norm(h)
-    cosine = jnp.where(size > 0, (g * h).sum(axis=-1) / jnp.where(size > 0, size, 1), 0)
-    values = (jnp.abs(p - q).mean(), cosine.mean(), norm(g - h).mean())
+    cosine = np.where(size > 0, (g * h).sum(axis=-1) / np.where(size > 0, size, 1), 0)
+    values = (np.abs(p - q).mean(), cosine.mean(), norm(g - h).mean())
     return {name: float(value) for name, value in zip(MEASURES, values)}
 
 

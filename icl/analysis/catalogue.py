@@ -10,15 +10,17 @@ from typing import Any
 from rich.table import Table
 
 from ..evaluation import errors_by_loop, evaluate_pool, evaluate_shifts, shifts_of
+from ..evaluation.pool import has_pool
 from ..evaluation.result import show_number
-from ..models import LoopedTransformerConfig, SelfAttentionConfig
-from ..tasks import LAYOUTS, LinearRegression, SparseLinearRegression
+from ..models import LoopedTransformerConfig
+from ..tasks import LinearRegression, SparseLinearRegression
 from ..training.config import Config
 from ..training.run import Run
 from .alignment import alignment, has_descent
 from .copying import copying, has_labels_apart
+from .descent import query_only
 from .descent_shifts import descent_shifts
-from .dual import dual_of_run
+from .dual import dual_of_run, has_dual
 from .heads import has_heads, heads
 from .learned_function import learned_function
 from .preconditioning import has_preconditioners, preconditioning
@@ -51,34 +53,16 @@ def _asks(function: Callable[..., Any]) -> Callable[[Run, int, int], Table]:
     return lambda run, prompts, seed: function(run, prompts=prompts, seed=seed).table()
 
 
-def _every_prefix(config: Config) -> bool:
-    return not LAYOUTS[config.layout].query_only
-
-
 def _has_shifts(config: Config) -> bool:
-    return _every_prefix(config) and bool(shifts_of(config.task))
+    return not query_only(config) and bool(shifts_of(config.task))
 
 
 def _is_linear(config: Config) -> bool:
     task = config.task
-    if not isinstance(task, LinearRegression) or not _every_prefix(config):
+    if not isinstance(task, LinearRegression) or query_only(config):
         return False
     known = type(task) in (LinearRegression, SparseLinearRegression) and not task.random_labels
     return known and (task.inputs, task.input_scale) == ("normal", 1.0)
-
-
-def _has_pool(config: Config) -> bool:
-    task = config.task
-    if not isinstance(task, LinearRegression) or not config.training.pool_size:
-        return False
-    plain = type(task) is LinearRegression and not task.renormalize and not task.random_labels
-    return bool(plain and task.noise and config.training.pooled == "tasks")
-
-
-def _is_softmax_layer(config: Config) -> bool:
-    model = config.model
-    # Of a variant of attention the dual is another one.
-    return type(model) is SelfAttentionConfig and model.layers == 1 and model.softmax != "none"
 
 
 def _loops(run: Run, prompts: int, seed: int) -> Table:
@@ -115,7 +99,7 @@ ANALYSES: dict[str, Analysis] = {
     ),
     "pool": Analysis(
         "difference from ridge and from dMMSE (Raventós et al.)",
-        _has_pool,
+        has_pool,
         lambda run, prompts, seed: evaluate_pool(run, seed=seed).table(),
     ),
     "alignment": Analysis(
@@ -138,7 +122,7 @@ ANALYSES: dict[str, Analysis] = {
     ),
     "dual": Analysis(
         "the dual model's descent to a softmax layer's output (Ren and Liu)",
-        _is_softmax_layer,
+        has_dual,
         lambda run, prompts, seed: dual_of_run(run, seed=seed).table(),
         "dual.png",
     ),

@@ -22,6 +22,7 @@ from ..training.learner import Learner, Params
 from ..training.run import Run, write_json
 
 COPY_STREAM = 0x636F7079
+LOSS_PROMPTS = 16_384  # one program; gradients take some hundred times as long
 GROUPS = ("itself", "the next token", "the others, each")
 
 
@@ -34,8 +35,8 @@ class Copying:
       norms: Frobenius norms of a token's gradient with respect to itself, to the next token (its
         label's) and to each other one, means over prompts and inputs, `[S]` by group.
       matrix: of the last checkpoint, the norm for each pair of tokens, `[T, T]`.
-      loss: half the mean squared error at the query, `[S]`.
-      prompts: how many prompts were averaged.
+      loss: half the mean squared error at the query over `LOSS_PROMPTS` prompts, `[S]`.
+      prompts: how many prompts the norms are averaged over.
       path: the run's folder.
     """
 
@@ -103,7 +104,9 @@ def copying(run: Run | str | Path, *, prompts: int = 64, seed: int = 0) -> Copyi
         raise ValueError(f"{run.path} is no run of self-attention in the separate layout")
     learner = Learner(run.config)
     key = jax.random.fold_in(jax.random.key(seed), COPY_STREAM)
-    episodes = draw_prompts(learner.family, key, prompts)
+    prompt_key, loss_key = jax.random.split(key)
+    episodes = draw_prompts(learner.family, prompt_key, prompts)
+    many = draw_prompts(learner.family, loss_key, LOSS_PROMPTS)
     tokens = jax.vmap(learner.layout.encode)(episodes)
     look = jax.jit(partial(_gradient_norms, learner))
     loss_of = jax.jit(learner.loss_sum)
@@ -112,7 +115,7 @@ def copying(run: Run | str | Path, *, prompts: int = 64, seed: int = 0) -> Copyi
     for step, params in sorted(run.params_by_step(), key=lambda one: one[0]):
         steps.append(step)
         matrices.append(np.asarray(look(params, tokens)))
-        total, count = loss_of(params, episodes)
+        total, count = loss_of(params, many)
         losses.append(float(total / count / 2))
     # Rows of inputs that have a label after them.
     rows = np.arange(0, tokens.shape[1] - 1, 2)

@@ -5,7 +5,7 @@ section 2, proposition 1, and appendix A.10 for GD++).
 """
 
 import dataclasses
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -78,6 +78,13 @@ def tuned_descent(
             "gradient descent in context is tuned for linear regression in the concatenated "
             f"layout, not for {type(config.task).__name__} in the {config.layout} one"
         )
+    return _tuned(config.task, steps, plus_plus, shared, seed)
+
+
+# Several analyses of a run ask for the same.
+@lru_cache(maxsize=32)
+def _tuned(task: LinearRegression, steps: int, plus_plus: bool, shared: bool, seed: int) -> Descent:
+    config = Config(task=task, layout="concatenated", model=GradientDescentConfig())
     model = GradientDescentConfig(layers=steps, plus_plus=plus_plus, shared=True)
     learner = _learner(config, model)
     key = jax.random.fold_in(jax.random.key(seed), TUNING_STREAM)
@@ -231,6 +238,8 @@ def interpolated(config: SelfAttentionConfig, params: Params, constructed: Param
         score = ours["query"][0] @ ours["key"][0].T
         written = ours["value"][0] @ ours["output"][0]
         beta = jnp.diagonal(score)[:-1].mean()
+        if beta == 0:
+            return None
         mean_score = (score / beta + theirs["query"][0] @ theirs["key"][0].T) / 2
         mean_written = (written * beta + theirs["value"][0] @ theirs["output"][0]) / 2
         identity = jnp.eye(len(score))
@@ -239,6 +248,16 @@ def interpolated(config: SelfAttentionConfig, params: Params, constructed: Param
             "value": mean_written[None], "output": identity[None],
         }  # fmt: skip
     return {"layers": layers}
+
+
+def comparable_descents(config: Config, seed: int = 0) -> list[Descent]:
+    """Tuned gradient descent of as many steps as a model has layers; behind it GD++ beyond one.
+
+    Steps share their rates where the model says that its layers share their weights.
+    """
+    steps, shared = config.model.layers, getattr(config.model, "shared", False)
+    tune = partial(tuned_descent, config, steps, shared=shared, seed=seed)
+    return [tune(), tune(plus_plus=True)] if steps > 1 else [tune()]
 
 
 def query_only(config: Config) -> bool:

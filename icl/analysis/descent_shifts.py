@@ -22,7 +22,7 @@ from ..tasks import Episode, LinearRegression
 from ..training.learner import Learner, Params
 from ..training.run import Run, write_json
 from .alignment import has_descent
-from .descent import Descent, construction, tuned_descent
+from .descent import Descent, comparable_descents, construction
 
 SHIFT_STREAM = 0x6F6F6464
 INPUT_RANGES = np.linspace(0.5, 2.0, 7)
@@ -32,7 +32,7 @@ MAX_COLUMNS = 5  # of the table
 
 
 @dataclasses.dataclass(frozen=True)
-class Sweep:
+class ShiftCurves:
     """Errors over the values of one shift.
 
     Attributes:
@@ -56,7 +56,7 @@ class DescentShifts:
       path: the run's folder.
     """
 
-    sweeps: dict[str, Sweep]
+    sweeps: dict[str, ShiftCurves]
     step: int
     prompts: int
     path: Path
@@ -118,11 +118,7 @@ def descent_shifts(run: Run | str | Path, *, prompts: int = 4096, seed: int = 0)
             "gradient descent predicts the query"
         )
     step, params = run.params()
-    layers = config.model.layers
-    tune = partial(
-        tuned_descent, config, layers, shared=getattr(config.model, "shared", True), seed=seed
-    )
-    descents = [tune(), tune(plus_plus=True)] if layers > 1 else [tune()]
+    descents = comparable_descents(config, seed)
     predictors = {"learner": partial(jax.jit(learner.predict), params)} | {
         one.name: partial(jax.jit(one.learner.predict), one.params) for one in descents
     }
@@ -147,7 +143,7 @@ def descent_shifts(run: Run | str | Path, *, prompts: int = 4096, seed: int = 0)
         },
     }
     sweeps = {
-        name: Sweep(
+        name: ShiftCurves(
             list(by_value),
             {
                 who: [_error(predict(e), e) for e in by_value.values()]
@@ -157,8 +153,9 @@ def descent_shifts(run: Run | str | Path, *, prompts: int = 4096, seed: int = 0)
         for name, by_value in shifted.items()
     }
     model = config.model
-    if isinstance(model, SelfAttentionConfig) and (model.shared or layers == 1):
-        sweeps["times applied"] = _repeated(learner, params, descents[0], plain)
+    if isinstance(model, SelfAttentionConfig) and (model.shared or model.layers == 1):
+        if not model.features and not model.positions:  # tokens are of one kind throughout
+            sweeps["times applied"] = _repeated(learner, params, descents[0], plain)
     result = DescentShifts(sweeps, step, prompts, run.path)
     result.save()
     _figure(result, run.path / "descent-shifts.png")
@@ -170,7 +167,7 @@ def _error(predictions: jax.Array, episodes: Episode) -> float:
     return float(((predictions[:, -1] - y) ** 2).mean() / (y**2).mean())
 
 
-def _repeated(learner: Learner, params: Params, descent: Descent, episodes: Episode) -> Sweep:
+def _repeated(learner: Learner, params: Params, descent: Descent, episodes: Episode) -> ShiftCurves:
     """Errors of one layer applied 1 to `REPEATS` times, damped, and of the constructed layer."""
     config, model = learner.config, learner.config.model
     assert isinstance(model, SelfAttentionConfig)
@@ -196,7 +193,7 @@ def _repeated(learner: Learner, params: Params, descent: Descent, episodes: Epis
         "learner": errors("learner", params),
         f"GD, steps of rate {float(rate[0]):.3g}": errors("descent", constructed),
     }
-    return Sweep(
+    return ShiftCurves(
         list(range(1, REPEATS + 1)),
         {who: (np.asarray(values) / size).tolist() for who, values in found.items()},
     )

@@ -30,6 +30,7 @@ from ..evaluation.curves import draw_prompts
 from ..evaluation.figures import STYLE, pyplot
 from ..evaluation.result import as_text, show_number, spread
 from ..models import SelfAttentionConfig
+from ..training.config import Config
 from ..training.learner import Learner
 from ..training.run import Run, RunError, write_json
 
@@ -265,6 +266,13 @@ class DualCurves:
         return as_text(self.table())
 
 
+def has_dual(config: Config) -> bool:
+    """Whether runs of these settings are of one softmax layer, of which there is a dual model."""
+    model = config.model
+    # Of a variant of attention the dual is another one.
+    return type(model) is SelfAttentionConfig and model.layers == 1 and model.softmax != "none"
+
+
 def dual_of_run(
     run: Run | str | Path,
     *,
@@ -295,8 +303,7 @@ def dual_of_run(
         raise ValueError(f"prompts and features must be at least 1, got {prompts} and {features}")
     run = run if isinstance(run, Run) else Run.open(run)
     config = run.config.model
-    # Of a variant of attention the dual is another one.
-    if type(config) is not SelfAttentionConfig or config.layers != 1 or config.softmax == "none":
+    if not has_dual(run.config):
         raise ValueError(
             "the dual model is of one layer of softmax attention: a self_attention model with "
             f"layers 1 and softmax all; {run.path} is a {config.title} model, {config}"
@@ -318,7 +325,8 @@ def dual_of_run(
         which: np.linalg.norm(descent.outputs - outputs[:, None], axis=-1)
         for which, descent in descents.items()
     }
-    if not all(np.isfinite(gap).all() for gap in gaps.values()):
+    found = [*gaps.values(), *(descent.norms for descent in descents.values())]
+    if not all(np.isfinite(values).all() for values in found):
         raise ValueError(f"the scores of {run.path} are too large for exponentials in float32")
     quantiles = lambda values: np.quantile(np.asarray(values, np.float64), QUANTILES, axis=0)
     result = DualCurves(

@@ -65,7 +65,8 @@ def comparators(family: TaskFamily) -> tuple[list[Comparator], str | None]:
     Bayes-optimal predictor; for linear regression also one pass of online gradient descent.
     Boosting is among them where XGBoost is installed.
     """
-    penalty = (getattr(family, "noise", 0.0) or 1.0) ** 2
+    noise, task_scale = (getattr(family, name, 0.0) for name in ("noise", "task_scale"))
+    penalty = (noise / task_scale) ** 2 if noise and task_scale else 1.0
     squares = _one("least squares", baselines.least_squares)
     ridge = _one("ridge", partial(baselines.ridge, penalty=penalty))
     averaging = _one("averaging", baselines.averaging)
@@ -79,7 +80,7 @@ def comparators(family: TaskFamily) -> tuple[list[Comparator], str | None]:
             return [squares, _lasso(), ridge, averaging, zero], None
         case LinearRegression():
             optimal = "ridge" if family.noise else "least squares"
-            optimal = None if family.renormalize else optimal
+            optimal = None if family.renormalize or family.random_labels else optimal
             online = _one("least mean squares", baselines.least_mean_squares)
             return [squares, ridge, online, averaging, neighbours, zero], optimal
         case QuadraticRegression():

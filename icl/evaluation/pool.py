@@ -94,11 +94,23 @@ def discrete_mmse(
     return (weighted / total).swapaxes(0, 1)
 
 
+def has_pool(config: Config) -> bool:
+    """Whether runs of these settings have a pool of tasks whose estimators are known."""
+    pooled = config.training.pool_size is not None and config.training.pooled == "tasks"
+    return pooled and _known(config.task)
+
+
+def _known(family: TaskFamily) -> bool:
+    if not isinstance(family, LinearRegression) or family.renormalize or family.random_labels:
+        return False
+    return family.noise > 0
+
+
 def _check_family(family: TaskFamily) -> None:
-    if not isinstance(family, LinearRegression) or not family.noise or family.renormalize:
+    if not _known(family):
         raise ValueError(
             "the estimators of a pool are known for linear regression with noise above 0 and "
-            f"labels that are not renormalised, not for {family}"
+            f"labels that are neither renormalised nor random, not for {family}"
         )
 
 
@@ -242,7 +254,7 @@ def _comparison(config: Config, prompts: int):
             x, y = episodes.x, episodes.y
             predictions = {
                 "learner": learner.predict(params, episodes),
-                "ridge": ridge(x, y, family.noise**2),
+                "ridge": ridge(x, y, (family.noise / family.task_scale) ** 2),
                 "dMMSE": discrete_mmse(family, x, y, tasks_key, pool_size),
             }
             # The last prompts may be fewer than are drawn at once.
@@ -276,6 +288,8 @@ def _pool_size(run: Run) -> int:
     size = run.config.training.pool_size
     if size is None:
         raise ValueError(f"{run.path} was trained on fresh tasks; it has no pool")
+    if run.config.training.pooled != "tasks":
+        raise ValueError(f"{run.path} was trained on a pool of prompts, not of tasks")
     return size
 
 

@@ -84,6 +84,8 @@ def layers(sweep: "Sweep") -> Table | None:
             for found, matrices in zip(distances.values(), in_eigenbasis(config.task, params)):
                 found.setdefault(count, []).append(distance_to_identity(matrices).tolist())
     counts = sorted(losses)
+    if not counts:
+        return None
     rates, by_descent = _descents(config.task, episodes, counts)
     data = {
         "prompts": PROMPTS,

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
+from ..analysis.alignment import has_descent
 from ..analysis.descent import construction, tuned_descent
 from ..evaluation.curves import draw_prompts
 from ..evaluation.figures import STYLE, pyplot
@@ -63,9 +64,9 @@ def _config(
         training=TrainingConfig(
             steps=steps,
             batch_size=more.pop("batch_size", 2048),
-            checkpoint_every=steps // 20,
+            checkpoint_every=steps // 10,
             log_every=steps // 100,
-            keep_checkpoints=20,
+            keep_checkpoints=10,
             **more,
         ),
     )
@@ -122,7 +123,7 @@ SINE_DESCENT = _config(
 SMALLER = dict(
     training_steps=10_000,
     training_batch_size=256,
-    training_checkpoint_every=500,
+    training_checkpoint_every=1_000,
     training_log_every=100,
     optimizer_learning_rate=2e-3,
     optimizer_schedule="cosine",
@@ -183,12 +184,12 @@ def final_losses(sweep: "Sweep") -> Table | None:
     found: dict[str, list[float]] = {}
     for member, record in zip(sweep.members, SweepResult.load(sweep).records):
         config = member.config
-        if not isinstance(config.task, LinearRegression) or config.layout != "concatenated":
+        if not has_descent(config) or config.task != sweep.config.task:
             return None
-        if "normalised_error" in record:
+        if "examples" in record:
             label = ", ".join(_labels(sweep.over, member.changes))
-            half = record["normalised_error"][-1] * config.task.error_scale / 2
-            found.setdefault(label, []).append(half)
+            loss = _losses(Learner(config), member.run.params()[1])
+            found.setdefault(label, []).append(loss)
     descent = tuned_descent(sweep.config)
     step = _losses(descent.learner, descent.params)
     write_json(sweep.path / "losses.json", {"loss": found, "one step of gradient descent": step})
@@ -331,13 +332,19 @@ def descent(
     told = lambda rates: " ".join(f"{rate:.3g}" for rate in rates)
     for name, row in rows.items():
         table.add_row(
-            name, f"{row['loss']:.4f}", show_number(REFERENCE[name]),
+            name, f"{row['loss']:.4f}", show_number(REFERENCE.get(name, np.nan)),
             told(row.get("learning_rate", [])), told(row.get("gamma", [])),
             f"{row['construction differs by']:.0e}" if "construction differs by" in row else "",
         )  # fmt: skip
     table.add_section()
     for count, gamma in gammas.items():
-        table.add_row(f"GD++, 2 steps, N = {count}", "", str(GAMMAS[count]), "", f"{gamma:.3f}")
+        table.add_row(
+            f"GD++, 2 steps, N = {count}",
+            "",
+            show_number(GAMMAS.get(count, np.nan)),
+            "",
+            f"{gamma:.3f}",
+        )
     return table
 
 
@@ -358,7 +365,9 @@ def _descent_figure(rows: dict[str, Any], gammas: dict[int, float], path: Path) 
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
         names = list(rows)
         left.barh(names, [rows[name]["loss"] for name in names], height=0.6, label="ours")
-        left.plot([REFERENCE[name] for name in names], names, "k|", ms=14, label="reference")
+        left.plot(
+            [REFERENCE.get(name, np.nan) for name in names], names, "k|", ms=14, label="reference"
+        )
         left.invert_yaxis()
         left.set_xlabel("half the squared error")
         left.legend(fontsize=8)

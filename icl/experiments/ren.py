@@ -34,6 +34,7 @@ from ..analysis.dual import (
 from ..evaluation.figures import STYLE, pyplot
 from ..evaluation.result import show_number
 from ..models import ContrastiveAttentionConfig, SelfAttentionConfig
+from ..sweeps.grid import SEED
 from ..sweeps.results import SweepResult
 from ..tasks import LAYOUTS, LinearRegression
 from ..training.config import Config, OptimizerConfig, TrainingConfig
@@ -176,12 +177,14 @@ def variants(sweep: "Sweep") -> Table | None:
 
     Returns:
       The loss on the way and the error after training, a row a variant, averaged over seeds; None
-      for a sweep of another model, or of one variant.
+      for a sweep of another model, over other settings, or of one variant.
     """
     found: dict[str, list[tuple[list[dict], float]]] = {}
     for member, record in zip(sweep.members, SweepResult.load(sweep).records):
         model = member.config.model
         if not isinstance(model, ContrastiveAttentionConfig):
+            return None
+        if not set(member.changes) <= {*_variant(), SEED}:
             return None
         if "examples" in record:
             curve = (member.run.metrics(), record["normalised_error"][-1])

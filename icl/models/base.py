@@ -24,7 +24,7 @@ class HeadWeights(NamedTuple):
 
 
 class Model(nnx.Module):
-    """Maps prompts to a prediction a token, causally."""
+    """Maps prompts to a prediction a token; causally, where its config says so."""
 
     def __call__(self, tokens: jax.Array, read: slice = slice(None)) -> jax.Array:
         """Predictions after each token that `read` selects.
@@ -60,8 +60,8 @@ class Model(nnx.Module):
           NotImplementedError: the model has no attention heads.
         """
         raise NotImplementedError(
-            f"a {type(self).__name__} has no attention heads; transformers, looped transformers "
-            "and self-attention models have"
+            f"a {type(self).__name__} has no attention heads; transformers, looped transformers, "
+            "self-attention and preconditioned attention have"
         )
 
     def head_inputs(self, tokens: jax.Array) -> list[jax.Array]:

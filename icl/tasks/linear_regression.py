@@ -57,7 +57,9 @@ class LinearRegression(TaskFamily):
 
     @property
     def label_size(self) -> float:
-        """Mean squared label for each coordinate of w that is not 0."""
+        """Mean squared label for each coordinate of w that is not 0, noise apart."""
+        if self.renormalize:
+            return 1.0
         return INPUTS[self.inputs] * (self.input_scale * self.task_scale) ** 2
 
     @property

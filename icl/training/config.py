@@ -80,6 +80,8 @@ class TrainingConfig:
             raise ValueError(f"pool_size must be from 1 to {MAX_POOL_SIZE}, got {self.pool_size}")
         if self.pooled not in ("tasks", "prompts"):
             raise ValueError(f"pooled must be tasks or prompts, got {self.pooled!r}")
+        if self.pooled == "prompts" and self.pool_size is None:
+            raise ValueError("a pool of prompts needs its size: pool_size with pooled prompts")
         if self.checkpoint_every % self.log_every:
             raise ValueError(
                 f"checkpoint_every ({self.checkpoint_every}) must be a multiple of "

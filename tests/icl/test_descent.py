@@ -13,8 +13,8 @@ import icl
 from icl.analysis import ANALYSES, alignment, applicable, construction, copying, descent_shifts
 from icl.analysis.descent import interpolated, tuned_descent
 from icl.experiments import oswald
-from icl.models import GradientDescentConfig, SelfAttentionConfig
-from icl.tasks import LinearRegression
+from icl.models import GradientDescentConfig, SelfAttentionConfig, TransformerConfig
+from icl.tasks import Curriculum, LinearRegression
 from icl.training import Learner, RunError
 
 from .test_self_attention import episodes_of, query_predictions
@@ -157,6 +157,7 @@ def test_a_run_against_itself_is_the_same(run):
     assert measures["prediction difference"][-1] == 0 < measures["prediction difference"][0]
     np.testing.assert_allclose(measures["sensitivity cosine"][-1], 1, atol=1e-5)
     assert np.isnan(result.interpolated).all()
+    assert (run.path / f"alignment-{run.path.name}.json").exists()
 
 
 def test_shifts_hold_a_layer_against_descent(run):
@@ -234,3 +235,24 @@ def test_a_sweep_of_single_layers_ends_with_their_losses(tmp_path):
     assert list(found["loss"]) == ["linear", "softmax"] and table.row_count == 3
     assert 0 < found["one step of gradient descent"] < found["loss"]["linear"][0]
     assert (sweep.path / "losses.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(model=SelfAttentionConfig(features=6)),
+        dict(model=TransformerConfig(layers=2, heads=2, width=16)),
+        dict(
+            model=TransformerConfig(layers=1, heads=2, width=16),
+            curriculum=Curriculum(points_start=3),
+        ),
+    ],
+)
+def test_other_models_with_a_query_are_held_against_descent_too(changes, tmp_path):
+    run = icl.train(regression(training_steps=5, **changes), tmp_path / "run", logging=QUIET)
+    assert {"alignment", "descent-shifts"} <= set(applicable(run.config))
+    layers = run.config.model.layers
+    assert len(alignment(run, prompts=8).measures) == layers
+    sweeps = descent_shifts(run, prompts=8).sweeps
+    assert "times applied" not in sweeps
+    assert all(np.isfinite(v).all() for sweep in sweeps.values() for v in sweep.errors.values())

@@ -293,6 +293,17 @@ def test_trees_have_no_known_optimum_and_every_family_somebody_to_beat():
         assert reference is None or reference in names
 
 
+def test_ridge_is_optimal_for_tasks_of_any_size():
+    family = LinearRegression(dim=3, points=6, noise=1.0, task_scale=3.0)
+    chosen, reference = comparators(family)
+    [ridge] = [one for one in chosen if one.names == ("ridge",)]
+    episodes = draw_prompts(family, jax.random.key(0), 20)
+    found = predictions(lambda x, y: ridge.predict(episodes._replace(x=x, y=y)), *episodes[:2])
+    expected = predictions(lambda x, y: baselines.ridge(x, y, 1 / 9), *episodes[:2])
+    assert reference == "ridge" and (found == expected).all()
+    assert comparators(LinearRegression(dim=3, points=6, random_labels=2))[1] is None
+
+
 def test_impossible_evaluations_are_refused(run):
     with pytest.raises(ValueError, match="at least 1"):
         icl.evaluate(run, prompts=0)

@@ -211,3 +211,11 @@ def test_a_pool_of_prompts_is_learned_by_heart(tmp_path):
     assert losses[-1] < 0.05 * losses[0]
     with pytest.raises(ValueError, match="tasks or prompts"):
         config.replace(training_pooled="points")
+    with pytest.raises(ValueError, match="needs its size"):
+        config.replace(training_pool_size=None)
+    with pytest.raises(ValueError, match="pool of prompts, not of tasks"):
+        icl.evaluation.evaluate_pool(
+            icl.training.Run.create(
+                tmp_path / "noisy", config.replace(task_noise=0.5, model_features=None)
+            )
+        )

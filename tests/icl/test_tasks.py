@@ -303,6 +303,7 @@ def test_retrieval_asks_for_a_key_that_was_shown():
 def test_renormalised_labels():
     family = LinearRegression(dim=4, points=30, noise=1.0, renormalize=True)
     np.testing.assert_allclose(batch(family).y.std(axis=1), 2, rtol=1e-5)
+    assert dataclasses.replace(family, inputs="uniform", input_scale=9.0).error_scale == 4
 
 
 @pytest.mark.parametrize("inputs", ["uniform", "exponential", "laplace"])
