@@ -8,7 +8,6 @@ trained ones and the construction, over training.
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -69,7 +68,7 @@ class Alignment:
         """Writes a JSON file in the run's folder."""
         data = dataclasses.asdict(self) | {"unit": "half the mean squared error"}
         del data["path"], data["file"]
-        write_json(self.path / f"{self.file}.json", _plain(data))
+        write_json(self.path / f"{self.file}.json", data)
 
     def table(self) -> Table:
         """At the last checkpoint, a row for the learner and each of the others."""
@@ -234,15 +233,6 @@ def _between(learner: Learner, params: Params, descent: Descent) -> Params | Non
     except (KeyError, ValueError):
         return None
     return interpolated(model, params, constructed)
-
-
-def _plain(value: Any) -> Any:
-    """For JSON, which has neither arrays nor NaN."""
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, np.ndarray):
-        return [_plain(item) for item in value.tolist()]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _figure(result: Alignment, path: Path) -> None:

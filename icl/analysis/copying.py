@@ -50,10 +50,10 @@ class Copying:
     def save(self) -> None:
         """Writes `copying.json` in the run's folder."""
         data = {
-            "steps": self.steps.tolist(),
-            "gradient_norm": {name: values.tolist() for name, values in self.norms.items()},
-            "gradient_norm_of_pairs": self.matrix.tolist(),
-            "loss": self.loss.tolist(),
+            "steps": self.steps,
+            "gradient_norm": self.norms,
+            "gradient_norm_of_pairs": self.matrix,
+            "loss": self.loss,
             "prompts": self.prompts,
         }
         write_json(self.path / "copying.json", data)

@@ -60,7 +60,7 @@ class LearnedFunction:
     def save(self) -> None:
         """Writes `function.json` in the run's folder; null for NaN."""
         data = {
-            field.name: _to_json(getattr(self, field.name))
+            field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
             if field.name != "path"
         }
@@ -236,14 +236,6 @@ def _mean(cosines: np.ndarray) -> np.ndarray:
     there = ~np.isnan(cosines)
     count = there.sum(axis=0)
     return np.where(count, np.where(there, cosines, 0).sum(axis=0) / np.maximum(count, 1), np.nan)
-
-
-def _to_json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _to_json(item) for name, item in value.items()}
-    if isinstance(value, np.ndarray):
-        return [_to_json(item) for item in value]
-    return None if np.isnan(value) else int(value) if isinstance(value, int) else float(value)
 
 
 def function_figure(result: LearnedFunction, path: Path) -> None:

@@ -144,7 +144,7 @@ class PoolEvaluation:
     def save(self) -> None:
         """Writes `pool.json` in the run's folder."""
         data = {name: value for name, value in vars(self).items() if name != "path"}
-        write_json(self.path / "pool.json", jax.tree.map(_plain, data))
+        write_json(self.path / "pool.json", data)
 
     @classmethod
     def load(cls, run: Run) -> "PoolEvaluation":
@@ -295,7 +295,3 @@ def _pool_size(run: Run) -> int:
 
 def _mean(scored: np.ndarray, prompts: int, sums: jax.Array) -> np.ndarray:
     return np.asarray(sums, np.float64)[scored] / prompts
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray) else value

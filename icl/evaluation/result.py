@@ -57,17 +57,13 @@ class Evaluation:
 
     def save(self) -> None:
         """Writes `eval.json` in the run's folder."""
-        curves = {
-            name: {end: _numbers(values) for end, values in vars(curve).items()}
-            for name, curve in self.curves.items()
-        }
         data = {
             "step": self.step,
             "prompts": self.prompts,
             "reference": self.reference,
-            "examples": [int(k) for k in self.examples],
+            "examples": self.examples,
             "error_name": self.error_name,
-            "normalised_error": curves,
+            "normalised_error": {name: vars(curve) for name, curve in self.curves.items()},
             "milliseconds_a_prompt": self.costs,
         }
         write_json(self.path / "eval.json", data)
@@ -124,11 +120,6 @@ class Evaluation:
 
     def __str__(self) -> str:
         return as_text(self.table())
-
-
-def _numbers(values: np.ndarray) -> list[float | None]:
-    """For JSON, which has no NaN."""
-    return [float(value) if np.isfinite(value) else None for value in values]
 
 
 def as_text(table: Table) -> str:

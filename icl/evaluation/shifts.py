@@ -315,15 +315,13 @@ class Shifts:
 
     def save(self) -> None:
         """Writes `shifts.json` in the run's folder; null where a shift has no query."""
-        numbers = lambda values: [None if np.isnan(v) else float(v) for v in values]
-        ends = lambda curve: {end: numbers(values) for end, values in vars(curve).items()}
         data = {
             "step": self.step,
             "prompts": self.prompts,
-            "examples": [int(k) for k in self.examples],
+            "examples": self.examples,
             "error_name": self.error_name,
             "error": {
-                shift: {who: ends(curve) for who, curve in of.items()}
+                shift: {who: vars(curve) for who, curve in of.items()}
                 for shift, of in self.curves.items()
             },
         }

@@ -78,6 +78,7 @@ class ModelConfig(ABC):
 
     title: ClassVar[str] = "model"  # in tables and figures
     causal: ClassVar[bool] = True  # False where all tokens see the whole prompt but its query
+    pairs: ClassVar[bool] = False  # True where a token must be a whole point (x, y)
 
     layers: int = 12
     """Number of layers."""

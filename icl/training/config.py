@@ -134,6 +134,10 @@ class Config:
                 f"a {title} sees the whole prompt, labels included; with it the layout must be "
                 f"concatenated or separate, where only the query is predicted, not {self.layout}"
             )
+        if self.model.pairs and self.layout != "concatenated":
+            raise ValueError(f"{title} takes tokens (x, y): layout concatenated, not {self.layout}")
+        if self.task.points < 2:
+            raise ValueError(f"a {title} needs an example beside the query: points at least 2")
         if self.curriculum.points_start is not None or not self.task.every_point_counts:
             raise ValueError(
                 f"a {title} takes the last point for the query, so every point must count: leave "

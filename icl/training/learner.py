@@ -29,11 +29,12 @@ class Learner:
         self._graph, self._abstract = nnx.split(abstract)
 
     def _model(self, key: jax.Array) -> Model:
+        keys: Any = _ParamsKeys(key)
         return self.config.model.build(
             self.layout.width(self.family),
             self.tokens,
             outputs=self.family.outputs,
-            rngs=nnx.Rngs(params=key),
+            rngs=keys,
         )
 
     @property
@@ -83,3 +84,20 @@ class Learner:
         losses = loss(outputs[0]) if len(outputs) == 1 else jax.vmap(loss)(outputs).mean(axis=0)
         scored = jax.vmap(self.layout.scored)(episodes)
         return jnp.where(scored, losses, 0).sum(), scored.sum()
+
+
+class _ParamsKeys:
+    """The keys of `nnx.Rngs(params=key)`, counted in Python.
+
+    Flax counts in arrays, which while tracing takes most of the time to make a model.
+    """
+
+    def __init__(self, key: jax.Array):
+        self._key = key
+        self._count = 0
+
+    def params(self) -> jax.Array:
+        self._count += 1
+        return jax.random.fold_in(self._key, self._count - 1)
+
+    __call__ = params

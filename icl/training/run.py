@@ -3,12 +3,14 @@
 import contextlib
 import fcntl
 import json
+import math
 from collections.abc import Generator, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from .checkpoints import Checkpoints
 from .config import Config, config_from_dict, config_to_dict
@@ -152,8 +154,21 @@ def free_path(name: str, root: str | Path = "runs") -> Path:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Writes a JSON file whole or not at all; DiskFull where there is no room."""
-    write_whole(path, json.dumps(data, indent=2) + "\n")
+    """Writes a JSON file whole or not at all; DiskFull where there is no room.
+
+    Arrays become lists, and numbers that JSON does not have (NaN, infinities) null.
+    """
+    write_whole(path, json.dumps(_plain(data), indent=2) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        return _plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _taken(path: Path) -> bool:

@@ -131,6 +131,16 @@ def test_settings_of_every_model_are_read_back_and_replaced(name):
         config_from_dict(data | {"model": {"kind": "oracle"}})
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_learner_draws_the_parameters_that_flax_would(name):
+    learner = Learner(tiny(model=SIZES[name], layout="concatenated"))
+    init = lambda key: nnx.to_pure_dict(
+        nnx.state(SIZES[name].build(4, 5, rngs=nnx.Rngs(params=key)), nnx.Param)
+    )
+    theirs, ours = (jax.jit(f)(jax.random.key(3)) for f in (init, learner.init))
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), theirs, ours))
+
+
 def test_settings_of_a_model_without_kind_are_a_transformers():
     data = config_to_dict(tiny())
     del data["model"]["kind"]

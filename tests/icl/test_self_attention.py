@@ -162,6 +162,8 @@ def test_gradient_descent_is_gradient_descent(plus_plus):
     ("changes", "message"),
     [
         (dict(model=SelfAttentionConfig()), "sees the whole prompt.*concatenated"),
+        (dict(layout="separate", model=GradientDescentConfig()), r"takes tokens \(x, y\)"),
+        (dict(layout="concatenated", task=LinearRegression(dim=3, points=1)), "points at least 2"),
         (dict(layout="concatenated", curriculum=Curriculum(points_start=2)), "every point must"),
         (dict(layout="concatenated", task=ManyOutlierRegression(dim=3, points=5)), "outliers"),
     ],
