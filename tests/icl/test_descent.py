@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import icl
@@ -28,6 +28,7 @@ def regression(**changes):
     return tiny(**(defaults | changes))
 
 
+@settings(max_examples=12)
 @given(
     layers=st.integers(1, 3),
     plus_plus=st.booleans(),
