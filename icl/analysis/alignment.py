@@ -22,14 +22,11 @@ from ..tasks import Episode, LinearRegression
 from ..training.config import Config
 from ..training.learner import Learner, Params
 from ..training.run import Run, RunError, write_json
-from .descent import Descent, comparable_descents, construction, interpolated, query_only
+from .descent import Descent, comparable_descents, construction, interpolated, query_only, rates_of
 
 ALIGNMENT_STREAM = 0x616C6967
-MEASURES = {
-    "prediction difference": "|prediction - its|, mean",
-    "sensitivity cosine": "cosine of both gradients with respect to the query, mean",
-    "sensitivity difference": "norm of their difference, mean",
-}
+# |prediction - its|; cosine, and norm of the difference, of both gradients by the query.
+MEASURES = ("prediction difference", "sensitivity cosine", "sensitivity difference")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +40,8 @@ class Alignment:
         none.
       losses: of the others, and of predicting 0, by name.
       measures: by the other's name and that of the measure (`MEASURES`), `[S]`.
-      rates: of those that are gradient descent, by name: learning rates and gammas.
+      rates: learning rates and gammas by name: of those that are gradient descent, and where the
+        model allows the construction those nearest to the learner's last weights.
       prompts: how many prompts were averaged.
       path: the run's folder.
       file: what the files in it are called.
@@ -83,17 +81,20 @@ class Alignment:
         result.add_column("")
         for column in ("loss", "|Δ|", "cosine", "|Δ gradient|"):
             result.add_column(column, justify="right", no_wrap=True)
-        result.add_row("learner", f"{self.loss[-1]:.4f}", "", "", "", style="bold")
+        named = lambda name: name + (f" ({self._rates(name)})" if name in self.rates else "")
+        result.add_row(named("learner"), f"{self.loss[-1]:.4f}", "", "", "", style="bold")
         if np.isfinite(self.interpolated[-1]):
             result.add_row("half trained, half constructed", f"{self.interpolated[-1]:.4f}")
         for name, loss in self.losses.items():
             found = [show_number(self.measures[name][m][-1]) for m in MEASURES if name != "zero"]
-            told = ", ".join(
-                f"{which} {' '.join(f'{value:.3g}' for value in values)}"
-                for which, values in self.rates.get(name, {}).items()
-            )
-            result.add_row(name + (f" ({told})" if told else ""), f"{loss:.4f}", *found)
+            result.add_row(named(name), f"{loss:.4f}", *found)
         return result
+
+    def _rates(self, name: str) -> str:
+        return ", ".join(
+            f"{which} {' '.join(f'{value:.3g}' for value in values)}"
+            for which, values in self.rates[name].items()
+        )
 
     def __str__(self) -> str:
         return as_text(self.table())
@@ -137,6 +138,9 @@ def alignment(
             f"{run.path} predicts every label; alignment is at a single query, as in the "
             "concatenated layout"
         )
+    checkpoints = sorted(run.params_by_step(), key=lambda one: one[0])
+    if not checkpoints:
+        raise RunError(f"{run.path} has no checkpoint yet; train it first")
     others = comparable_descents(config, seed) if against is None else [_other(config, against)]
     key = jax.random.fold_in(jax.random.key(seed), ALIGNMENT_STREAM)
     episodes = draw_prompts(learner.family, key, prompts)
@@ -147,24 +151,26 @@ def alignment(
     losses["zero"] = half(np.zeros_like(y))
     measures = {other.name: {name: [] for name in MEASURES} for other in others}
     steps, loss, between = [], [], []
-    for step, params in sorted(run.params_by_step(), key=lambda one: one[0]):
+    constructed = None if against is not None else _constructed(learner, others[-1])
+    for step, params in checkpoints:
         predictions, gradients = _look(learner, params, episodes)
         for other, one in zip(others, found):
             for name, value in _differences(predictions, gradients, *one).items():
                 measures[other.name][name].append(value)
         steps.append(step)
         loss.append(half(predictions))
-        middle = _between(learner, params, others[-1])
+        middle = None if constructed is None else interpolated(params, constructed)
         between.append(np.nan if middle is None else half(_look(learner, middle, episodes)[0]))
-    if not steps:
-        raise RunError(f"{run.path} has no checkpoint yet; train it first")
+    rates = {other.name: other.rates for other in others if against is None}
+    if constructed is not None:
+        rates["learner"] = rates_of(checkpoints[-1][1], learner.family.points - 1)
     result = Alignment(
         np.array(steps),
         np.array(loss),
         np.array(between),
         losses,
         {name: {m: np.array(v) for m, v in some.items()} for name, some in measures.items()},
-        {other.name: other.rates for other in others if against is None},
+        rates,
         prompts,
         run.path,
         "alignment" if against is None else f"alignment-{others[0].name}",
@@ -184,31 +190,18 @@ def _other(config: Config, against: Run | str | Path) -> Descent:
 
 def _look(learner: Learner, params: Params, episodes: Episode) -> tuple[np.ndarray, np.ndarray]:
     """Predictions at the queries `[B]`, and their gradients with respect to them `[B, dim]`."""
-    return in_chunks(partial(_look_at, _Static(learner), params), episodes)
+    return in_chunks(partial(_look_at, learner, params), episodes)
 
 
 @partial(jax.jit, static_argnums=0)
-def _look_at(static: "_Static", params: Params, episodes: Episode) -> tuple[jax.Array, jax.Array]:
+def _look_at(learner: Learner, params: Params, episodes: Episode) -> tuple[jax.Array, jax.Array]:
     def total(query):
         x = episodes.x.at[:, -1].set(query)
-        predictions = static.learner.predict(params, episodes._replace(x=x))[:, -1]
+        predictions = learner.predict(params, episodes._replace(x=x))[:, -1]
         return predictions.sum(), predictions
 
     gradients, predictions = jax.grad(total, has_aux=True)(episodes.x[:, -1])
     return predictions, gradients
-
-
-class _Static:
-    """A learner as a static argument: those of equal settings share a program."""
-
-    def __init__(self, learner: Learner) -> None:
-        self.learner = learner
-
-    def __hash__(self) -> int:
-        return hash(repr(self.learner.config))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Static) and self.learner.config == other.learner.config
 
 
 def _differences(p: np.ndarray, g: np.ndarray, q: np.ndarray, h: np.ndarray) -> dict[str, float]:
@@ -220,19 +213,17 @@ def _differences(p: np.ndarray, g: np.ndarray, q: np.ndarray, h: np.ndarray) -> 
     return {name: float(value) for name, value in zip(MEASURES, values)}
 
 
-def _between(learner: Learner, params: Params, descent: Descent) -> Params | None:
-    """Weights half trained and half constructed; None where there is no construction."""
-    model = learner.config.model
+def _constructed(learner: Learner, descent: Descent) -> Params | None:
+    """Weights with which the learner's model is the descent; None where there are none."""
+    model, family = learner.config.model, learner.family
     if not isinstance(model, SelfAttentionConfig):
         return None
-    family = learner.family
     try:
-        constructed = construction(
+        return construction(
             model, family.dim, family.points - 1, descent.learning_rates, descent.gammas
         )
-    except (KeyError, ValueError):
+    except ValueError:
         return None
-    return interpolated(model, params, constructed)
 
 
 def _figure(result: Alignment, path: Path) -> None:

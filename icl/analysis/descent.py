@@ -173,7 +173,8 @@ def construction(
       examples: examples of a prompt, without the query.
       learning_rates: a number a layer, or one for all.
       gammas: of GD++, likewise; None for plain gradient descent.
-      weights: w0 `[dim]`; 0 when None.
+      weights: w0 `[dim]`; 0 when None. Of w0.x at the query, which its label would hold, the
+        prediction lacks the part.
 
     Returns:
       Parameters of `SelfAttention`, as `Learner.init` returns them.
@@ -221,7 +222,7 @@ def construction(
     }
 
 
-def interpolated(config: SelfAttentionConfig, params: Params, constructed: Params) -> Params | None:
+def interpolated(params: Params, constructed: Params) -> Params | None:
     """Half trained and half constructed weights (section 3: the average of both).
 
     The products that layers compute with, W_Q W_K^T and W_V P, are averaged, after the mean
@@ -248,6 +249,25 @@ def interpolated(config: SelfAttentionConfig, params: Params, constructed: Param
             "value": mean_written[None], "output": identity[None],
         }  # fmt: skip
     return {"layers": layers}
+
+
+def rates_of(params: Params, examples: int) -> dict[str, list[float]]:
+    """The learning rate and gamma of GD++ that each layer of trained weights is nearest to.
+
+    Read off as in the construction: the mean diagonal b of W_Q W_K^T over the inputs, times what
+    W_V P writes from labels to labels, and on average from each input to itself.
+
+    Args:
+      params: of a `SelfAttention` that allows the construction.
+      examples: examples of a prompt, without the query.
+    """
+    rates: dict[str, list[float]] = {"gamma": [], "learning_rate": []}
+    for layer in params["layers"].values():
+        beta = jnp.diagonal(layer["query"][0] @ layer["key"][0].T)[:-1].mean()
+        written = jnp.diagonal(layer["value"][0] @ layer["output"][0])
+        rates["gamma"].append(-float(beta * written[:-1].mean()))
+        rates["learning_rate"].append(-float(beta * written[-1] * examples))
+    return rates
 
 
 def comparable_descents(config: Config, seed: int = 0) -> list[Descent]:

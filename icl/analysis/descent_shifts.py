@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
+from ..evaluation.chunks import in_chunks
 from ..evaluation.curves import draw_prompts
 from ..evaluation.figures import STYLE, pyplot
 from ..evaluation.result import as_text, show_number, spread
@@ -146,7 +147,7 @@ def descent_shifts(run: Run | str | Path, *, prompts: int = 4096, seed: int = 0)
         name: ShiftCurves(
             list(by_value),
             {
-                who: [_error(predict(e), e) for e in by_value.values()]
+                who: [_error(in_chunks(predict, e), e) for e in by_value.values()]
                 for who, predict in predictors.items()
             },
         )
@@ -162,8 +163,8 @@ def descent_shifts(run: Run | str | Path, *, prompts: int = 4096, seed: int = 0)
     return result
 
 
-def _error(predictions: jax.Array, episodes: Episode) -> float:
-    y = episodes.y[:, -1]
+def _error(predictions: np.ndarray, episodes: Episode) -> float:
+    y = np.asarray(episodes.y[:, -1])
     return float(((predictions[:, -1] - y) ** 2).mean() / (y**2).mean())
 
 

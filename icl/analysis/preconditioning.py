@@ -61,9 +61,7 @@ class Preconditioning:
         """Writes `preconditioning.json` in the run's folder."""
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         del data["path"]
-        write_json(
-            self.path / "preconditioning.json", {name: a.tolist() for name, a in data.items()}
-        )
+        write_json(self.path / "preconditioning.json", data)
 
     def table(self) -> Table:
         """A row a layer."""

@@ -15,7 +15,7 @@ sets in at half of their norm.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -49,25 +49,26 @@ def _config(
     learning_rate: float = 1e-3,
     clip_norm: float | None = None,
     task: LinearRegression | SineRegression = REGRESSION,
-    **more: Any,
+    layout: Literal["concatenated", "separate"] = "concatenated",
+    schedule: Literal["constant", "cosine"] = "constant",
+    batch_size: int = 2048,
 ) -> Config:
     return Config(
         task=task,
-        layout=more.pop("layout", "concatenated"),
+        layout=layout,
         model=model,
         optimizer=OptimizerConfig(
             learning_rate=learning_rate,
-            schedule=more.pop("schedule", "constant"),
+            schedule=schedule,
             clip_norm=clip_norm,
             options={"b2": 0.98},
         ),
         training=TrainingConfig(
             steps=steps,
-            batch_size=more.pop("batch_size", 2048),
+            batch_size=batch_size,
             checkpoint_every=steps // 10,
             log_every=steps // 100,
             keep_checkpoints=10,
-            **more,
         ),
     )
 

@@ -15,7 +15,7 @@ from icl.training import Run
 
 from .test_training import QUIET, assert_same_bits, tiny
 
-KILLS = int(os.environ.get("ICL_KILLS", "4"))
+KILLS = int(os.environ.get("ICL_KILLS", "6"))
 
 PROGRAM = """
 import sys, icl, warnings

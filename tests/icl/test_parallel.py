@@ -61,7 +61,7 @@ def loops_around(program):
 
 
 result = {"solo": {}}
-for devices, microbatch in ((4, 2), (8, None)):
+for devices, microbatch in ((2, None), (4, 2), (8, None)):
     config = CONFIG.replace(training_microbatch_size=microbatch)
     learner, optimizer, state = start(config)
     mesh = make_mesh(16, devices=jax.devices()[:devices])
