@@ -5,75 +5,108 @@ layer. Written out, the backward pass needs the probabilities P alone (FlashAtte
 Dao et al. 2022, appendix B.2): dV = P^T dO, dP = dO V^T, dS = P * (dP - rowsum(dP * P)).
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
 from ..dispatch import Implementation
-from ..numerics import einsum, sum_to
+from ..numerics import sum_to
 from ..wiring import differentiable
 from .masks import allowed_pairs
 from .problem import Dimensions, Operands, Problem, hides, may_blind, pack
 from .reference import attention as definition
-from .reference import keep_finite, share_heads
+from .reference import share_heads
+
+
+def _product(problem: Problem, dtype: jnp.dtype, a: jax.Array, b: jax.Array, axes: tuple[int, int]):
+    """A product for each batch row and head of `[B, N, ., .]`, contracting one axis of each."""
+    return jax.lax.dot_general(
+        a,
+        b,
+        ((axes[:1], axes[1:]), ((0, 1), (0, 1))),
+        precision=problem.precision or jax.lax.Precision.HIGHEST,
+        preferred_element_type=dtype,
+    )
+
+
+def _finite(array: jax.Array) -> jax.Array:
+    """0 for what is not finite: times a probability of 0 it would be NaN."""
+    return jnp.where(jnp.isfinite(array), array, 0)
+
+
+def _poisoned(key: jax.Array, value: jax.Array) -> jax.Array:
+    """Keys with NaN for what is not finite in key or value, which reaches the scores of the key."""
+    return jnp.where(jnp.isfinite(key) & jnp.isfinite(value), key, jnp.nan)
+
+
+def _heads_first(array: jax.Array) -> jax.Array:
+    """`[B, T, N, H]` as `[B, N, T, H]`, or back."""
+    return array.swapaxes(1, 2)
 
 
 def _forward(problem: Problem, operands: Operands):
     apart = share_heads(operands)
     query, key, value, bias = apart[:4]
     dtype = jnp.promote_types(query.dtype, jnp.float32)
-    product = einsum(problem.precision, dtype)
-    scores = product("btnh,bsnh->bnts", query, key) * problem.scale
+    product = partial(_product, problem, dtype)
+    hidden = hides(problem, operands)
+    if hidden:
+        key, value = _poisoned(key, value), _finite(value)
+    scores = product(_heads_first(query), _heads_first(key), (3, 3)) * problem.scale
     if bias is not None:
         scores = scores + bias.astype(dtype)
-    if hides(problem, operands):
-        _, value, poison = keep_finite(key, value)
-        scores = jnp.where(
-            allowed_pairs(problem, operands), scores + poison.astype(dtype), -jnp.inf
-        )
-    highest = scores.max(axis=-1, keepdims=True)
-    # A row of NaN or of -inf alone: NaN stays in its columns, and nothing else becomes NaN.
-    highest = jnp.where(jnp.isfinite(highest), highest, 0)
+    if hidden:
+        scores = jnp.where(allowed_pairs(problem, operands), scores, -jnp.inf)
+    # Two maxima, not selects, which XLA's CPU backend does not fuse with the softmax: a row of -inf
+    # alone gives 0, and in every other row the largest weight is 1.
+    highest = jnp.maximum(scores.max(axis=-1, keepdims=True), jnp.finfo(dtype).min)
     weights = jnp.exp(scores - highest)
-    total = weights.sum(axis=-1, keepdims=True)
-    weights = weights / jnp.where(total == 0, 1, total)
+    weights = weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1)
     # Without the barrier XLA computes the softmax again inside each of its users.
     weights = jax.lax.optimization_barrier(weights)
-    result = jnp.matmul(
-        weights.astype(value.dtype),
-        value.swapaxes(1, 2),
-        precision=product.keywords["precision"],
-        preferred_element_type=dtype,
-    )
-    return result.swapaxes(1, 2).astype(query.dtype), weights
+    result = product(weights.astype(value.dtype), _heads_first(value), (3, 2))
+    return _heads_first(result).astype(query.dtype), weights
 
 
 def _backward(problem: Problem, operands: Operands, weights: jax.Array, cotangent: jax.Array):
     sizes = Dimensions.of(operands)
     query, key, value, bias = share_heads(operands)[:4]
     dtype = jnp.promote_types(query.dtype, jnp.float32)
-    product = einsum(problem.precision, dtype)
+    product = partial(_product, problem, dtype)
     if hides(problem, operands):
-        key, value, _ = keep_finite(key, value)
-        allowed = allowed_pairs(problem, operands)
+        key, value = _finite(key), _finite(value)
     if may_blind(problem, operands):
-        sees = allowed.any(axis=-1).swapaxes(1, 2)[..., None]
+        sees = allowed_pairs(problem, operands).any(axis=-1).swapaxes(1, 2)[..., None]
         query, cotangent = jnp.where(sees, query, 0), jnp.where(sees, cotangent, 0)
-    d_value = product("bnts,btnh->bsnh", weights.astype(value.dtype), cotangent)
-    d_weights = product("btnh,bsnh->bnts", cotangent, value)
+    query, key, value, cotangent = map(_heads_first, (query, key, value, cotangent))
+    d_weights = product(cotangent, value, (3, 3))
     d_scores = weights * (d_weights - (d_weights * weights).sum(axis=-1, keepdims=True))
-    if hides(problem, operands):
-        d_scores = jnp.where(allowed, d_scores, 0)
-    d_bias = None if bias is None else sum_to(d_scores, bias.shape).astype(bias.dtype)
-    d_scores = (d_scores * problem.scale).astype(query.dtype)
-    d_query = product("bnts,bsnh->btnh", d_scores, key)
-    d_key = product("bnts,btnh->bsnh", d_scores, query)
+    d_bias = None
+    if bias is not None:
+        seen = d_scores
+        if hides(problem, operands):
+            seen = jnp.where(allowed_pairs(problem, operands), d_scores, 0)
+        d_bias = sum_to(seen, bias.shape).astype(bias.dtype)
+    # In half precision small gradients must be scaled before the cast. Otherwise the scale waits
+    # for the products: XLA's CPU backend would write out a factor for each score.
+    early, late = (problem.scale, 1.0) if query.dtype != dtype else (1.0, problem.scale)
+    d_scores = (d_scores * early).astype(query.dtype)
+    d_query = _heads_first(product(d_scores, key, (3, 2))) * late
+    # The query comes first, as the CPU's matrix library takes no transposed scores.
+    d_key = product(query.swapaxes(2, 3), d_scores, (3, 2)).transpose(0, 3, 1, 2) * late
+    d_value = product(cotangent.swapaxes(2, 3), weights.astype(value.dtype), (3, 2))
+    d_value = d_value.transpose(0, 3, 1, 2)
     if sizes.K != sizes.N:
         shared = (sizes.B, sizes.S, sizes.K, sizes.N // sizes.K, sizes.H)
         d_key, d_value = (d.reshape(shared).sum(axis=3) for d in (d_key, d_value))
     gradient = Operands(
         d_query.astype(query.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype), d_bias
     )
-    return pack(gradient) if operands.is_packed else gradient
+    if not operands.is_packed:
+        return gradient
+    # Without the barrier XLA packs the gradient again inside each of its users.
+    return jax.lax.optimization_barrier(pack(gradient))
 
 
 attention = differentiable(_forward, _backward, definition)
