@@ -8,7 +8,7 @@ NEWEST ?= python3.13 python3.12 $(HOME)/.pyenv/versions/3.13*/bin/python $(HOME)
 PRESET ?= garg/linear-xs
 GPU_PYTHON ?= $(PYTHON)
 
-.PHONY: setup train test test-newest test-gpu lint format bench bench-kernels bench-training check-gpu-code clean
+.PHONY: setup train test test-newest test-gpu lint format bench bench-quick check-gpu-code clean
 
 setup: $(READY)
 
@@ -42,15 +42,17 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: bench-kernels bench-training
-
-bench-kernels: $(READY)
+# What is compared with needs PyTorch, which the library never does.
+PEERS := $(VENV)/.peers
+$(PEERS): $(READY) bench/requirements.txt
 	$(BIN)/python -m pip install --quiet --requirement bench/requirements.txt
-	$(BIN)/python bench/kernels.py $(KERNEL_FLAGS)
+	touch $@
 
-bench-training: $(READY)
-	$(BIN)/python -m pip install --quiet --requirement bench/requirements.txt
-	$(BIN)/python bench/training.py $(BENCH_FLAGS)
+bench: $(PEERS)
+	$(BIN)/python -m bench $(BENCH_FLAGS)
+
+bench-quick: $(PEERS)
+	$(BIN)/python -m bench --quick $(BENCH_FLAGS)
 
 # An environment of its own keeps jax-triton and JAX's CUDA plugin out of the tests'.
 check-gpu-code:
@@ -58,7 +60,7 @@ check-gpu-code:
 	.venv-gpu-code/bin/python -m pip install --quiet --requirement bench/requirements-gpu-code.txt
 	.venv-gpu-code/bin/python -m pip install --quiet --no-deps \
 	  jax-cuda12-plugin==$$(.venv-gpu-code/bin/python -c 'import jax; print(jax.__version__)')
-	.venv-gpu-code/bin/python bench/check_gpu_code.py $(CHECK_FLAGS)
+	.venv-gpu-code/bin/python -m bench gpu-code $(CHECK_FLAGS)
 
 clean:
 	rm -rf $(VENV) .venv-newest .venv-gpu-code build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,1 +1,1 @@
-"""What `check_gpu_code.py` looks at: launches, compiled kernels, lowered programs, traffic."""
+"""What would run on a GPU, checked without one: launches, compiled kernels, programs, traffic."""

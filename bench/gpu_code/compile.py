@@ -20,8 +20,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .calls import OPS, SINGLE, WORKLOADS
-from .launches import Case, Launch, launches, tuned_devices
+from ..kernels.ops import ATTENTION, CASES, SINGLE
+from .launches import Launch, Variant, launches, tuned_devices
 
 CUOBJDUMP = Path(triton.__file__).with_name("backends") / "nvidia" / "bin" / "cuobjdump"
 POINTERS = {
@@ -52,36 +52,39 @@ ARCHITECTURES = {
 }
 
 
-def check(workloads: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
+def check(
+    workloads: Sequence[str], architectures: Sequence[str]
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Compiles every launch of these workloads.
 
     Returns:
       What each compiled kernel takes, and what is not as it has to be.
+
+    Raises:
+      RuntimeError: no such architecture.
     """
-    wanted = [(arch, case) for arch in ARCHITECTURES for case in map(Case, workloads)]
-    wanted += [
-        # sm_80 has the least shared memory, which only wide heads and float32 are near to fill.
-        ("sm_80" if option.endswith("wide") or option in SINGLE else "sm_90", Case(name, option))
-        for op in OPS.values()
-        for option in op.options
-        for name in op.option_workloads
-        if name in workloads
-    ]
+    if unknown := [arch for arch in architectures if arch not in ARCHITECTURES]:
+        raise RuntimeError(f"no {unknown[0]} among {', '.join(ARCHITECTURES)}")
+    wanted = [(arch, Variant(name)) for arch in ARCHITECTURES for name in workloads]
+    for name in workloads:
+        op = CASES[name].op
+        for option in op.options if name in op.option_workloads else ():
+            # sm_80 has the least shared memory, which only wide heads and float32 are near to fill.
+            large = option.endswith("wide") or option in SINGLE
+            wanted.append(("sm_80" if large else "sm_90", Variant(name, option)))
     for device, capability in tuned_devices().items():
-        tuned = [name for name in workloads if WORKLOADS[name][0] == "attention"]
-        wanted += [(f"sm_{capability}", Case(name, device=device)) for name in tuned]
+        tuned = [name for name in workloads if CASES[name].op is ATTENTION]
+        wanted += [(f"sm_{capability}", Variant(name, device=device)) for name in tuned]
     jobs = []
-    for arch, case in wanted:
-        target = ARCHITECTURES[arch].target
-        capability = target.arch if isinstance(target.arch, int) else None
-        platform = "rocm" if capability is None else "cuda"
-        jobs += [(arch, case, made) for made in launches(case, platform, capability)]
+    for arch, variant in wanted:
+        if arch in architectures:
+            capability = ARCHITECTURES[arch].target.arch
+            machine = ("cuda", capability) if isinstance(capability, int) else ("rocm", None)
+            jobs += [(arch, variant, made) for made in launches(variant, *machine)]
     found = _compile_all([(arch, made) for arch, _, made in jobs])
     rows = [
         {
-            "workload": case.workload,
-            "option": case.option,
-            "device": case.device,
+            **variant._asdict(),
             "kernel": made.name,
             "tile": made.tile,
             "warps": made.num_warps,
@@ -90,7 +93,7 @@ def check(workloads: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
             "arch": arch,
             **found[arch, repr(made)],
         }
-        for arch, case, made in jobs
+        for arch, variant, made in jobs
     ]
     return rows, [failure for row in rows for failure in _failures(row)]
 
@@ -174,7 +177,7 @@ def _cubin_usage(cubin: bytes) -> tuple[int, int]:
 
 
 def _products(assembly: str) -> str:
-    """The instructions that multiply matrices; `fma` where no tensor core does."""
+    """The instructions that multiply matrices; `fma` if no tensor core does."""
     return next((name for text, name in PRODUCTS.items() if text in assembly), "fma")
 
 
@@ -208,7 +211,7 @@ def _failures(row: dict[str, Any]) -> list[str]:
     limit = ARCHITECTURES[row["arch"]].program_kib * KIB
     if row["shared"] > limit:
         found.append(f"{name}: {row['shared']} bytes of shared memory, there are {limit}")
-    is_target = WORKLOADS[row["workload"]][1].T <= SHORT and not row["option"]
+    is_target = CASES[row["workload"]].workload.T <= SHORT and not row["option"]
     if row["stack"] and is_target and row["arch"].startswith("sm_"):
         found.append(f"{name}: {row['stack']} bytes of stack, where nothing may spill")
     return found

@@ -8,18 +8,18 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from icl.kernels import targeting
+from icl.kernels import targeting, triton_call
 from icl.kernels.attention import launch
 from icl.kernels.attention import triton as attention_triton
 from icl.kernels.linear_attention import triton as linear_triton
 
-from .calls import SINGLE, call, gradient
+from ..kernels.ops import CASES, SINGLE, Case
 
 CAPABILITIES = {"a100": 80, "h100": 90, "h200": 90, "gh200": 90, "b200": 100, "gb200": 100}
 
 
-class Case(NamedTuple):
-    """A named workload, with an option of its op or none; a tuned table's device or none."""
+class Variant(NamedTuple):
+    """A case by its name, with an option of its op or none; a tuned table's device or none."""
 
     workload: str
     option: str = ""
@@ -55,7 +55,7 @@ class Launch:
 
     @property
     def tile(self) -> str:
-        """As "64x64*8": queries, keys, and batch rows of a program where there are several.
+        """As "64x64*8": queries, keys, and batch rows of a program if there are several.
 
         Linear attention has one length for both, a chunk's.
         """
@@ -65,7 +65,7 @@ class Launch:
         return size + (f"*{rows}" if rows > 1 else "")
 
 
-def launches(case: Case, platform: str, capability: int | None) -> list[Launch]:
+def launches(variant: Variant, platform: str, capability: int | None) -> list[Launch]:
     """Those of an op and of its gradient, as traced for a machine that need not be here."""
     found: dict[str, Launch] = {}
 
@@ -79,16 +79,29 @@ def launches(case: Case, platform: str, capability: int | None) -> list[Launch]:
         found[repr(made)] = made
         return [jnp.zeros(out.shape, out.dtype) for out in outputs]
 
-    function, arguments = call(case.workload, case.option)
-    jax.clear_caches()  # a trace that JAX remembers would make no call
     with (
-        targeting(platform, capability, case.device),
-        jax.default_matmul_precision(SINGLE.get(case.option)),
+        targeting(platform, capability, variant.device),
+        jax.default_matmul_precision(SINGLE.get(variant.option)),
         mock.patch.object(attention_triton, "triton_call", record),
         mock.patch.object(linear_triton, "triton_call", record),
     ):
-        jax.eval_shape(gradient(function), *arguments)
+        trace(CASES[variant.workload]._replace(option=variant.option))
     return list(found.values())
+
+
+def trace(case: Case) -> None:
+    """Traces the op's Triton form and its gradient anew, without running anything."""
+    function, shapes = case.call(implementation="triton")
+    moving = {n: shape for n, shape in shapes.items() if jnp.issubdtype(shape.dtype, jnp.floating)}
+
+    def both(moving, others):
+        out, pull_back = jax.vjp(lambda moving: function(**moving, **others), moving)
+        return out, pull_back(out)
+
+    jax.clear_caches()  # a trace that JAX remembers would make no call
+    # Only lowering needs jax-triton; tracing asks whether it is there.
+    with mock.patch.object(triton_call, "_is_installed", lambda package: True):
+        jax.eval_shape(both, moving, {name: shapes[name] for name in shapes if name not in moving})
 
 
 def tuned_devices() -> dict[str, int]:

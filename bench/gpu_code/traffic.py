@@ -16,19 +16,14 @@ import numpy as np
 from icl.kernels import targeting
 from icl.kernels.interpreter import counting
 
-from .calls import OPS, WORKLOADS, call, call_of, gradient
+from ..kernels.ops import CASES, Case
+from .launches import trace
 
-MOST_FLOPS = 1.3  # times what all pairs take, in attention's rows where T and H fill their tiles
 BATCH = 2
-# The interpreter is slow: from the first length on one batch row and one head, and the second at
-# most.
+# The interpreter is slow: one batch row and one head from the first length on, and no more than
+# the second.
 LONG, LONGEST = 512, 1024
 SHORT = 128  # steps up to which linear attention should move nothing else
-LAUNCHES = {
-    "attention": "icl.kernels.attention.launch",
-    "linear": "icl.kernels.linear_attention.launch",
-    "delta": "icl.kernels.linear_attention.launch",
-}
 
 
 def measure(name: str) -> list[dict[str, Any]]:
@@ -36,23 +31,24 @@ def measure(name: str) -> list[dict[str, Any]]:
 
     They are launched as the whole workload is.
     """
-    op, workload = WORKLOADS[name]
-    launch = importlib.import_module(LAUNCHES[op])
-    plan = _plan(name, launch)
+    case = CASES[name]
+    launch = importlib.import_module(case.op.function.__module__.replace(".api", ".launch"))
+    plan, workload = _plan(case, launch), case.workload
     workload = workload._replace(B=max(BATCH, plan.forward.rows, plan.backward.rows))
     if workload.T >= LONG:
         workload = workload._replace(B=1, N=1, T=min(workload.T, LONGEST))
-    function, shapes = call_of(op, workload)
+    function, shapes = case._replace(workload=workload).call(implementation="triton")
     arguments = jax.tree.map(_draw(np.random.default_rng(0)), shapes)
     with targeting("cuda", 90), launch.forcing(plan):
         with counting() as forward:
-            out, pull_back = jax.block_until_ready(jax.vjp(function, *arguments))
+            out, pull_back = jax.block_until_ready(jax.vjp(lambda a: function(**a), arguments))
         with counting() as backward:
             d_arguments = jax.block_until_ready(pull_back(out))
     size = lambda *trees: sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
     # Linear attention has one form.
     form = getattr(plan, "form", "row" if workload.T <= SHORT else "chunks")
-    row = lambda *found: _row(name, form, workload, *found)
+    case = case._replace(workload=workload)
+    row = lambda *found: _row(name, form, case, *found)
     return [
         row(False, forward, size(arguments, out)),
         row(True, backward, size(arguments, out, d_arguments)),
@@ -69,7 +65,7 @@ def _draw(rng: np.random.Generator) -> Any:
     return draw
 
 
-def _plan(name: str, launch: Any) -> Any:
+def _plan(case: Case, launch: Any) -> Any:
     """The launch of the whole workload, without running it."""
     found = []
 
@@ -77,18 +73,16 @@ def _plan(name: str, launch: Any) -> Any:
         found.append(original(problem, operands))
         return found[-1]
 
-    function, shapes = call(name)
     with targeting("cuda", 90), mock.patch.object(launch, "plan", remember):
-        jax.eval_shape(gradient(function), *shapes)
+        trace(case)
     return found[0]
 
 
 def _row(
-    name: str, form: str, workload: Any, is_backward: bool, counted: Any, least: int
+    name: str, form: str, case: Case, is_backward: bool, counted: Any, least: int
 ) -> dict[str, Any]:
-    moved = counted.loaded + counted.stored
-    useful = workload.flops(is_backward)
-    dense = workload._replace(is_causal=False).flops(is_backward)
+    workload, moved = case.workload, counted.loaded + counted.stored
+    full = case._replace(workload=workload._replace(is_causal=False))
     return {
         "workload": name,
         "form": form,
@@ -100,28 +94,24 @@ def _row(
         "stored": counted.stored,
         "dot_flops": counted.dot_flops,
         "bytes_over_least": moved / least,
-        "flops_over_useful": counted.dot_flops / useful,
-        "flops_over_dense": counted.dot_flops / dense,
+        "flops_over_useful": counted.dot_flops / case.flops(is_backward),
+        "flops_over_dense": counted.dot_flops / full.flops(is_backward),
         "fills_tiles": all(n >= 16 and n & (n - 1) == 0 for n in (workload.T, workload.H)),
     }
 
 
 def failures(rows: list[dict[str, Any]]) -> list[str]:
-    """What is not as it has to be; only reported beyond a row on chip."""
+    """What is not as it has to be; beyond a row on chip nothing has to."""
     found = []
     for row in rows:
         if row["form"] != "row":
             continue
-        op = WORKLOADS[row["workload"]][0]
-        name = f"{row['workload']}, {row['pass']}"
+        op, name = CASES[row["workload"]].op, f"{row['workload']}, {row['pass']}"
         # The interpreter that counts nothing would pass any upper limit.
-        if not 0.99 <= row["bytes_over_least"] <= OPS[op].most_bytes:
+        if not 0.99 <= row["bytes_over_least"] <= op.most_bytes:
             found.append(f"{name}: moves {row['bytes_over_least']:.3f} times the least bytes")
-        if (
-            op == "attention"
-            and row["fills_tiles"]
-            and not 0.99 <= row["flops_over_dense"] <= MOST_FLOPS
-        ):
+        limited = row["fills_tiles"] and op.most_flops is not None
+        if limited and not 0.99 <= row["flops_over_dense"] <= op.most_flops:
             found.append(f"{name}: {row['flops_over_dense']:.3f} times the operations of all pairs")
     return found
 

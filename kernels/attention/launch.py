@@ -1,7 +1,7 @@
 """How the Triton kernels are launched: a table per device that ships, a heuristic behind it.
 
-A table is `launch_tables/<device>.json`, written by `bench/tune.py` on that device: from the key of
-a call (see `key_of`) to the plan that was fastest there. Nothing is tuned at run time.
+A table is `launch_tables/<device>.json`, written by `python -m bench tune` on that device: from the
+key of a call (see `key_of`) to the plan that was fastest there. Nothing is tuned at run time.
 """
 
 import contextlib
@@ -135,7 +135,7 @@ def write_table(path: Path, plans: dict[str, Plan], **about: Any) -> None:
 
 
 def heuristic(problem: Problem, operands: Operands) -> Plan:
-    """A launch that fits on chip everywhere; see `bench/check_gpu_code.py` for its registers."""
+    """A launch that fits on chip everywhere; see `make check-gpu-code` for its registers."""
     return forms(operands)[0]
 
 

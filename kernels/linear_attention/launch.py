@@ -73,7 +73,7 @@ def _check_fits(plan: Plan, sizes: Dimensions) -> None:
 
 
 # Steps of a chunk and warps, forward and backward, by the width of a head: larger chunks, or fewer
-# warps, spill on one GPU or another; see `bench/check_gpu_code.py`. The system that the delta rule
+# warps, spill on one GPU or another; see `make check-gpu-code`. The system that the delta rule
 # solves grows with the cube of the chunk, so its forward chunks are the smallest there are, but
 # the backward pass is left a state for each of its own.
 _CHUNKS = {

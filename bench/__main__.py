@@ -1,0 +1,84 @@
+"""Runs the benchmarks: `python -m bench` for all of them, `python -m bench NAME --help` for one."""
+
+import argparse
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+from bench.common.driver import conclude, run
+from bench.common.report import BENCH, write_page
+from bench.common.worker import ROOT
+
+# Every command and what it is for. Those in REPORTS measure something; the others have a main.
+COMMANDS = {
+    "training": "a training step, beside PyTorch trainers",
+    "kernels": "attention and linear attention, beside their peers",
+    "sampling": "drawing prompts, beside host samplers",
+    "lasso": "the lasso of every prefix, beside scikit-learn's loop",
+    "populations": "a population in one program, beside one model",
+    "profile": "where a training step's time goes",
+    "scaling": "how our step grows with batch, length and depth",
+    "tune": "the fastest launches on this GPU, into a table",
+    "gpu-code": "what would run on a GPU, checked without one",
+}
+MAINS = {"tune": "bench.kernels.tune", "gpu-code": "bench.gpu_code.check"}
+# What `python -m bench` runs, and with which arguments if it is to be quick.
+WHOLE = {
+    "training": ["xs@64", "--rounds", "3"],
+    "kernels": [
+        *("garg", "short-full", "linear-short", "delta-short"),
+        *("--rounds", "3", "--seconds", "2"),
+    ],
+    "sampling": ["linear_regression", "decision_tree", "--rounds", "3"],
+    "lasso": ["--prompts", "256", "--loop-prompts", "4", "--checked-prompts", "1", "--rounds", "3"],
+    "populations": ["--members", "2", "--rounds", "3"],
+}
+COMPARED = ("training", "kernels")  # which of them take --against
+QUICK_OUT = Path("build/bench-quick")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one benchmark, or all; returns 0, or 1 if anything failed or was not measured."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in COMMANDS:
+        name, *rest = argv
+        if name in MAINS:
+            return importlib.import_module(MAINS[name]).main(rest)
+        return run(name, rest)
+    described = "\n".join(f"  {name:12} {what}" for name, what in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=f"Without a name: {', '.join(WHOLE)}, and the page RESULTS.md.",
+        epilog=f"names, each with a --help of its own:\n{described}",
+    )
+    parser.add_argument("name", nargs="?", choices=COMMANDS, metavar="NAME", help="one benchmark")
+    parser.add_argument("--quick", action="store_true", help="a few cases, in about two minutes")
+    parser.add_argument("--against", metavar="REVISION", help="another revision of ours in turn")
+    parser.add_argument(
+        "--out", type=Path, help=f"folder for results and page; bench/, or {QUICK_OUT} if --quick"
+    )
+    return _run_all(parser.parse_args(argv))
+
+
+def _run_all(options: argparse.Namespace) -> int:
+    """Each benchmark in a process of its own, and then the page."""
+    out = options.out or (QUICK_OUT if options.quick else None)
+    problems = []
+    for name, quick in WHOLE.items():
+        arguments = quick if options.quick else []
+        arguments = [*arguments, *(["--out", str(out.resolve())] if out else [])]
+        if options.against and name in COMPARED:
+            arguments += ["--against", options.against]
+        command = [sys.executable, "-m", "bench", name, *arguments]
+        print(f"\n== {name}", flush=True)
+        if subprocess.run(command, cwd=ROOT).returncode:
+            problems.append(f"something of {name}; its last lines say what")
+    page = write_page(out or BENCH)
+    print(f"\n{page.read_text()}\nwritten to {page}")
+    return conclude(problems)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

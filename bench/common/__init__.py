@@ -1,0 +1,1 @@
+"""What every benchmark is made of: processes, turns, the machine, results and their page."""

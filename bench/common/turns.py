@@ -1,0 +1,77 @@
+"""Things timed in turn, so that a slow spell of the machine hits all of them alike."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+FEWEST_ROUNDS = 3
+
+
+class HasCpuSeconds(Protocol):
+    @property
+    def cpu_seconds(self) -> float: ...
+
+
+def take_turns(
+    turns: Mapping[str, Callable[[], float]],
+    workers: Collection[HasCpuSeconds],
+    rounds: int,
+    seconds: float | None = None,
+) -> tuple[dict[str, list[float]], float | None]:
+    """Calls each in turn, several times round.
+
+    Args:
+      turns: what to call, by name.
+      workers: the processes that do the work.
+      rounds: how often each is called.
+      seconds: if that would take longer, fewer rounds, but at least `FEWEST_ROUNDS`.
+
+    Returns:
+      What each returned by name, a number a round; and the share of the cores' time that other
+      processes took meanwhile, None if the system does not tell.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in turns}
+    started, busy = time.perf_counter(), _busy_seconds()
+    own = -sum(worker.cpu_seconds for worker in workers)
+    done = 0
+    while done < rounds:
+        for name, turn in turns.items():
+            taken[name].append(turn())
+        done += 1
+        if done == 1 and seconds is not None:
+            affordable = int(seconds / (time.perf_counter() - started))
+            rounds = min(rounds, max(FEWEST_ROUNDS, affordable))
+    own += sum(worker.cpu_seconds for worker in workers)
+    busy_now, elapsed = _busy_seconds(), time.perf_counter() - started
+    if busy is None or busy_now is None:
+        return taken, None
+    return taken, max(0.0, (busy_now - busy - own) / elapsed / (os.cpu_count() or 1))
+
+
+def summary(values: list[float]) -> dict[str, Any]:
+    """Median, minimum and maximum, and the values themselves, a number a round."""
+    return {
+        "median": statistics.median(values),
+        "min": min(values),
+        "max": max(values),
+        "rounds": values,
+    }
+
+
+def ratios(numerators: list[float], denominators: list[float]) -> dict[str, Any]:
+    """`summary` of the ratios round by round, of two that took turns."""
+    return summary([a / b for a, b in zip(numerators, denominators, strict=True)])
+
+
+def _busy_seconds() -> float | None:
+    """CPU time of all processes, and what a virtual machine was refused, since the start."""
+    try:
+        times = [int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
+    except OSError:
+        return None
+    user, nice, system, _idle, _waiting, interrupt, soft_interrupt, stolen = times[:8]
+    ticks = user + nice + system + interrupt + soft_interrupt + stolen
+    return ticks / os.sysconf("SC_CLK_TCK")

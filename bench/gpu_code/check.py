@@ -1,0 +1,157 @@
+"""Checks without a GPU what will run on one: see bench/README.md."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..common import machine
+from ..common.report import BENCH, Table
+from ..common.worker import ROOT
+from ..kernels.ops import CASES
+
+WORKLOADS = [name for name, case in CASES.items() if not case.option]
+PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+
+Rows = list[dict[str, Any]]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the checks; returns 0, or 1 if a target is missed or a stage cannot run."""
+    # Interpreted kernels are not compiled; the process that counts their traffic sets it again.
+    for name in ("ICL_KERNELS_INTERPRET", "TRITON_INTERPRET"):
+        os.environ.pop(name, None)
+    options = _parse(argv)
+    results: dict[str, Any] = {"machine": machine.describe()}
+    failures: list[str] = []
+    for stage in options.only:
+        try:
+            _need("triton")
+            results[stage], failed = STAGES[stage](options)
+            failures += failed
+        except RuntimeError as error:
+            failures.append(f"{stage}: {error}")
+    if options.out or options.is_whole:
+        path = (options.out or BENCH) / "results" / "gpu-code.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results | {"failures": failures}, indent=1) + "\n")
+        print(f"\nwritten to {path}")
+    for failure in failures:
+        print(f"FAILED {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench gpu-code", description=__doc__)
+    parser.add_argument("workloads", nargs="*", help=f"{', '.join(WORKLOADS)}; all unless given")
+    parser.add_argument("--only", choices=STAGES, action="append", help="one stage, not all three")
+    parser.add_argument("--arch", action="append", help="compiles for one, as sm_90, not for all")
+    parser.add_argument("--out", type=Path, help="folder for results/ in place of bench/ itself")
+    options = parser.parse_args(argv)
+    unknown = [name for name in options.workloads if name not in WORKLOADS]
+    if unknown:
+        parser.error(f"no workload {unknown[0]!r}; there are {', '.join(WORKLOADS)}")
+    # A part of the checks must not take the place of the whole file.
+    options.is_whole = not (options.workloads or options.only or options.arch)
+    options.workloads = options.workloads or WORKLOADS
+    options.only = options.only or list(STAGES)
+    return options
+
+
+def _compilation(options: argparse.Namespace) -> tuple[Rows, list[str]]:
+    from .compile import ARCHITECTURES, check
+
+    rows, failures = check(options.workloads, options.arch or list(ARCHITECTURES))
+    kernels: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in rows:
+        if not row["option"] and not row["device"]:
+            key = (row["workload"], row["kernel"], row["tile"], str(row["warps"]))
+            kernels.setdefault(key, {})[row["arch"]] = _cell(row)
+    archs = list(dict.fromkeys(row["arch"] for row in rows))
+    table = [[*key, *(cells.get(arch, "") for arch in archs)] for key, cells in kernels.items()]
+    print(
+        "\ncompiled kernels: registers of a thread, +bytes it spills, KiB of shared memory, matrix "
+        f"instructions, programs a multiprocessor\n\n"
+        f"{Table(['workload', 'kernel', 'tile', 'warps', *archs], table, left=3)}"
+    )
+    for kind, name in (("option", "options"), ("device", "tuned tables")):
+        others = [row for row in rows if row[kind]]
+        spilling = [row for row in others if row.get("stack")]
+        print(f"\n{name}: {len(others)} more kernels compiled, {len(spilling)} spill")
+        for row in spilling:
+            about = [str(row[key]) for key in (kind, "workload", "kernel", "tile", "warps", "arch")]
+            print(f"  {', '.join(about)}: {_cell(row)}")
+    return rows, failures
+
+
+def _cell(row: dict[str, Any]) -> str:
+    """As "255+24 41K wgmma 2"."""
+    if "error" in row:
+        return "error"
+    stack = f"+{row['stack']}" if row["stack"] else ""
+    fitting = row.get("programs_a_multiprocessor", "")
+    kib = row["shared"] / 1024
+    return f"{row['registers']}{stack} {kib:.0f}K {row['products']} {fitting}".rstrip()
+
+
+def _lowering(options: argparse.Namespace) -> tuple[Rows, list[str]]:
+    _need("jax_triton")
+    _need(*PLUGINS)
+    checks = _run("lowering", XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    table = []
+    for check in checks:
+        found = check["found"]
+        if isinstance(found, dict):
+            found = ", ".join(f"{number} {name}" for name, number in found.items())
+        table.append([check["check"], str(found), "ok" if check["passed"] else "FAILED"])
+    print(f"\nprograms lowered for CUDA\n\n{Table(['', 'found', ''], table, left=2)}")
+    return checks, [f"{c['check']}: {c['found']}" for c in checks if not c["passed"]]
+
+
+def _traffic(options: argparse.Namespace) -> tuple[Rows, list[str]]:
+    from .traffic import failures
+
+    rows = _run("traffic", *options.workloads, ICL_KERNELS_INTERPRET="1")
+    headings = ("workload", "form", "pass", "T", "bytes", "operations", "over all pairs")
+    ratios = ("bytes_over_least", "flops_over_useful", "flops_over_dense")
+    table = [
+        [row["workload"], row["form"], row["pass"], str(row["length"])]
+        + [f"{row[ratio]:.2f}" for ratio in ratios]
+        for row in rows
+    ]
+    print(
+        "\nwhat kernels move and multiply, over the least that has to be; operations over what "
+        "causality needs,\nand over all T x T pairs, which a row in one tile always computes\n\n"
+        f"{Table(headings, table, left=3)}"
+    )
+    return rows, failures(rows)
+
+
+STAGES = {"compilation": _compilation, "lowering": _lowering, "traffic": _traffic}
+
+
+def _need(*modules: str) -> None:
+    """Raises RuntimeError if none of the modules is installed."""
+    if len(machine.missing(*modules)) == len(modules):
+        raise RuntimeError(f"no {' or '.join(modules)} here; `make check-gpu-code` installs it")
+
+
+def _run(module: str, *arguments: str, **environment: str) -> Rows:
+    """The rows that a module beside this one prints as JSON, in a process of its own.
+
+    Raises:
+      RuntimeError: it failed, and its standard error says why.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", f"{__package__}.{module}", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f"its process ended with status {done.returncode}; see above")
+    return json.loads(done.stdout.splitlines()[-1])

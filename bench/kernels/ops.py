@@ -1,0 +1,247 @@
+"""The ops that are timed and checked: what each takes, what is right, and who computes it.
+
+No array is made here, so that a process of another framework's may read it.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from icl import kernels
+from icl.kernels.attention.workloads import WORKLOADS as ATTENTION_WORKLOADS
+from icl.kernels.linear_attention.workloads import WORKLOADS as LINEAR_WORKLOADS
+
+from . import definitions
+from .definitions import Arrays
+
+FORWARD, BOTH = DIRECTIONS = ("forward", "forward+backward")
+OURS = ("ours", "triton", "xla", "reference")
+PEERS = (
+    "jnp",
+    "jax-cudnn",
+    "jax-xla",
+    "tokamax",
+    "torch-sdpa",
+    "torch-flex",
+    "torch-chunked",
+    "fla",
+)
+DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
+# JAX's default_matmul_precision by the option; they are the options that are about float32.
+SINGLE = {"float32": None, "tf32": "tensorfloat32", "tf32x3": "high", "float32 wide": None}
+PRECISIONS = ("float16", "wide", *SINGLE)
+
+Shape = jax.ShapeDtypeStruct
+Shapes = dict[str, Shape]
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    """A public op of `icl.kernels`.
+
+    function: the op itself.
+    arguments: `(workload, dtype, option, width)` to its arrays' shapes and its other keywords.
+    definition: see `definitions`.
+    contestants: names by platform and framework; `ours` is the implementation that a call takes
+      if it names none.
+    yardstick: by platform, whose errors ours are measured by, and how many times as large they may
+      be; a peer's may be twice that.
+    heads_first: PyTorch's functions are fastest on `[B, N, T, H]`.
+    options: what the GPU code check compiles the kernels with, one at a time.
+    option_workloads: the cases for which it does.
+    widest: most features that a head may have.
+    most_bytes: bytes that a row form may move, over the fewest.
+    most_flops: operations of a row form that fills its tiles, over those of all pairs;
+      None for no limit.
+    """
+
+    function: Callable
+    arguments: Callable[[Any, Any, str, int], tuple[Shapes, dict[str, Any]]]
+    definition: Callable[[bool, Arrays, np.ndarray], Arrays]
+    contestants: dict[str, dict[str, tuple[str, ...]]]
+    yardstick: dict[str, tuple[str, int]]
+    heads_first: bool = False
+    options: tuple[str, ...] = ()
+    option_workloads: tuple[str, ...] = ()
+    widest: int = 128
+    most_bytes: float = 1.1
+    most_flops: float | None = None
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+
+class Case(NamedTuple):
+    """An op at a workload, with an option of the op or none."""
+
+    op: Op
+    workload: Any
+    option: str = ""
+
+    def call(self, dtype: str = "bfloat16", **static: Any) -> tuple[Callable[..., Any], Shapes]:
+        """The op as a function of keywords, and the shapes of these.
+
+        Args:
+          dtype: of the tensors, unless the option says otherwise.
+          static: further keywords of the op.
+        """
+        single = "float32" if self.option in SINGLE else dtype
+        own = jnp.dtype("float16" if self.option == "float16" else single)
+        width = self.op.widest if self.option.endswith("wide") else self.workload.H
+        shapes, keywords = self.op.arguments(self.workload, own, self.option, width)
+        function = kernels.packed_dot_product_attention if "qkv" in shapes else self.op.function
+        return functools.partial(function, **keywords, **static), shapes
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the inputs, and of the output's cotangent `d_out`; batch, length and heads first."""
+        wide = self.workload[:4]
+        return {name: array.shape for name, array in self.call()[1].items()} | {"d_out": wide}
+
+    def draw(self, normals: dict[str, Any]) -> list[Any]:
+        """The inputs and the cotangent from normal numbers of `shapes`, of whichever framework."""
+        drawn = dict(normals)
+        if "beta" in drawn:
+            drawn["key"] = drawn["key"] / (drawn["key"] ** 2).sum(-1)[..., None] ** 0.5
+            drawn["beta"] = 1 / (1 + math.e ** -drawn["beta"])
+        if "log_decay" in drawn:
+            drawn["log_decay"] = -0.1 * drawn["log_decay"] ** 2
+        return list(drawn.values())
+
+    def expected(self, arrays: list[np.ndarray]) -> Arrays:
+        """The results by definition, of what `draw` gives in float64."""
+        *inputs, d_out = arrays
+        return self.op.definition(self.workload.is_causal, dict(zip(self.shapes(), inputs)), d_out)
+
+    def flops(self, is_backward: bool) -> int:
+        """Operations in the products that must be done, in one pass."""
+        delta = {"is_delta": True} if self.op.function is kernels.delta_rule else {}
+        return self.workload.flops(is_backward, **delta)
+
+    def work(self, direction: str, itemsize: int) -> tuple[int, int]:
+        """Fewest bytes to move, and operations, in one direction.
+
+        Inputs are read and the output is written forward; backward reads inputs and cotangent, and
+        writes the gradients.
+        """
+        *inputs, out = (itemsize * math.prod(shape) for shape in self.shapes().values())
+        if direction == FORWARD:
+            return sum(inputs) + out, self.flops(False)
+        return 3 * sum(inputs) + 2 * out, self.flops(False) + self.flops(True)
+
+
+def _attention(workload: Any, own: Any, option: str, width: int) -> tuple[Shapes, dict[str, Any]]:
+    batch, length, heads = workload[:3]
+    wide = lambda heads: Shape((batch, length, heads, width), own)
+    keys = wide(max(1, heads // 4) if option == "grouped" else heads)
+    shapes = {"query": wide(heads), "key": keys, "value": keys}
+    static: dict[str, Any] = dict(is_causal=workload.is_causal)
+    if option == "packed":
+        shapes = {"qkv": Shape((batch, length, 3, heads, width), own)}
+    elif option == "bias":
+        shapes["bias"] = Shape((heads, length, length), jnp.float32)
+    elif option == "batch bias":
+        shapes["bias"] = Shape((batch, heads, length, length), own)
+    elif option == "mask":
+        shapes["mask"] = Shape((batch, 1, length, length), jnp.bool_)
+    elif option == "lengths":
+        lengths = Shape((batch,), jnp.int32)
+        shapes |= {"query_seq_lengths": lengths, "key_value_seq_lengths": lengths}
+    elif option == "window":
+        static["local_window_size"] = (length // 4, length // 4)
+    return shapes, static
+
+
+def _packed(workload: Any, own: Any, option: str, width: int) -> tuple[Shapes, dict[str, Any]]:
+    return _attention(workload, own, "packed", width)
+
+
+def _recurrence(workload: Any, own: Any, option: str, width: int) -> tuple[Shapes, dict[str, Any]]:
+    batch, length, heads = workload[:3]
+    tensor, numbers = Shape((batch, length, heads, width), own), (batch, length, heads)
+    shapes, static = {"query": tensor, "key": tensor, "value": tensor}, {}
+    if option in ("decay", "everything") and workload.is_causal:
+        shapes["log_decay"] = Shape(numbers, jnp.float32)
+    if option in ("state", "everything"):
+        shapes["initial_state"] = Shape((batch, heads, width, width), jnp.float32)
+        static["return_state"] = True
+    return shapes, static
+
+
+def _linear(workload: Any, own: Any, option: str, width: int) -> tuple[Shapes, dict[str, Any]]:
+    shapes, static = _recurrence(workload, own, option, width)
+    static["is_causal"] = workload.is_causal
+    if option in ("normalize", "everything"):
+        static["normalize"] = True
+        if "initial_state" in shapes:  # it has the sum of the keys beside those of the values
+            *batch, state = shapes["initial_state"].shape
+            shapes["initial_state"] = Shape((*batch, state + 1), jnp.float32)
+    if option in ("lengths", "everything"):
+        shapes["key_value_seq_lengths"] = Shape(workload[:1], jnp.int32)
+    return shapes, static
+
+
+def _delta(workload: Any, own: Any, option: str, width: int) -> tuple[Shapes, dict[str, Any]]:
+    shapes, static = _recurrence(workload, own, option, width)
+    return shapes | {"beta": Shape(workload[:3], jnp.float32)}, static
+
+
+_attention_op = functools.partial(
+    Op,
+    contestants={
+        "cpu": {"jax": ("ours", "xla", "reference", "jnp", "jax-xla"), "torch": ("torch-sdpa",)},
+        "cuda": {
+            "jax": ("ours", "triton", "xla", "jnp", "jax-cudnn", "jax-xla", "tokamax"),
+            "torch": ("torch-sdpa", "torch-flex"),
+        },
+    },
+    yardstick={"cpu": ("jax-xla", 2), "cuda": ("jax-xla", 2)},
+    widest=256,
+    most_bytes=1.05,
+    most_flops=1.3,
+)
+_recurrent_op = functools.partial(
+    Op,
+    definition=definitions.recurrence,
+    contestants={
+        "cpu": {"jax": ("ours", "xla", "reference"), "torch": ("torch-chunked",)},
+        "cuda": {"jax": ("ours", "triton", "xla"), "torch": ("torch-chunked", "fla")},
+    },
+    # Whoever takes a chunk at once has differences of sums where single steps have none.
+    yardstick={"cpu": ("reference", 4), "cuda": ("xla", 2)},
+)
+
+ATTENTION = _attention_op(
+    kernels.dot_product_attention,
+    _attention,
+    definitions.attention,
+    heads_first=True,
+    options=("bias", "batch bias", "mask", "lengths", "window", "grouped", "packed", *PRECISIONS),
+    # A row of one tile and one warp, one of a block, one of several, and the tiled form.
+    option_workloads=("tiny-causal", "garg", "medium-full", "long-causal"),
+)
+PACKED = _attention_op(kernels.packed_dot_product_attention, _packed, definitions.packed_attention)
+LINEAR = _recurrent_op(
+    kernels.linear_attention,
+    _linear,
+    options=("decay", "state", "lengths", "normalize", "everything", *PRECISIONS),
+    option_workloads=("linear-tiny", "linear-short", "linear-oswald", "linear-long"),
+)
+DELTA = _recurrent_op(
+    kernels.delta_rule,
+    _delta,
+    options=("decay", "state", "everything", *PRECISIONS),
+    option_workloads=("delta-tiny", "delta-short", "delta-long"),
+)
+
+CASES = {name: Case(ATTENTION, w) for name, w in ATTENTION_WORKLOADS.items()}
+CASES |= {f"packed-{n}": Case(PACKED, ATTENTION_WORKLOADS[n]) for n in ("garg", "short-causal")}
+CASES |= {f"linear-{name}": Case(LINEAR, w) for name, w in LINEAR_WORKLOADS.items()}
+CASES["decay-short"] = Case(LINEAR, LINEAR_WORKLOADS["short"], "decay")
+CASES |= {f"delta-{n}": Case(DELTA, w) for n, w in LINEAR_WORKLOADS.items() if w.is_causal}

@@ -1,0 +1,221 @@
+"""Finds the fastest launches of the Triton kernels on this GPU, and writes them where they look."""
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from icl.kernels.attention import launch, triton
+from icl.kernels.attention.launch import Config, Plan
+from icl.kernels.attention.problem import Operands, Problem
+from icl.kernels.attention.workloads import WORKLOADS
+from icl.kernels.dispatch import target
+
+from ..common import machine
+from ..common.worker import describe_error
+from .device_time import Program, Timer, launch_one_by_one
+from .jax_side import attend, directed, draw
+from .ops import BOTH, CASES, FORWARD, Case
+from .sides import EPS, input_sets
+
+GAIN = 0.99  # of the time up to now, which a launch must undercut to replace the one before
+HOPELESS = 1.5  # times the best form: a form that starts slower than this is not tuned
+BLOCKS = (16, 32, 64, 128)
+WARPS = (1, 2, 4, 8)
+SCORES_A_THREAD = (4, 256)
+MOST_ROWS = 16
+
+# Seconds of a plan in a direction, infinite if it cannot run or is wrong.
+Measure = Callable[[Plan, str], float]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Tunes; returns 0, or 2 if there is nothing to tune."""
+    options = _parse(argv)
+    launch_one_by_one()
+    here = target()
+    cases = by_key(options.workloads, options.dtype)
+    reason = None if here.platform == "cuda" else f"this is {here.platform!r}"
+    for case in cases.values():
+        problem, operands = call_of(case, options.dtype)
+        reason = reason or triton.IMPLEMENTATION.refusal(here, problem, operands)
+    if reason:
+        print(f"nothing to tune here: launches are tuned on an NVIDIA GPU, and {reason}")
+        return 2
+    about = machine.describe()
+    path = launch.table_path(here.device)
+    plans = dict(launch.read_table(path))  # what is not tuned now stays
+    if options.out:
+        path = options.out / path.name
+    timer = Timer(here.platform)
+    for key, case in cases.items():
+        print(key, flush=True)
+        trial = Trial(case, options.dtype, timer, options.seconds)
+        plans[key] = best_plan(call_of(case, options.dtype)[1], trial.seconds)
+        # After every key, so that what was found is kept if the next one is cut short.
+        known = {"versions": about["versions"], "revision": about["revision"]}
+        launch.write_table(path, plans, device=here.device, **known)
+    print(f"timed by {timer.method}; written to {path}")
+    return 0
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench tune", description=__doc__)
+    parser.add_argument("workloads", nargs="*", help=f"{', '.join(WORKLOADS)}; all unless given")
+    parser.add_argument("--dtype", default="bfloat16", choices=tuple(EPS))
+    parser.add_argument("--out", type=Path, help="folder for the table in place of the kernels'")
+    parser.add_argument(
+        "--seconds", type=float, default=180, help="after which a key gets no more launches to try"
+    )
+    options = parser.parse_args(argv)
+    unknown = [name for name in options.workloads if name not in WORKLOADS]
+    if unknown:
+        parser.error(f"no workload {unknown[0]!r}; there are {', '.join(WORKLOADS)}")
+    options.workloads = options.workloads or list(WORKLOADS)
+    return options
+
+
+def call_of(case: Case, dtype: str) -> tuple[Problem, Operands]:
+    """The case as the kernels are told of it, in shapes."""
+    workload = case.workload
+    return Problem(workload.H**-0.5, workload.is_causal), Operands(**case.call(dtype)[1])
+
+
+def by_key(names: Iterable[str], dtype: str) -> dict[str, Case]:
+    """The largest of the cases that share an entry of the table, by its key."""
+    largest: dict[str, Case] = {}
+    for case in (CASES[name] for name in names):
+        key = launch.key_of(*call_of(case, dtype))
+        other = largest.setdefault(key, case)
+        largest[key] = max(case, other, key=lambda c: c.workload.bytes(backward=False))
+    return largest
+
+
+def best_plan(operands: Operands, measure: Measure) -> Plan:
+    """The fastest plan, of the forms by the time of forward plus backward.
+
+    One form serves both directions, because the tiled one saves what its backward pass needs.
+
+    Args:
+      operands: shapes of a call.
+      measure: times a plan for it.
+
+    Raises:
+      RuntimeError: nothing runs.
+    """
+    best, best_seconds = None, float("inf")
+    for plan in launch.forms(operands):
+        if measure(plan, BOTH) > HOPELESS * best_seconds:
+            continue
+        plan = _improve(plan, "forward", FORWARD, operands, measure)
+        plan = _improve(plan, "backward", BOTH, operands, measure)
+        if plan.backward_queries is not None:
+            plan = _improve(plan, "backward_queries", BOTH, operands, measure)
+        seconds = measure(plan, BOTH)
+        print(f"  {1e6 * seconds:.1f} us {plan}", flush=True)
+        if seconds < best_seconds:
+            best, best_seconds = plan, seconds
+    if best is None:
+        raise RuntimeError("no launch of any form runs; see above")
+    return best
+
+
+def _improve(plan: Plan, field: str, direction: str, operands: Operands, measure: Measure) -> Plan:
+    """The plan with the fastest launch of one kernel: blocks and warps first, then the rest."""
+    seconds = measure(plan, direction)
+    for choices in (_blocks, _stages, _rows):
+        for config in choices(plan.form, getattr(plan, field), operands):
+            candidate = dataclasses.replace(plan, **{field: config})
+            if (taken := measure(candidate, direction)) < GAIN * seconds:
+                plan, seconds = candidate, taken
+    return plan
+
+
+def _blocks(form: str, start: Config, operands: Operands) -> Iterator[Config]:
+    queries, keys = _block_sizes(operands.query.shape[1]), [start.block_s]
+    if form == "tiled":
+        queries, keys = queries[-3:], _block_sizes(operands.key.shape[1])[-3:]
+    fewest, most = SCORES_A_THREAD
+    for block_t in queries:
+        for block_s in keys:
+            for num_warps in WARPS:
+                if fewest <= block_t * block_s // (32 * num_warps) <= most:
+                    yield dataclasses.replace(
+                        start, block_t=block_t, block_s=block_s, num_warps=num_warps
+                    )
+
+
+def _block_sizes(length: int) -> list[int]:
+    return [block for block in BLOCKS if block <= max(16, launch.next_power_of_2(length))]
+
+
+def _stages(form: str, start: Config, operands: Operands) -> Iterator[Config]:
+    for num_stages in (1, 2) if form == "row" else (1, 2, 3, 4):
+        yield dataclasses.replace(start, num_stages=num_stages)
+
+
+def _rows(form: str, start: Config, operands: Operands) -> Iterator[Config]:
+    (batch, _, heads, _), rows = operands.key.shape, 1
+    while form == "row" and rows <= MOST_ROWS and batch % rows == 0:
+        if batch // rows * heads < launch.FEWEST_PROGRAMS:
+            return
+        yield dataclasses.replace(start, rows=rows)
+        rows *= 2
+
+
+class Trial:
+    """A case to try plans on, and the XLA form's results for it.
+
+    Args:
+      seconds: after which no more plans are tried.
+    """
+
+    def __init__(self, case: Case, dtype: str, timer: Timer, seconds: float):
+        self._case, self._timer = case, timer
+        self._tolerance = max(2 * EPS[dtype], 1e-5)
+        self._inputs = draw(case, dtype, 0, input_sets(case, dtype))
+        self._expected = self._program("xla", BOTH)(*self._inputs[0])
+        # Compiled once for all, because JAX's caches are cleared for every plan.
+        self._errors = {
+            direction: Program(_relative_errors, 2 * [self._expected[:count]])
+            for direction, count in ((FORWARD, 1), (BOTH, 4))
+        }
+        self._known: dict[tuple[Plan, str], float] = {}
+        self._deadline = time.monotonic() + seconds
+
+    def seconds(self, plan: Plan, direction: str) -> float:
+        """Seconds a call; infinite if the plan cannot run, is wrong, or comes too late."""
+        key = (plan, direction)
+        if key not in self._known:
+            if self._known and time.monotonic() > self._deadline:
+                return float("inf")
+            try:
+                self._known[key] = self._timer.seconds(self.compile(plan, direction), self._inputs)
+            except Exception as error:
+                print(f"  {direction} {plan}: {describe_error(error)}", flush=True)
+                self._known[key] = float("inf")
+        return self._known[key]
+
+    def compile(self, plan: Plan, direction: str) -> Program:
+        """A program made with the plan, once it is checked. Raises ValueError if it is wrong."""
+        jax.clear_caches()  # of anything traced under another plan
+        with launch.forcing(plan):
+            program = self._program("triton", direction)
+        found = program(*self._inputs[0])
+        errors = self._errors[direction](found, self._expected[: len(found)])
+        if not all(float(error) <= self._tolerance for error in errors):  # NaN is above too
+            raise ValueError(f"off from the XLA form by {[f'{float(e):.1e}' for e in errors]}")
+        return program
+
+    def _program(self, implementation: str, direction: str) -> Program:
+        return Program(directed(attend(self._case, implementation), direction), self._inputs[0])
+
+
+def _relative_errors(found: Sequence[jax.Array], wanted: Sequence[jax.Array]) -> list[jax.Array]:
+    wide = lambda array: array.astype(jnp.float32).ravel()
+    norm = lambda array: jnp.sqrt(jnp.vdot(array, array))
+    return [norm(wide(a) - wide(b)) / norm(wide(b)) for a, b in zip(found, wanted, strict=True)]

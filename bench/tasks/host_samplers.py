@@ -1,0 +1,125 @@
+"""Task samplers on the host, written the way the public trainers write theirs, in PyTorch.
+
+Garg et al.'s and Park et al.'s code: inputs and weights drawn in one call, and a Python loop over
+the prompts of a batch where a prompt needs an index of its own. Each takes a batch size and the
+family's settings, and returns inputs `[B, P, D]` and labels. A family without a sampler of its name
+here is in `sampling.NO_PEER`.
+"""
+# torch is needed by the benchmarks alone, so type checkers may not find it.
+# pyright: reportMissingImports=false
+
+import math
+
+import torch
+
+
+def linear_regression(batch, family):
+    x = torch.randn(batch, family.points, family.dim)
+    w = torch.randn(batch, family.dim, 1)
+    return x, (x @ w)[:, :, 0]
+
+
+def sparse_linear_regression(batch, family):
+    x = torch.randn(batch, family.points, family.dim)
+    w = torch.randn(batch, family.dim, 1)
+    for row in w:
+        zeroed = torch.ones(family.dim).bool()
+        zeroed[torch.randperm(family.dim)[: family.nonzeros]] = False
+        row[zeroed] = 0
+    return x, (x @ w)[:, :, 0]
+
+
+def quadratic_regression(batch, family):
+    x = torch.randn(batch, family.points, family.dim)
+    w = torch.randn(batch, family.dim, 1)
+    return x, ((x**2) @ w)[:, :, 0] / math.sqrt(3)
+
+
+def linear_classification(batch, family):
+    x, y = linear_regression(batch, family)
+    return x, y.sign()
+
+
+def relu_network(batch, family):
+    x = torch.randn(batch, family.points, family.dim)
+    hidden = torch.randn(batch, family.dim, family.hidden)
+    out = torch.randn(batch, family.hidden, 1)
+    return x, (math.sqrt(2 / family.hidden) * (torch.relu(x @ hidden) @ out))[:, :, 0]
+
+
+def decision_tree(batch, family):
+    x = torch.randn(batch, family.points, family.dim)
+    nodes = 2 ** (family.depth + 1) - 1
+    asked = torch.randint(high=family.dim, size=(batch, nodes))
+    targets = torch.randn(asked.shape)
+    y = torch.zeros(batch, family.points)
+    for i in range(batch):
+        positive = x[i] > 0
+        node = torch.zeros(family.points).long()
+        for _ in range(family.depth):
+            right = positive[torch.arange(family.points), asked[i][node]].long()
+            node = 2 * node + 1 + right
+        y[i] = targets[i, node]
+    return x, y
+
+
+def parity(batch, family):
+    x = torch.randn(batch, family.points, family.dim).sign()
+    y = torch.empty(batch, family.points)
+    for i in range(batch):
+        chosen = torch.randperm(family.dim)[: family.relevant]
+        y[i] = x[i][:, chosen].prod(dim=-1)
+    return x, y
+
+
+def many_outlier_regression(batch, family):
+    x, y = linear_regression(batch, family)
+    tokens = torch.cat([y[:, :, None], torch.zeros(batch, family.points, family.dim - 1)], dim=2)
+    replaced = torch.rand(batch, family.points) < family.outliers
+    x[replaced] = 1
+    tokens[replaced] = 1
+    return x, tokens
+
+
+def orthogonal_outlier_regression(batch, family):
+    x = torch.randn(batch, family.points, family.dim)
+    w = torch.randn(batch, family.dim, 1)
+    y = (x @ w)[:, :, 0]
+    tokens = torch.cat([y[:, :, None], torch.zeros(batch, family.points, family.dim - 1)], dim=2)
+    without = lambda a, b: a - b * (a * b).sum(1, keepdim=True) / (b * b).sum(1, keepdim=True)
+    u = without(torch.randn(batch, family.dim, 1), w)
+    v = without(without(torch.randn(batch, family.dim, 1), w), u)
+    u, v = u.transpose(1, 2), v.transpose(1, 2)
+    replaced = torch.rand(batch, family.points) < family.outliers
+    for shown in (x, tokens):
+        a, b = torch.randn(2, batch, family.points, 1)
+        shown[replaced] = ((a * u + b * v) / (a**2 + b**2))[replaced]
+    return x, tokens
+
+
+def vector_retrieval(batch, family):
+    pairs = torch.randn(2, batch, family.points - 1, family.dim)
+    keys, values = pairs * math.sqrt(family.dim) / pairs.norm(dim=-1, keepdim=True)
+    asked = torch.randint(high=family.points - 1, size=(batch,))
+    rows = torch.arange(batch)
+    x = torch.cat([keys, keys[rows, asked][:, None]], dim=1)
+    return x, torch.cat([values, values[rows, asked][:, None]], dim=1)
+
+
+def sine(batch, family):
+    x = (2 * torch.rand(batch, family.points, 1) - 1) * family.input_range
+    spread = family.high_amplitude - family.low_amplitude
+    amplitude = family.low_amplitude + spread * torch.rand(batch, 1)
+    phase = family.high_phase * torch.rand(batch, 1)
+    return x, amplitude * torch.sin(x[:, :, 0] + phase)
+
+
+def whitened_regression(batch, family):
+    generator = torch.Generator().manual_seed(family.rotation_seed or 0)
+    rotation = torch.eye(family.dim)
+    if family.rotation_seed is not None:
+        rotation, _ = torch.linalg.qr(torch.randn(family.dim, family.dim, generator=generator))
+    scales = torch.tensor(family.scales)
+    x = torch.randn(batch, family.points, family.dim) @ (rotation * scales).T
+    w = (rotation / scales) @ torch.randn(batch, family.dim, 1)
+    return x, (x @ w)[:, :, 0]

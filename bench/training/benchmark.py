@@ -1,0 +1,210 @@
+"""Training speed beside a PyTorch trainer, in turn on one machine: see bench/README.md."""
+
+import argparse
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..common import machine
+from ..common.driver import positive
+from ..common.turns import ratios, summary, take_turns
+from ..common.worker import ROOT, Worker, WorkerFailed
+from .cases import (
+    AGAINST,
+    CONTESTANTS,
+    MACHINE,
+    NO_PEER,
+    SIZES,
+    START,
+    a_case,
+    case_config,
+    contestant,
+    dtypes,
+    expand,
+    ours_beside,
+    size_of,
+    step_flops,
+    steps_a_turn,
+)
+from .report import report
+
+__all__ = ["arguments", "measure", "report"]
+
+GATE = "bench.training.gate:start"
+PEER_NEEDS = ("torch", "transformers")
+OUT_OF_MEMORY = ("resource_exhausted", "out of memory", "outofmemory", "status -9")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line takes."""
+    parser.add_argument("cases", nargs="*", type=a_case, help=f"sizes ({', '.join(SIZES)}), or as "
+                        "small@512, a size and the number of prompts in a batch")  # fmt: skip
+    parser.add_argument("--steps", type=positive, help="steps a turn; about a second's")
+    parser.add_argument(
+        "--seconds", type=float, default=75, help="about how long a case may be timed"
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=CONTESTANTS, metavar="NAME", help="these contestants and ours"
+    )
+    parser.add_argument("--alone", action="store_true", help="ours only, without a gate")
+    parser.add_argument("--against", metavar="REVISION", help="another revision of ours in turn")
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """The results, for the JSON file."""
+    with contextlib.ExitStack() as stack:
+        ceiling = stack.enter_context(Worker(MACHINE))
+        platform = ceiling.ready["platform"]
+        sources = {}
+        if options.against:
+            source = stack.enter_context(machine.checked_out(options.against))
+            sources[AGAINST + options.against] = source
+        cases = expand(options.cases, platform)
+        asked = {case: _asked(case, platform, options) + list(sources) for case in cases}
+        absent = machine.missing(*PEER_NEEDS)
+        is_peer = lambda name: contestant(name).framework == "torch"
+        gated = [case for case in cases if not absent and any(map(is_peer, asked[case]))]
+        gate = {size: _gate(size) for size in dict.fromkeys(map(size_of, gated))}
+        reason = f"no {' and no '.join(absent)} here: pip install -r bench/requirements.txt"
+        results = {}
+        for case in cases:
+            failed = {
+                name: f"{reason}, or leave it out with --alone"
+                for name in asked[case]
+                if absent and is_peer(name)
+            }
+            results[case] = _Case(case, asked[case], failed, sources, ceiling, options).run()
+    device = ceiling.ready["device"]
+    return {"device": device, "platform": platform, "gate": gate, "cases": results}
+
+
+def _gate(size: str) -> dict[str, Any]:
+    """The errors of a size. Raises `WorkerFailed` if ours and the peer differ."""
+    with Worker(GATE, size) as gate:
+        print(f"{size}: same model, same predictions and gradients", flush=True)
+        return gate.ready
+
+
+def _asked(case: str, platform: str, options: argparse.Namespace) -> list[str]:
+    """Who should take part in a case on this platform."""
+    names = [name for name, who in CONTESTANTS.items() if who.dtype in dtypes(platform)]
+    if options.alone or size_of(case) in NO_PEER:
+        return [name for name in names if name.startswith("ours")]
+    return [name for name in names
+            if not options.only or name in options.only or name.startswith("ours")]  # fmt: skip
+
+
+class _Case:
+    """A case to be timed.
+
+    Contestants for which an accelerator's memory does not suffice beside the others are timed
+    afterwards. Whoever fails is listed with the reason.
+    """
+
+    def __init__(
+        self,
+        case: str,
+        asked: list[str],
+        failed: dict[str, str],
+        sources: dict[str, Path],
+        ceiling: Worker,
+        options: argparse.Namespace,
+    ):
+        self.case, self.config = case, case_config(case)
+        self.asked, self.failed = asked, failed
+        self._sources, self._ceiling, self._options = sources, ceiling, options
+        self._steps = options.steps or steps_a_turn(self.config, ceiling.ready["peaks"]["float32"])
+        self._device = "cpu" if ceiling.ready["platform"] == "cpu" else "cuda"
+        self._found: dict[str, Any] = {"others_cpu": [], "contestants": {}}
+
+    def run(self) -> dict[str, Any]:
+        waiting = [name for name in self.asked if name not in self.failed]
+        while waiting:
+            waiting = self._time(waiting)
+        contestants = self._found.pop("contestants")
+        return self._found | {
+            "asked": self.asked,
+            "steps_a_turn": self._steps,
+            "flops_a_step": step_flops(self.config),
+            "contestants": {name: contestants[name] for name in self.asked if name in contestants},
+            "failed": self.failed,
+            "times_ours": _times_ours(contestants),
+        }
+
+    def _time(self, names: list[str]) -> list[str]:
+        """Times these together; returns the names of those that must wait for memory."""
+        print(f"{self.case}: timing {', '.join(names)}; {self._steps} steps a turn", flush=True)
+        later: list[str] = []
+        with contextlib.ExitStack() as stack:
+            workers: dict[str, Worker] = {}
+            for name in names:
+                try:
+                    workers[name] = stack.enter_context(self._start(name))
+                except WorkerFailed as error:
+                    if self._device != "cpu" and workers and lacks_memory(str(error)):
+                        later.append(name)
+                    else:
+                        self.failed[name] = str(error)
+            try:
+                self._take_turns(workers, together=names)
+            except WorkerFailed as error:
+                self.failed |= dict.fromkeys(workers, f"in its turns: {error}")
+        return later
+
+    def _start(self, name: str) -> Worker:
+        start = START[contestant(name).framework]
+        source = self._sources.get(name, ROOT)
+        return Worker(start, self.case, name, self._steps, self._device, source=source)
+
+    def _take_turns(self, workers: dict[str, Worker], together: list[str]) -> None:
+        """The contestants that are ready, the machine's peak, and the drawing of tasks."""
+        if not workers:
+            return
+        turns: dict[str, Callable[[], float]] = {
+            name: worker.asks("step") for name, worker in workers.items()
+        }
+        used = sorted({contestant(name).dtype for name in workers})
+        turns |= {f"peak {d}": self._ceiling.asks(f"peak {d}", "rate") for d in used}
+        if "ours" in workers:
+            turns["draw"] = workers["ours"].asks("draw")
+        everybody = [*workers.values(), self._ceiling]
+        options = self._options
+        taken, others = take_turns(turns, everybody, options.rounds, options.seconds)
+        for name, worker in workers.items():
+            rates = [step_flops(self.config) / seconds for seconds in taken[name]]
+            self._found["contestants"][name] = {
+                "ready": worker.ready,
+                "timed_with": together,
+                "ms_a_step": summary([1e3 * seconds for seconds in taken[name]]),
+                "share_of_peak": ratios(rates, taken[f"peak {contestant(name).dtype}"]),
+                "memory": worker.ask("memory"),
+            }
+        self._found["others_cpu"].append(others)
+        peaks = {d: summary([rate / 1e9 for rate in taken[f"peak {d}"]]) for d in used}
+        self._found["peak_gflops"] = peaks | self._found.get("peak_gflops", {})
+        if "draw" in taken:
+            self._found["draw_ms"] = summary([1e3 * seconds for seconds in taken["draw"]])
+            self._found["draw_share"] = ratios(taken["draw"], taken["ours"])
+
+
+def lacks_memory(reason: str) -> bool:
+    """Whether a contestant failed for want of memory."""
+    return any(sign in reason.lower() for sign in OUT_OF_MEMORY)
+
+
+def _times_ours(contestants: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """How many times as long as ours of their dtype the others take, round by round."""
+    found = {}
+    for name, entry in contestants.items():
+        ours = contestants.get(ours_beside(name))
+        if ours is None or entry is ours:
+            continue
+        theirs, mine = (who["ms_a_step"]["rounds"] for who in (entry, ours))
+        fewest = min(len(theirs), len(mine))
+        found[name] = {
+            **ratios(theirs[:fewest], mine[:fewest]),
+            "fastest": min(theirs) / min(mine),
+            "in_turn": entry["timed_with"] == ours["timed_with"],
+        }
+    return found

@@ -1,0 +1,50 @@
+"""Stand-ins for the processes of trainers, samplers and the machine's peak; they compute nothing.
+
+PyTorch's are replaced if PyTorch is not installed, all of them where a test is about failures.
+"""
+
+import math
+
+
+def start_machine():
+    peak = {"peak float32": lambda: {"rate": 1e9}}
+    return {"device": "cpu", "platform": "cpu", "peaks": {"float32": 1e9}}, peak
+
+
+def start_ours(case, name, steps, device):
+    ready, commands = start_trainer(case, name, steps, device)
+    return ready, commands | {"draw": lambda: {"seconds": 1e-4}}
+
+
+def start_trainer(case, name, steps, device):
+    resident = {"before": 1, "peak": 2}
+    commands = {
+        "step": lambda: {"seconds": 1e-3, "loss": 1.0},
+        "memory": lambda: {"device": None, "resident": resident, "program": None},
+    }
+    return {"compile_seconds": 0.0, "warm_seconds": 0.0}, commands
+
+
+def start_broken_trainer(case, name, steps, device):
+    raise ValueError("ImportError: no kernel image")
+
+
+def start_tired_trainer(case, name, steps, device):
+    ready, commands = start_trainer(case, name, steps, device)
+    return ready, commands | {"step": lambda: math.sqrt(-1)}
+
+
+def start_gate(size):
+    return {"parameters": 1}, {}
+
+
+def start_wrong_gate(size):
+    raise ValueError(f"{size}: predictions differ")
+
+
+def start_host(families, batch):
+    return {}, {name: lambda: {"seconds": 1e-3} for name in families}
+
+
+def start_broken_host(families, batch):
+    raise ValueError("ModuleNotFoundError: no PyTorch")

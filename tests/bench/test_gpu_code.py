@@ -1,0 +1,130 @@
+"""What runs on a GPU compiles and is in the lowered program, on a machine without one."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from bench.__main__ import main
+from bench.common.worker import ROOT
+from bench.gpu_code import check
+
+PLUGINS = [name for name in check.PLUGINS if importlib.util.find_spec(name)]
+
+needs_triton = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="needs Triton")
+needs_plugin = pytest.mark.skipif(
+    not PLUGINS or not importlib.util.find_spec("jax_triton"),
+    reason="needs jax-triton and JAX's CUDA plugin: make check-gpu-code",
+)
+
+COMPILE = """
+import json
+from bench.gpu_code.compile import resources
+from bench.gpu_code.launches import Variant, launches
+made = {each.name: each for each in launches(Variant("WORKLOAD"), "cuda", 90)}
+print(json.dumps(resources("sm_90", made["KERNEL"])))
+"""
+
+LOWER = """
+import json
+import jax, jax.numpy as jnp
+from bench.gpu_code.lowering import kernel_calls, lower
+from icl.kernels import OP
+loss = lambda q, k, v: OP(q, k, v, is_causal=True).astype(jnp.float32).sum()
+x = jax.ShapeDtypeStruct((64, 82, 8, 32), jnp.bfloat16)
+lowered = lower(jax.value_and_grad(loss, argnums=(0, 1, 2)), x, x, x)
+products = lowered.as_text().count("dot_general")
+print(json.dumps([[name for name, _ in kernel_calls(lowered)], products]))
+"""
+
+
+def run(tmp_path, *arguments):
+    """A Python process that does not interpret kernels, as this one does."""
+    drop = ("ICL_KERNELS_INTERPRET", "TRITON_INTERPRET")
+    environment = {name: value for name, value in os.environ.items() if name not in drop}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path / "triton"), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def said(tmp_path, program):
+    done = run(tmp_path, "-c", program)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@needs_triton
+def test_main_compiles_a_workload_and_counts_its_traffic(tmp_path):
+    stages = ("--only", "compilation", "--only", "traffic")
+    arguments = ("gpu-code", "oswald", *stages, "--arch", "sm_90", "--out", str(tmp_path))
+    done = run(tmp_path, "-m", "bench", *arguments)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results" / "gpu-code.json").read_text())
+    assert results["machine"]["revision"] and results["failures"] == []
+    for row in results["compilation"]:
+        assert (row["workload"], row["arch"]) == ("oswald", "sm_90")
+        assert row["registers"] > 16 and row["stack"] == 0, row
+        assert f"| {row['kernel']}" in done.stdout
+    assert {"row forward", "row backward"} == {row["kernel"] for row in results["compilation"]}
+    assert [row["pass"] for row in results["traffic"]] == ["forward", "backward"]
+    assert all(0.99 < row["bytes_over_least"] < 1.05 for row in results["traffic"])
+    assert "| oswald   | row  | backward |" in done.stdout
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Of this process, which `main` changes."""
+    for name in ("ICL_KERNELS_INTERPRET", "TRITON_INTERPRET"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(check.machine, "missing", lambda *names: [])
+
+
+def test_main_says_last_what_misses_a_target(environment, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(
+        check.STAGES, "traffic", lambda options: ([{"row": 1}], ["twice the bytes"])
+    )
+    out = ("--out", str(tmp_path))
+    assert main(["gpu-code", "oswald", "--only", "traffic", *out]) == 1
+    assert capsys.readouterr().err == "FAILED twice the bytes\n"
+    results = json.loads((tmp_path / "results" / "gpu-code.json").read_text())
+    assert (results["traffic"], results["failures"]) == ([{"row": 1}], ["twice the bytes"])
+
+
+@pytest.mark.parametrize("absent", ["triton", "jax_cuda12_plugin jax_cuda13_plugin"])
+def test_what_is_not_installed_is_told(environment, monkeypatch, capsys, absent):
+    missing = lambda *names: [name for name in names if name in absent.split()]
+    monkeypatch.setattr(check.machine, "missing", missing)
+    assert main(["gpu-code", "oswald", "--only", "lowering"]) == 1
+    assert "`make check-gpu-code` installs" in capsys.readouterr().err
+
+
+BACKWARDS = {
+    "short-causal": "row backward",
+    "linear-short": "causal backward",
+    "delta-short": "causal backward",
+}
+
+
+@needs_triton
+@needs_plugin
+@pytest.mark.parametrize("workload", BACKWARDS)
+def test_a_short_backward_keeps_everything_in_registers_and_uses_tensor_cores(workload, tmp_path):
+    program = COMPILE.replace("WORKLOAD", workload).replace("KERNEL", BACKWARDS[workload])
+    found = said(tmp_path, program)
+    assert "error" not in found, found
+    assert found["stack"] == 0 and 32 < found["registers"] <= 255
+    assert found["products"] == "wgmma"
+    assert 0 < found["shared"] <= 227 * 1024
+    assert found["programs_a_multiprocessor"] >= 1
+
+
+@needs_triton
+@needs_plugin
+@pytest.mark.parametrize("op", ["dot_product_attention", "linear_attention"])
+def test_the_gradient_lowered_for_cuda_is_the_two_kernels_and_no_other_product(op, tmp_path):
+    kernels, products = said(tmp_path, LOWER.replace("OP", op))
+    assert kernels == ["forward_kernel", "backward_kernel"]
+    assert products == 0

@@ -1,0 +1,314 @@
+"""The benchmarks of training and of tasks, run by their real `main` at a tiny size.
+
+Where PyTorch is not installed, its processes are stood in for.
+"""
+
+import ast
+import importlib.util
+import json
+import subprocess
+
+import numpy as np
+import pytest
+
+from bench.__main__ import main
+from bench.common.driver import parser_of
+from bench.common.machine import missing
+from bench.common.report import report_of
+from bench.common.worker import ROOT, Worker, WorkerFailed
+from bench.tasks import sampling
+from bench.training import benchmark, goals
+from bench.training.cases import CASES_BY_PLATFORM, NO_PEER, SIZES, START, size_of
+from bench.training.scaling import exponent
+from icl.layers.mixers import MIXERS
+from icl.tasks import FAMILIES
+
+HAS_TORCH = not missing(*benchmark.PEER_NEEDS)
+STAND_IN = "tests.bench.stand_in_trainers:"
+IN_GIT = not subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True).returncode
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Puts stand-ins in the place of PyTorch's processes."""
+
+    def replace(trainer="start_trainer", gate="start_gate", host="start_host", ours=None):
+        monkeypatch.setattr(benchmark, "PEER_NEEDS", ())
+        monkeypatch.setattr(benchmark, "GATE", STAND_IN + gate)
+        monkeypatch.setitem(START, "torch", STAND_IN + trainer)
+        monkeypatch.setitem(sampling.START, "host", STAND_IN + host)
+        if ours:
+            monkeypatch.setitem(START, "jax", STAND_IN + ours)
+            monkeypatch.setattr(benchmark, "MACHINE", STAND_IN + "start_machine")
+
+    return replace
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    """Runs a benchmark; returns its status, its results, and what it printed."""
+
+    def go(name, *arguments):
+        status = main([name, *arguments, "--out", str(tmp_path)])
+        written = list((tmp_path / "results").glob(f"{name}-*.json"))
+        results = json.loads(written[0].read_text(), parse_constant=pytest.fail) if written else {}
+        return status, results, capsys.readouterr()
+
+    return go
+
+
+def test_a_step_is_timed_beside_every_contestant(run, stand_in, tmp_path):
+    if not HAS_TORCH:
+        stand_in()
+    status, results, told = run("training", "tiny@8", "--rounds", "2", "--steps", "2")
+    assert status == 0, told.err
+    names = ["ours", "plain attention", "torch", "torch.compile"]
+    found = results["cases"]["tiny@8"]
+    assert list(found["contestants"]) == found["asked"] == names and not found["failed"]
+    assert found["steps_a_turn"] == 2 and found["flops_a_step"] > 0
+    for name in names:
+        reps = found["contestants"][name]["ms_a_step"]["rounds"]
+        assert len(reps) == 2 and min(reps) > 0
+        if name != "ours":
+            pairs = zip(reps, found["contestants"]["ours"]["ms_a_step"]["rounds"])
+            assert found["times_ours"][name]["rounds"] == pytest.approx([a / b for a, b in pairs])
+    assert 0 < found["draw_ms"]["median"] and found["draw_share"]["median"] > 0
+    assert results["gate"]["tiny"]["parameters"] > 0
+    assert len(results["machine"]["revision"].removesuffix("-dirty")) == 12 or not IN_GIT
+    page = (tmp_path / "RESULTS.md").read_text()
+    ms = found["contestants"]["torch.compile"]["ms_a_step"]["median"]
+    assert all(str(part) in told.out for part in report_of("training", results).parts)
+    row = f"| tiny@8 | torch.compile   | {ms:>9.1f} |"
+    assert row in told.out and row in page
+    [picture] = (tmp_path / "results").glob("*.png")
+    assert f"(results/{picture.name})" in page and picture.stat().st_size > 5000
+
+
+@pytest.mark.skipif(not IN_GIT, reason="needs the repository")
+def test_another_revision_of_ours_takes_turns(run):
+    arguments = ("tiny@8", "--alone", "--rounds", "1", "--steps", "2", "--against", "HEAD")
+    status, results, told = run("training", *arguments)
+    assert status == 0, told.err
+    found = results["cases"]["tiny@8"]
+    assert list(found["contestants"]) == ["ours", "ours at HEAD"] and not results["gate"]
+    assert found["times_ours"]["ours at HEAD"]["median"] > 0 and "| ours at HEAD |" in told.out
+
+
+def test_a_mixer_without_a_peer_is_listed_so(run, stand_in):
+    stand_in(ours="start_ours")
+    status, results, told = run("training", *NO_PEER)
+    assert status == 0, told.err
+    assert all(found["asked"] == ["ours"] for found in results["cases"].values())
+    assert told.out.count("no peer") == len(NO_PEER)
+
+
+def test_a_revision_that_does_not_exist_is_refused(run, stand_in):
+    stand_in(ours="start_ours")
+    status, results, told = run("training", "tiny@8", "--alone", "--against", "no-such-revision")
+    assert status == 1 and not results and "no revision 'no-such-revision'" in told.err
+
+
+def test_contestants_that_fail_are_told_last_and_so_are_goals_not_measured(
+    run, stand_in, monkeypatch
+):
+    monkeypatch.setitem(goals.CPU_RATIOS, "tiny", (2.0, 1.5))
+    stand_in(trainer="start_broken_trainer", ours="start_ours")
+    arguments = ("tiny@8", "--rounds", "1", "--steps", "1", "--only", "torch")
+    status, results, told = run("training", *arguments)
+    assert status == 1
+    assert "ImportError: no kernel image" in results["cases"]["tiny@8"]["failed"]["torch"]
+    assert "ours" in results["cases"]["tiny@8"]["contestants"]
+    assert told.err.splitlines() == [
+        "NOT MEASURED: tiny@8, torch: ImportError: no kernel image",
+        "NOT MEASURED: goal: tiny@8: torch takes 2 times as long",
+    ]
+
+
+def test_a_contestant_that_ends_in_its_turns_fails(run, stand_in):
+    stand_in(trainer="start_tired_trainer", ours="start_ours")
+    arguments = ("tiny@8", "--rounds", "1", "--steps", "1", "--only", "torch")
+    status, _, told = run("training", *arguments)
+    assert status == 1 and "in its turns" in told.err.splitlines()[-1]
+
+
+def test_nothing_is_timed_if_the_peer_computes_something_else(run, stand_in):
+    stand_in(gate="start_wrong_gate", ours="start_ours")
+    status, results, told = run("training", "tiny@8", "--rounds", "1")
+    assert status == 1 and not results
+    assert told.err.splitlines()[-1] == "NOT MEASURED: training: tiny: predictions differ"
+
+
+def test_without_pytorch_ours_is_timed_and_the_status_tells(run, stand_in, monkeypatch):
+    stand_in(ours="start_ours")
+    monkeypatch.setattr(benchmark, "PEER_NEEDS", ("no_such_package",))
+    arguments = ("tiny@8", "--rounds", "1", "--steps", "1", "--only", "torch")
+    status, results, told = run("training", *arguments)
+    assert status == 1 and "ours" in results["cases"]["tiny@8"]["contestants"]
+    assert "no no_such_package here: pip install" in told.err
+
+
+@pytest.mark.skipif(not HAS_TORCH, reason="needs PyTorch")
+def test_the_gate_finds_a_peer_with_other_parameters(monkeypatch):
+    from bench.training import gate
+
+    right = gate.make_peer
+    monkeypatch.setattr(gate, "make_peer", lambda config: right(config.replace(model_layers=2)))
+    with pytest.raises(ValueError, match="parameters"):
+        gate.start("tiny")
+
+
+def test_goals_are_met_missed_or_not_measured():
+    case = lambda **ratios: {
+        "asked": ["ours", *ratios],
+        "contestants": {},
+        "times_ours": {name: {"median": ratio} for name, ratio in ratios.items() if ratio},
+    }
+    cases = {"xs@64": case(torch=2.5), "small@64": case(torch=1.0), "standard@64": case(torch=0)}
+    found = goals.goals({"platform": "cpu", "cases": cases | {"tiny@8": case(torch=1)}})
+    assert [goal.met for goal in found] == [True, False, None]
+    gpu = {"contestants": {"ours": {"ms_a_step": {"median": 2.0}}}, "asked": [], "times_ours": {}}
+    found = goals.goals({"platform": "gpu", "cases": {"standard@64": gpu}})
+    assert [goal.met for goal in found] == [True, None] and "16.7 minutes" in found[0].value
+
+
+def test_the_profile_leaves_out_one_part_at_a_time(run):
+    status, results, told = run("profile", "tiny@8", "--rounds", "1", "--steps", "1")
+    assert status == 0, told.err
+    rows = {row["name"]: row for row in results["cases"]["tiny@8"]["rows"]}
+    assert list(rows) == [
+        "attention without projections", "its projections", "MLP", "layer norms", "drawing tasks",
+        "optimiser", "rest", "whole step",
+    ]  # fmt: skip
+    parts = sum(row["ms"] for name, row in rows.items() if name != "whole step")
+    assert parts == pytest.approx(rows["whole step"]["ms"])
+    assert all(name in told.out for name in rows)
+
+
+def test_scaling_times_every_value_of_an_axis(run):
+    arguments = ("layers", "--base", "tiny@8", "--rounds", "1")
+    status, results, told = run("scaling", *arguments)
+    assert status == 0, told.err
+    found = results["scaling"]["layers"]
+    assert [row["value"] for row in found["rows"]] == [1, 2]
+    assert all(row["ms_a_step"]["median"] > 0 for row in found["rows"])
+    assert "time grows as layers^" in told.out
+    assert exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
+
+
+def test_a_population_is_timed_beside_one_model(run):
+    arguments = ("tiny@8", "--members", "2", "--steps", "1", "--rounds", "1")
+    status, results, told = run("populations", *arguments)
+    assert status == 0, told.err
+    assert results["over_population"]["population"]["median"] == 1
+    assert len(results["ms_a_step_of_a_model"]) == 3 and "alone on one device" in told.out
+
+
+def test_every_family_is_drawn_beside_a_host_sampler(run, stand_in):
+    if not HAS_TORCH:
+        stand_in()
+    status, results, told = run("sampling", "--batch", "2", "--rounds", "1")
+    assert status == 0, told.err
+    assert list(results["families"]) == list(FAMILIES)
+    for name, family in results["families"].items():
+        assert family["ms_a_batch"]["ours"]["median"] > 0 and name in told.out
+        assert family["host_over_ours"]["median"] > 0 or name in sampling.NO_PEER
+
+
+def test_a_family_without_a_peer_is_listed_so_and_a_peer_that_fails_is_told(
+    run, stand_in, monkeypatch
+):
+    monkeypatch.setattr(sampling, "NO_PEER", ("sine",))
+    stand_in(host="start_broken_host")
+    arguments = ("sine", "linear_regression", "--batch", "2", "--rounds", "1")
+    status, results, told = run("sampling", *arguments)
+    assert status == 1 and results["families"]["sine"]["peer"] is None
+    assert "no peer" in told.out
+    assert told.err == (
+        "NOT MEASURED: linear_regression, host sampler: ModuleNotFoundError: no PyTorch\n"
+    )
+
+
+def test_every_family_has_a_host_sampler_or_is_listed_without():
+    source = (ROOT / "bench" / "tasks" / "host_samplers.py").read_text()
+    samplers = {node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
+    assert samplers | set(sampling.NO_PEER) == set(FAMILIES)
+    assert not samplers & set(sampling.NO_PEER)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs PyTorch")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_host_samplers_draw_what_the_families_draw(name):
+    import jax
+
+    from bench.tasks import host_samplers
+    from icl.evaluation import draw_prompts
+
+    family = FAMILIES[name]()
+    host_samplers.torch.manual_seed(0)
+    x, y = (array.numpy() for array in getattr(host_samplers, name)(512, family))
+    ours = draw_prompts(family, jax.random.key(0), 512)
+    assert x.shape == ours.x.shape
+    # Of the sizes, because some families have inputs without a variance.
+    quantiles = lambda array: np.quantile(np.abs(np.asarray(array)), [0.25, 0.5, 0.75, 0.9])
+    np.testing.assert_allclose(quantiles(x), quantiles(ours.x), rtol=0.05, atol=0.02)
+    labels = ours.y if y.ndim == ours.y.ndim else ours.label_tokens
+    np.testing.assert_allclose(quantiles(y), quantiles(labels), rtol=0.15, atol=0.05)
+
+
+def test_every_mixer_has_a_case_and_those_without_a_peer_are_listed():
+    mixers = {SIZES[size].model.mixer for size in SIZES}
+    assert mixers == {name for name in MIXERS if name != "plain_attention"}
+    for cases in CASES_BY_PLATFORM.values():
+        assert {SIZES[size_of(case)].model.mixer for case in cases} == mixers
+    assert {size for size in SIZES if SIZES[size].model.mixer != "attention"} == set(NO_PEER)
+
+
+def test_the_lasso_is_compared_before_it_is_timed(run):
+    sizes = ("--prompts", "6", "--loop-prompts", "2", "--checked-prompts", "2")
+    sizes += ("--dim", "3", "--points", "4", "--rounds", "1")
+    status, results, told = run("lasso", *sizes)
+    assert status == 0, told.err
+    assert results["agreement"]["compared"] > 0
+    assert 0 <= results["agreement"]["largest_difference"] < 1e-6
+    assert results["loop_over_ours"]["median"] > 0 and "loop over ours" in told.out
+
+
+def test_a_lasso_that_differs_is_refused(monkeypatch):
+    from bench.tasks import lasso
+
+    right = lasso._ours
+    monkeypatch.setattr(lasso, "_ours", lambda x, y: right(x, y) + 1e-3)
+    monkeypatch.setattr(lasso.jax.config, "update", lambda *_: None)
+    sizes = lasso.SIZES | {"prompts": 2, "checked_prompts": 2, "dim": 2, "points": 3, "noise": 0.0}
+    with pytest.raises(ValueError, match="nothing is timed"):
+        lasso.start(sizes)
+
+
+@pytest.mark.parametrize("arguments", [
+    ("training", "huge"), ("training", "xs@0"), ("training", "xs@x"), ("training", "--rounds", "0"),
+    ("profile", "huge"), ("scaling", "width"), ("populations", "huge"), ("sampling", "cosine"),
+    ("lasso", "--dim", "-1"), ("no-such-benchmark",),
+])  # fmt: skip
+def test_what_does_not_exist_is_refused_with_what_does(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    assert ended.value.code == 2
+    assert "usage: python -m bench" in capsys.readouterr().err
+
+
+def test_a_part_of_a_benchmark_does_not_take_the_place_of_the_whole(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("bench.common.driver.BENCH", tmp_path)
+    parser = parser_of("lasso")
+    arguments = ["--prompts", "2", "--loop-prompts", "1", "--checked-prompts", "1"]
+    arguments += ["--dim", "2", "--points", "3", "--rounds", "1"]
+    assert main(["lasso", *arguments]) == 0
+    assert "not written, being a part" in capsys.readouterr().out and not list(tmp_path.iterdir())
+    assert parser.get_default("prompts") == 1280
+
+
+def test_a_worker_that_ends_or_refuses_is_told():
+    with pytest.raises(WorkerFailed, match="no kernel image"):
+        Worker(STAND_IN + "start_broken_trainer", "tiny@8", "torch", 1, "cpu")
+    with Worker(STAND_IN + "start_tired_trainer", "tiny@8", "torch", 1, "cpu") as worker:
+        with pytest.raises(WorkerFailed, match="ended with status 1"):
+            worker.ask("step")
