@@ -25,14 +25,14 @@ COMMANDS = {
 MAINS = {"tune": "bench.kernels.tune", "gpu-code": "bench.gpu_code.check"}
 # What `python -m bench` runs, and with which arguments if it is to be quick.
 WHOLE = {
-    "training": ["xs@64", "--rounds", "3"],
+    "training": ["xs@64", "--only", "torch", "--rounds", "3", "--steps", "15"],
     "kernels": [
-        *("garg", "short-full", "linear-short", "delta-short"),
-        *("--rounds", "3", "--seconds", "2"),
+        *("garg", "--directions", "forward+backward"),
+        *("--only", "jnp", "torch-sdpa", "--rounds", "3"),
     ],
-    "sampling": ["linear_regression", "decision_tree", "--rounds", "3"],
-    "lasso": ["--prompts", "256", "--loop-prompts", "4", "--checked-prompts", "1", "--rounds", "3"],
-    "populations": ["--members", "2", "--rounds", "3"],
+    "sampling": ["decision_tree", "--rounds", "3"],
+    "lasso": None,
+    "populations": None,
 }
 COMPARED = ("training", "kernels")  # which of them take --against
 QUICK_OUT = Path("build/bench-quick")
@@ -67,8 +67,12 @@ def _run_all(options: argparse.Namespace) -> int:
     out = options.out or (QUICK_OUT if options.quick else None)
     problems = []
     for name, quick in WHOLE.items():
-        arguments = quick if options.quick else []
-        arguments = [*arguments, *(["--out", str(out.resolve())] if out else [])]
+        if options.quick and quick is None:
+            continue
+        arguments = [
+            *((options.quick and quick) or []),
+            *(["--out", str(out.resolve())] if out else []),
+        ]
         if options.against and name in COMPARED:
             arguments += ["--against", options.against]
         command = [sys.executable, "-m", "bench", name, *arguments]

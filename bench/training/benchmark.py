@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -64,26 +65,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         asked = {case: _asked(case, platform, options) + list(sources) for case in cases}
         absent = machine.missing(*PEER_NEEDS)
         is_peer = lambda name: contestant(name).framework == "torch"
-        gated = [case for case in cases if not absent and any(map(is_peer, asked[case]))]
-        gate = {size: _gate(size) for size in dict.fromkeys(map(size_of, gated))}
         reason = f"no {' and no '.join(absent)} here: pip install -r bench/requirements.txt"
+        gates: dict[str, Any] = {}
         results = {}
         for case in cases:
-            failed = {
-                name: f"{reason}, or leave it out with --alone"
-                for name in asked[case]
-                if absent and is_peer(name)
-            }
-            results[case] = _Case(case, asked[case], failed, sources, ceiling, options).run()
+            peers = list(filter(is_peer, asked[case]))
+            failed = {n: f"{reason}, or leave it out with --alone" for n in peers if absent}
+            timing = _Case(case, asked[case], failed, sources, ceiling, options)
+            if peers and not absent and size_of(case) not in gates:
+                timing.gate_as(gates)
+            results[case] = timing.run()
     device = ceiling.ready["device"]
-    return {"device": device, "platform": platform, "gate": gate, "cases": results}
-
-
-def _gate(size: str) -> dict[str, Any]:
-    """The errors of a size. Raises `WorkerFailed` if ours and the peer differ."""
-    with Worker(GATE, size) as gate:
-        print(f"{size}: same model, same predictions and gradients", flush=True)
-        return gate.ready
+    return {"device": device, "platform": platform, "gate": gates, "cases": results}
 
 
 def _asked(case: str, platform: str, options: argparse.Namespace) -> list[str]:
@@ -116,9 +109,15 @@ class _Case:
         self._sources, self._ceiling, self._options = sources, ceiling, options
         self._steps = options.steps or steps_a_turn(self.config, ceiling.ready["peaks"]["float32"])
         self._device = "cpu" if ceiling.ready["platform"] == "cpu" else "cuda"
+        self._gates: dict[str, Any] | None = None
         self._found: dict[str, Any] = {"others_cpu": [], "contestants": {}}
 
+    def gate_as(self, errors: dict[str, Any]) -> None:
+        """Has ours compared with the peer before anything is timed; the errors go in by size."""
+        self._gates = errors
+
     def run(self) -> dict[str, Any]:
+        """The results. Raises `WorkerFailed` if ours and the peer differ."""
         waiting = [name for name in self.asked if name not in self.failed]
         while waiting:
             waiting = self._time(waiting)
@@ -135,27 +134,44 @@ class _Case:
     def _time(self, names: list[str]) -> list[str]:
         """Times these together; returns the names of those that must wait for memory."""
         print(f"{self.case}: timing {', '.join(names)}; {self._steps} steps a turn", flush=True)
-        later: list[str] = []
         with contextlib.ExitStack() as stack:
-            workers: dict[str, Worker] = {}
-            for name in names:
-                try:
-                    workers[name] = stack.enter_context(self._start(name))
-                except WorkerFailed as error:
-                    if self._device != "cpu" and workers and lacks_memory(str(error)):
-                        later.append(name)
-                    else:
-                        self.failed[name] = str(error)
+            # All of them compile at the same time, and then wait for their turns.
+            with ThreadPoolExecutor() as pool:
+                gate = pool.submit(self._gate)
+                started = dict(zip(names, pool.map(self._start, names)))
+            workers = {
+                n: stack.enter_context(w) for n, w in started.items() if isinstance(w, Worker)
+            }
+            gate.result()
+            later = []
+            for name in started.keys() - workers.keys():
+                reason = str(started[name])
+                if self._device != "cpu" and workers and lacks_memory(reason):
+                    later.append(name)
+                else:
+                    self.failed[name] = reason
             try:
                 self._take_turns(workers, together=names)
             except WorkerFailed as error:
                 self.failed |= dict.fromkeys(workers, f"in its turns: {error}")
         return later
 
-    def _start(self, name: str) -> Worker:
+    def _gate(self) -> None:
+        if self._gates is not None:
+            size = size_of(self.case)
+            mine = [n for n in self.asked if n in CONTESTANTS and contestant(n).framework == "jax"]
+            with Worker(GATE, size, mine) as gate:
+                self._gates[size] = gate.ready
+            print(f"{size}: same model, same predictions and gradients", flush=True)
+            self._gates = None
+
+    def _start(self, name: str) -> Worker | WorkerFailed:
         start = START[contestant(name).framework]
         source = self._sources.get(name, ROOT)
-        return Worker(start, self.case, name, self._steps, self._device, source=source)
+        try:
+            return Worker(start, self.case, name, self._steps, self._device, source=source)
+        except WorkerFailed as error:
+            return error
 
     def _take_turns(self, workers: dict[str, Worker], together: list[str]) -> None:
         """The contestants that are ready, the machine's peak, and the drawing of tasks."""

@@ -18,7 +18,7 @@ from icl.training.step import TrainState, batch_gradient, init_state
 
 from ..common.worker import Started
 from . import plain_mixer  # noqa: F401, registers its mixer
-from .cases import CONTESTANTS, SIZES, case_config, dtypes
+from .cases import CONTESTANTS, SIZES, case_config
 from .torch_peer import InContextGPT2, make_peer, prefix_loss
 
 # The largest errors, relative; those of predictions to their root mean square.
@@ -38,10 +38,10 @@ class Quantities(NamedTuple):
     gradient_norm: float
 
 
-def start(size: str) -> Started:
+def start(size: str, names: list[str]) -> Started:
     """Compares ours with the peer on a few prompts; answers with the errors, and no commands.
 
-    Each of ours that is timed on this device is compared twice: with our initial parameters, and
+    Each of the named contestants is compared twice: with our initial parameters, and
     with noise added to every one of them, since biases and scales that are still 0 and 1 would
     fit anywhere.
 
@@ -50,10 +50,10 @@ def start(size: str) -> Started:
     """
     # An accelerator's default would round the factors of our products to fewer bits.
     with jax.default_matmul_precision("highest"):
-        return _check(size), {}
+        return _check(size, names), {}
 
 
-def _check(size: str) -> dict[str, Any]:
+def _check(size: str, names: list[str]) -> dict[str, Any]:
     config = SIZES[size].replace(**PROMPTS)
     learner = Learner(config)
     state = init_state(learner, make_optimizer(config.optimizer, config.training.steps))
@@ -70,12 +70,8 @@ def _check(size: str) -> dict[str, Any]:
     states = {"initial": state, "perturbed": perturbed}
     right = {name: _peer_quantities(case.params, peer, episodes) for name, case in states.items()}
     errors: dict[str, Any] = {"parameters": ours}
-    timed = {
-        name: contestant
-        for name, contestant in CONTESTANTS.items()
-        if contestant.framework == "jax" and contestant.dtype in dtypes(jax.default_backend())
-    }
-    for name, contestant in timed.items():
+    for name in names:
+        contestant = CONTESTANTS[name]
         run = _compile(Learner(case_config(size, contestant).replace(**PROMPTS)))
         errors[name] = {at: _errors(run(states[at], episodes), right[at]) for at in states}
         for at, found in errors[name].items():

@@ -34,11 +34,11 @@ def start_tired_trainer(case, name, steps, device):
     return ready, commands | {"step": lambda: math.sqrt(-1)}
 
 
-def start_gate(size):
+def start_gate(size, names):
     return {"parameters": 1}, {}
 
 
-def start_wrong_gate(size):
+def start_wrong_gate(size, names):
     raise ValueError(f"{size}: predictions differ")
 
 

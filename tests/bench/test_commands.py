@@ -45,7 +45,7 @@ def test_all_of_them_are_run_and_what_went_wrong_is_told_last(tmp_path, monkeypa
 
 def test_the_quick_run_and_the_whole_take_arguments_that_exist():
     for name, quick in commands.WHOLE.items():
-        parser_of(name).parse_args(quick)
+        parser_of(name).parse_args(quick or [])
         parser_of(name).parse_args(["--against", "HEAD"] if name in commands.COMPARED else [])
     assert set(commands.COMMANDS) == set(report.REPORTS) | set(commands.MAINS)
 

@@ -154,7 +154,7 @@ def test_the_gate_finds_a_peer_with_other_parameters(monkeypatch):
     right = gate.make_peer
     monkeypatch.setattr(gate, "make_peer", lambda config: right(config.replace(model_layers=2)))
     with pytest.raises(ValueError, match="parameters"):
-        gate.start("tiny")
+        gate.start("tiny", ["ours"])
 
 
 def test_goals_are_met_missed_or_not_measured():
