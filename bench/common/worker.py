@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTLE_SECONDS = 0.1  # before each turn: thread pools spin for a while after their last work
+MOST_SECONDS = 600  # for an answer, compiling included; a contestant that hangs fails
 MOST_STARTS = 20  # of a patient worker; past it something is wrong with the machine
 
 Commands = Mapping[str, Callable[[], dict[str, Any]]]
@@ -79,6 +81,11 @@ class Worker:
         return lambda: self.ask(command)[field]
 
     def _answer(self) -> dict[str, Any]:
+        # An answer is one line, so nothing of it waits in a buffer.
+        answers, _, _ = select.select([self._stdout], [], [], MOST_SECONDS)
+        if not answers:
+            self._process.kill()
+            raise WorkerFailed(f"worker `{self.name}` hung: no answer in {MOST_SECONDS} s")
         line = self._stdout.readline()
         if not line:
             status = self._process.wait()

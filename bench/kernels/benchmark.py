@@ -23,7 +23,7 @@ __all__ = ["arguments", "measure", "report"]
 SIDES = {"jax": "bench.kernels.jax_side:start", "torch": "bench.kernels.torch_side:start"}
 # What a call without an implementation runs, by the name under which it is also timed.
 SAME_PROGRAM = {"cudnn": "jax-cudnn"}
-SECONDS = 4.0  # a case, about; the whole takes about 8 minutes on two idle cores
+SECONDS = 2.5  # a case, about
 
 Key = tuple[str, str]  # a workload's name and a direction
 

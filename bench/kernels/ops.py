@@ -195,7 +195,7 @@ def _delta(workload: Any, own: Any, option: str, width: int) -> tuple[Shapes, di
 _attention_op = functools.partial(
     Op,
     contestants={
-        "cpu": {"jax": ("ours", "xla", "reference", "jnp", "jax-xla"), "torch": ("torch-sdpa",)},
+        "cpu": {"jax": ("ours", "reference", "jnp", "jax-xla"), "torch": ("torch-sdpa",)},
         "cuda": {
             "jax": ("ours", "triton", "xla", "jnp", "jax-cudnn", "jax-xla", "tokamax"),
             "torch": ("torch-sdpa", "torch-flex"),
@@ -210,7 +210,7 @@ _recurrent_op = functools.partial(
     Op,
     definition=definitions.recurrence,
     contestants={
-        "cpu": {"jax": ("ours", "xla", "reference"), "torch": ("torch-chunked",)},
+        "cpu": {"jax": ("ours", "reference"), "torch": ("torch-chunked",)},
         "cuda": {"jax": ("ours", "triton", "xla"), "torch": ("torch-chunked", "fla")},
     },
     # Whoever takes a chunk at once has differences of sums where single steps have none.

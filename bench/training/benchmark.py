@@ -43,7 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
                         "small@512, a size and the number of prompts in a batch")  # fmt: skip
     parser.add_argument("--steps", type=positive, help="steps a turn; about a second's")
     parser.add_argument(
-        "--seconds", type=float, default=75, help="about how long a case may be timed"
+        "--seconds", type=float, default=50, help="about how long a case may be timed"
     )
     parser.add_argument(
         "--only", nargs="+", choices=CONTESTANTS, metavar="NAME", help="these contestants and ours"
@@ -71,9 +71,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for case in cases:
             peers = list(filter(is_peer, asked[case]))
             failed = {n: f"{reason}, or leave it out with --alone" for n in peers if absent}
-            timing = _Case(case, asked[case], failed, sources, ceiling, options)
-            if peers and not absent and size_of(case) not in gates:
-                timing.gate_as(gates)
+            gate = gates if peers and not absent and size_of(case) not in gates else None
+            timing = _Case(case, asked[case], failed, sources, ceiling, options, gate)
             results[case] = timing.run()
     device = ceiling.ready["device"]
     return {"device": device, "platform": platform, "gate": gates, "cases": results}
@@ -93,6 +92,15 @@ class _Case:
 
     Contestants for which an accelerator's memory does not suffice beside the others are timed
     afterwards. Whoever fails is listed with the reason.
+
+    Args:
+      case: a size at a batch.
+      asked: names of the contestants.
+      failed: those that cannot take part, with the reason.
+      sources: folders of other revisions, by contestant.
+      ceiling: the process that measures the machine's peak.
+      options: the command line.
+      gates: where the gate's errors go by size; None if ours need not be compared with the peer.
     """
 
     def __init__(
@@ -103,18 +111,15 @@ class _Case:
         sources: dict[str, Path],
         ceiling: Worker,
         options: argparse.Namespace,
+        gates: dict[str, Any] | None,
     ):
         self.case, self.config = case, case_config(case)
         self.asked, self.failed = asked, failed
         self._sources, self._ceiling, self._options = sources, ceiling, options
         self._steps = options.steps or steps_a_turn(self.config, ceiling.ready["peaks"]["float32"])
         self._device = "cpu" if ceiling.ready["platform"] == "cpu" else "cuda"
-        self._gates: dict[str, Any] | None = None
+        self._gates = gates
         self._found: dict[str, Any] = {"others_cpu": [], "contestants": {}}
-
-    def gate_as(self, errors: dict[str, Any]) -> None:
-        """Has ours compared with the peer before anything is timed; the errors go in by size."""
-        self._gates = errors
 
     def run(self) -> dict[str, Any]:
         """The results. Raises `WorkerFailed` if ours and the peer differ."""
@@ -135,7 +140,7 @@ class _Case:
         """Times these together; returns the names of those that must wait for memory."""
         print(f"{self.case}: timing {', '.join(names)}; {self._steps} steps a turn", flush=True)
         with contextlib.ExitStack() as stack:
-            # All of them compile at the same time, and then wait for their turns.
+            # All of them, and the gate, compile at the same time; then nothing runs but the turns.
             with ThreadPoolExecutor() as pool:
                 gate = pool.submit(self._gate)
                 started = dict(zip(names, pool.map(self._start, names)))

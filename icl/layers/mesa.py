@@ -45,18 +45,55 @@ def mesa_attention(
     _check(query, key, value)
     penalty = _penalty(regularization, query.shape[-2])
     wide = jnp.promote_types(jnp.result_type(query, key, value), jnp.float32)
-    # One solve for both: two batched LAPACK calls at once can deadlock on a CPU.
     pairs = jnp.concatenate([key.astype(wide), value.astype(wide)], axis=-1)
     pairs = jnp.moveaxis(pairs, -2, -3)
     keys = pairs[..., : key.shape[-1]]
     with jax.default_matmul_precision("highest"):
         gram = keys @ jnp.swapaxes(keys, -1, -2)
         gram += penalty.astype(wide)[:, None, None] * jnp.eye(gram.shape[-1], dtype=wide)
-        factor = jax.lax.linalg.cholesky(gram)
-        white = jax.lax.linalg.triangular_solve(factor, pairs, left_side=True, lower=True)
+        white = _inverse_factor(gram) @ pairs
         keys, values = jnp.split(jnp.moveaxis(white, -3, -2), [key.shape[-1]], axis=-1)
         out = linear_attention(query.astype(wide), keys, values, is_causal=True, scale=1.0)
     return out.astype(query.dtype)
+
+
+@jax.custom_jvp
+def _inverse_factor(gram: jax.Array) -> jax.Array:
+    """The inverse of the Cholesky factor, `[..., T, T]`."""
+    return jax.lax.platform_dependent(gram, cpu=_by_elimination, default=_by_factor)
+
+
+def _by_factor(gram: jax.Array) -> jax.Array:
+    factor = jax.lax.linalg.cholesky(gram)
+    identity = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=gram.dtype), gram.shape)
+    return jax.lax.linalg.triangular_solve(factor, identity, left_side=True, lower=True)
+
+
+def _by_elimination(gram: jax.Array) -> jax.Array:
+    """Row by row, all batch rows at once: batched LAPACK calls in a training step deadlock."""
+    size = gram.shape[-1]
+    identity = jnp.broadcast_to(jnp.eye(size, dtype=gram.dtype), gram.shape)
+
+    def eliminate(step: jax.Array, rows: jax.Array) -> jax.Array:
+        pivot = jax.lax.dynamic_index_in_dim(rows, step, axis=-2)
+        scale = jax.lax.rsqrt(jax.lax.dynamic_index_in_dim(pivot, step, axis=-1))
+        column = jax.lax.dynamic_index_in_dim(rows, step, axis=-1)
+        below = (jnp.arange(size) > step)[:, None]
+        at = (jnp.arange(size) == step)[:, None]
+        rows = rows - jnp.where(below, column * scale, 0) * (pivot * scale)
+        return jnp.where(at, pivot * scale, rows)
+
+    rows = jnp.concatenate([gram, identity], axis=-1)
+    return jax.lax.fori_loop(0, size, eliminate, rows)[..., size:]
+
+
+@_inverse_factor.defjvp
+def _inverse_factor_jvp(primals, tangents):
+    """Of W = L^-1: dW = -low(W dA W^T) W, where low halves the diagonal (Murray 2016, eq. 8)."""
+    inverse = _inverse_factor(*primals)
+    inside = inverse @ tangents[0] @ jnp.swapaxes(inverse, -1, -2)
+    low = jnp.tril(inside) - 0.5 * jnp.eye(inside.shape[-1], dtype=inside.dtype) * inside
+    return inverse, -low @ inverse
 
 
 def _check(query: jax.Array, key: jax.Array, value: jax.Array) -> None:

@@ -4,6 +4,7 @@ PyTorch's are replaced if PyTorch is not installed, all of them where a test is 
 """
 
 import math
+import time
 
 
 def start_machine():
@@ -32,6 +33,11 @@ def start_broken_trainer(case, name, steps, device):
 def start_tired_trainer(case, name, steps, device):
     ready, commands = start_trainer(case, name, steps, device)
     return ready, commands | {"step": lambda: math.sqrt(-1)}
+
+
+def start_hanging_trainer(case, name, steps, device):
+    ready, commands = start_trainer(case, name, steps, device)
+    return ready, commands | {"step": lambda: time.sleep(60)}
 
 
 def start_gate(size, names):

@@ -106,7 +106,7 @@ def test_a_peer_that_fails_is_told_last_and_by_the_status(tmp_path, sides, capsy
     assert status == 1
     assert capsys.readouterr().err.startswith(f"NOT MEASURED: {said}")
     for direction in results["workloads"]["oswald"]["directions"].values():
-        assert direction["contestants"]["xla"]["over_ours"]["median"] == 1
+        assert direction["contestants"]["reference"]["over_ours"]["median"] == 1
         assert "over_ours" not in direction["contestants"]["torch-sdpa"]
 
 

@@ -312,3 +312,10 @@ def test_a_worker_that_ends_or_refuses_is_told():
     with Worker(STAND_IN + "start_tired_trainer", "tiny@8", "torch", 1, "cpu") as worker:
         with pytest.raises(WorkerFailed, match="ended with status 1"):
             worker.ask("step")
+
+
+def test_a_worker_that_hangs_fails(monkeypatch):
+    with Worker(STAND_IN + "start_hanging_trainer", "tiny@8", "torch", 1, "cpu") as worker:
+        monkeypatch.setattr("bench.common.worker.MOST_SECONDS", 0.5)
+        with pytest.raises(WorkerFailed, match="hung: no answer in 0.5 s"):
+            worker.ask("step")

@@ -15,7 +15,7 @@ from jax.test_util import check_grads
 from icl.evaluation import baselines
 from icl.evaluation.comparators import comparators
 from icl.layers import MIXERS
-from icl.layers.mesa import mesa_attention
+from icl.layers.mesa import _inverse_factor, mesa_attention
 from icl.tasks import LinearRegression
 
 from .test_baselines import linear_prompts
@@ -200,3 +200,23 @@ def test_linear_regression_is_compared_with_least_mean_squares():
     for task in (family, dataclasses.replace(family, noise=0.5)):
         names = [name for comparator in comparators(task)[0] for name in comparator.names]
         assert "least mean squares" in names and "mesa" not in names
+
+
+def test_a_training_step_makes_no_lapack_call_on_a_cpu():
+    """Batched LAPACK calls in a compiled training step wait for one another for ever."""
+    x = jnp.ones((2, 5, 2, 4))
+    loss = lambda x: (mesa_attention(x, x, x, 1.0) ** 2).sum()
+    program = jax.jit(jax.grad(loss), backend="cpu").lower(x).compile().as_text()
+    assert 'custom_call_target="lapack' not in program
+
+
+def test_the_inverse_factor_is_that_of_lapack_with_its_derivative():
+    rows = jax.random.normal(jax.random.key(0), (3, 6, 6))
+    gram = rows @ jnp.swapaxes(rows, -1, -2) + jnp.eye(6)
+    change = jax.random.normal(jax.random.key(1), gram.shape)
+    change = change + jnp.swapaxes(change, -1, -2)
+    expected = lambda gram: jnp.linalg.inv(jnp.linalg.cholesky(gram))
+    for found, right in zip(
+        jax.jvp(_inverse_factor, (gram,), (change,)), jax.jvp(expected, (gram,), (change,))
+    ):
+        np.testing.assert_allclose(found, right, rtol=2e-3, atol=2e-4)
