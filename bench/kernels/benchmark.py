@@ -13,7 +13,7 @@ from ..common import machine
 from ..common.driver import one_of, positive
 from ..common.turns import ratios, summary, take_turns
 from ..common.worker import PatientWorker
-from .ops import CASES, DIRECTIONS, OURS, PEERS
+from .ops import CASES, CPU_CASES, DIRECTIONS, OURS, PEERS
 from .report import report, show_gate
 from .sides import EPS, ITEMSIZE, Answer, at_hand
 
@@ -31,7 +31,10 @@ Key = tuple[str, str]  # a workload's name and a direction
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what this benchmark takes on its command line."""
     parser.add_argument(
-        "workloads", nargs="*", type=one_of(CASES), help=f"{', '.join(CASES)}; all unless given"
+        "workloads",
+        nargs="*",
+        type=one_of(CASES),
+        help=f"{', '.join(CASES)}; all of them on a GPU, some on a CPU, unless given",
     )
     parser.add_argument("--directions", nargs="+", choices=DIRECTIONS, default=list(DIRECTIONS))
     parser.add_argument(
@@ -63,6 +66,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         jax = start("jax")
         if "failed" in jax.ready:
             raise ValueError(jax.ready["failed"])
+        if not options.workloads and jax.ready["platform"] == "cpu":
+            names = list(CPU_CASES)
         field = _Field(names, options, jax)
         if field.wants("torch"):
             field.workers["torch"] = start("torch", jax.ready["platform"])

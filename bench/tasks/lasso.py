@@ -30,7 +30,7 @@ TIGHT = 1e-10  # tolerance of the comparison; Garg et al. leave scikit-learn's d
 LOOSE = 1e-4
 MAX_ITERATIONS = 100_000
 LARGEST_DIFFERENCE = 1e-4
-SIZES = {"prompts": 1280, "loop_prompts": 16, "checked_prompts": 8, "dim": 20, "points": 41}
+SIZES = {"prompts": 1280, "loop_prompts": 16, "checked_prompts": 4, "dim": 20, "points": 41}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -38,6 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command line takes."""
     parser.add_argument("families", nargs="*", type=one_of(FAMILIES), metavar="FAMILY",
                         help=f"{', '.join(FAMILIES)}; all unless given")  # fmt: skip
+    parser.set_defaults(rounds=5)
     parser.add_argument("--batch", type=positive, default=64, help="prompts a batch")
 
 

@@ -29,6 +29,7 @@ POPULATIONS = "bench.training.populations:start"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command line takes."""
+    parser.set_defaults(rounds=5)
     parser.add_argument("case", nargs="?", type=a_case, default="xs@64", help="a size at a batch")
     parser.add_argument("--members", type=positive, default=8, help="models of the population")
     parser.add_argument("--steps", type=positive, default=20, help="training steps a turn")

@@ -12,7 +12,7 @@ from bench.__main__ import main
 from bench.common.report import report_of
 from bench.common.worker import ROOT
 from bench.kernels import benchmark
-from bench.kernels.ops import CASES, PEERS
+from bench.kernels.ops import CASES, CPU_CASES, PEERS
 
 HELPERS = {"flax_attention_fn", "targeting"}  # public, and no ops
 
@@ -38,6 +38,7 @@ def run(folder, *arguments):
 def test_every_op_has_a_case_and_a_peer():
     public = set(icl.kernels.__all__) - HELPERS
     assert {case.op.name for case in CASES.values()} == public
+    assert {CASES[name].op.name for name in CPU_CASES} == public
     for case in CASES.values():
         for by_framework in case.op.contestants.values():
             names = sum(by_framework.values(), ())
