@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     # Interpreted kernels are not compiled; the process that counts their traffic sets it again.
     for name in ("ICL_KERNELS_INTERPRET", "TRITON_INTERPRET"):
         os.environ.pop(name, None)
-    options = _parse(argv)
+    options = parse(argv)
     results: dict[str, Any] = {"machine": machine.describe()}
     failures: list[str] = []
     for stage in options.only:
@@ -44,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if failures else 0
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench gpu-code", description=__doc__)
     parser.add_argument("workloads", nargs="*", help=f"{', '.join(WORKLOADS)}; all unless given")
     parser.add_argument("--only", choices=STAGES, action="append", help="one stage, not all three")

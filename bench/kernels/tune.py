@@ -35,7 +35,7 @@ Measure = Callable[[Plan, str], float]
 
 def main(argv: list[str] | None = None) -> int:
     """Tunes; returns 0, or 2 if there is nothing to tune."""
-    options = _parse(argv)
+    options = parse(argv)
     launch_one_by_one()
     here = target()
     cases = by_key(options.workloads, options.dtype)
@@ -63,7 +63,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench tune", description=__doc__)
     parser.add_argument("workloads", nargs="*", help=f"{', '.join(WORKLOADS)}; all unless given")
     parser.add_argument("--dtype", default="bfloat16", choices=tuple(EPS))
