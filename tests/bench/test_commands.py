@@ -1,6 +1,7 @@
 """`python -m bench` as a whole, its page, and the commands that documents name."""
 
 import importlib
+import json
 import re
 import shlex
 import subprocess
@@ -101,8 +102,6 @@ def test_committed_results_can_be_read_and_are_in_the_page():
     } | {"gpu-code.json"}
     for name in names:
         assert f"### {name}" in page
-    import json
-
     for path in files:
         results = json.loads(path.read_text())
         assert re.fullmatch("[0-9a-f]{12}", results["machine"]["revision"]), path.name
