@@ -23,7 +23,7 @@ COMMANDS = {
     "gpu-code": "what would run on a GPU, checked without one",
 }
 MAINS = {"tune": "bench.kernels.tune", "gpu-code": "bench.gpu_code.check"}
-# What `python -m bench` runs, and with which arguments if it is to be quick.
+# What `python -m bench` runs, and the arguments of a quick run; None leaves a benchmark out of it.
 WHOLE = {
     "training": ["xs@64", "--only", "torch", "--rounds", "3", "--steps", "15"],
     "kernels": [
