@@ -17,7 +17,7 @@ from icl.training.optimizer import make_optimizer
 from icl.training.step import TrainState, batch_gradient, init_state
 
 from ..common.worker import Started
-from . import plain_mixer  # noqa: F401, registers its mixer
+from . import plain_mixer
 from .cases import CONTESTANTS, SIZES, case_config
 from .torch_peer import InContextGPT2, make_peer, prefix_loss
 
@@ -48,6 +48,7 @@ def start(size: str, names: list[str]) -> Started:
     Raises:
       ValueError: they differ; the message says in what.
     """
+    plain_mixer.register()
     # An accelerator's default would round the factors of our products to fewer bits.
     with jax.default_matmul_precision("highest"):
         return _check(size, names), {}

@@ -20,7 +20,7 @@ from icl.training.parallel import make_mesh, place, use_cpu_cores
 from icl.training.step import compile_chunk, init_state, microbatch_size
 
 from ..common.worker import Started, failures_as_values
-from . import plain_mixer  # noqa: F401, registers its mixer
+from . import plain_mixer
 from .cases import case_config, contestant, dtypes
 
 # Rows and columns of the product that gives the peak, and the number of products in a row.
@@ -38,6 +38,7 @@ def start(case: str, name: str, steps: int, _device: str) -> Started:
     """
     with failures_as_values():
         use_cpu_cores()
+        plain_mixer.register()
         config = case_config(case, contestant(name))
         jax.block_until_ready(jnp.zeros(()))
         before = resident_bytes()
