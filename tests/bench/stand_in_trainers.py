@@ -52,5 +52,10 @@ def start_host(families, batch):
     return {}, {name: lambda: {"seconds": 1e-3} for name in families}
 
 
+def start_sampler(families, batch):
+    ready, commands = start_host(families, batch)
+    return ready | {"device": "cpu"}, commands
+
+
 def start_broken_host(families, batch):
     raise ValueError("ModuleNotFoundError: no PyTorch")

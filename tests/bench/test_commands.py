@@ -32,7 +32,6 @@ def test_all_of_them_are_run_and_what_went_wrong_is_told_last(tmp_path, monkeypa
     monkeypatch.setattr(commands, "WHOLE", {
         "lasso": [*("--prompts", "2", "--loop-prompts", "1", "--checked-prompts", "1"),
                   *("--dim", "2", "--points", "3", "--rounds", "1")],
-        "scaling": ["layers", "--base", "tiny@8", "--rounds", "1"],
         "training": ["tiny@8", "--alone", "--rounds", "1", "--against", "no-such-revision"],
     })  # fmt: skip
     assert commands.main(["--quick", "--out", str(tmp_path)]) == 1
@@ -41,7 +40,7 @@ def test_all_of_them_are_run_and_what_went_wrong_is_told_last(tmp_path, monkeypa
     assert told.err.count("NOT MEASURED") == 2
     page = (tmp_path / "RESULTS.md").read_text()
     assert page in told.out
-    assert "### lasso" in page and "### scaling" in page and "### training" not in page
+    assert "### lasso" in page and "### training" not in page
 
 
 def test_the_quick_run_and_the_whole_take_arguments_that_exist():
