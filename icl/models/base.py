@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import jax
 from flax import nnx
 
+from ..ranges import Range, check_ranges
+
 
 class HeadWeights(NamedTuple):
     """Weights of the N attention heads of a layer, for tokens as rows `[T, width]`.
@@ -86,8 +88,7 @@ class ModelConfig(ABC):
     """Dtype of the computation; parameters, statistics and the loss stay float32."""
 
     def __post_init__(self) -> None:
-        if self.layers < 1:
-            raise ValueError(f"layers must be at least 1, got {self.layers}")
+        check_ranges("model", self, layers=Range(1, 1000))  # each is compiled apart
 
     @abstractmethod
     def activations(self, in_width: int) -> int:

@@ -6,7 +6,6 @@ vary the layer as one would that loss: a penalty on W, augmentations, negative s
 """
 
 import dataclasses
-import math
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..kernels import dot_product_attention
+from ..ranges import COUNT, FINITE, SIZE, check_ranges
 from .base import HeadWeights
 from .self_attention import SelfAttention, SelfAttentionConfig, SelfAttentionLayer
 
@@ -48,9 +48,14 @@ class ContrastiveAttentionConfig(SelfAttentionConfig):
                 f"a {self.title} model varies softmax attention: softmax must be all, not "
                 f"{self.softmax}"
             )
-        for name in ("regularization", "negative_weight"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
+        check_ranges(
+            "model",
+            self,
+            regularization=FINITE,
+            augment_size=SIZE,
+            negatives=COUNT,
+            negative_weight=FINITE,
+        )
         if self.regularization and not self.query_in_context:
             raise ValueError(
                 "regularization takes from what the query part adds itself, which is nothing "
@@ -61,15 +66,8 @@ class ContrastiveAttentionConfig(SelfAttentionConfig):
                 raise ValueError(
                     f"{name} must be none, plain or residual, got {getattr(self, name)!r}"
                 )
-        if self.augment_size is not None:
-            if self.augment_size < 1:
-                raise ValueError(f"augment_size must be at least 1, got {self.augment_size}")
-            if not self.augmented:
-                raise ValueError(
-                    "augment_size is of augment_values and augment_keys: both are none"
-                )
-        if self.negatives < 0:
-            raise ValueError(f"negatives cannot be negative, got {self.negatives}")
+        if self.augment_size is not None and not self.augmented:
+            raise ValueError("augment_size is of augment_values and augment_keys: both are none")
         if bool(self.negatives) != bool(self.negative_weight):
             raise ValueError(
                 "negative samples need their number and their weight: got negatives "

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ..ranges import FINITE, SIZE, check_ranges
 from .base import Model, ModelConfig
 from .features import Features
 
@@ -37,8 +38,7 @@ class GradientDescentConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.features is not None and self.features < 1:
-            raise ValueError(f"features must be at least 1 or None, got {self.features}")
+        check_ranges("model", self, learning_rate=FINITE, features=SIZE)
         if self.dtype != "float32":
             raise ValueError(f"{self.title} is computed in float32, not {self.dtype}")
 

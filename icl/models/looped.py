@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ..ranges import COUNT, SIZE, STEPS, check_ranges
 from .transformer import Transformer, TransformerConfig
 
 
@@ -37,15 +38,19 @@ class LoopedTransformerConfig(TransformerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_ranges(
+            "model",
+            self,
+            loops=SIZE,
+            window=SIZE,
+            loops_start=SIZE,
+            loops_increment=COUNT,
+            loops_interval=STEPS,
+        )
         if not 1 <= self.window <= self._start <= self.loops:
             raise ValueError(
                 f"a window of {self.window} loops, from {self._start} to {self.loops} loops, is "
                 "impossible; it takes 1 <= window <= loops_start <= loops"
-            )
-        if self.loops_increment < 0 or self.loops_interval < 1:
-            raise ValueError(
-                f"loops_increment ({self.loops_increment}) cannot be negative, and "
-                f"loops_interval ({self.loops_interval}) must be at least 1 step"
             )
 
     @property

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ..ranges import SIZE, check_ranges
 from .base import Model, ModelConfig, uniform
 
 
@@ -23,8 +24,7 @@ class LSTMConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.width < 1:
-            raise ValueError(f"width must be at least 1, got {self.width}")
+        check_ranges("model", self, width=SIZE)
 
     def activations(self, in_width: int) -> int:
         return 4 * self.width

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..kernels import linear_attention
+from ..ranges import NOT_NEGATIVE, check_ranges
 from .base import HeadWeights, Model, ModelConfig
 
 
@@ -32,8 +33,7 @@ class PreconditionedConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.init_std < 0:
-            raise ValueError(f"init_std cannot be negative, got {self.init_std}")
+        check_ranges("model", self, init_std=NOT_NEGATIVE)
         if self.dtype != "float32":
             raise ValueError(f"{self.title} is computed in float32, not {self.dtype}")
 

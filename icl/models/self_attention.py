@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..kernels import dot_product_attention, linear_attention
+from ..ranges import COUNT, POSITIVE, SIZE, check_ranges
 from .base import HeadWeights, Model, ModelConfig
 from .features import Features
 
@@ -47,19 +48,24 @@ class SelfAttentionConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        sizes = {"heads": self.heads, "key_size": self.key_size, "features": self.features}
-        for name, value in sizes.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_ranges(
+            "model",
+            self,
+            heads=SIZE,
+            key_size=SIZE,
+            features=SIZE,
+            positions=COUNT,
+            clip=POSITIVE,
+            init_scale=POSITIVE,
+        )
         if self.softmax == "first" and self.shared and self.layers > 1:
             raise ValueError(
                 "a shared layer is the same throughout: shared=False for softmax first"
             )
-        if self.positions < 0 or self.positions % 2:
-            raise ValueError(f"positions must be even, a sine and a cosine; got {self.positions}")
-        for name in ("clip", "init_scale"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.positions % 2:
+            raise ValueError(
+                f"model.positions must be even, a sine and a cosine; got {self.positions}"
+            )
         if self.dtype != "float32":
             raise ValueError(f"a {self.title} model is computed in float32, not {self.dtype}")
 

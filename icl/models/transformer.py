@@ -13,6 +13,7 @@ from flax import nnx
 from ..layers.linear import linear_dot_general
 from ..layers.mixers import MIXERS
 from ..layers.norm import LayerNorm
+from ..ranges import SIZE, Range, check_ranges
 from .base import HeadWeights, Model, ModelConfig, uniform
 
 INIT_STD = 0.02
@@ -41,9 +42,8 @@ class TransformerConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("heads", "width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        positions = Range(1, 2 * SIZE.high)  # two tokens a point
+        check_ranges("model", self, heads=SIZE, width=SIZE, max_tokens=positions)
         if self.width % self.heads:
             raise ValueError(f"a width of {self.width} cannot be split into {self.heads} heads")
         if self.mixer not in MIXERS:

@@ -1,6 +1,7 @@
 """What a sweep is over: settings by name, their values, and the members of their grid."""
 
 import itertools
+import math
 import re
 import types
 import typing
@@ -79,10 +80,18 @@ def _range(text: str) -> list[Any]:
     if last < first or stride < 1:
         raise ValueError(f"the range {text!r} is empty")
     numbers = range(first, last + 1, stride)
+    if len(numbers) > MAX_MEMBERS:
+        raise _too_many()
     return [_power(int(base), n) for n in numbers] if base else list(numbers)
 
 
+def _too_many() -> ValueError:
+    return ValueError(f"a sweep of more than {MAX_MEMBERS} members; leave out some values")
+
+
 def _power(base: int, exponent: int) -> int | float:
+    if abs(exponent) * base.bit_length() > 1024 or (base == 0 > exponent):
+        raise ValueError(f"{base}^{exponent} is beyond all that a setting can be")
     return base**exponent if exponent >= 0 else float(base) ** exponent
 
 
@@ -199,7 +208,11 @@ def grid(config: Config, over: Over, seeds: int) -> list[tuple[dict[str, Any], C
     if seeds > 1:
         if any(SEED in axis[0] for axis in axes):
             raise ValueError(f"give either seeds or {SEED}, not both")
+        if seeds > MAX_MEMBERS:
+            raise _too_many()
         axes.append([{SEED: config.training.seed + n} for n in range(seeds)])
+    if math.prod(map(len, axes)) > MAX_MEMBERS:
+        raise _too_many()
     members = []
     for parts in itertools.product(*axes):
         changes = {name: value for part in parts for name, value in part.items()}
@@ -208,8 +221,6 @@ def grid(config: Config, over: Over, seeds: int) -> list[tuple[dict[str, Any], C
         except ValueError as error:
             told = ", ".join(f"{name}={value}" for name, value in changes.items())
             raise ValueError(f"the member {told} is impossible: {error}") from error
-        if len(members) > MAX_MEMBERS:
-            raise ValueError(f"a sweep of more than {MAX_MEMBERS} members; leave out some values")
     return members
 
 

@@ -13,22 +13,23 @@ from ..training.config import CUSTOM, Config
 from ..training.estimate import step_seconds
 from ..training.learner import Learner
 from ..training.loop import NonFiniteLoss, advance
-from ..training.memory import MemoryGuard
+from ..training.memory import MemoryGuard, making_state
 from ..training.metrics import JsonLines
 from ..training.optimizer import learning_rate_schedule
 from ..training.parallel import DATA, make_mesh, place, use_cpu_cores
 from ..training.population import (
     compile_population,
+    group_by_program,
     init_population,
     numbers_of,
     shared_config,
 )
 from ..training.progress import ProgressDisplay
 from ..training.run import free_path
-from ..training.single import metrics_record
+from ..training.single import metrics_record, prepare
 from ..training.step import StepMetrics, TrainState
 from .folder import Member, Sweep
-from .grid import Over
+from .grid import Over, grid, member_name
 from .results import SweepResult, member_errors, sweep_figure
 
 PROMPTS = 1280
@@ -70,6 +71,7 @@ def train_sweep(
     _prepare()
     if config.optimizer.name == CUSTOM:
         raise ValueError("a sweep takes its optimiser by name, as in optimizer_name='adam'")
+    _check_members(grid(config, over, seeds))
     path = sweep_dir or free_path(f"{config.task.__class__.__name__.lower()}-sweep")
     sweep = Sweep.create(path, config, over, seeds, preset)
     return resume_sweep(sweep, progress=progress)
@@ -111,6 +113,16 @@ def resume_sweep(
         result.save()
         sweep_figure(sweep, result, sweep.path / "sweep.png")
     return sweep
+
+
+def _check_members(members: list[tuple[dict[str, Any], Config]]) -> None:
+    """Raises ValueError or OutOfMemory where one of them cannot be trained."""
+    for indices in group_by_program([config for _, config in members]):
+        changes, config = members[indices[0]]
+        try:
+            prepare(config, members=len(indices))
+        except ValueError as error:
+            raise ValueError(f"the member {member_name(changes)} is impossible: {error}") from error
 
 
 def _prepare() -> None:
@@ -160,7 +172,8 @@ class _Program:
         training = self.shared.training
         shapes = jax.eval_shape(lambda: init_population(self.configs).items())
         found = self.checkpoints().restore_to_continue(shapes)
-        state = TrainState.from_items(found[1]) if found else init_population(self.configs)
+        with making_state():
+            state = TrainState.from_items(found[1]) if found else init_population(self.configs)
         first = found[0] if found else 0
         if first == training.steps:
             return state

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..ranges import SIZE, check_ranges
 from .draws import normal
 
 
@@ -44,9 +45,7 @@ class TaskFamily(ABC):
     """Number of (x, y) points in a prompt."""
 
     def __post_init__(self) -> None:
-        for name in ("dim", "points"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_ranges("task", self, dim=SIZE, points=SIZE)
 
     @property
     def full(self) -> Difficulty:

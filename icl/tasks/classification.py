@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..ranges import Range, check_ranges
 from .base import Difficulty, TaskFamily, choose_coordinates
 from .draws import normal
 
@@ -59,8 +60,7 @@ class Parity(_SignLabels):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.relevant <= self.dim:
-            raise ValueError(f"relevant must be from 1 to dim = {self.dim}, got {self.relevant}")
+        check_ranges("task", self, relevant=Range(1, self.dim))
 
     def sample_task(self, key: jax.Array, difficulty: Difficulty) -> jax.Array:
         return choose_coordinates(key, self.dim, self.relevant, difficulty)

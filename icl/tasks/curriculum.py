@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from ..ranges import SIZE, STEPS, check_ranges
 from .base import Difficulty, TaskFamily
 
 
@@ -28,18 +29,29 @@ class Curriculum:
     """Steps between two additions."""
 
     def __post_init__(self) -> None:
-        if self.interval < 1:
-            raise ValueError(f"interval must be at least 1 step, got {self.interval}")
-        for name in ("dim_start", "points_start"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1 or None, got {getattr(self, name)}")
+        names = ("dim_start", "dim_increment", "points_start", "points_increment")
+        check_ranges("curriculum", self, interval=STEPS, **dict.fromkeys(names, SIZE))
+
+    def check_for(self, family: TaskFamily) -> None:
+        """Raises ValueError where a start is beyond what the family has."""
+        check_ranges(
+            "curriculum",
+            self,
+            dim_start=SIZE._replace(high=family.dim),
+            points_start=SIZE._replace(high=family.points),
+        )
 
     def at(self, step: jax.Array | int, family: TaskFamily) -> Difficulty:
         """The difficulty at a step; traced when the step is."""
         grown = jnp.asarray(step) // self.interval
-        ramp = lambda start, increment, full: (
-            full if start is None else jnp.minimum(start + increment * grown, full)
-        )
+
+        def ramp(start: int | None, increment: int, full: int) -> int | jax.Array:
+            if start is None:
+                return full
+            # No more additions than are needed, whose product cannot overflow.
+            needed = max(0, -(-(full - start) // increment))
+            return jnp.minimum(start + increment * jnp.minimum(grown, needed), full)
+
         return Difficulty(
             ramp(self.dim_start, self.dim_increment, family.dim),
             ramp(self.points_start, self.points_increment, family.points),

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..ranges import Range, check_ranges
 from .base import Difficulty, TaskFamily
 from .draws import normal
 
@@ -32,8 +33,7 @@ class DecisionTree(TaskFamily):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.depth <= 12:
-            raise ValueError(f"depth must be from 1 to 12, got {self.depth}")
+        check_ranges("task", self, depth=Range(1, 12))
 
     def sample_task(self, key: jax.Array, difficulty: Difficulty) -> Tree:
         coordinate_key, leaf_key = jax.random.split(key)

@@ -6,6 +6,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from ..ranges import NOT_NEGATIVE, POSITIVE, Range, check_ranges
 from .base import Difficulty, Episode, TaskFamily
 from .draws import normal, uniform
 
@@ -40,20 +41,19 @@ class LinearRegression(TaskFamily):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.noise < 0:
-            raise ValueError(f"noise is a standard deviation and cannot be {self.noise}")
+        check_ranges(
+            "task",
+            self,
+            noise=NOT_NEGATIVE,
+            covariance_decay=Range(0.0, 100.0),
+            input_scale=POSITIVE,
+            task_scale=POSITIVE,
+            random_labels=Range(0, self.points - 1),
+        )
         if self.inputs not in INPUTS:
             raise ValueError(f"inputs must be one of {', '.join(INPUTS)}, got {self.inputs!r}")
         if self.inputs != "normal" and self.covariance_decay:
             raise ValueError("covariance_decay is of normal inputs; leave it 0 for others")
-        for name in ("input_scale", "task_scale"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if not 0 <= self.random_labels < self.points:
-            raise ValueError(
-                f"random_labels must be from 0 to {self.points - 1}, one less than there are "
-                f"points; got {self.random_labels}"
-            )
 
     @property
     def label_size(self) -> float:

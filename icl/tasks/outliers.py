@@ -11,6 +11,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from ..ranges import Range, check_ranges
 from .base import Difficulty, Episode
 from .draws import normal
 from .linear_regression import LinearRegression
@@ -27,8 +28,8 @@ class _OutlierRegression(LinearRegression):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.outliers < 1:
-            raise ValueError(f"outliers is a probability below 1, got {self.outliers}")
+        # A point that counts must be left.
+        check_ranges("task", self, outliers=Range(0.0, 0.999))
 
     @abstractmethod
     def sample_outliers(self, key: jax.Array, task: jax.Array) -> tuple[jax.Array, jax.Array]:

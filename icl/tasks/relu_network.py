@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..ranges import SIZE, check_ranges
 from .base import Difficulty, TaskFamily
 from .draws import normal
 
@@ -31,8 +32,7 @@ class ReLUNetwork(TaskFamily):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.hidden < 1:
-            raise ValueError(f"hidden must be at least 1, got {self.hidden}")
+        check_ranges("task", self, hidden=SIZE)
 
     @property
     def error_scale(self) -> float:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..ranges import POSITIVE, check_ranges
 from .base import Difficulty, TaskFamily
 from .draws import uniform
 
@@ -36,14 +37,13 @@ class SineRegression(TaskFamily):
         super().__post_init__()
         if self.dim != 1:
             raise ValueError(f"a sine takes inputs of dim 1, got {self.dim}")
-        if not 0 < self.low_amplitude <= self.high_amplitude:
+        names = ("low_amplitude", "high_amplitude", "high_phase", "input_range")
+        check_ranges("task", self, **dict.fromkeys(names, POSITIVE))
+        if self.low_amplitude > self.high_amplitude:
             raise ValueError(
-                "amplitudes must be positive and rise from low_amplitude to high_amplitude; got "
+                "amplitudes must rise from task.low_amplitude to task.high_amplitude; got "
                 f"{self.low_amplitude} and {self.high_amplitude}"
             )
-        for name in ("high_phase", "input_range"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
     @property
     def error_scale(self) -> float:

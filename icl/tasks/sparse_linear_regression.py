@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from ..ranges import Range, check_ranges
 from .base import Difficulty, choose_coordinates
 from .linear_regression import LinearRegression
 
@@ -21,8 +22,7 @@ class SparseLinearRegression(LinearRegression):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.nonzeros <= self.dim:
-            raise ValueError(f"nonzeros must be from 1 to dim = {self.dim}, got {self.nonzeros}")
+        check_ranges("task", self, nonzeros=Range(1, self.dim))
 
     @property
     def error_scale(self) -> float:

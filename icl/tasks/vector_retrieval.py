@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..ranges import SIZE, check_ranges
 from .base import Difficulty, Episode, TaskFamily
 from .draws import normal
 
@@ -30,8 +31,7 @@ class VectorRetrieval(TaskFamily):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.points < 2:
-            raise ValueError("points must be at least 2: a pair and the query")
+        check_ranges("task", self, points=SIZE._replace(low=2))  # a pair and the query
 
     @property
     def outputs(self) -> int:

@@ -9,6 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from ..ranges import POSITIVE, SEED, check_range, check_ranges
 from .base import Difficulty, TaskFamily
 from .draws import normal
 
@@ -32,9 +33,13 @@ class WhitenedRegression(TaskFamily):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "scales", tuple(self.scales))  # JSON has lists alone
-        if len(self.scales) != self.dim or not all(scale > 0 for scale in self.scales):
+        check_ranges("task", self, rotation_seed=SEED)
+        for scale in self.scales:
+            check_range("task.scales", scale, POSITIVE)
+        if len(self.scales) != self.dim:
             raise ValueError(
-                f"scales must be {self.dim} positive numbers, one a dimension; got {self.scales}"
+                f"task.scales must be {self.dim} positive numbers, one a dimension; got "
+                f"{self.scales}"
             )
 
     @property

@@ -4,9 +4,13 @@ import dataclasses
 from typing import Any, Literal
 
 from ..models import MODELS, ModelConfig, TransformerConfig
+from ..ranges import NOT_NEGATIVE, POSITIVE, SEED, SIZE, STEPS, Range, check_range, check_ranges
 from ..tasks import FAMILIES, LAYOUTS, MAX_POOL_SIZE, Curriculum, LinearRegression, TaskFamily
 
 CUSTOM = "custom"
+# Options of optax's optimisers that are decays of averages, or momentum.
+DECAYS = ("b1", "b2", "b3", "decay", "decay_rate", "momentum", "rho")
+DECAY = Range(0.0, 0.9999999)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,16 +38,20 @@ class OptimizerConfig:
     """Further arguments of the optimiser, as in: b2 0.98 weight_decay 0.1."""
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps cannot be negative, got {self.warmup_steps}")
-        for name in ("clip_norm", "clip_each"):
-            limit = getattr(self, name)
-            if limit is not None and limit <= 0:
-                raise ValueError(f"{name} must be positive or None, got {limit}")
-        if self.halving_steps is not None and self.halving_steps < 1:
-            raise ValueError(f"halving_steps must be at least 1 or None, got {self.halving_steps}")
+        check_ranges(
+            "optimizer",
+            self,
+            learning_rate=POSITIVE,
+            warmup_steps=STEPS._replace(low=0),
+            halving_steps=STEPS,
+            clip_norm=POSITIVE,
+            clip_each=POSITIVE,
+        )
+        for name, value in self.options.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                check_range(
+                    f"optimizer.options.{name}", value, DECAY if name in DECAYS else NOT_NEGATIVE
+                )
         if self.schedule == "halving" and self.halving_steps is None:
             raise ValueError('the schedule "halving" needs halving_steps')
 
@@ -73,11 +81,18 @@ class TrainingConfig:
     """How many of the newest checkpoints stay."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.pool_size is not None and not 1 <= self.pool_size <= MAX_POOL_SIZE:
-            raise ValueError(f"pool_size must be from 1 to {MAX_POOL_SIZE}, got {self.pool_size}")
+        check_ranges(
+            "training",
+            self,
+            steps=STEPS,
+            batch_size=SIZE,
+            seed=SEED,
+            pool_size=Range(1, MAX_POOL_SIZE),
+            microbatch_size=SIZE,
+            log_every=SIZE,
+            checkpoint_every=STEPS,
+            keep_checkpoints=STEPS,
+        )
         if self.pooled not in ("tasks", "prompts"):
             raise ValueError(f"pooled must be tasks or prompts, got {self.pooled!r}")
         if self.pooled == "prompts" and self.pool_size is None:
@@ -88,7 +103,7 @@ class TrainingConfig:
                 f"log_every ({self.log_every})"
             )
         size = self.microbatch_size
-        if size is not None and (size < 1 or self.batch_size % size):
+        if size is not None and self.batch_size % size:
             raise ValueError(f"microbatch_size ({size}) must divide batch_size ({self.batch_size})")
 
 
@@ -123,6 +138,7 @@ class Config:
                 raise TypeError(f"{name} must be a {kind.__name__}, got {getattr(self, name)!r}")
         if self.layout not in LAYOUTS:
             raise ValueError(f"no layout called {self.layout!r}; there are {sorted(LAYOUTS)}")
+        self.curriculum.check_for(self.task)
         if not self.model.causal:
             self._check_whole_prompts()
 

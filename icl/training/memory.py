@@ -1,6 +1,7 @@
 """Whether a program fits its device, and which batch would."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -91,6 +92,38 @@ def _left(group: Path, version: int) -> int | None:
         return max(0, free + int(stat.get(reclaimable, 0)))
     except (OSError, ValueError):
         return None
+
+
+def check_state(state: Any, members: int = 1) -> None:
+    """Raises OutOfMemory where what a run must hold does not fit its devices.
+
+    Args:
+      state: the shapes of a model's parameters and of what its optimiser keeps.
+      members: models of that size, spread over the devices.
+    """
+    devices = jax.local_devices()
+    sizes = (math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    needs, has = sum(sizes) * -(-members // len(devices)), available_bytes(devices)
+    if has is not None and needs > has:
+        raise OutOfMemory(_too_large(f" needs {_bytes(needs)}; the device has {_bytes(has)}"))
+
+
+@contextlib.contextmanager
+def making_state() -> Iterator[None]:
+    """Turns what is raised where memory ends while a model is made into OutOfMemory."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OutOfMemory(_too_large(" does not fit")) from error
+
+
+def _too_large(why: str) -> str:
+    return (
+        f"out of memory: the model, with what its optimiser keeps,{why}. Make it smaller "
+        "(model.width, model.layers, task.dim), or free memory"
+    )
 
 
 class MemoryGuard:

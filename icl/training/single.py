@@ -15,7 +15,7 @@ from .config import CUSTOM, Config, config_from_dict, config_to_dict
 from .estimate import step_seconds
 from .learner import Learner
 from .loop import Interrupted, NonFiniteLoss, advance
-from .memory import MemoryGuard
+from .memory import MemoryGuard, check_state, making_state
 from .metrics import LoggingConfig, check_installed, open_sinks
 from .optimizer import learning_rate_schedule, make_optimizer
 from .parallel import make_mesh, place, use_cpu_cores
@@ -58,14 +58,41 @@ def train(
     logging = logging or LoggingConfig()
     check_installed(logging)
     use_cpu_cores()
-    learner = Learner(config)
-    optimizer = optimizer or make_optimizer(config.optimizer, config.training.steps)
+    learner, optimizer = prepare(config, optimizer)
     path = Path(run_dir or free_path(config.task.__class__.__name__.lower()))
     with processes.together(f"icl train --resume {path}", Interrupted):
         run = _create(path, config)
         with _locked(run):
-            _advance(run, learner, optimizer, init_state(learner, optimizer), logging)
+            with making_state():
+                state = init_state(learner, optimizer)
+            _advance(run, learner, optimizer, state, logging)
     return run
+
+
+def prepare(
+    config: Config, optimizer: optax.GradientTransformation | None = None, members: int = 1
+) -> tuple[Learner, optax.GradientTransformation]:
+    """Who is trained, and how, once it is known that the settings allow it.
+
+    Args:
+      config: of a new run, or of the first of several that differ in numbers alone.
+      optimizer: in place of the one in the config.
+      members: how many such runs are trained at once.
+
+    Raises:
+      ValueError: settings that do not fit together.
+      OutOfMemory: what must be held does not fit the devices.
+    """
+    warmup, steps = config.optimizer.warmup_steps, config.training.steps
+    if config.optimizer.name != CUSTOM and warmup > steps:
+        raise ValueError(
+            f"optimizer.warmup_steps ({warmup:,}) is longer than the run, of training.steps "
+            f"({steps:,}): lower the first or raise the second"
+        )
+    learner = Learner(config)
+    optimizer = optimizer or make_optimizer(config.optimizer, steps)
+    check_state(jax.eval_shape(lambda: init_state(learner, optimizer)), members)
+    return learner, optimizer
 
 
 def resume(

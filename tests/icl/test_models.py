@@ -125,7 +125,7 @@ def test_settings_of_every_model_are_read_back_and_replaced(name):
     assert config.replace(model_layers=4).model == dataclasses.replace(SIZES[name], layers=4)
     flat = config.flat()
     assert flat["model_layers"] == SIZES[name].layers and "model_kind" not in flat
-    with pytest.raises(ValueError, match="layers must be at least 1"):
+    with pytest.raises(ValueError, match="layers must be a whole number from 1"):
         config.replace(model_layers=0)
     with pytest.raises(ValueError, match="cannot read"):
         config_from_dict(data | {"model": {"kind": "oracle"}})
@@ -382,7 +382,7 @@ def test_a_mixer_is_chosen_by_name(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(layers=0), "at least 1"),
+        (dict(layers=0), "layers must be a whole number from 1"),
         (dict(width=10, heads=4), "cannot be split"),
         (dict(mixer="flash"), "no mixer called 'flash'; there are"),
     ],

@@ -176,10 +176,10 @@ def test_settings_in_which_labels_would_be_seen_are_refused(changes, message):
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        (SelfAttentionConfig, dict(heads=0), "heads must be at least 1"),
+        (SelfAttentionConfig, dict(heads=0), "heads must be a whole number from 1"),
         (SelfAttentionConfig, dict(layers=2, softmax="first"), "shared=False"),
         (SelfAttentionConfig, dict(positions=3), "even"),
-        (SelfAttentionConfig, dict(clip=0.0), "clip must be positive"),
+        (SelfAttentionConfig, dict(clip=0.0), "clip must be a number from 1"),
         (SelfAttentionConfig, dict(dtype="bfloat16"), "float32"),
         (GradientDescentConfig, dict(features=0), "features must be"),
         (GradientDescentConfig, dict(layers=0), "layers must be"),

@@ -222,13 +222,13 @@ def test_replace_reaches_every_setting_and_refuses_the_rest():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(training_batch_size=0), "batch_size must be at least 1"),
-        (dict(training_pool_size=2**31), "pool_size must be from 1"),
+        (dict(training_batch_size=0), "training.batch_size must be a whole number from 1"),
+        (dict(training_pool_size=2**31), "training.pool_size must be a whole number from 1"),
         (dict(training_checkpoint_every=7), "multiple of log_every"),
         (dict(training_microbatch_size=3), "must divide batch_size"),
-        (dict(optimizer_learning_rate=0.0), "learning_rate must be positive"),
-        (dict(optimizer_clip_norm=0.0), "clip_norm must be positive"),
-        (dict(optimizer_warmup_steps=-1), "warmup_steps cannot be negative"),
+        (dict(optimizer_learning_rate=0.0), "optimizer.learning_rate must be a number from 1"),
+        (dict(optimizer_clip_norm=0.0), "optimizer.clip_norm must be a number from 1"),
+        (dict(optimizer_warmup_steps=-1), "optimizer.warmup_steps must be a whole number from 0"),
     ],
 )
 def test_impossible_settings_are_refused(changes, message):
