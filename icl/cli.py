@@ -1,16 +1,18 @@
 """The command `icl`: list, train, sweep, eval, study, plot. Everything it does, Python can do."""
 
+import contextlib
 import dataclasses
+import io
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
-from rich.console import Console
-from rich.table import Table
+from .signals import end_at_once
 
 USAGE = """\
-usage: icl list                          every preset, a line each
+usage: icl list [PART]                   every preset, a line each; with PART those whose name
+                                         has it, in full
        icl train NAME [--option value]   train an in-context learner and evaluate it
        icl train --resume RUN            continue a run that was stopped
        icl train ... --distributed auto  together with other processes: docs/many-devices.md
@@ -29,9 +31,23 @@ usage: icl list                          every preset, a line each
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns the exit status.
 
-    0 done, 1 the run failed, 2 the command was wrong, 128 + n stopped by signal n.
+    0 done, 1 the run failed, 2 the command was wrong, 128 + n stopped by signal n (13: nobody
+    reads the output any more).
     """
-    arguments = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        end_at_once()  # before what takes long to import
+        if isinstance(sys.stdout, io.TextIOWrapper):  # not where it is closed from the start
+            sys.stdout.reconfigure(errors="replace")
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except BrokenPipeError:
+        from .output import discard
+
+        discard(sys.stdout)
+        return 128 + signal.SIGPIPE
+
+
+def _run(arguments: list[str]) -> int:
     commands = {
         "list": _list, "train": _train, "sweep": _sweep, "eval": _eval, "study": _study,
         "plot": _plot,
@@ -50,8 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return commands[arguments[0]](arguments[1:])
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        return 128 + stop.signum
+        return _fail(str(stop), status=128 + stop.signum)
     except KeyboardInterrupt:
         return _fail("stopped at once; what was saved before can be resumed", status=130)
     except (NonFiniteLoss, OutOfMemory, DiskFull, LostProcess) as error:
@@ -65,28 +80,39 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _fail(message: str, status: int = 1) -> int:
-    print(f"icl: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        print(f"icl: {message}", file=sys.stderr)
     return status
 
 
 def _list(arguments: list[str]) -> int:
-    if arguments:
-        return _fail("usage: icl list", status=2)
-    from .experiments import PRESETS, STUDIES
+    from rich.table import Table
 
+    from .experiments import PRESETS, STUDIES
+    from .output import TABLE_WIDTH, console, show
+
+    lines = {preset.name: preset.summary for preset in PRESETS.values()}
+    lines |= {study.name: f"{study.summary} (icl study)" for study in STUDIES.values()}
+    part = arguments[0] if arguments else ""
+    chosen = {name: line for name, line in lines.items() if part in name}
+    if len(arguments) > 1 or not chosen:
+        return _fail("usage: icl list [PART]; PART is of a name of a preset or study", status=2)
     table = Table(box=None, pad_edge=False)
     table.add_column("preset", no_wrap=True)
-    table.add_column("what it is")
-    for preset in PRESETS.values():
-        table.add_row(preset.name, preset.summary)
-    table.add_section()
-    for study in STUDIES.values():
-        table.add_row(study.name, f"{study.summary} (icl study)")
-    Console().print(table)
+    table.add_column("what it is", no_wrap=not part, overflow="ellipsis" if not part else "fold")
+    for name, line in chosen.items():
+        table.add_row(name, line)
+    if not part and console().is_terminal:
+        console().print(table)
+    else:
+        show(table, width=10_000 if not part else TABLE_WIDTH)
     return 0
 
 
 def _train(arguments: list[str]) -> int:
+    import tyro
+
+    from .output import say
     from .training import Config, LoggingConfig, processes, resume, train
     from .training.run import free_path
 
@@ -137,7 +163,7 @@ def _train(arguments: list[str]) -> int:
         options.start()
         run_dir = options.run_dir or free_path(name)
         if processes.is_lead():
-            print(f"run folder: {run_dir}", flush=True)
+            say(f"run folder: {run_dir}")
         run = train(options.config, run_dir, logging=options.logging)
     lead = processes.is_lead()
     processes.finish()
@@ -147,7 +173,10 @@ def _train(arguments: list[str]) -> int:
 
 
 def _sweep(arguments: list[str]) -> int:
+    import tyro
+
     from .experiments import PRESETS, report
+    from .output import say, show
     from .sweeps import Sweep, SweepResult, parse_over, resume_sweep, train_sweep
     from .training import Config
     from .training.run import free_path
@@ -187,15 +216,15 @@ def _sweep(arguments: list[str]) -> int:
             setting, values = parse_over(options.config, text)
             over[setting] = over.get(setting, []) + values
         sweep_dir = options.sweep_dir or free_path(f"{name}-sweep")
-        print(f"sweep folder: {sweep_dir}", flush=True)
+        say(f"sweep folder: {sweep_dir}")
         sweep = train_sweep(
             options.config, over, seeds=options.seeds, sweep_dir=sweep_dir, preset=name
         )
-    Console().print(SweepResult.load(sweep).table())
-    print(f"figure: {sweep.path / 'sweep.png'}; a model: icl eval {sweep.members[0].path}")
+    show(SweepResult.load(sweep).table())
+    say(f"figure: {sweep.path / 'sweep.png'}; a model: icl eval {sweep.members[0].path}")
     table = report(sweep)
     if table is not None:
-        Console().print(table)
+        show(table)
     return 0
 
 
@@ -205,6 +234,8 @@ def _resumes(arguments: list[str]) -> bool:
 
 def _with_preset(command: str, options: type, arguments: list[str]) -> tuple[str, Any]:
     """The name of a preset and the options after it, with the preset's settings as defaults."""
+    import tyro
+
     from .experiments import preset
 
     name = arguments[0]
@@ -224,11 +255,12 @@ def _with_preset(command: str, options: type, arguments: list[str]) -> tuple[str
 
 def _show(run, **options) -> None:
     from .evaluation import evaluate, training_figure
+    from .output import say, show
 
     result = evaluate(run, **options)
     training_figure(run, run.path / "training.png")
-    Console().print(result.table())
-    print(f"figures: {run.path / 'eval.png'}, {run.path / 'training.png'}")
+    show(result.table())
+    say(f"figures: {run.path / 'eval.png'}, {run.path / 'training.png'}")
 
 
 def _chosen(run, names: tuple[str, ...]) -> list[str]:
@@ -248,7 +280,10 @@ def _chosen(run, names: tuple[str, ...]) -> list[str]:
 
 
 def _eval(arguments: list[str]) -> int:
+    import tyro
+
     from .analysis import ANALYSES, alignment
+    from .output import say, show
     from .training import Run
 
     def evaluate_run(
@@ -274,26 +309,29 @@ def _eval(arguments: list[str]) -> int:
         opened = Run.open(run)
         if against is not None:
             found = alignment(opened, Run.open(against), seed=seed)
-            Console().print(found.table())
-            print(f"figure: {found.figure}")
+            show(found.table())
+            say(f"figure: {found.figure}")
             return
         names = _chosen(opened, analyses)
         _show(opened, prompts=prompts, resamples=resamples, seed=seed)
         for name in names:
             try:
-                Console().print(ANALYSES[name].ask(opened, prompts, seed))
+                show(ANALYSES[name].ask(opened, prompts, seed))
             except ValueError as error:
                 print(f"no {name}: {error}", file=sys.stderr)
                 continue
             if ANALYSES[name].figure:
-                print(f"figure: {opened.path / str(ANALYSES[name].figure)}", flush=True)
+                say(f"figure: {opened.path / str(ANALYSES[name].figure)}")
 
     tyro.cli(evaluate_run, args=arguments, prog="icl eval")
     return 0
 
 
 def _study(arguments: list[str]) -> int:
+    import tyro
+
     from .experiments import STUDIES, study
+    from .output import say, show
     from .training.run import free_path
 
     def run_study(name: tyro.conf.Positional[str], folder: Path | None = None) -> None:
@@ -309,8 +347,8 @@ def _study(arguments: list[str]) -> int:
             raise ValueError(error.args[0]) from None
         target = folder or free_path(name)
         target.mkdir(parents=True, exist_ok=True)
-        Console().print(found.run(target))
-        print(f"folder: {target}")
+        show(found.run(target))
+        say(f"folder: {target}")
 
     if not arguments:
         return _fail(f"usage: icl study NAME; there are {', '.join(STUDIES)}", status=2)
@@ -319,7 +357,10 @@ def _study(arguments: list[str]) -> int:
 
 
 def _plot(arguments: list[str]) -> int:
+    import tyro
+
     from .evaluation import Evaluation, evaluation_figure, training_figure
+    from .output import say
     from .training import Run
 
     def plot_run(run: tyro.conf.Positional[Path]) -> None:
@@ -330,9 +371,9 @@ def _plot(arguments: list[str]) -> int:
         """
         opened = Run.open(run)
         training_figure(opened, opened.path / "training.png")
-        print(opened.path / "training.png")
+        say(str(opened.path / "training.png"))
         evaluation_figure(Evaluation.load(opened), opened.path / "eval.png")
-        print(opened.path / "eval.png")
+        say(str(opened.path / "eval.png"))
 
     tyro.cli(plot_run, args=arguments, prog="icl plot")
     return 0

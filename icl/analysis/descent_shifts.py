@@ -81,7 +81,7 @@ class DescentShifts:
         for name, sweep in self.sweeps.items():
             shown = spread(len(sweep.values), MAX_COLUMNS)
             value = lambda v: v if isinstance(v, str) else f"{v:g}"
-            result.add_row(f"[bold]{name}", *(f"[bold]{value(sweep.values[i])}" for i in shown))
+            result.add_row(name, *(value(sweep.values[i]) for i in shown), style="bold")
             for who, errors in sweep.errors.items():
                 result.add_row(who, *(show_number(errors[i]) for i in shown))
             result.add_section()

@@ -124,7 +124,7 @@ class Evaluation:
 
 def as_text(table: Table) -> str:
     """A table as plain text, 100 characters wide."""
-    console = Console(width=100, color_system=None)
+    console = Console(width=100, color_system=None, markup=False, emoji=False)
     with console.capture() as capture:
         console.print(table)
     return capture.get()

@@ -1,14 +1,14 @@
 """The host loop: chunks of steps on the device, and what happens between them."""
 
-import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
+from ..signals import saves_first as _stop_signals
 from . import processes
 from .config import TrainingConfig
 from .estimate import chunk_length, long_run, steps_at_once
@@ -88,7 +88,7 @@ def advance(
 
     Raises:
       OutOfMemory: a chunk does not fit the device.
-      Interrupted: SIGINT or SIGTERM; the state was saved.
+      Interrupted: a signal, or an output that was closed; the state was saved.
     """
     chunks = _Chunks(compile, display, memory)
     # From a measured time, and yet the same for every process.
@@ -103,7 +103,12 @@ def advance(
         while step < training.steps:
             end = min(step - step % training.log_every + training.log_every, training.steps)
             length = chunk_length(step, end, at_once)
-            state, metrics, seconds = chunks.run(state, length, stop)
+            compiled, signum = chunks.compiled(state, length, stop, step)
+            if signum:
+                if step > first:
+                    journal.save(step, state)
+                raise Interrupted(step, signum, journal.resume)
+            state, metrics, seconds = chunks.run(compiled, state, stop)
             journal.check(step, metrics)
             step += length
             interval.append((metrics, seconds))
@@ -118,6 +123,8 @@ def advance(
             regular = step == training.steps or step % training.checkpoint_every == 0
             if regular:
                 journal.save(step, state)
+            if display.gone and not stop:
+                stop.append(signal.SIGPIPE)
             signum = processes.agree(stop[0] if stop else 0, step)
             if signum and step < training.steps:
                 if not regular:
@@ -136,17 +143,15 @@ class _Chunks:
         self._compiled = {}
         self._compile_seconds = 0.0
 
-    def run(self, state: Any, length: int, stop: list[int]) -> tuple[Any, StepMetrics, float]:
-        """Runs a chunk; returns the new state, its metrics as NumPy, and the seconds it took.
+    def compiled(self, state: Any, length: int, stop: list[int], step: int) -> tuple[Callable, int]:
+        """A chunk's program, and the signal that came while it was compiled; 0 where none did.
 
         Raises:
           OutOfMemory: it does not fit the device.
         """
+        if length in self._compiled:
+            return self._compiled[length], 0
         with self._memory.told():
-            return self._run_chunk(state, length, stop)
-
-    def _run_chunk(self, state: Any, length: int, stop: list[int]):
-        if length not in self._compiled:
             started = time.perf_counter()
             chunk = self._compile(state, length)
             self._compiled[length] = chunk
@@ -154,9 +159,20 @@ class _Chunks:
             self._compile_seconds += seconds
             self._display.say(f"compiled in {seconds:.1f} s")
             self._memory.check(chunk)
-            processes.agree()
+            return chunk, processes.agree(stop[0] if stop else 0, step)
+
+    def run(self, chunk: Callable, state: Any, stop: list[int]) -> tuple[Any, StepMetrics, float]:
+        """Runs a chunk; returns the new state, its metrics as NumPy, and the seconds it took.
+
+        Raises:
+          OutOfMemory: it does not fit the device.
+        """
+        with self._memory.told():
+            return self._run_chunk(chunk, state, stop)
+
+    def _run_chunk(self, chunk: Callable, state: Any, stop: list[int]):
         started = time.perf_counter()
-        state, metrics = self._compiled[length](state)
+        state, metrics = chunk(state)
         told = False
         # Waiting in Python, rather than inside JAX, lets signals in.
         while not metrics.loss.is_ready():
@@ -172,27 +188,3 @@ class _Chunks:
         """Seconds spent compiling since the last call, for the metrics; nothing where none."""
         seconds, self._compile_seconds = self._compile_seconds, 0.0
         return {"compile_seconds": round(seconds, 3)} if seconds else {}
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Yields a list that gets SIGINT and SIGTERM; a second one acts as it would have."""
-    caught: list[int] = []
-    try:
-        previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-        def handle(signum, frame):
-            caught.append(signum)
-            for s, old in previous.items():
-                signal.signal(s, old)
-
-        for s in previous:
-            signal.signal(s, handle)
-    except ValueError:  # not in the main thread, where signals cannot be caught
-        yield caught
-        return
-    try:
-        yield caught
-    finally:
-        for s, old in previous.items():
-            signal.signal(s, old)

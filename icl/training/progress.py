@@ -3,8 +3,9 @@
 import time
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .. import output
 
 LINE_SECONDS = 10.0
 
@@ -19,7 +20,7 @@ class ProgressDisplay:
     """
 
     def __init__(self, total: int, done: int, enabled: bool = True):
-        self.console = Console(quiet=not enabled)
+        self.console = output.console(quiet=not enabled)
         self.total = total
         self._last_line = 0.0
         columns = (
@@ -41,9 +42,14 @@ class ProgressDisplay:
     def __exit__(self, *_) -> None:
         self._bar.stop()
 
+    @property
+    def gone(self) -> bool:
+        """Whether nobody can see it any more, as after `icl train ... | head -1`."""
+        return getattr(self.console.file, "gone", False)
+
     def say(self, message: str) -> None:
         """Prints a message above the bar."""
-        self._bar.console.print(message, highlight=False, soft_wrap=True)
+        self._bar.console.print(message, soft_wrap=True)
 
     def update(self, step: int, record: dict[str, Any]) -> None:
         """Shows the loss and the speed of a metrics record."""

@@ -2,8 +2,11 @@
 
 import contextlib
 import errno
+import io
 import os
 import resource
+import signal
+import sys
 import threading
 import types
 import warnings
@@ -13,8 +16,10 @@ import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
+from rich.table import Table
 
 import icl
+from icl import output
 from icl.cli import main
 from icl.experiments import preset
 from icl.training import (
@@ -384,3 +389,90 @@ def test_a_stop_between_two_lines_of_metrics(tmp_path, monkeypatch, finished, ca
     assert [record["step"] for record in run.metrics()] == [10, 20]
     last = np.mean([record["loss"] for record in finished.metrics()[2:]])
     np.testing.assert_allclose(run.metrics()[1]["loss"], last, rtol=1e-5)
+
+
+def stopped(tmp_path, finished, signum, **options):
+    """A run that stops for the signal, and goes on to the bits of one that did not."""
+    with pytest.raises(Interrupted, match="icl train --resume") as caught:
+        icl.train(tiny(), tmp_path / "run", **options)
+    run = Run.open(tmp_path / "run")
+    assert caught.value.signum == signum and 0 < run.params()[0] == caught.value.step < 20
+    icl.resume(run, logging=QUIET)
+    assert_same_bits(run.params()[1], finished.params()[1])
+
+
+def test_a_terminal_that_closes_saves_the_run(tmp_path, monkeypatch, finished):
+    def hang_up(display, step, record):
+        if step == 10:
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(ProgressDisplay, "update", hang_up)
+            stopped(tmp_path, finished, signal.SIGHUP, logging=QUIET)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+        with monkeypatch.context() as patch:
+            patch.setattr(ProgressDisplay, "update", hang_up)
+            icl.train(tiny(), tmp_path / "nohup", logging=QUIET)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_an_output_that_is_closed_saves_the_run(tmp_path, monkeypatch, finished):
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as closed, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", closed)
+        stopped(tmp_path, finished, signal.SIGPIPE)
+        print("nowhere", flush=True)  # what is left ends without a word too
+
+
+def test_a_signal_while_compiling_stops_before_the_chunk(tmp_path, monkeypatch, finished):
+    original, stop = single.compile_chunk, []
+
+    def compile_chunk(*arguments):
+        stop.append(signal.SIGTERM)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_stop_signals", lambda: contextlib.nullcontext(stop))
+        patch.setattr(single, "compile_chunk", compile_chunk)
+        with pytest.raises(Interrupted, match="stopped at step 0; continue with"):
+            icl.train(tiny(), tmp_path / "run", logging=QUIET)
+    run = icl.resume(tmp_path / "run", logging=QUIET)
+    assert_same_bits(run.params()[1], finished.params()[1])
+
+
+def test_memory_that_ends_while_a_model_is_made_is_told(tmp_path, monkeypatch):
+    with pytest.raises(OutOfMemory, match="the model, .* needs .* TiB; the device has"):
+        icl.train(tiny(model_width=10**6), tmp_path / "run", logging=QUIET)
+    assert not (tmp_path / "run").exists()
+
+    def fail(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(single, "prepare", lambda config, optimizer: (Learner(config), None))
+        patch.setattr(single, "init_state", fail)
+        with pytest.raises(OutOfMemory, match="does not fit. Make it smaller .model.width"):
+            icl.train(tiny(), tmp_path / "run", logging=QUIET)
+
+
+def test_output_can_be_plain_narrow_or_full_of_brackets(capsys, monkeypatch):
+    text = io.TextIOWrapper(io.BytesIO(), "ascii")
+    table = Table("k", *(str(k) for k in range(9)), title="[bold]x[/nothing] :smile:")
+    table.add_row("transformer", *["±0.123"] * 9)
+    monkeypatch.setenv("COLUMNS", "40")
+    output.show(table)
+    wide = capsys.readouterr().out
+    assert wide.count("±0.123") == 9 and "[bold]x[/nothing] :smile:" in wide
+    monkeypatch.setattr(sys, "stdout", text)
+    output.show(table)
+    output.say("[bold]x[/nothing] é\udcff")
+    text.flush()
+    plain = text.buffer.getvalue().decode("ascii")
+    assert plain.count("~0.123") == 9 and "[bold]x[/nothing] e?" in plain
+    assert len({len(line) for line in plain.splitlines()[1:-1]}) == 1

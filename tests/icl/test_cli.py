@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from icl.experiments import PRESETS, STUDIES, Study
 TINY = [
     "--task.dim=3", "--task.points=5", "--model.layers=1", "--model.width=16",
     "--training.batch-size=8", "--training.log-every=5", "--training.checkpoint-every=10",
+    "--optimizer.warmup-steps=5",
 ]  # fmt: skip
 
 
@@ -30,11 +32,21 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_list_shows_every_preset_with_a_line(capsys):
+def test_list_shows_every_preset_with_a_line(capsys, monkeypatch):
     assert main(["list"]) == 0
     lines = capsys.readouterr().out
     for name in PRESETS:
         assert name in lines
+    # Piped whole, and cut at the width of a terminal.
+    assert len(lines.splitlines()) == 1 + len(PRESETS) + len(STUDIES)
+    assert all(preset.summary in lines for preset in PRESETS.values())
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["list"]) == 0
+    short = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert len(short) == len(lines.splitlines()) and max(map(len, short)) <= 80
+    assert main(["list", "garg/linear-xs-d"]) == 0
+    assert "minutes" in (out := capsys.readouterr().out) and "garg/linear-small" not in out
 
 
 def test_train_eval_and_plot_leave_a_whole_run(folder, capsys):
@@ -66,6 +78,8 @@ def test_train_evaluates_at_its_end(tmp_path, capsys):
         (["train", "--resume", "nowhere"], "does not exist"),
         (["train", "garg/linear-xs", "--optimizer.name=adma", "--run-dir=x"], "did you mean"),
         (["list", "more"], "usage: icl list"),
+        (["train", "garg/linear-xs", "--optimizer.warmup-steps=20000"], "longer than the run"),
+        (["train", "garg/linear-xs", "--run-dir=x", "--training.steps=9"], "warmup_steps (500)"),
     ],
 )
 def test_wrong_commands_say_what_to_do(arguments, message, capsys, tmp_path, monkeypatch):
@@ -143,6 +157,59 @@ def test_a_signal_saves_and_leaves(tmp_path, signum):
     assert f"--resume {folder}" in errors
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert (folder / "checkpoints" / str(last["step"])).is_dir()
+
+
+SIGNALLED = """
+import hashlib, os, signal, sys, threading, time
+from icl.signals import end_at_once, saves_first
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # not as under nohup
+end_at_once()
+numbers = [int(number) for number in sys.argv[2:]]
+
+def send():
+    for number in numbers:
+        time.sleep(0.2 if number != numbers[-1] else 1.5)
+        os.kill(os.getpid(), number)
+
+threading.Thread(target=send, daemon=True).start()
+compiled = lambda: hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # no Python handler runs
+if sys.argv[1] == "compiled":
+    compiled()
+elif sys.argv[1] == "saves":
+    with saves_first() as stop:
+        while not stop:
+            time.sleep(0.01)
+        print("saves", stop, flush=True)
+        time.sleep(2.5)
+else:
+    with saves_first():
+        compiled()
+"""
+
+
+def test_signals_end_the_command_with_a_sentence():
+    interrupt, hangup, terminate = signal.SIGINT, signal.SIGHUP, signal.SIGTERM
+    cases = [
+        ("compiled", [interrupt], 130, "", "stopped at once"),
+        ("compiled", [hangup], 129, "", "stopped at once"),
+        ("saves", [terminate], 0, "saves [15]", ""),
+        ("saves", [hangup, hangup], 0, "saves [1]", ""),
+        ("saves", [interrupt, interrupt], 130, "saves [2]", "stopped at once"),
+        ("both", [terminate, terminate], 143, "", "will stop as soon as"),
+    ]
+    # All at once, since most of it is waiting.
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", SIGNALLED, where, *map(str, map(int, sent))], **pipes
+        )
+        for where, sent, *_ in cases
+    ]
+    for process, (_, _, status, out, words) in zip(started, cases):
+        said, errors = process.communicate(timeout=60)
+        assert (process.returncode, said.strip()) == (status, out), errors
+        assert words in errors and bool(words) == bool(errors) and errors.count("\n") <= 2
 
 
 def test_eval_asks_what_it_is_told_to(folder, capsys):

@@ -1,0 +1,82 @@
+"""What a person sees: output that cannot end a program, whatever it is sent to."""
+
+import contextlib
+import os
+import sys
+from typing import Any, TextIO
+
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
+
+# As wide as what they stand for, so that tables stay straight.
+PLAIN = str.maketrans("±–−Δ…é", "~--d.e")
+TABLE_WIDTH = 100
+
+
+class Output:
+    """A stream of text; once nobody reads it any more, nowhere.
+
+    Attributes:
+      gone: whether nobody reads it any more: a closed pipe or terminal, or a full disk.
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+        self.gone = False
+
+    def write(self, text: str) -> int:
+        encoding = self._stream.encoding or "utf-8"
+        try:
+            text.encode(encoding)
+        except UnicodeEncodeError:
+            text = text.translate(PLAIN).encode(encoding, "replace").decode(encoding)
+        with self._noticed():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._noticed():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _noticed(self):
+        try:
+            yield
+        except OSError:
+            self.gone = True
+            discard(self._stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def discard(stream: TextIO) -> None:
+    """Lets what a stream still holds, and all that is written to it, go nowhere."""
+    with contextlib.suppress(OSError, ValueError):  # one without a file
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def console(quiet: bool = False) -> Console:
+    """A console on the standard output that takes text as it is: paths are no markup."""
+    # Where standard output is closed from the start there is none.
+    file: Any = None if sys.stdout is None else Output(sys.stdout)
+    return Console(file=file, quiet=quiet, markup=False, emoji=False, highlight=False)
+
+
+def say(text: str) -> None:
+    """Prints a line."""
+    console().print(text, soft_wrap=True)
+
+
+def show(table: RenderableType, width: int = TABLE_WIDTH) -> None:
+    """Prints a table as wide as it needs, up to `width`, in a narrower terminal too.
+
+    There its lines wrap, but no number is cut.
+    """
+    target = console()
+    if not isinstance(table, str):
+        needs = Measurement.get(target, target.options.update(width=width), table).maximum
+        target.width = max(target.width, needs)
+    target.print(table)

@@ -1,0 +1,99 @@
+"""What signals do: a run that trains saves itself first; the command `icl` ends at once."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+# Ctrl-C, what schedulers send, and what a terminal that closes sends.
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# How long a first signal may go without a word of the run that it stops.
+PATIENCE_SECONDS = 1.0
+SHOW_CURSOR = b"\x1b[?25h\n"
+
+_saving = 0  # how many wait for a signal to save
+_heard = False  # whether one of them has got it
+
+
+@contextlib.contextmanager
+def saves_first() -> Iterator[list[int]]:
+    """Yields a list that gets the first of the `ENDING` signals; another acts as it would have.
+
+    SIGHUP stays ignored where it is, as under nohup. In another thread than the main one no signal
+    is caught.
+    """
+    global _saving, _heard
+    caught: list[int] = []
+    # None is a handler that is not Python's.
+    previous = {s: signal.getsignal(s) or signal.SIG_DFL for s in _caught()}
+
+    def handle(signum, frame):
+        global _heard
+        _heard = True
+        caught.append(signum)
+        for s, old in previous.items():
+            # A terminal that closes says so more than once.
+            signal.signal(s, signal.SIG_IGN if signum == s == signal.SIGHUP else old)
+
+    try:
+        for s in previous:
+            signal.signal(s, handle)
+    except ValueError:  # not in the main thread
+        yield caught
+        return
+    _saving, _heard = _saving + 1, False
+    try:
+        yield caught
+    finally:
+        _saving -= 1
+        for s, old in previous.items():
+            signal.signal(s, old)
+
+
+def end_at_once() -> None:
+    """Makes the `ENDING` signals end this process at once, with a sentence and 128 + the signal.
+
+    Inside of compiled code too, where Python's own handlers wait. Under `saves_first` the first
+    is left to it. For programs alone: nothing is cleaned up.
+    """
+    handled = _caught()
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    threading.Thread(target=_watch, args=(read, handled), daemon=True).start()
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    for s in handled:
+        signal.signal(s, _leave_to_watch)
+
+
+def _caught() -> list[signal.Signals]:
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [s for s in ENDING if not (s == signal.SIGHUP and ignored)]
+
+
+def _leave_to_watch(signum, frame) -> None:
+    """Python writes to the pipe only for signals that have a handler."""
+
+
+def _watch(read: int, handled: list[signal.Signals]) -> None:
+    first = None
+    while True:
+        signum = os.read(read, 1)[0]
+        if signum not in handled or (signum == signal.SIGHUP and first == signum):
+            continue
+        if _saving and first is None:
+            first = signum
+            time.sleep(PATIENCE_SECONDS)
+            if not _heard:
+                _say("will stop as soon as compiled code lets it; a second signal stops at once")
+        else:
+            _say("stopped at once; what was saved before can be resumed")
+            os._exit(128 + signum)
+
+
+def _say(words: str) -> None:
+    with contextlib.suppress(OSError):
+        if os.isatty(1):
+            os.write(1, SHOW_CURSOR)  # hidden beside a progress bar
+        os.write(2, f"icl: {words}\n".encode())
