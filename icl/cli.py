@@ -129,9 +129,9 @@ def _train(arguments: list[str]) -> int:
         process: int | None = None
         """Which of them this one is, from 0, with HOST:PORT."""
 
-        def start(self) -> None:
+        def start(self, purpose: str) -> None:
             if self.distributed is not None:
-                processes.start(self.distributed, self.processes, self.process)
+                processes.start(self.distributed, self.processes, self.process, purpose=purpose)
             elif self.processes is not None or self.process is not None:
                 raise ValueError("--processes and --process go with --distributed HOST:PORT")
 
@@ -154,13 +154,13 @@ def _train(arguments: list[str]) -> int:
 
     if _resumes(arguments):
         options = tyro.cli(Resume, args=arguments, prog="icl train")
-        options.start()
+        options.start("resume")
         run = resume(
             options.resume, logging=options.logging, microbatch_size=options.microbatch_size
         )
     else:
         name, options = _with_preset("train", Train, arguments)
-        options.start()
+        options.start(repr(options.config))
         run_dir = options.run_dir or free_path(name)
         if processes.is_lead():
             say(f"run folder: {run_dir}")

@@ -11,7 +11,6 @@ import ctypes
 import os
 import re
 import signal
-import socket
 import sys
 import threading
 import time
@@ -22,6 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+
+from .door import Door, NobodyCame, knock
 
 # How long JAX waits for a process that sends no sign of life.
 HEARTBEAT_SECONDS = 60
@@ -52,6 +53,8 @@ class _Session:
     lost = False  # leaves without the farewells that JAX waits for
     asked = 0.0
     heard: float | None = None  # when the error of another process was first seen
+    door: Door | None = None  # of the first process, while others may knock
+    words = contextlib.ExitStack()  # of this process, where JAX aborts it between two `together`
 
 
 _session = _Session()
@@ -62,6 +65,7 @@ def start(
     processes: int | None = None,
     process: int | None = None,
     *,
+    purpose: str = "",
     start_seconds: int = START_SECONDS,
     heartbeat_seconds: int = HEARTBEAT_SECONDS,
 ) -> None:
@@ -72,25 +76,37 @@ def start(
         `HOST:PORT`, a free port of the first process that the others can reach.
       processes: how many there are; with an address.
       process: which one this is, from 0; with an address.
+      purpose: what the program does; with an address, a process with another one is refused.
       start_seconds: how long they wait for each other.
       heartbeat_seconds: how long a process may give no sign of life before the others stop.
 
     Raises:
-      ValueError: arguments that do not fit together, or not with those of the other processes.
+      ValueError: arguments that do not fit together, or not with those of the other processes,
+        or a number that another process has.
       RuntimeError: JAX was used already.
-      LostProcess: the first process cannot be reached.
+      LostProcess: the first process cannot be reached, or others did not come.
     """
     auto = address == "auto"
     if auto != (processes is None) or auto != (process is None):
         raise ValueError("--distributed HOST:PORT needs --processes and --process; auto neither")
     if jax.distributed.is_initialized():
         raise RuntimeError("the processes were started already; start() comes once")
-    if not auto:
-        host, port = _checked(address, processes, process)
-        if process == 0:
-            _check_free(port)
-        else:
-            _await_lead(host, port, start_seconds)
+    at = None if auto else _checked(address, processes or 0, process or 0)
+    if _jax_was_used():
+        raise RuntimeError(
+            "JAX was used before the processes were started; start them first of all"
+        )
+    meeting = None
+    if at is not None and processes is not None and process is not None:
+        host, port = at
+        try:
+            if process == 0:
+                _session.door = Door(host, port, processes, purpose)
+                meeting = _session.door.gather(start_seconds)
+            else:
+                meeting = knock(host, port, processes, process, purpose, start_seconds)
+        except NobodyCame as error:
+            raise LostProcess(str(error)) from error
     # It would catch SIGTERM for good, and act on it nowhere here.
     jax.config.update("jax_enable_preemption_service", False)
     where = "the first process" if auto else f"the first process at {address}"
@@ -98,9 +114,11 @@ def start(
     try:
         with _last_words(lambda: f"the processes did not start: {words}"):
             jax.distributed.initialize(
-                None if auto else address,
+                meeting,
                 processes,
                 process,
+                # JAX would listen at every address of this machine.
+                coordinator_bind_address=meeting,
                 initialization_timeout=start_seconds,
                 heartbeat_timeout_seconds=heartbeat_seconds,
                 # One may be done long before another; a dead one is noticed by its silence.
@@ -110,77 +128,27 @@ def start(
         if "should be defined" in str(error) or "must be defined" in str(error):
             raise ValueError(NOT_STARTED) from error
         raise
-    except RuntimeError as error:
-        if "must be called before" in str(error):
-            raise RuntimeError(
-                "JAX was used before the processes were started; start them first of all"
-            ) from error
-        raise
-    client = _client()
-    if client is not None and processes is not None:
-        _check_count(client, processes, process or 0, start_seconds)
+    _session.words.enter_context(_last_words(lambda: _lost("the commands that started them")))
 
 
-def _checked(address: str, processes: int | None, process: int | None) -> tuple[str, int]:
+def _checked(address: str, processes: int, process: int) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 2**16:
         raise ValueError(f"--distributed takes auto or HOST:PORT, got {address!r}")
-    if processes is None or process is None or not 0 <= process < processes:
+    if not 0 <= process < processes:
         raise ValueError(
             f"--process must be from 0 to --processes - 1, got process {process} of {processes}"
         )
     return host.strip("[]"), int(port)
 
 
-def _check_free(port: int) -> None:
-    # JAX shares a port that is in use, and then stops the run that uses it.
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-            probe.listen()
-        except OSError as error:
-            raise ValueError(
-                f"port {port} of this machine cannot be used ({error}); choose another one, the "
-                "same for every process"
-            ) from error
-
-
-def _await_lead(host: str, port: int, seconds: int) -> None:
-    # JAX would abort the process where nobody answers.
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            socket.create_connection((host, port), timeout=5).close()
-            return
-        except OSError as error:
-            if time.monotonic() > end:
-                raise LostProcess(
-                    f"the first process did not answer at {host}:{port} within {seconds} s "
-                    f"({error}); is it running, and can this machine reach that port?"
-                ) from error
-        time.sleep(0.2)
-
-
-def _check_count(client: Any, processes: int, process: int, seconds: int) -> None:
-    # JAX does not compare what the processes were told.
-    client.key_value_set(f"icl/start/{process}", str(processes))
-    others = range(processes) if process == 0 else (0,)
-    for other in others:
-        theirs = int(client.blocking_key_value_get(f"icl/start/{other}", seconds * 1000))
-        if theirs != processes:
-            _session.lost = True
-            atexit.register(_leave)
-            raise ValueError(
-                f"process {other} was started with --processes {theirs}, process {process} with "
-                f"{processes}; every process needs the same number"
-            )
-
-
 def finish() -> None:
     """Parts with the other processes; nothing can be trained together afterwards."""
     if jax.distributed.is_initialized() and not _session.lost:
         jax.distributed.shutdown()
+        _session.words.close()
+    if _session.door is not None:
+        _session.door.close()
 
 
 def is_lead() -> bool:
@@ -311,6 +279,12 @@ def watch() -> None:
         _session.heard = now
     elif said:
         raise LostProcess(said)
+
+
+def _jax_was_used() -> bool:
+    from jax._src import xla_bridge  # there is no public way
+
+    return xla_bridge.backends_are_initialized()
 
 
 def _state() -> Any:

@@ -1,5 +1,6 @@
 """Real processes that train together over gloo, stop together, are killed and resumed."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -7,13 +8,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import jax
 import pytest
 
 from icl.training import LostProcess, Run, processes
 from icl.training.config import config_to_dict
+from icl.training.door import Door, NobodyCame, knock
 
 from .test_training import assert_same_bits, tiny
 
@@ -150,6 +154,19 @@ def last_step(path):
     return max((record["step"] for record in Run.open(path).metrics()), default=0)
 
 
+def listening(pid):
+    """The addresses that the sockets of a process listen at, as in /proc/net/tcp."""
+    inodes = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            inodes.add(os.readlink(link).removeprefix("socket:[").removesuffix("]"))
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                yield fields[1].rpartition(":")[0]
+
+
 def losses(run):
     return [(record["step"], record["loss"], record["grad_norm"]) for record in run.metrics()]
 
@@ -162,6 +179,13 @@ def test_processes_train_as_one_and_stop_together(launch, tmp_path):
     path = folders[0] / "run"
 
     pair = launch_pair(launch, folders, TRAIN)
+    wait_for(lambda: last_step(path) > 10, folders, pair)
+    # A stranger with the number of one that is there is sent away, and hurts nobody.
+    port = int(pair[0].args[-3].rpartition(":")[2])
+    with pytest.raises(ValueError, match="has its process 1 already"):
+        knock("127.0.0.1", port, 2, 1, "", SECONDS)
+    for address in listening(pair[0].pid):
+        assert address in ("0100007F", "0" * 16 + "FFFF00000100007F"), "not of this machine alone"
     wait_for(lambda: last_step(path) > 30, folders, pair)
     pair[1].send_signal(signal.SIGTERM)
     wait_for(lambda: "step" in said(folders[0]), folders, pair)
@@ -212,7 +236,7 @@ def lost(folder, process):
     assert "start all processes again, with: icl train --resume run" in errors
 
 
-def test_wrong_starts_are_told():
+def test_wrong_starts_are_told(monkeypatch):
     jax.devices()
     port = free_port()
     for arguments, message in [
@@ -224,12 +248,76 @@ def test_wrong_starts_are_told():
     ]:
         with pytest.raises(ValueError, match=message):
             processes.start(*arguments)
+    for process in (0, 1):
+        with pytest.raises(RuntimeError, match="start them first of all"):
+            processes.start(f"127.0.0.1:{port}", 2, process)
+    monkeypatch.setattr(processes, "_jax_was_used", lambda: False)
     with pytest.raises(LostProcess, match=f"did not answer at 127.0.0.1:{port} within 0 s"):
         processes.start(f"127.0.0.1:{port}", 2, 1, start_seconds=0)
-    with pytest.raises(RuntimeError, match="start them first of all"):
-        processes.start(f"127.0.0.1:{port}", 2, 0)
+    with pytest.raises(LostProcess, match="process 1 did not come within 0 s"):
+        processes.start(f"127.0.0.1:{port}", 2, 0, start_seconds=0)
+    with pytest.raises(
+        ValueError, match="cannot listen at 192.0.2.1, .*an address of this machine"
+    ):
+        processes.start(f"192.0.2.1:{port}", 2, 0)
+    processes.finish()
     with socket.socket() as taken:
         taken.bind(("", port))
         taken.listen()
         with pytest.raises(ValueError, match=f"port {port} .*cannot be used"):
             processes.start(f"127.0.0.1:{port}", 2, 0)
+
+
+@pytest.fixture
+def guests():
+    """Starts knocking in threads: a list that gets what each is answered."""
+
+    def start(port, *knocks):
+        answers = [[] for _ in knocks]
+
+        def go(answer, process, count, purpose):
+            try:
+                answer.append(knock("127.0.0.1", port, count, process, purpose, SECONDS))
+            except (ValueError, NobodyCame) as error:
+                answer.append(error)
+
+        for answer, (process, count, purpose) in zip(answers, knocks):
+            threading.Thread(target=go, args=(answer, process, count, purpose), daemon=True).start()
+        return answers
+
+    return start
+
+
+def answered(answers):
+    """Waits for the answers of some threads."""
+    end = time.monotonic() + SECONDS
+    while not all(answers) and time.monotonic() < end:
+        time.sleep(0.01)
+    return [str(answer) for (answer,) in answers]
+
+
+def test_the_first_process_lets_in_who_belongs_and_nobody_else(guests):
+    port = free_port()
+    with contextlib.closing(Door("127.0.0.1", port, 3, "train")) as door:
+        met = []
+        gathering = threading.Thread(target=lambda: met.append(door.gather(SECONDS)), daemon=True)
+        gathering.start()
+        with pytest.raises(ConnectionRefusedError):  # an address that nobody gave
+            socket.create_connection(("127.0.0.2", port), timeout=5)
+        with socket.create_connection(("127.0.0.1", port)) as scanner:
+            scanner.sendall(b"GET / HTTP/1.1\n")
+            assert b"not a process of icl" in scanner.recv(1000)
+        with socket.create_connection(("127.0.0.1", port)) as dies:
+            dies.sendall(b'{"process": 1, "processes": 3, "purpose": "train"}\n')
+        refused = answered(
+            guests(port, (1, 2, "train"), (2, 3, "eval"), (3, 3, "train"), (0, 3, "train"))
+        )
+        for said, words in zip(
+            refused, ("with --processes 2", "other settings", "3 already", "0 al")
+        ):
+            assert words in said
+        addresses = answered(guests(port, (1, 3, "train"), (2, 3, "train")))
+        gathering.join()
+        assert set(addresses) == set(met) and not met[0].endswith(str(port))
+        [late] = answered(guests(port, (2, 3, "train")))
+        assert "has its process 2 already; give this one another number" in late
