@@ -93,6 +93,9 @@ def _list(arguments: list[str]) -> int:
 
     lines = {preset.name: preset.summary for preset in PRESETS.values()}
     lines |= {study.name: f"{study.summary} (icl study)" for study in STUDIES.values()}
+    if arguments in (["-h"], ["--help"]):
+        print(USAGE, end="")
+        return 0
     part = arguments[0] if arguments else ""
     chosen = {name: line for name, line in lines.items() if part in name}
     if len(arguments) > 1 or not chosen:

@@ -79,9 +79,9 @@ def _range(text: str) -> list[Any]:
     base, first, last, stride = found[1], int(found[2]), int(found[4]), int(found[5] or 1)
     if last < first or stride < 1:
         raise ValueError(f"the range {text!r} is empty")
-    numbers = range(first, last + 1, stride)
-    if len(numbers) > MAX_MEMBERS:
+    if (last - first) // stride >= MAX_MEMBERS:
         raise _too_many()
+    numbers = range(first, last + 1, stride)
     return [_power(int(base), n) for n in numbers] if base else list(numbers)
 
 
@@ -128,8 +128,15 @@ def _as_kind(full: str, value: Any, kind: Any) -> Any:
                 return value
         elif isinstance(option, type) and type(value) is option:
             return value
-    names = " or ".join(getattr(option, "__name__", str(option)) for option in allowed)
-    raise ValueError(f"{full} cannot be {value!r}; it is {names}")
+    words = " or ".join(word for option in allowed for word in _words(option))
+    raise ValueError(f"{full} cannot be {value!r}; it is {words}")
+
+
+def _words(kind: Any) -> list[str]:
+    """What a value of that type may be."""
+    if typing.get_origin(kind) is typing.Literal:
+        return list(map(str, typing.get_args(kind)))
+    return ["None" if kind is type(None) else getattr(kind, "__name__", str(kind))]
 
 
 Over = Mapping[str, Sequence[Any] | Mapping[str, Mapping[str, Any]]]
