@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     if argv is None:
         end_at_once()  # before what takes long to import
+        sys.unraisablehook = _unraisable
         if isinstance(sys.stdout, io.TextIOWrapper):  # not where it is closed from the start
             sys.stdout.reconfigure(errors="replace")
     try:
@@ -45,6 +46,12 @@ def main(argv: list[str] | None = None) -> int:
 
         discard(sys.stdout)
         return 128 + signal.SIGPIPE
+
+
+def _unraisable(raised: Any) -> None:
+    """Leaves out what TensorStore's threads say after a restore that failed, once an array."""
+    if str(raised.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(raised)
 
 
 def _run(arguments: list[str]) -> int:
@@ -287,6 +294,7 @@ def _eval(arguments: list[str]) -> int:
 
     from .analysis import ANALYSES, alignment
     from .output import say, show
+    from .ranges import SEED, SIZE, check_range
     from .training import Run
 
     def evaluate_run(
@@ -309,6 +317,9 @@ def _eval(arguments: list[str]) -> int:
           against: Folder of another run of the same task with a single query: only tells how
             nearly both predict the same.
         """
+        check_range("--prompts", prompts, SIZE)
+        check_range("--resamples", resamples, SIZE)
+        check_range("--seed", seed, SEED)
         opened = Run.open(run)
         if against is not None:
             found = alignment(opened, Run.open(against), seed=seed)

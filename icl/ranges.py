@@ -56,7 +56,7 @@ def check_range(name: str, value: Any, allowed: Range) -> None:
     kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
     good = isinstance(value, kinds) and not isinstance(value, bool)
     if not good or not low <= value <= high:  # NaN is not
-        kind, show = ("a whole number", "{:,}") if whole else ("a number", "{:.7g}")
+        kind, show = ("a whole number", "{}") if whole else ("a number", "{:.7g}")
         raise ValueError(
             f"{name} must be {kind} from {show.format(low)} to {show.format(high)}, got {value!r}"
         )

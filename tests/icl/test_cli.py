@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
+from icl import cli
 from icl.cli import main
 from icl.experiments import PRESETS, STUDIES, Study
 
@@ -75,6 +77,10 @@ def test_train_evaluates_at_its_end(tmp_path, capsys):
         (["train", "--training.steps=5", "garg/linear-xs"], "preset's name comes first"),
         (["eval", "nowhere"], "does not exist"),
         (["plot", "nowhere"], "does not exist"),
+        (["eval", "nowhere", "--prompts=0"], "--prompts must be a whole number from 1 to 1000000"),
+        (["eval", "nowhere", f"--prompts={10**20}"], "--prompts must be a whole number"),
+        (["eval", "nowhere", f"--resamples={10**20}"], "--resamples must be a whole number"),
+        (["eval", "nowhere", f"--seed={10**20}"], "--seed must be a whole number from 0"),
         (["train", "--resume", "nowhere"], "does not exist"),
         (["train", "garg/linear-xs", "--optimizer.name=adma", "--run-dir=x"], "did you mean"),
         (["list", "more"], "usage: icl list"),
@@ -210,6 +216,14 @@ def test_signals_end_the_command_with_a_sentence():
         said, errors = process.communicate(timeout=60)
         assert (process.returncode, said.strip()) == (status, out), errors
         assert words in errors and bool(words) == bool(errors) and errors.count("\n") <= 2
+
+
+def test_threads_of_a_failed_restore_say_nothing(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "__unraisablehook__", told.append)
+    for words in ("Event loop is closed", "another"):
+        cli._unraisable(types.SimpleNamespace(exc_value=RuntimeError(words)))
+    assert [str(raised.exc_value) for raised in told] == ["another"]
 
 
 def test_eval_asks_what_it_is_told_to(folder, capsys):
