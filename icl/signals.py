@@ -4,17 +4,15 @@ import contextlib
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 
 # Ctrl-C, what schedulers send, and what a terminal that closes sends.
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# How long a first signal may go without a word of the run that it stops.
-PATIENCE_SECONDS = 1.0
+WORDS = "stopping after what is compiled or run now; a second signal stops at once"
 SHOW_CURSOR = b"\x1b[?25h\n"
 
 _saving = 0  # how many wait for a signal to save
-_heard = False  # whether one of them has got it
+_watched = False  # whether `end_at_once` holds
 
 
 @contextlib.contextmanager
@@ -24,32 +22,34 @@ def saves_first() -> Iterator[list[int]]:
     SIGHUP stays ignored where it is, as under nohup. In another thread than the main one no signal
     is caught.
     """
-    global _saving, _heard
+    global _saving
     caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
     # None is a handler that is not Python's.
     previous = {s: signal.getsignal(s) or signal.SIG_DFL for s in _caught()}
 
     def handle(signum, frame):
-        global _heard
-        _heard = True
         caught.append(signum)
         for s, old in previous.items():
             # A terminal that closes says so more than once.
             signal.signal(s, signal.SIG_IGN if signum == s == signal.SIGHUP else old)
 
+    _saving += 1
     try:
         for s in previous:
             signal.signal(s, handle)
-    except ValueError:  # not in the main thread
-        yield caught
-        return
-    _saving, _heard = _saving + 1, False
-    try:
         yield caught
     finally:
         _saving -= 1
         for s, old in previous.items():
             signal.signal(s, old)
+
+
+def words_are_mine() -> bool:
+    """Whether whoever saves must say `WORDS` itself, since nobody watches the signals."""
+    return not _watched
 
 
 def end_at_once() -> None:
@@ -58,7 +58,8 @@ def end_at_once() -> None:
     Inside of compiled code too, where Python's own handlers wait. Under `saves_first` the first
     is left to it. For programs alone: nothing is cleaned up.
     """
-    handled = _caught()
+    global _watched
+    _watched, handled = True, _caught()
     read, write = os.pipe()
     os.set_blocking(write, False)
     threading.Thread(target=_watch, args=(read, handled), daemon=True).start()
@@ -84,9 +85,7 @@ def _watch(read: int, handled: list[signal.Signals]) -> None:
             continue
         if _saving and first is None:
             first = signum
-            time.sleep(PATIENCE_SECONDS)
-            if not _heard:
-                _say("will stop as soon as compiled code lets it; a second signal stops at once")
+            _say(WORDS)
         else:
             _say("stopped at once; what was saved before can be resumed")
             os._exit(128 + signum)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from ..signals import WORDS, words_are_mine
 from ..signals import saves_first as _stop_signals
 from . import processes
 from .config import TrainingConfig
@@ -180,7 +181,8 @@ class _Chunks:
             processes.watch()
             if stop and not told:
                 told = True
-                self._display.say("stopping after this chunk; a second signal stops at once")
+                if words_are_mine():
+                    self._display.say(WORDS)
         metrics = jax.tree.map(np.asarray, metrics)
         return state, metrics, time.perf_counter() - started
 

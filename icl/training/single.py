@@ -48,7 +48,7 @@ def train(
       NonFiniteLoss: the loss became NaN or infinite.
       OutOfMemory: a step does not fit the device; the message says which batch would.
       DiskFull: there is no room to save; what was saved is whole.
-      Interrupted: SIGINT or SIGTERM; the run was saved.
+      Interrupted: SIGINT, SIGTERM, SIGHUP, or an output that was closed; the run was saved.
       LostProcess: one of several processes is gone or gave up.
     """
     if optimizer is not None:
