@@ -31,7 +31,8 @@ def train(what: str | Config, run_dir: str | Path | None = None, **options: Any)
     """
     if isinstance(what, Config):
         return train_config(what, run_dir, **options)
-    return train_config(preset(what), run_dir or free_path(what), **options)
+    config = preset(what)
+    return train_config(config, free_path(what) if run_dir is None else run_dir, **options)
 
 
 def sweep(
@@ -60,7 +61,8 @@ def sweep(
     """
     if isinstance(what, Config):
         return train_sweep(what, over or {}, sweep_dir=sweep_dir, **options)
-    config, path = preset(what), sweep_dir or free_path(f"{what}-sweep")
+    config = preset(what)
+    path = free_path(f"{what}-sweep") if sweep_dir is None else sweep_dir
     chosen = (PRESETS[what].over or {}) if over is None else over
     finished = train_sweep(config, chosen, sweep_dir=path, preset=what, **options)
     report(finished)

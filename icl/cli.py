@@ -5,16 +5,18 @@ import dataclasses
 import io
 import signal
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 from .signals import end_at_once
 
+Folder = str  # because Path("") is the current folder
 USAGE = """\
 usage: icl list [PART]                   every preset, a line each; with PART those whose name
                                          has it, in full
        icl train NAME [--option value]   train an in-context learner and evaluate it
-       icl train --resume RUN            continue a run that was stopped
+       icl train --resume RUN [--option value]
+                                         continue a run that was stopped; --optimizer.learning-rate
+                                         and others may change, which config.json then tells
        icl train ... --distributed auto  together with other processes: docs/many-devices.md
        icl sweep NAME --over SETTING=VALUES [--seeds N]
                                          train many at once; a table and a figure for all;
@@ -67,8 +69,15 @@ def _run(arguments: list[str]) -> int:
     if arguments[0] in ("train", "sweep") and arguments[1:] in ([], ["-h"], ["--help"]):
         print(USAGE, end="")
         return 0 if arguments[1:] else 2
-    from .training import DiskFull, Interrupted, LostProcess, NonFiniteLoss, OutOfMemory, RunError
-    from .training.disk import full_disk
+    from .training import (
+        CannotSave,
+        Interrupted,
+        LostProcess,
+        NonFiniteLoss,
+        OutOfMemory,
+        RunError,
+    )
+    from .training.disk import full_disk, refusal
 
     try:
         return commands[arguments[0]](arguments[1:])
@@ -76,14 +85,14 @@ def _run(arguments: list[str]) -> int:
         return _fail(str(stop), status=128 + stop.signum)
     except KeyboardInterrupt:
         return _fail("stopped at once; what was saved before can be resumed", status=130)
-    except (NonFiniteLoss, OutOfMemory, DiskFull, LostProcess) as error:
+    except (NonFiniteLoss, OutOfMemory, CannotSave, LostProcess) as error:
         return _fail(str(error))
     except (RunError, ValueError, ModuleNotFoundError) as error:
         return _fail(str(error), status=2)
     except OSError as error:
-        if not full_disk(error):
-            raise
-        return _fail(f"{error}; make room, then do this again")
+        if full_disk(error):
+            return _fail(f"{error}; make room, then do this again")
+        return _fail(refusal(error.filename or "a file", error))
 
 
 def _fail(message: str, status: int = 1) -> int:
@@ -124,6 +133,12 @@ def _train(arguments: list[str]) -> int:
 
     from .output import say
     from .training import Config, LoggingConfig, processes, resume, train
+    from .training.history import (
+        ModelChanges,
+        OptimizerChanges,
+        TrainingChanges,
+        check_changes,
+    )
     from .training.run import free_path
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,28 +165,44 @@ def _train(arguments: list[str]) -> int:
         """Trains an in-context learner, evaluates it, and leaves a folder with all of it."""
 
         config: Annotated[Config, tyro.conf.arg(name="")]
-        run_dir: Path | None = None
+        run_dir: Folder | None = None
         """Folder of the run; None for a new one below runs/."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Resume(Common):
-        """Continues a run from its newest checkpoint, with the settings it was made with."""
+        """Continues a run from its newest checkpoint, with its settings where none is given.
 
-        resume: Path
+        Settings that are given hold from there on; config.json tells since which step.
+        """
+
+        resume: Folder
         """Folder of the run."""
         microbatch_size: int | None = None
-        """Prompts whose gradient is computed at once from now on; None for the run's own."""
+        """Prompts whose gradient is computed at once until it stops; None for the run's own."""
+        optimizer: OptimizerChanges = dataclasses.field(default_factory=OptimizerChanges)
+        training: TrainingChanges = dataclasses.field(default_factory=TrainingChanges)
+        model: ModelChanges = dataclasses.field(default_factory=ModelChanges)
 
     if _resumes(arguments):
+        given = [a.partition("=")[0][2:] for a in arguments if a.startswith("--")]
+        check_changes(name.replace(".", "_").replace("-", "_") for name in given)
         options = tyro.cli(Resume, args=arguments, prog="icl train")
         options.start("resume")
+        changes = {
+            f"{section}_{name}": value
+            for section in ("optimizer", "training", "model")
+            for name, value in getattr(options, section).items()
+        }
         run = resume(
-            options.resume, logging=options.logging, microbatch_size=options.microbatch_size
+            options.resume,
+            logging=options.logging,
+            microbatch_size=options.microbatch_size,
+            **changes,
         )
     else:
         name, options = _with_preset("train", Train, arguments)
         options.start(repr(options.config))
-        run_dir = options.run_dir or free_path(name)
+        run_dir = free_path(name) if options.run_dir is None else options.run_dir
         if processes.is_lead():
             say(f"run folder: {run_dir}")
         run = train(options.config, run_dir, logging=options.logging)
@@ -204,14 +235,14 @@ def _sweep(arguments: list[str]) -> int:
         preset says where none is given."""
         seeds: int = 1
         """Models of each combination, with the seed of the settings and those after it."""
-        sweep_dir: Path | None = None
+        sweep_dir: Folder | None = None
         """Folder of the sweep; None for a new one below runs/."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Resume:
         """Continues a sweep where it stopped."""
 
-        resume: Path
+        resume: Folder
         """Folder of the sweep."""
         microbatch_size: int | None = None
         """Prompts of a model whose gradient is computed at once from now on; None as before."""
@@ -225,7 +256,9 @@ def _sweep(arguments: list[str]) -> int:
         for text in options.over:
             setting, values = parse_over(options.config, text)
             over[setting] = over.get(setting, []) + values
-        sweep_dir = options.sweep_dir or free_path(f"{name}-sweep")
+        sweep_dir = options.sweep_dir
+        if sweep_dir is None:
+            sweep_dir = free_path(f"{name}-sweep")
         say(f"sweep folder: {sweep_dir}")
         sweep = train_sweep(
             options.config, over, seeds=options.seeds, sweep_dir=sweep_dir, preset=name
@@ -298,12 +331,12 @@ def _eval(arguments: list[str]) -> int:
     from .training import Run
 
     def evaluate_run(
-        run: tyro.conf.Positional[Path],
+        run: tyro.conf.Positional[Folder],
         prompts: int = 1280,
         resamples: int = 1000,
         seed: int = 0,
         analyses: tuple[str, ...] = ("all",),
-        against: Path | None = None,
+        against: Folder | None = None,
     ) -> None:
         """Evaluates a run on fresh tasks beside classical estimators, and analyses it.
 
@@ -346,9 +379,10 @@ def _study(arguments: list[str]) -> int:
 
     from .experiments import STUDIES, study
     from .output import say, show
-    from .training.run import free_path
+    from .training.disk import usable
+    from .training.run import free_path, named
 
-    def run_study(name: tyro.conf.Positional[str], folder: Path | None = None) -> None:
+    def run_study(name: tyro.conf.Positional[str], folder: Folder | None = None) -> None:
         """Computes what a paper shows without training; a table, JSON and figures.
 
         Args:
@@ -359,8 +393,9 @@ def _study(arguments: list[str]) -> int:
             found = study(name)
         except KeyError as error:
             raise ValueError(error.args[0]) from None
-        target = folder or free_path(name)
-        target.mkdir(parents=True, exist_ok=True)
+        target = free_path(name) if folder is None else named(folder)
+        with usable(target):
+            target.mkdir(parents=True, exist_ok=True)
         show(found.run(target))
         say(f"folder: {target}")
 
@@ -377,7 +412,7 @@ def _plot(arguments: list[str]) -> int:
     from .output import say
     from .training import Run
 
-    def plot_run(run: tyro.conf.Positional[Path]) -> None:
+    def plot_run(run: tyro.conf.Positional[Folder]) -> None:
         """Draws training.png from a run's metrics and eval.png from its last evaluation.
 
         Args:

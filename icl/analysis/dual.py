@@ -16,7 +16,6 @@ features. Everything is of one prompt and one query; `jax.vmap` makes batches.
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +30,7 @@ from ..evaluation.figures import STYLE, pyplot
 from ..evaluation.result import as_text, show_number, spread
 from ..models import SelfAttentionConfig
 from ..training.config import Config
+from ..training.disk import reading
 from ..training.learner import Learner
 from ..training.run import Run, RunError, write_json
 
@@ -230,17 +230,17 @@ class DualCurves:
         """Reads the newest analysis of a run.
 
         Raises:
-          RunError: it has none.
+          RunError: it has none, or it cannot be read.
         """
         file = run.path / "dual.json"
         if not file.exists():
             raise RunError(f"{run.path} was not analysed yet: icl.analysis.dual.dual_of_run(run)")
-        data = json.loads(file.read_text())
         arrays = lambda named: {which: np.array(values) for which, values in named.items()}
-        return cls(
-            arrays(data["gap"]), arrays(data["norm"]), data["size"], data["step"],
-            data["prompts"], run.path,
-        )  # fmt: skip
+        with reading(file, "make it again with: icl.analysis.dual.dual_of_run(run)") as data:
+            return cls(
+                arrays(data["gap"]), arrays(data["norm"]), data["size"], data["step"],
+                data["prompts"], run.path,
+            )  # fmt: skip
 
     def table(self) -> Table:
         """Median gap and |W| by steps of the dual's descent."""

@@ -7,6 +7,7 @@ head that copies (Elhage et al. 2021, "A mathematical framework for transformer 
 
 import dataclasses
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -102,15 +103,20 @@ class Heads:
         """Reads the newest analysis of a run.
 
         Raises:
-          RunError: it has none.
+          RunError: it has none, or it cannot be read.
         """
         file = run.path / "heads.npz"
         if not file.exists():
             raise RunError(f"{run.path} was not analysed yet: icl.analysis.heads.heads(run)")
-        with np.load(file) as saved:
-            data = {name: saved[name] for name in saved.files if name != "eigenvalues"}
-        single = {name: data[name].item() for name in ("step", "prompts", "causal")}
-        return cls(**data | single, path=run.path)
+        try:
+            with np.load(file) as saved:
+                data = {name: saved[name] for name in saved.files if name != "eigenvalues"}
+            single = {name: data[name].item() for name in ("step", "prompts", "causal")}
+            return cls(**data | single, path=run.path)
+        except (OSError, ValueError, TypeError, LookupError, zipfile.BadZipFile) as error:
+            raise RunError(
+                f"{file} cannot be read: {error}; make it again with icl.analysis.heads.heads(run)"
+            ) from error
 
     def table(self) -> Table:
         """A row a head."""

@@ -4,7 +4,6 @@ How its prediction goes along a line through the origin, and whether its gradien
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from ..evaluation.figures import STYLE, pyplot
 from ..evaluation.queries import predict_queries
 from ..evaluation.result import as_text, show_number, spread
 from ..tasks import Episode, LinearRegression, SparseLinearRegression, TaskFamily
+from ..training.disk import reading
 from ..training.learner import Learner
 from ..training.run import Run, RunError, write_json
 
@@ -71,18 +71,18 @@ class LearnedFunction:
         """Reads the newest analysis of a run.
 
         Raises:
-          RunError: it has none.
+          RunError: it has none, or it cannot be read.
         """
         file = run.path / "function.json"
         if not file.exists():
             raise RunError(f"{run.path} was not analysed yet: icl.analysis.learned_function(run)")
-        data = json.loads(file.read_text())
         array = lambda values: np.array(values, np.float64)
         arrays = lambda named: {name: array(values) for name, values in named.items()}
-        return cls(
-            array(data["norms"]), arrays(data["example"]), arrays(data["error"]),
-            arrays(data["cosine"]), data["step"], data["prompts"], run.path,
-        )  # fmt: skip
+        with reading(file, "make it again with: icl.analysis.learned_function(run)") as data:
+            return cls(
+                array(data["norms"]), arrays(data["example"]), arrays(data["error"]),
+                arrays(data["cosine"]), data["step"], data["prompts"], run.path,
+            )  # fmt: skip
 
     def table(self) -> Table:
         """Error at several norms and cosines of the gradient, by number of examples."""

@@ -6,7 +6,6 @@ square error estimator (dMMSE) for tasks that are uniform among the pool's.
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from rich.table import Table
 
 from ..tasks import LinearRegression, TaskFamily, pool_task, sample_batch, sample_prompt
 from ..training.config import Config
+from ..training.disk import reading
 from ..training.learner import Learner, Params
 from ..training.population import group_by_program, shared_config
 from ..training.run import Run, RunError, write_json
@@ -151,18 +151,18 @@ class PoolEvaluation:
         """Reads the newest one of a run.
 
         Raises:
-          RunError: it has none.
+          RunError: it has none, or it cannot be read.
         """
         file = run.path / "pool.json"
         if not file.exists():
             raise RunError(f"{run.path} has no pool.json; icl.evaluation.evaluate_pool makes it")
-        data = json.loads(file.read_text())
-        for name in ("error", "difference"):
-            data[name] = {
-                kind: {key: np.array(values) for key, values in parts.items()}
-                for kind, parts in data[name].items()
-            }
-        return cls(**(data | {"examples": np.array(data["examples"]), "path": run.path}))
+        with reading(file, "make it again with icl.evaluation.evaluate_pool") as data:
+            for name in ("error", "difference"):
+                data[name] = {
+                    kind: {key: np.array(values, np.float64) for key, values in parts.items()}
+                    for kind, parts in data[name].items()
+                }
+            return cls(**(data | {"examples": np.array(data["examples"]), "path": run.path}))
 
     def table(self) -> Table:
         """Errors and differences, averaged over the numbers of examples."""

@@ -1,13 +1,13 @@
 """What an evaluation found: curves of error, saved as JSON and shown as a table."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from ..training.disk import reading
 from ..training.run import Run, RunError, write_json
 
 MAX_COLUMNS = 5  # fits 80 characters
@@ -73,25 +73,28 @@ class Evaluation:
         """Reads the newest evaluation of a run.
 
         Raises:
-          RunError: it has none.
+          RunError: it has none, or it cannot be read.
         """
         file = run.path / "eval.json"
         if not file.exists():
             raise RunError(f"{run.path} was not evaluated yet; run: icl eval {run.path}")
-        data = json.loads(file.read_text())
-        curves = {
-            name: Curve(**{end: np.array(values, np.float64) for end, values in curve.items()})
-            for name, curve in data["normalised_error"].items()
-        }
-        newer = {
-            name: data[saved]
-            for name, saved in (("costs", "milliseconds_a_prompt"), ("error_name", "error_name"))
-            if saved in data
-        }
-        return cls(
-            np.array(data["examples"]), curves, data["reference"], data["step"], data["prompts"],
-            run.path, **newer,
-        )  # fmt: skip
+        with reading(file, f"make it again with: icl eval {run.path}") as data:
+            curves = {
+                name: Curve(**{end: np.array(values, np.float64) for end, values in curve.items()})
+                for name, curve in data["normalised_error"].items()
+            }
+            examples = np.array(data["examples"], np.int64)
+            shapes = {values.shape for curve in curves.values() for values in vars(curve).values()}
+            if shapes != {examples.shape} or examples.ndim != 1 or not examples.size:
+                raise ValueError("its curves and its examples are not equally many")
+            names = {"costs": "milliseconds_a_prompt", "error_name": "error_name"}
+            newer = {name: data[saved] for name, saved in names.items() if saved in data}
+            found = cls(
+                examples, curves, data["reference"], int(data["step"]), int(data["prompts"]),
+                run.path, **newer,
+            )  # fmt: skip
+            found.table()  # shows what else is no number
+            return found
 
     def table(self) -> Table:
         """Error by number of examples, a row an estimator, the learner first, and its cost."""

@@ -5,7 +5,6 @@ drawn as the examples are. In the last case the query after i examples takes the
 """
 
 import dataclasses
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from ..tasks import (
     SparseLinearRegression,
     TaskFamily,
 )
+from ..training.disk import reading
 from ..training.learner import Learner
 from ..training.run import Run, RunError, write_json
 from . import baselines
@@ -332,21 +332,21 @@ class Shifts:
         """Reads the newest evaluation under shifts of a run.
 
         Raises:
-          RunError: it has none.
+          RunError: it has none, or it cannot be read.
         """
         file = run.path / "shifts.json"
         if not file.exists():
             raise RunError(f"{run.path} was not evaluated under shifts yet: evaluate_shifts(run)")
-        data = json.loads(file.read_text())
         curve = lambda ends: Curve(**{end: np.array(v, np.float64) for end, v in ends.items()})
-        curves = {
-            shift: {who: curve(ends) for who, ends in of.items()}
-            for shift, of in data["error"].items()
-        }
-        return cls(
-            np.array(data["examples"]), curves, data["error_name"], data["step"], data["prompts"],
-            run.path,
-        )  # fmt: skip
+        with reading(file, "make it again with: evaluate_shifts(run)") as data:
+            curves = {
+                shift: {who: curve(ends) for who, ends in of.items()}
+                for shift, of in data["error"].items()
+            }
+            return cls(
+                np.array(data["examples"]), curves, data["error_name"], data["step"],
+                data["prompts"], run.path,
+            )  # fmt: skip
 
     def table(self) -> Table:
         """Error by number of examples, a row a shift for the learner and one for least squares."""

@@ -2,14 +2,14 @@
 
 import contextlib
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
+from ..training import disk
 from ..training.config import Config, config_from_dict, config_to_dict
 from ..training.population import group_by_program
-from ..training.run import Run, RunError, locked, write_json
-from .grid import Over, check_over, grid, member_name
+from ..training.run import Run, RunError, locked, named, write_json
+from .grid import MAX_MEMBERS, Over, check_over, grid, member_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,16 +68,19 @@ class Sweep:
         """Makes the folder, with a run for each member, none of them trained.
 
         Raises:
-          RunError: the folder exists and is not empty; nothing in it is touched.
+          RunError: the folder exists and is not empty, or the system refuses it; nothing in it is
+            touched.
           ValueError: as `grid`.
+          DiskFull, CannotSave: a file of it cannot be written.
         """
-        path = Path(path)
+        path = named(path)
         sweep = cls(path, config, over, seeds, preset)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise RunError(
-                f"{path} exists; choose another folder, or continue the sweep in it with: "
-                f"{sweep.resume}"
-            )
+        with disk.usable(path):
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise RunError(
+                    f"{path} exists; choose another folder, or continue the sweep in it with: "
+                    f"{sweep.resume}"
+                )
         for member in sweep.members:
             Run.create(member.path, member.config)
         data = {"config": config_to_dict(config), "over": sweep.over, "seeds": seeds}
@@ -92,18 +95,19 @@ class Sweep:
         Raises:
           RunError: there is none in that folder, or it cannot be read.
         """
-        path = Path(path)
+        path = named(path)
         file = path / "sweep.json"
-        if not file.is_file():
-            raise RunError(
-                f"{path} is not a sweep: it has no sweep.json; `icl sweep NAME` makes one"
-            )
-        try:
-            data = json.loads(file.read_text())
+        with disk.usable(path):
+            if not file.is_file():
+                raise RunError(
+                    f"{path} is not a sweep: it has no sweep.json; `icl sweep NAME` makes one"
+                )
+        with disk.reading(file, "bring back a copy of it") as data:
             config = config_from_dict(data["config"])
-            return cls(path, config, data["over"], data["seeds"], data.get("preset"))
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{file} cannot be read: {error}") from error
+            seeds = data["seeds"]
+            if type(seeds) is not int or not 1 <= seeds <= MAX_MEMBERS:
+                raise ValueError(f"seeds must be from 1 to {MAX_MEMBERS}, got {seeds!r}")
+            return cls(path, config, data["over"], seeds, data.get("preset"))
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
         """Holds the folder for writing; RunError where another process holds it."""

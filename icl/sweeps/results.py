@@ -12,6 +12,7 @@ from rich.table import Table
 from ..evaluation.curves import learner_errors
 from ..evaluation.figures import STYLE, pyplot
 from ..evaluation.result import as_text, show_number, spread
+from ..training.disk import reading
 from ..training.learner import Learner, Params
 from ..training.run import RunError, write_json
 from .folder import Member, Sweep
@@ -77,15 +78,17 @@ class SweepResult:
         """Reads the results of a sweep.
 
         Raises:
-          RunError: it has none.
+          RunError: it has none, or it cannot be read.
         """
         file = sweep.path / "results.json"
         if not file.exists():
             raise RunError(
                 f"{sweep.path} has no results yet; finish it with: icl sweep --resume {sweep.path}"
             )
-        data = json.loads(file.read_text())
-        return cls(sweep.path, data["prompts"], data["members"])
+        with reading(file, f"make it again with: icl sweep --resume {sweep.path}") as data:
+            found = cls(sweep.path, data["prompts"], data["members"])
+            found.table()  # shows what is missing
+            return found
 
     def combinations(self) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
         """The members that differ in their seed alone, by what else they change."""

@@ -72,8 +72,9 @@ def train_sweep(
     if config.optimizer.name == CUSTOM:
         raise ValueError("a sweep takes its optimiser by name, as in optimizer_name='adam'")
     _check_members(grid(config, over, seeds))
-    path = sweep_dir or free_path(f"{config.task.__class__.__name__.lower()}-sweep")
-    sweep = Sweep.create(path, config, over, seeds, preset)
+    if sweep_dir is None:
+        sweep_dir = free_path(f"{config.task.__class__.__name__.lower()}-sweep")
+    sweep = Sweep.create(sweep_dir, config, over, seeds, preset)
     return resume_sweep(sweep, progress=progress)
 
 

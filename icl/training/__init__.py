@@ -1,16 +1,17 @@
 """Training: settings, the scanned step, the host loop, run folders."""
 
 from .config import Config, OptimizerConfig, TrainingConfig
-from .disk import DiskFull
+from .disk import CannotSave, DiskFull, RunError
 from .learner import Learner
 from .loop import Interrupted, NonFiniteLoss
 from .memory import OutOfMemory
 from .metrics import LoggingConfig
 from .processes import LostProcess
-from .run import Run, RunError
+from .run import Run
 from .single import resume, train
 
 __all__ = [
+    "CannotSave",
     "Config",
     "DiskFull",
     "Interrupted",

@@ -1,32 +1,43 @@
-"""Checkpoints: Orbax underneath, and a restore that walks back past damaged ones."""
+"""Checkpoints: Orbax underneath, a checksum of every array, and a restore past damaged ones."""
 
 import contextlib
 import gc
+import json
 import logging
+import os
+import re
 import shutil
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jax import tree
 from jax.sharding import SingleDeviceSharding
 
 from . import disk, processes
+from .disk import RunError
 
+CHECKSUMS = "checksums"  # saved as one more item, so that it is there when the arrays are
+SHOWN = 3  # arrays that a message names
 LOGGERS = ("absl", "asyncio")
 REMOVALS, REMOVAL_SECONDS = 20, 0.05
 
 Items = dict[str, Any]  # name -> pytree of arrays
+# Arrays that a checkpoint should hold, where it depends on the step by step.
+Abstract = Items | Callable[[int], Items]
 
 
 class DamagedCheckpoint(UserWarning):
-    """A checkpoint that could not be read was passed over."""
+    """A checkpoint whose files are not what was written; it was passed over."""
 
 
 class Checkpoints:
@@ -39,12 +50,20 @@ class Checkpoints:
       folder: where they are; made where it is missing.
       keep: how many of the newest stay; None for all.
       resume: the command that continues from them.
+      settings: by name, as JSON; checkpoints that were made with others are refused.
+
+    Raises:
+      RunError: the system refuses the folder.
     """
 
-    def __init__(self, folder: Path, keep: int | None, resume: str):
+    def __init__(
+        self, folder: Path, keep: int | None, resume: str, settings: dict[str, Any] | None = None
+    ):
         self._resume = resume
+        self._settings = settings or {}
         self.folder = Path(folder).absolute()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with disk.usable(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         # Orbax would wait for processes that never come here.
         alone = ocp.options.MultiprocessingOptions(
             primary_host=0, active_processes={0}, barrier_sync_key_prefix="icl"
@@ -55,7 +74,8 @@ class Checkpoints:
             create=False,
             multiprocessing_options=alone,
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        with disk.usable(self.folder):
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def steps(self) -> list[int]:
         """Steps that seem to have a checkpoint, in order."""
@@ -67,65 +87,130 @@ class Checkpoints:
         Raises:
           DiskFull: there is no room. Older checkpoints are as they were, and nothing of this one
             stays.
+          CannotSave: the system refuses it for another reason; likewise.
         """
         if step in self._manager.all_steps():
             return
-        saves = {name: ocp.args.StandardSave(on_one_device(item)) for name, item in items.items()}
         room = disk.told(f"the checkpoint of step {step}", self.folder.parent, self._resume)
         with room, _quiet():
             try:
+                saves: dict[str, Any] = {
+                    name: ocp.args.StandardSave(on_one_device(item)) for name, item in items.items()
+                }
+                written = {
+                    "step": step,
+                    "settings": self._settings,
+                    "arrays": _checksums(items),
+                }
+                saves[CHECKSUMS] = ocp.args.JsonSave(written | {"crc32": _seal(written)})
                 self._manager.save(step, args=ocp.args.Composite(**saves))
             except Exception as error:
                 # Here, where they are quiet, end the tasks that complain when they are deleted.
                 traceback.clear_frames(error.__traceback__)
                 gc.collect()
                 time.sleep(REMOVAL_SECONDS)
-                self._remove_partial()
+                with contextlib.suppress(OSError):
+                    self._remove_partial()
                 raise
 
     def restore(self, abstract: Items, step: int) -> Items:
-        """Reads items of a checkpoint; raises what Orbax raises where it is damaged."""
-        here = SingleDeviceSharding(jax.local_devices()[0])
-        shape = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here)
-        shapes = {name: tree.map(shape, a) for name, a in abstract.items()}
-        restores = {name: ocp.args.StandardRestore(shape) for name, shape in shapes.items()}
-        found = dict(self._manager.restore(step, args=ocp.args.Composite(**restores)).items())
-        return tree.map(processes.from_data, found, abstract)
+        """Reads items of a checkpoint.
 
-    def restore_newest(self, abstract: Items) -> tuple[int, Items] | None:
+        Raises:
+          RunError: it holds other arrays than these, or was made with other settings, or the
+            system does not let it be read.
+          DamagedCheckpoint: its files are not what was written.
+        """
+        written = None
+        try:
+            written = self._written(step)
+            if written is not None:
+                self._check_fit(step, abstract, written)
+            items = self._read(abstract, step)
+        except (RunError, DamagedCheckpoint):
+            raise
+        except Exception as error:  # Orbax raises a different type for each kind of damage
+            if said := disk.refused(error) or self._refused(step):
+                raise RunError(
+                    f"checkpoint {step} may be whole, but "
+                    f"{disk.refusal(said.filename or self._path(step), said)}; nothing was changed"
+                ) from error
+            if written is None:
+                self._check_fit_without_checksums(step, abstract, error)
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
+            raise DamagedCheckpoint(f"{type(error).__name__}: {reason}") from error
+        if written is not None:
+            read = _checksums(items)
+            for item, arrays in read.items():
+                for name, array in arrays.items():
+                    if array != written[item][name]:
+                        raise DamagedCheckpoint(f"wrong checksum of {item}{name}")
+        return items
+
+    def restore_newest(self, abstract: Abstract) -> tuple[int, Items] | None:
         """The newest checkpoint that can be read, with its step; None where there is none.
 
         Each damaged one on the way gives a `DamagedCheckpoint` warning.
+
+        Raises:
+          RunError: as `restore`.
         """
         return next(self.restore_all(abstract), None)
 
-    def restore_all(self, abstract: Items) -> Iterator[tuple[int, Items]]:
+    def restore_all(self, abstract: Abstract) -> Iterator[tuple[int, Items]]:
         """Every checkpoint that can be read, with its step, from the newest on.
 
         Each damaged one on the way gives a `DamagedCheckpoint` warning.
+
+        Raises:
+          RunError: as `restore`.
         """
         for step in reversed(self.steps()):
             try:
-                items = self.restore(abstract, step)
-            except Exception as error:  # Orbax raises a different type for each kind of damage
-                reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
+                items = self.restore(abstract(step) if callable(abstract) else abstract, step)
+            except DamagedCheckpoint as damage:
                 warnings.warn(
-                    f"checkpoint {self.folder / str(step)} is damaged "
-                    f"({type(error).__name__}: {reason}); trying the one before it",
+                    f"checkpoint {self._path(step)} is damaged ({damage}); "
+                    "trying the one before it",
                     DamagedCheckpoint,
                     stacklevel=3,
                 )
             else:
                 yield step, items
 
-    def restore_to_continue(self, abstract: Items) -> tuple[int, Items] | None:
-        """`restore_newest`, with newer checkpoints set aside; then closes."""
+    def restore_to_continue(
+        self, abstract: Abstract, become: Callable[[int, Items], Items] = lambda step, items: items
+    ) -> tuple[int, Items] | None:
+        """`restore_newest`, with newer checkpoints set aside; then closes.
+
+        Nothing is changed before an error.
+
+        Args:
+          abstract: as for `restore_newest`.
+          become: from step and items to the items to go on with; raises where they cannot.
+
+        Raises:
+          RunError: as `restore`, or there are checkpoints and all of them are damaged.
+        """
         try:
             found = self.restore_newest(abstract)
-            self.set_aside_after(found[0] if found else -1)
+            if found is None and self.steps():
+                raise RunError(self.all_damaged())
+            if found is not None:
+                found = found[0], become(*found)
+            with disk.usable(self.folder):
+                self.set_aside_after(found[0] if found else -1)
         finally:
             self.close()
         return found
+
+    def all_damaged(self) -> str:
+        """What is said where no checkpoint can be read."""
+        return (
+            f"every checkpoint in {self.folder} is damaged; nothing was changed. Bring back a "
+            f"copy, or start afresh from step 0 with: mv {self.folder} "
+            f"{self.folder.with_name('damaged-checkpoints')} && {self._resume}"
+        )
 
     def set_aside_after(self, step: int) -> None:
         """Moves checkpoints newer than `step` to a folder `damaged` beside, to be saved anew.
@@ -135,16 +220,97 @@ class Checkpoints:
         self._remove_partial()
         newer = [s for s in self.steps() if s > step]
         for damaged in newer:
-            target = self.folder.parent / "damaged" / str(damaged)
+            target = disk.free_name(self.folder.parent / "damaged" / str(damaged))
             target.parent.mkdir(exist_ok=True)
-            if target.exists():
-                shutil.rmtree(target)
-            (self.folder / str(damaged)).rename(target)
+            self._path(damaged).rename(target)
         if newer:
             self._manager.reload()
 
     def close(self) -> None:
         self._manager.close()
+
+    def _path(self, step: int) -> Path:
+        return self.folder / str(step)
+
+    def _read(self, abstract: Items, step: int) -> Items:
+        here = SingleDeviceSharding(jax.local_devices()[0])
+        shape = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here)
+        shapes = {name: tree.map(shape, a) for name, a in abstract.items()}
+        restores = {name: ocp.args.StandardRestore(shape) for name, shape in shapes.items()}
+        found = dict(self._manager.restore(step, args=ocp.args.Composite(**restores)).items())
+        return tree.map(processes.from_data, found, abstract)
+
+    def _written(self, step: int) -> dict[str, Any] | None:
+        """The checksums of a checkpoint; None where it was written without."""
+        if CHECKSUMS not in os.listdir(self._path(step)):
+            return None
+        args = ocp.args.Composite(**{CHECKSUMS: ocp.args.JsonRestore()})
+        written = dict(self._manager.restore(step, args=args)[CHECKSUMS])
+        if written.pop("crc32") != _seal(written):
+            raise DamagedCheckpoint("wrong checksum of the checksums")
+        if written["step"] != step:
+            raise DamagedCheckpoint(f"it is that of step {written['step']}")
+        # A version may know settings that another does not.
+        different = [
+            f"{name} is {theirs!r} there, {self._settings[name]!r} here"
+            for name, theirs in written["settings"].items()
+            if name in self._settings and self._settings[name] != theirs
+        ]
+        if different:
+            raise RunError(self._misfit(step, "; ".join(different)))
+        return {
+            item: {name: (shape, dtype, crc) for name, (shape, dtype, crc) in named.items()}
+            for item, named in written["arrays"].items()
+        }
+
+    def _check_fit(self, step: int, abstract: Items, written: dict[str, Any]) -> None:
+        wanted = _shapes(abstract)
+        different = [
+            f"{item}{name} is {_shown(has.get(name))} there, {_shown(wants.get(name))} here"
+            for item, wants in wanted.items()
+            for has in [{name: array[:2] for name, array in written[item].items()}]
+            for name in dict.fromkeys([*has, *wants])
+            if has.get(name) != wants.get(name)
+        ]
+        if different:
+            more = f" and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
+            raise RunError(self._misfit(step, f"{'; '.join(different[:SHOWN])}{more}"))
+
+    def _check_fit_without_checksums(self, step: int, abstract: Items, error: Exception) -> None:
+        """By the shapes that Orbax wrote down; damage where those cannot be read either."""
+        for item, wants in _shapes(abstract).items():
+            try:
+                file = self._path(step) / item / "_METADATA"
+                arrays = json.loads(file.read_bytes())["tree_metadata"].values()
+                has = [a["value_metadata"].get("write_shape") for a in arrays]
+                has = sorted(shape for shape in has if shape is not None)
+            except (OSError, ValueError, TypeError, LookupError, AttributeError):
+                return
+            if has != sorted(shape for shape, _ in wants.values()):
+                raise RunError(
+                    self._misfit(step, f"its {item} have other shapes or another number of arrays")
+                ) from error
+
+    def _misfit(self, step: int, what: str) -> str:
+        return (
+            f"checkpoint {self._path(step)} does not fit the settings: {what}. Was config.json "
+            "edited, or another optimiser given? Go on with those it was made with; nothing was "
+            "changed"
+        )
+
+    def _refused(self, step: int) -> OSError | None:
+        """What the system refuses of a checkpoint's files, which Orbax may take for missing."""
+
+        def fail(error: OSError) -> None:
+            raise error
+
+        try:
+            for folder, _, files in os.walk(self._path(step), onerror=fail):
+                for name in files:
+                    os.close(os.open(Path(folder) / name, os.O_RDONLY | os.O_NONBLOCK))
+        except OSError as error:
+            return disk.refused(error)
+        return None
 
     def _remove_partial(self) -> None:
         # TensorStore's threads may still be writing, and make a folder again.
@@ -162,6 +328,66 @@ def on_one_device(items: Any) -> Any:
     if jax.process_count() > 1:
         return processes.on_host(items)  # Orbax refuses the arrays of one process among several
     return jax.device_put(items, jax.local_devices()[0])
+
+
+def _shapes(items: Items) -> dict[str, Any]:
+    """Shape and dtype of every array by item and name; of a key its data's."""
+
+    def shape(leaf: Any) -> tuple[list[int], str]:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.eval_shape(jax.random.key_data, leaf)
+        return list(leaf.shape), str(leaf.dtype)
+
+    return {
+        item: {
+            jax.tree_util.keystr(path): shape(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
+        }
+        for item, arrays in items.items()
+    }
+
+
+def carried_over(items: Items, abstract: Items) -> Items:
+    """The arrays in the structure of others, where settings change it but not the arrays.
+
+    Clipping of gradients, for one, has no arrays, and yet a place in an optimiser's state.
+
+    Raises:
+      RunError: the arrays are others.
+    """
+    # Numbers in a name are places in a tuple.
+    bare = lambda items: {
+        item: [(re.sub(r"\[\d+\]", "", name), array) for name, array in arrays.items()]
+        for item, arrays in _shapes(items).items()
+    }
+    if bare(items) != bare(abstract):
+        raise RunError(
+            "the state of the optimiser in the checkpoint has other arrays than the optimiser to "
+            "go on with; give one of the same parts. Nothing was changed"
+        )
+    return {
+        name: tree.unflatten(tree.structure(abstract[name]), tree.leaves(arrays))
+        for name, arrays in items.items()
+    }
+
+
+def _checksums(items: Items) -> dict[str, Any]:
+    """Shape, dtype and CRC-32 of every array by item and name."""
+    shapes = _shapes(items)
+    for item, arrays in items.items():
+        for name, leaf in zip(shapes[item], tree.leaves(arrays), strict=True):
+            data: Any = np.ascontiguousarray(processes.on_host(leaf)).reshape(-1).view(np.uint8)
+            shapes[item][name] = (*shapes[item][name], zlib.crc32(data))
+    return shapes
+
+
+def _seal(written: dict[str, Any]) -> int:
+    """A checksum of the checksums, which are on the same disk as the arrays."""
+    return zlib.crc32(json.dumps(written, sort_keys=True).encode())
+
+
+def _shown(array: tuple[list[int], str] | None) -> str:
+    return "missing" if array is None else f"{array[1]} {array[0]}"
 
 
 @contextlib.contextmanager

@@ -1,6 +1,10 @@
 """The settings of a run: frozen dataclasses, checked when made, saved as JSON."""
 
 import dataclasses
+import math
+import numbers
+import types
+import typing
 from typing import Any, Literal
 
 from ..models import MODELS, ModelConfig, TransformerConfig
@@ -136,6 +140,7 @@ class Config:
         for name, kind in expected.items():
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(f"{name} must be a {kind.__name__}, got {getattr(self, name)!r}")
+        _check_numbers("", dataclasses.asdict(self))
         if self.layout not in LAYOUTS:
             raise ValueError(f"no layout called {self.layout!r}; there are {sorted(LAYOUTS)}")
         self.curriculum.check_for(self.task)
@@ -195,8 +200,13 @@ class Config:
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
-    """A JSON-able dictionary; task family and model go by their registered names."""
+    """A JSON-able dictionary; task family and model go by their registered names.
+
+    An optimiser given from Python is its name alone: its numbers are nowhere here.
+    """
     result = dataclasses.asdict(config)
+    if config.optimizer.name == CUSTOM:
+        result["optimizer"] = {"name": CUSTOM}
     family = _registered(config.task, FAMILIES, "icl.tasks.FAMILIES")
     result["task"] = {"family": family, **result["task"]}
     kind = _registered(config.model, MODELS, "icl.models.MODELS")
@@ -219,22 +229,71 @@ def config_from_dict(data: dict[str, Any]) -> Config:
     """The inverse of `config_to_dict`; a model of no kind, as once written, is a transformer.
 
     Raises:
-      ValueError: when the dictionary has unknown families, kinds of models or settings.
+      ValueError: when the dictionary has unknown families, kinds of models or settings, or
+        settings of another type.
     """
-    data = dict(data)
     try:
+        data = dict(data)
         task = dict(data.pop("task"))
         family = FAMILIES[task.pop("family")]
         model = dict(data.pop("model"))
         kind = MODELS[model.pop("kind", "transformer")]
         return Config(
-            task=family(**task),
+            task=_made(family, "task", task),
             layout=data.pop("layout"),
-            model=kind(**model),
-            curriculum=Curriculum(**data.pop("curriculum")),
-            optimizer=OptimizerConfig(**data.pop("optimizer")),
-            training=TrainingConfig(**data.pop("training")),
+            model=_made(kind, "model", model),
+            curriculum=_made(Curriculum, "curriculum", data.pop("curriculum")),
+            optimizer=_made(OptimizerConfig, "optimizer", data.pop("optimizer")),
+            training=_made(TrainingConfig, "training", data.pop("training")),
             **data,
         )
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
+        raise ValueError(f"settings this version cannot read: it has no {error}") from error
+    except TypeError as error:
         raise ValueError(f"settings this version cannot read: {error}") from error
+
+
+def _made(kind: type, section: str, settings: dict[str, Any]) -> Any:
+    """A section of settings from JSON, where tuples are lists."""
+    if not isinstance(settings, dict):
+        raise ValueError(f"{section} must be settings by name, got {settings!r}")
+    hints = typing.get_type_hints(kind)
+    for name, value in settings.items():
+        hint = hints.get(name, Any)
+        if not _is_of(value, hint):
+            said = getattr(hint, "__name__", str(hint)).replace("typing.", "")
+            raise ValueError(f"{section}.{name} must be {said}, got {value!r}")
+    lists = {name: tuple(v) for name, v in settings.items() if isinstance(v, list)}
+    return kind(**settings | lists)
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a value from JSON is of a type."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return value in inner
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_of(value, kind) for kind in inner)
+    if origin is dict:
+        return isinstance(value, dict) and all(_is_of(v, inner[1]) for v in value.values())
+    if origin is tuple:
+        return isinstance(value, list) and all(_is_of(v, inner[0]) for v in value)
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return isinstance(value, hint) if hint in (bool, str, type(None)) else True
+
+
+def _check_numbers(name: str, value: Any) -> None:
+    """Raises ValueError for a number that is not finite, or that no device can hold."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_numbers(f"{name}.{key}" if name else str(key), item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check_numbers(name, item)
+    elif isinstance(value, numbers.Integral):
+        bits = 63 if name.endswith("seed") else 31
+        if abs(int(value)) >= 2**bits:
+            raise ValueError(f"{name} must be below 2^{bits}, got {value}")
+    elif isinstance(value, numbers.Real) and not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value}")

@@ -8,8 +8,8 @@ import uuid
 from pathlib import Path
 from typing import Any, Protocol
 
-from .disk import write_whole
-from .run import Run
+from . import disk
+from .run import Run, plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,22 +30,35 @@ class Sink(Protocol):
 
 
 class JsonLines:
-    """Appends a line a record; on disk when `write` returns. Lines past a resume are dropped."""
+    """Appends a line a record; on disk when `write` returns.
+
+    Lines past a resume are moved to metrics-dropped.jsonl.
+    """
 
     def __init__(self, run: Run, first_step: int):
         self._path = run.path / "metrics.jsonl"
-        kept = [r for r in run.metrics() if r["step"] <= first_step]
-        write_whole(self._path, "".join(json.dumps(r) + "\n" for r in kept))
+        kept, dropped = [], []
+        for record in run.metrics():
+            (kept if record["step"] <= first_step else dropped).append(_line(record))
+        if dropped:
+            earlier = run.path / "metrics-dropped.jsonl"
+            before = disk.read_text(earlier) if earlier.exists() else ""
+            disk.write_whole(earlier, before + "".join(dropped))
+        disk.write_whole(self._path, "".join(kept))
 
     def write(self, step: int, record: dict[str, Any]) -> None:
         # Opened each time: a sweep has more members than a process may have open files.
-        with open(self._path, "a") as file:
-            file.write(json.dumps({"step": step, **record}) + "\n")
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(_line({"step": step, **record}))
             file.flush()
             os.fsync(file.fileno())
 
     def close(self) -> None:
         pass
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(plain(record), allow_nan=False) + "\n"
 
 
 class TensorBoard:

@@ -12,9 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from . import disk
 from .checkpoints import Checkpoints
 from .config import Config, config_from_dict, config_to_dict
-from .disk import write_whole
+from .disk import RunError, write_whole
+from .history import History, checked, extended, fixed, settings_at
 from .learner import Learner, Params
 
 FORMAT = 1
@@ -22,21 +24,19 @@ FORMAT = 1
 NOTHING = {".lock", "config.json.tmp"}
 
 
-class RunError(Exception):
-    """A run folder that cannot be used as asked; the message says what to do."""
-
-
 class Run:
     """A run folder, made by `Run.create` or found by `Run.open`.
 
     Attributes:
       path: the folder.
-      config: the settings it was made with.
+      config: the settings it is trained with, now.
+      history: from which step on which settings were others than before; empty for most runs.
     """
 
-    def __init__(self, path: Path, config: Config) -> None:
+    def __init__(self, path: Path, config: Config, history: History | None = None) -> None:
         self.path = path
         self.config = config
+        self.history = history or []
 
     @classmethod
     def create(cls, path: str | Path, config: Config) -> "Run":
@@ -44,17 +44,17 @@ class Run:
 
         Raises:
           RunError: the folder exists and is not empty, or another process is making a run of
-            it; nothing in it is touched.
-          DiskFull: there is no room for the settings.
+            it, or the system refuses it; nothing in it is touched.
+          DiskFull, CannotSave: the settings cannot be written.
         """
-        path = Path(path)
-        if path.exists() and not path.is_dir():
-            raise RunError(f"{path} is a file; choose another folder for the run")
-        if _taken(path):
-            raise RunError(_occupied(path, config))
-        made_with = {name: version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint")}
-        data = {"format": FORMAT, "config": config_to_dict(config), "made_with": made_with}
-        path.mkdir(parents=True, exist_ok=True)
+        path = named(path)
+        data = {"format": FORMAT, "config": config_to_dict(config), "made_with": _versions()}
+        with disk.usable(path):
+            if path.exists() and not path.is_dir():
+                raise RunError(f"{path} is a file; choose another folder for the run")
+            if _taken(path):
+                raise RunError(_occupied(path, config))
+            path.mkdir(parents=True, exist_ok=True)
         run = cls(path, config)
         with run.locked():
             # Two processes may have found the folder free; one of them is first.
@@ -70,46 +70,91 @@ class Run:
         Raises:
           RunError: there is no run in that folder, or its settings cannot be read.
         """
-        path = Path(path)
+        path = named(path)
         file = path / "config.json"
-        if not file.is_file():
-            what = "does not exist" if not path.exists() else "is not a run: it has no config.json"
-            raise RunError(f"{path} {what}; `icl train NAME` makes a run")
-        try:
-            return cls(path, config_from_dict(json.loads(file.read_text())["config"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{file} cannot be read: {error}") from error
+        with disk.usable(path):
+            if not path.exists():
+                raise RunError(f"{path} does not exist; `icl train NAME` makes a run")
+            if not file.is_file():
+                raise RunError(
+                    f"{path} is not a run: it has no config.json; `icl train NAME` makes a run"
+                )
+        with disk.reading(file, "bring back a copy of it") as data:
+            _check_format(data)
+            config = config_from_dict(data["config"])
+            return cls(path, config, checked(data.get("history", []), config))
+
+    def go_on_with(self, config: Config, step: int) -> None:
+        """Writes down that the run goes on from a step with other settings, or the same.
+
+        Raises:
+          RunError: config.json cannot be read.
+          DiskFull, CannotSave: it cannot be written; it is as it was.
+        """
+        history = extended(self.history, self.config, config, step)
+        if (config, history) != (self.config, self.history):
+            with disk.reading(self.path / "config.json", "bring back a copy of it") as data:
+                data |= {"config": config_to_dict(config), "history": history}
+            write_json(self.path / "config.json", data)
+            self.config, self.history = config, history
+
+    def config_at(self, step: int) -> Config:
+        """The settings with which the checkpoint of a step was made."""
+        return settings_at(self.config, self.history, step)
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
         """Holds the folder for writing; RunError where another process holds it."""
         return locked(self.path)
 
     def checkpoints(self) -> Checkpoints:
+        settings = plain(self.config.flat())
+        # The optimiser's name may become that of one given from Python, whose arrays must fit.
+        kept = [name for name in settings if fixed(name) and name != "optimizer_name"]
         return Checkpoints(
             self.path / "checkpoints",
             self.config.training.keep_checkpoints,
             resume=f"icl train --resume {self.path}",
+            settings={name: settings[name] for name in kept},
         )
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; one cut short by a crash is left out."""
+        """The lines of metrics.jsonl; one cut short by a crash is left out.
+
+        Raises:
+          RunError: the file cannot be read, or a line of it is no record of a step.
+        """
         file = self.path / "metrics.jsonl"
-        lines = file.read_text().splitlines() if file.exists() else []
+        with disk.usable(file):
+            text = disk.read_text(file) if file.exists() else ""
+        lines = text.split("\n")  # nothing else ends a line
         records = []
-        for line in lines:
-            with contextlib.suppress(json.JSONDecodeError):
-                records.append(json.loads(line))
+        for number, line in enumerate(lines, 1):
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                record = None
+                if number == len(lines):
+                    continue
+            if not _is_record(record):
+                raise RunError(
+                    f"{file} cannot be read: line {number} has no step and loss; take that line "
+                    "out, or move the file away"
+                )
+            records.append(record)
         return records
 
     def params(self) -> tuple[int, Params]:
         """Step and parameters of the newest checkpoint that can be read.
 
         Raises:
-          RunError: there is none.
+          RunError: there is none, or the newest holds another model's, or the system refuses it.
         """
         with contextlib.closing(self.params_by_step()) as newest_first:
             found = next(newest_first, None)
         if found is None:
+            with contextlib.closing(self.checkpoints()) as checkpoints:
+                if checkpoints.steps():
+                    raise RunError(checkpoints.all_damaged())
             raise RunError(f"{self.path} has no checkpoint yet; train it first")
         return found
 
@@ -118,6 +163,9 @@ class Run:
 
         Each damaged one gives a `DamagedCheckpoint` warning, and is passed over. How many there
         are is set by the run's training.keep_checkpoints.
+
+        Raises:
+          RunError: one holds another model's parameters, or the system refuses it.
         """
         learner = Learner(self.config)
         abstract = {"params": jax.eval_shape(learner.init, jax.random.key(0))}
@@ -131,8 +179,10 @@ class Run:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds a folder for writing; RunError where another process holds it."""
-    with open(folder / ".lock", "w") as handle:
+    """Holds a folder for writing; RunError where another process holds it, or none may write."""
+    with contextlib.ExitStack() as stack:
+        with disk.usable(folder):
+            handle = stack.enter_context(open(folder / ".lock", "w"))
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -145,30 +195,61 @@ def locked(folder: Path) -> Iterator[None]:
 
 def free_path(name: str, root: str | Path = "runs") -> Path:
     """`runs/NAME`, or the first of `runs/NAME-2`, `runs/NAME-3`, ... that does not exist."""
-    stem = name.replace("/", "-")
-    path, number = Path(root) / stem, 1
-    while path.exists():
-        number += 1
-        path = Path(root) / f"{stem}-{number}"
-    return path
+    path = Path(root) / name.replace("/", "-")
+    with disk.usable(path):
+        return disk.free_name(path)
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Writes a JSON file whole or not at all; DiskFull where there is no room.
+    """Writes a JSON file whole or not at all.
 
     Arrays become lists, and numbers that JSON does not have (NaN, infinities) null.
+
+    Raises:
+      DiskFull, CannotSave: it cannot be written; what the file held before is still there.
     """
-    write_whole(path, json.dumps(_plain(data), indent=2) + "\n")
+    write_whole(path, json.dumps(plain(data), indent=2, allow_nan=False) + "\n")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """What JSON can hold of a value: arrays as lists, null for NaN and infinities."""
     if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
+        return {name: plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def named(path: str | Path) -> Path:
+    """The path; RunError for the empty one, which would be the current folder."""
+    if str(path) == "":
+        raise RunError("the name of the folder is empty; give one, as runs/mine")
+    return Path(path)
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint")}
+
+
+def _check_format(data: dict[str, Any]) -> None:
+    written = data.get("format", FORMAT)
+    if written != FORMAT:
+        raise ValueError(
+            f"its format is {written!r}, and this version of icl reads {FORMAT}; use the version "
+            "that wrote it"
+        )
+
+
+def _is_record(record: Any) -> bool:
+    return (
+        isinstance(record, dict)
+        and type(record.get("step")) is int
+        and 0 <= record["step"] < 2**31
+        and type(record.get("loss")) in (int, float)
+        and abs(record["loss"]) < math.inf
+    )
 
 
 def _taken(path: Path) -> bool:

@@ -4,15 +4,18 @@ import contextlib
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 
 from . import disk, processes
-from .checkpoints import NoCheckpoints
-from .config import CUSTOM, Config, config_from_dict, config_to_dict
+from .checkpoints import NoCheckpoints, carried_over
+from .config import CUSTOM, Config, OptimizerConfig, config_from_dict, config_to_dict
+from .disk import RunError
 from .estimate import step_seconds
+from .history import changed
 from .learner import Learner
 from .loop import Interrupted, NonFiniteLoss, advance
 from .memory import MemoryGuard, check_state, making_state
@@ -44,24 +47,23 @@ def train(
       The run, with a checkpoint of its last step.
 
     Raises:
-      RunError: the folder is taken. Nothing in it is touched.
+      RunError: the folder is taken, or cannot be used. Nothing in it is touched.
       NonFiniteLoss: the loss became NaN or infinite.
       OutOfMemory: a step does not fit the device; the message says which batch would.
-      DiskFull: there is no room to save; what was saved is whole.
+      DiskFull, CannotSave: there is no room to save, or the system refuses it; what was saved is
+        whole.
       Interrupted: SIGINT, SIGTERM, SIGHUP, or an output that was closed; the run was saved.
       LostProcess: one of several processes is gone or gave up.
     """
     if optimizer is not None:
-        config = dataclasses.replace(
-            config, optimizer=dataclasses.replace(config.optimizer, name=CUSTOM)
-        )
+        config = dataclasses.replace(config, optimizer=OptimizerConfig(name=CUSTOM))
     logging = logging or LoggingConfig()
     check_installed(logging)
     use_cpu_cores()
     learner, optimizer = prepare(config, optimizer)
-    path = Path(run_dir or free_path(config.task.__class__.__name__.lower()))
+    path = free_path(config.task.__class__.__name__.lower()) if run_dir is None else run_dir
     with processes.together(f"icl train --resume {path}", Interrupted):
-        run = _create(path, config)
+        run = _create(str(path), config)
         with _locked(run):
             with making_state():
                 state = init_state(learner, optimizer)
@@ -101,29 +103,37 @@ def resume(
     optimizer: optax.GradientTransformation | None = None,
     logging: LoggingConfig | None = None,
     microbatch_size: int | None = None,
+    **changes: Any,
 ) -> Run:
     """Continues a run from its newest checkpoint that can be read.
 
-    On as many devices the run ends with the same bits as if it had never stopped, unless
-    `microbatch_size` changes; on another number with the same numbers up to rounding.
+    On as many devices the run ends with the same bits as if it had never stopped, unless settings
+    change; on another number with the same numbers up to rounding. Changed settings are written
+    into config.json, with what they were and the step from which they hold.
 
     Args:
       run: the run or its folder.
-      optimizer: the one the run was started with, where it was given from Python.
+      optimizer: the one the run was started with, where it was given from Python; or one with
+        other numbers whose state has the same arrays.
       logging: as for `train`.
       microbatch_size: in place of the run's own, until it stops; None for its own.
+      **changes: settings from now on, as `Config.replace` takes them: those of the optimiser but
+        its name, the length of the run, the batch size, what is logged and kept, the model's
+        dtype. `icl.resume(run, optimizer_learning_rate=1e-4)`.
 
     Raises:
-      RunError: no run there, or another process is training it.
-      ValueError: the microbatch does not divide the batch.
-      NonFiniteLoss, OutOfMemory, DiskFull, Interrupted, LostProcess: as for `train`.
+      RunError: no run there, or another process is training it, or it cannot go on as asked: its
+        checkpoints are all damaged, hold the state of another model or optimiser, or cannot be
+        read. Nothing in the folder is touched.
+      ValueError: a setting that cannot change, or a microbatch that does not divide the batch.
+      NonFiniteLoss, OutOfMemory, DiskFull, CannotSave, Interrupted, LostProcess: as for `train`.
     """
-    path = run.path if isinstance(run, Run) else Path(run)
+    path = run.path if isinstance(run, Run) else run
     logging = logging or LoggingConfig()
     check_installed(logging)
     use_cpu_cores()
     with processes.together(f"icl train --resume {path}", Interrupted):
-        return _resume(_open(path), optimizer, logging, microbatch_size)
+        return _resume(_open(path), optimizer, logging, microbatch_size, changes)
 
 
 def _resume(
@@ -131,25 +141,45 @@ def _resume(
     optimizer: optax.GradientTransformation | None,
     logging: LoggingConfig,
     microbatch_size: int | None,
+    changes: dict[str, Any],
 ) -> Run:
-    config = run.config
+    config = changed(run.config, changes)
+    if optimizer is not None:
+        config = dataclasses.replace(config, optimizer=OptimizerConfig(name=CUSTOM))
+    now = config
     if microbatch_size is not None:
-        config = config.replace(training_microbatch_size=microbatch_size)
-    learner = Learner(config)
-    if optimizer is None:
-        optimizer = make_optimizer(run.config.optimizer, run.config.training.steps)
+        now = config.replace(training_microbatch_size=microbatch_size)
+    learner = Learner(now)
+    optimizer = optimizer or make_optimizer(config.optimizer, config.training.steps)
+
+    def items_at(step: int) -> dict[str, Any]:
+        """What the checkpoint of a step holds."""
+        then, its = run.config_at(step), optimizer
+        if then.optimizer.name != CUSTOM:
+            its = make_optimizer(then.optimizer, then.training.steps)
+        return jax.eval_shape(lambda: init_state(learner, its).items())
+
+    def become(step: int, items: dict[str, Any]) -> dict[str, Any]:
+        """The items of that checkpoint for the optimiser to go on with."""
+        if step > config.training.steps:
+            raise RunError(
+                f"{run.path} has made {step} steps, more than the {config.training.steps} asked "
+                "for; nothing was changed"
+            )
+        return carried_over(items, jax.eval_shape(lambda: init_state(learner, optimizer).items()))
+
     with _locked(run):
         found = None
         if processes.is_lead():
-            found = run.checkpoints().restore_to_continue(
-                jax.eval_shape(lambda: init_state(learner, optimizer).items())
-            )
+            found = run.checkpoints().restore_to_continue(items_at, become)
+            run.go_on_with(config, found[0] if found else 0)
+        run.config = config
         state = TrainState.from_items(found[1]) if found else init_state(learner, optimizer)
         _advance(run, learner, optimizer, state, logging)
     return run
 
 
-def _create(path: Path, config: Config) -> Run:
+def _create(path: str, config: Config) -> Run:
     """Makes the folder, on the lead, once every process is known to have the same settings."""
     mine = json.dumps(config_to_dict(config))
     if processes.from_lead(lambda: mine) != mine:
@@ -158,10 +188,16 @@ def _create(path: Path, config: Config) -> Run:
     return Run(Path(processes.from_lead(lambda: str(Run.create(path, config).path))), config)
 
 
-def _open(path: Path) -> Run:
-    """The run in the lead's folder."""
-    config = processes.from_lead(lambda: json.dumps(config_to_dict(Run.open(path).config)))
-    return Run(path, config_from_dict(json.loads(config)))
+def _open(path: str | Path) -> Run:
+    """The run in the lead's folder; only the lead needs its history."""
+    opened = []
+
+    def read() -> str:
+        opened.append(Run.open(path))
+        return json.dumps(config_to_dict(opened[0].config))
+
+    config = processes.from_lead(read)
+    return opened[0] if opened else Run(Path(path), config_from_dict(json.loads(config)))
 
 
 def _locked(run: Run) -> contextlib.AbstractContextManager[None]:
@@ -226,9 +262,23 @@ class RunJournal:
         )
         raise NonFiniteLoss(
             f"the loss or its gradient became NaN or infinite at step "
-            f"{first + int(bad.argmax()) + 1} of {self._run.path}; {last}. "
-            "Try a lower optimizer.learning_rate, a longer optimizer.warmup_steps, "
-            "optimizer.clip_norm 1, or model.dtype float32"
+            f"{first + int(bad.argmax()) + 1} of {self._run.path}; {last}. {self._advice()}"
+        )
+
+    def _advice(self) -> str:
+        """How the run can go on after its loss became infinite."""
+        config = self._learner.config
+        if config.optimizer.name == CUSTOM:
+            return (
+                "Go on with a lower learning rate: icl.resume(run, optimizer=...), with an "
+                "optimiser of the same parts"
+            )
+        lower = float(f"{config.optimizer.learning_rate / 3:.1g}")
+        dtype = "" if config.model.dtype == "float32" else " --model.dtype float32"
+        return (
+            f"Go on with a lower learning rate: {self.resume} --optimizer.learning-rate {lower:g} "
+            f"--optimizer.clip-norm 1{dtype}; or start another run with a longer "
+            "optimizer.warmup_steps"
         )
 
     def record(self, step: int, metrics: StepMetrics, seconds: float) -> dict[str, float]:

@@ -23,6 +23,7 @@ from icl import output
 from icl.cli import main
 from icl.experiments import preset
 from icl.training import (
+    CannotSave,
     DiskFull,
     Interrupted,
     Learner,
@@ -39,9 +40,10 @@ from icl.training import (
 from icl.training import checkpoints as checkpoints_module
 from icl.training.checkpoints import DamagedCheckpoint
 from icl.training.config import TrainingConfig
-from icl.training.disk import full_disk
+from icl.training.disk import full_disk, refused
 from icl.training.progress import ProgressDisplay
 
+from .test_runs import contents
 from .test_training import QUIET, assert_same_bits, tiny
 
 
@@ -81,24 +83,42 @@ def files_end_at(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def full_at(monkeypatch, owner, name, step, size):
-    """The disk is full while `owner.name(self, step, ...)` runs."""
+@contextlib.contextmanager
+def no_file_opens():
+    """This process has as many open files as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(os.devnull) as lowest:
+        free = lowest.fileno()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def at(monkeypatch, owner, name, step, limit):
+    """Something is short while `owner.name(self, step, ...)` runs."""
     original = getattr(owner, name)
 
     def limited(self, now, *rest):
-        with files_end_at(size(self)) if now == step else contextlib.nullcontext():
+        with limit() if now == step else contextlib.nullcontext():
             return original(self, now, *rest)
 
     monkeypatch.setattr(owner, name, limited)
 
 
-# 10 bytes stop Orbax's own JSON files, 3000 TensorStore's, which says so in another way.
-@pytest.mark.parametrize(("size", "kind"), [(10, OSError), (3000, ValueError)])
+def full_at(monkeypatch, owner, name, step, size):
+    """The disk is full while `owner.name(self, step, ...)` runs."""
+    at(monkeypatch, owner, name, step, lambda: files_end_at(size()))
+
+
+# 10 bytes stop Orbax's own JSON files, 8000 TensorStore's, which says so in another way.
+@pytest.mark.parametrize(("size", "kind"), [(10, OSError), (8000, ValueError)])
 def test_a_full_disk_keeps_the_last_good_checkpoint(
     tmp_path, monkeypatch, capfd, finished, size, kind
 ):
     with monkeypatch.context() as patch, pytest.raises(DiskFull) as caught:
-        full_at(patch, checkpoints_module.Checkpoints, "save", 20, lambda self: size)
+        full_at(patch, checkpoints_module.Checkpoints, "save", 20, lambda: size)
         icl.train(tiny(), tmp_path / "run", logging=QUIET)
     assert type(caught.value.__cause__) is kind
     assert "Traceback" not in capfd.readouterr().err
@@ -119,7 +139,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
 def test_a_full_disk_under_the_metrics(tmp_path, monkeypatch, finished):
     run_dir = tmp_path / "run"
     with monkeypatch.context() as patch:
-        already = lambda self: (run_dir / "metrics.jsonl").stat().st_size + 10
+        already = lambda: (run_dir / "metrics.jsonl").stat().st_size + 10
         full_at(patch, metrics.JsonLines, "write", 15, already)
         with pytest.raises(DiskFull, match="metrics of step 15 .*good checkpoint is step 10"):
             icl.train(tiny(), run_dir, logging=QUIET)
@@ -139,6 +159,41 @@ def test_a_full_disk_under_the_settings_leaves_the_folder_free(tmp_path):
     assert Run.create(tmp_path / "run", tiny()).config == tiny()
 
 
+def test_a_save_that_the_system_refuses_keeps_the_last_good_checkpoint(
+    tmp_path, monkeypatch, finished, capsys
+):
+    run_dir = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(CannotSave) as caught:
+        at(patch, checkpoints_module.Checkpoints, "save", 20, no_file_opens)
+        icl.train(tiny(), run_dir, logging=QUIET)
+    for part in ("checkpoint of step 20", "Too many open files", "ulimit -n", "step 10",
+                 f"icl train --resume {run_dir}"):  # fmt: skip
+        assert part in str(caught.value)
+    run = Run.open(run_dir)
+    before = contents(run_dir)
+    with monkeypatch.context() as patch, pytest.raises(RunError, match="Too many open files"):
+        restore = checkpoints_module.Checkpoints.restore
+
+        def short(*arguments):
+            with no_file_opens():
+                return restore(*arguments)
+
+        patch.setattr(checkpoints_module.Checkpoints, "restore", short)
+        icl.resume(run, logging=QUIET)
+    assert contents(run_dir) == before
+    icl.resume(run, logging=QUIET)
+    assert_same_bits(run.params()[1], finished.params()[1])
+
+
+def test_what_is_refused_and_not_damaged():
+    denied = 'PERMISSION_DENIED: Failed to open: "manifest.ocdbt": Permission denied [source]'
+    assert refused(ValueError(denied)).errno == errno.EACCES
+    assert refused(ValueError("Error decoding local file")) is None
+    assert refused(OSError(errno.EIO, "Input/output error")).errno == errno.EIO
+    for number in (errno.ENOENT, errno.EISDIR, errno.ENOTDIR):
+        assert refused(OSError(number, os.strerror(number))) is None
+
+
 def test_what_is_a_full_disk():
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         assert full_disk(OSError(number, os.strerror(number)))
@@ -150,9 +205,11 @@ def test_what_is_a_full_disk():
     "error",
     [
         DiskFull("the reason"),
+        CannotSave("the reason"),
         OutOfMemory("the reason"),
         NonFiniteLoss("the reason"),
         OSError(errno.ENOSPC, "No space left on device: the reason"),
+        OSError(errno.EACCES, "Permission denied", "the reason"),
     ],
 )
 def test_bad_days_are_exit_status_one(monkeypatch, capsys, error):

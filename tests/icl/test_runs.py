@@ -1,15 +1,20 @@
 """Run folders: nothing is overwritten, nothing half-written is believed."""
 
 import json
+import os
 import shutil
 import warnings
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 import icl
-from icl.training import LoggingConfig, Run, RunError
+from icl.cli import main
+from icl.evaluation import Evaluation, training_figure
+from icl.sweeps import Sweep, SweepResult
+from icl.training import LoggingConfig, Run, RunError, history
 from icl.training.checkpoints import DamagedCheckpoint
 from icl.training.run import free_path
 
@@ -69,10 +74,147 @@ def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path):
         icl.train(tiny(), tmp_path / "thesis.tex", logging=QUIET)
 
 
-def test_an_unreadable_config_is_told(run):
-    (run.path / "config.json").write_text("{")
-    with pytest.raises(RunError, match="config.json cannot be read"):
-        Run.open(run.path)
+def edit(run, change):
+    """Changes what a run's config.json holds."""
+    file = run.path / "config.json"
+    data = json.loads(file.read_text())
+    change(data)
+    file.write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "Expecting property name"),
+        ("[" * 10**5, "nested too deeply"),
+        (b"\xff\xfe{}", "byte 0 is no UTF-8 text"),
+        ("[]", "no attribute"),
+        ("{}", "it has no 'config'"),
+        (lambda data: data.update(format=99), "format is 99, .* reads 1"),
+        (lambda data: data["config"].pop("task"), "it has no 'task'"),
+        (lambda data: data["config"]["task"].update(dim="3"), "task.dim must be int, got '3'"),
+        (lambda data: data["config"]["task"].update(dim=10**20), r"task.dim must be below 2\^31"),
+        (lambda data: data["config"]["task"].update(noise=True), "task.noise must be float"),
+        (lambda data: data["config"]["task"].update(noise=np.nan), "noise must be a finite number"),
+        (lambda data: data["config"].update(optimizer=None), "optimizer must be settings"),
+        (lambda data: data["config"].update(layout=[]), "cannot read"),
+        (lambda data: data.update(history=7), "not iterable"),
+        (lambda data: data.update(history=[{}]), "it has no 'from_step'"),
+    ],
+)
+def test_an_unreadable_config_is_told(tmp_path, content, message):
+    run = Run.create(tmp_path / "run", tiny())
+    file = run.path / "config.json"
+    if callable(content):
+        edit(run, content)
+    else:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    for find in (Run.open, icl.resume, icl.evaluate):
+        with pytest.raises(RunError, match=f"config.json cannot be read.*{message}"):
+            find(run.path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("metrics.jsonl", '{"loss": 1}\n', "metrics.jsonl .*line 1 has no step"),
+        ("metrics.jsonl", '{"step": 1}\n', "metrics.jsonl .*line 1 has no step and loss"),
+        ("metrics.jsonl", '{"step": 1, "loss": 2}\nx\n\n', "metrics.jsonl .*line 2"),
+        ("metrics.jsonl", '{"step": 100000000000000000000, "loss": 2}\n', "line 1"),
+        ("metrics.jsonl", "\xff", "metrics.jsonl .*byte 0 is no UTF-8"),
+        ("metrics.jsonl", None, "metrics.jsonl .*a folder is where a file should be"),
+        ("eval.json", "", "eval.json cannot be read.*icl eval"),
+        ("eval.json", "{}", "eval.json .*it has no 'normalised_error'"),
+        ("eval.json", '{"normalised_error": {"x": 3}}', "eval.json cannot be read"),
+        ("eval.json", '{"normalised_error": {}, "examples": [], "step": 1}', "equally many"),
+        ("eval.json", "\xff", "eval.json .*byte 0 is no UTF-8"),
+        ("eval.json", None, "eval.json .*a folder is where a file should be"),
+    ],
+)
+def test_unreadable_files_of_a_run_are_told(tmp_path, file, content, message, capsys):
+    run = Run.create(tmp_path / "run", tiny())
+    (run.path / "metrics.jsonl").write_text('{"step": 5, "loss": 2.0}\n{"step": 10, "lo')
+    assert [record["step"] for record in run.metrics()] == [5]
+    if content is None:
+        (run.path / file).unlink(missing_ok=True)
+        (run.path / file).mkdir()
+    else:
+        (run.path / file).write_bytes(content.encode("latin-1"))
+    before = contents(run.path)
+    with pytest.raises(RunError, match=message):
+        if file == "eval.json":
+            Evaluation.load(run)
+        else:
+            training_figure(run, run.path / "training.png")
+    assert main(["plot", str(run.path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("icl: ") and file in error and error.count("\n") == 1
+    assert {p: c for p, c in contents(run.path).items() if p.name != "training.png"} == before
+
+
+def test_unreadable_files_of_a_sweep_are_told(tmp_path):
+    sweep = Sweep.create(tmp_path / "sweep", tiny(), {"learning_rate": [1e-3]}, 1)
+    for content in ("{}", '{"prompts": 1, "members": []}', "[3]"):
+        (sweep.path / "results.json").write_text(content)
+        with pytest.raises(RunError, match="results.json cannot be read.*icl sweep --resume"):
+            SweepResult.load(sweep)
+    data = json.loads((sweep.path / "sweep.json").read_text())
+    for change in ({"seeds": 10**20}, {"seeds": "x"}, {"over": 3}, {"config": None}):
+        (sweep.path / "sweep.json").write_text(json.dumps(data | change))
+        with pytest.raises(RunError, match="sweep.json cannot be read"):
+            Sweep.open(sweep.path)
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("", "the name of the folder is empty"),
+        ("file/run", "a file is where a folder should be"),
+        ("x" * 300, "name too long.*shorter name"),
+        ("loop/run", "symbolic link"),
+        ("/proc/run", "/proc/run cannot be used"),
+    ],
+)
+def test_a_folder_that_cannot_be_is_told(tmp_path, monkeypatch, folder, message, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("precious")
+    os.symlink("loop", tmp_path / "loop")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(RunError, match=f"(?i){message}"):
+        icl.train(tiny(), folder)
+    with pytest.raises(RunError):
+        icl.sweep(tiny(), {"learning_rate": [1e-3]}, folder)
+    for find in (Run.open, Sweep.open):
+        with pytest.raises(RunError):
+            find(folder)
+    commands = (
+        ["train", "garg/linear-xs", "--run-dir", folder],
+        ["train", "--resume", folder],
+        ["eval", folder],
+        ["plot", folder],
+        ["study", "ren/random-features", "--folder", folder],
+    )
+    for arguments in commands:
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("icl: ") and error.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(optimizer_clip_norm=np.inf),
+        dict(optimizer_learning_rate=np.nan),
+        dict(optimizer_options={"b2": -np.inf}),
+        dict(task_covariance_decay=np.inf),
+        dict(training_steps=10**20),
+    ],
+)
+def test_numbers_that_a_file_cannot_hold_are_refused(changes):
+    [(name, _)] = changes.items()
+    with pytest.raises(ValueError, match=f"{name.replace('_', '.', 1)}.* must be"):
+        tiny(**changes)
 
 
 def test_two_processes_on_one_run_are_refused(run):
@@ -107,28 +249,178 @@ def damage_manifest(step):
         file.unlink()
 
 
-@pytest.mark.parametrize("damage", [damage_data, damage_half, damage_manifest])
+def damage_numbers(step):
+    """Files that are whole, with other numbers than those that were saved."""
+    shutil.rmtree(step / "params")
+    shutil.copytree(step.parent / "10" / "params", step / "params")
+
+
+def damage_name(step):
+    """The checkpoint of another step, which is whole."""
+    shutil.rmtree(step)
+    shutil.copytree(step.parent / "10", step)
+
+
+def damage_checksums(step):
+    file = step / "checksums" / "metadata"
+    file.write_text(file.read_text().replace("['blocks']", "['blokcs']", 1))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [damage_data, damage_half, damage_manifest, damage_numbers, damage_name, damage_checksums],
+)
 def test_a_damaged_checkpoint_is_passed_over(run, finished, damage):
     steps = run.checkpoints().steps()
     assert steps == [10, 20]
+    earlier = run.path / "damaged" / "20"
+    earlier.mkdir(parents=True)
+    (earlier / "precious").write_text("set aside before")
     damage(run.path / "checkpoints" / "20")
     with pytest.warns(DamagedCheckpoint, match="20 is damaged.*the one before"):
         icl.resume(run, logging=QUIET)
     step, params = run.params()
     assert step == 20
     assert_same_bits(params, finished.params()[1])
-    assert (run.path / "damaged" / "20").is_dir()
-    assert [r["loss"] for r in run.metrics()] == [r["loss"] for r in finished.metrics()]
+    assert (run.path / "damaged" / "20-2").is_dir() and (earlier / "precious").exists()
+    losses = lambda records: [r["loss"] for r in records]
+    assert losses(run.metrics()) == losses(finished.metrics())
+    dropped = (run.path / "metrics-dropped.jsonl").read_text().splitlines()
+    assert losses(map(json.loads, dropped)) == losses(finished.metrics())[2:]
 
 
-def test_with_every_checkpoint_damaged_a_run_starts_over(run, finished):
+def test_with_every_checkpoint_damaged_a_run_stops_and_says_how_to_start_afresh(run, finished):
     for step in (10, 20):
         damage_data(run.path / "checkpoints" / str(step))
-    with pytest.warns(DamagedCheckpoint), pytest.raises(RunError, match="no checkpoint"):
-        run.params()
-    with pytest.warns(DamagedCheckpoint):
-        icl.resume(run, logging=QUIET)
+    before = contents(run.path)
+    for action in (lambda: icl.resume(run, logging=QUIET), run.params):
+        with pytest.warns(DamagedCheckpoint), pytest.raises(RunError) as caught:
+            action()
+        assert contents(run.path) == before | {run.path / ".lock": b""}
+    command = str(caught.value).partition("from step 0 with: ")[2]
+    move, resume = command.split(" && ")
+    assert resume == f"icl train --resume {run.path}"
+    shutil.move(*move.removeprefix("mv ").split())
+    icl.resume(run, logging=QUIET)
     assert_same_bits(run.params()[1], finished.params()[1])
+    assert len((run.path / "metrics-dropped.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("with_checksums", [True, False])
+def test_a_resume_that_does_not_fit_is_refused_and_changes_nothing(run, with_checksums):
+    if not with_checksums:  # as once written
+        for step in run.checkpoints().steps():
+            shutil.rmtree(run.path / "checkpoints" / str(step) / "checksums")
+        assert run.params()[0] == 20
+    before = contents(run.path)
+    with pytest.raises(RunError, match="state of the optimiser.*has other arrays"):
+        icl.resume(run, optimizer=optax.sgd(1e-3), logging=QUIET)
+    with pytest.raises(RunError, match="has made 20 steps, more than the 15"):
+        icl.resume(run, training_steps=15, logging=QUIET)
+    assert contents(run.path) == before | {run.path / ".lock": b""}
+    edit(run, lambda data: data["config"]["model"].update(width=32))
+    before = contents(run.path)
+    there = "model_width is 16 there, 32 here" if with_checksums else "other shapes"
+    for action in (icl.resume, icl.evaluate):
+        with pytest.raises(RunError, match=f"20 does not fit the settings.*{there}"):
+            action(run.path)
+    assert contents(run.path) == before
+    if with_checksums:
+        edit(run, lambda data: data["config"]["model"].update(width=16))
+        edit(run, lambda data: data["config"]["task"].update(noise=0.5))
+        with pytest.raises(RunError, match="20 does not fit.*task_noise is 0.0 there, 0.5 here"):
+            icl.evaluate(run.path)
+
+
+def test_a_custom_optimizer_of_other_parts_is_refused(tmp_path):
+    run = icl.train(tiny(), tmp_path / "run", optimizer=optax.adam(1e-3), logging=QUIET)
+    assert json.loads((run.path / "config.json").read_text())["config"]["optimizer"] == {
+        "name": "custom"
+    }
+    assert Run.open(run.path).config == run.config
+    before = contents(run.path)
+    with pytest.raises(RunError, match="rest.* missing here.*another optimiser given"):
+        icl.resume(run, optimizer=optax.sgd(1e-3), logging=QUIET)
+    with pytest.raises(ValueError, match="would change nothing: the optimiser .* from Python"):
+        icl.resume(run, optimizer_learning_rate=1e-4, logging=QUIET)
+    assert contents(run.path) == before
+
+
+def test_a_run_goes_on_with_other_settings_and_tells_of_it(run, finished):
+    shutil.rmtree(run.path / "checkpoints" / "20")
+    command = ["train", "--resume", str(run.path), "--no-evaluate", "--logging.no-progress"]
+    assert main([*command, "--optimizer.learning-rate=1e-3", "--optimizer.clip-norm", "1"]) == 0
+    changed = Run.open(run.path)
+    assert changed.config == tiny(optimizer_learning_rate=1e-3, optimizer_clip_norm=1.0)
+    assert changed.history == [
+        {
+            "from_step": 10,
+            "changed": {
+                "optimizer_learning_rate": {"was": 3e-3, "now": 1e-3},
+                "optimizer_clip_norm": {"was": None, "now": 1.0},
+            },
+        }
+    ]
+    assert changed.config_at(10) == finished.config and changed.config_at(20) == changed.config
+    rates = [record["learning_rate"] for record in changed.metrics()]
+    old = [record["learning_rate"] for record in finished.metrics()]
+    assert rates[:2] == old[:2]
+    np.testing.assert_allclose(rates[2:], np.array(old[2:]) / 3, rtol=1e-5)
+    # Again from the checkpoint whose optimiser did not clip, and from one that did.
+    end = changed.params()[1]
+    shutil.rmtree(run.path / "checkpoints" / "20")
+    again = icl.resume(run.path, logging=QUIET)
+    assert_same_bits(again.params()[1], end)
+    assert again.history == changed.history == Run.open(run.path).history
+    longer = icl.resume(run.path, logging=QUIET, training_steps=25, optimizer_clip_norm=None)
+    assert [record["step"] for record in longer.metrics()] == [5, 10, 15, 20, 25]
+    assert [entry["from_step"] for entry in longer.history] == [10, 20]
+    assert longer.config_at(10) == finished.config and longer.config_at(20) == changed.config
+    # An optimiser from Python whose state has the same arrays.
+    adam = optax.adam(lambda step: 1e-4)
+    given = icl.resume(longer, optimizer=adam, training_steps=30, logging=QUIET)
+    assert Run.open(run.path).config.optimizer.name == "custom"
+    assert given.config_at(25) == longer.config_at(25) == Run.open(run.path).config_at(25)
+    assert "learning_rate" not in given.metrics()[-1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(task_noise=0.5), "task_noise cannot change.*what is learned"),
+        (dict(model_layers=2), "model_layers cannot change.*model's parameters"),
+        (dict(optimizer_name="sgd"), "optimizer_name cannot change.*optimiser's state"),
+        (dict(training_seed=1), "training_seed cannot change"),
+        (dict(training_pool_size=4), "training_pool_size cannot change"),
+        (dict(curriculum_interval=9), "curriculum_interval cannot change"),
+        (dict(layout="tagged"), "layout cannot change"),
+        (dict(optimizer_learning_rate=-1.0), "must be positive"),
+    ],
+)
+def test_settings_that_cannot_change_are_refused(finished, changes, message, capsys):
+    before = contents(finished.path)
+    with pytest.raises(ValueError, match=message):
+        icl.resume(finished, logging=QUIET, **changes)
+    [(name, value)] = changes.items()
+    option = name.replace("_", ".", 1).replace("_", "-")
+    if "cannot change" in message:
+        assert main(["train", "--resume", str(finished.path), f"--{option}={value}"]) == 2
+        assert f"{name} cannot change" in capsys.readouterr().err
+    assert contents(finished.path) == before
+
+
+def test_every_setting_may_change_or_has_a_reason_not_to():
+    listed = {
+        f"{section}_{name}"
+        for section, kind in (
+            ("optimizer", history.OptimizerChanges),
+            ("training", history.TrainingChanges),
+            ("model", history.ModelChanges),
+        )
+        for name in kind.__annotations__
+    }
+    free = {name for name in tiny().flat() if not history.fixed(name)}
+    assert free == listed | {"optimizer_options"}
 
 
 def test_lines_past_the_checkpoint_and_torn_lines_are_dropped(run, finished):
