@@ -235,9 +235,9 @@ def config_from_dict(data: dict[str, Any]) -> Config:
     try:
         data = dict(data)
         task = dict(data.pop("task"))
-        family = FAMILIES[task.pop("family")]
+        family = _named(FAMILIES, "task family", task.pop("family"))
         model = dict(data.pop("model"))
-        kind = MODELS[model.pop("kind", "transformer")]
+        kind = _named(MODELS, "kind of model", model.pop("kind", "transformer"))
         return Config(
             task=_made(family, "task", task),
             layout=data.pop("layout"),
@@ -251,6 +251,12 @@ def config_from_dict(data: dict[str, Any]) -> Config:
         raise ValueError(f"settings this version cannot read: it has no {error}") from error
     except TypeError as error:
         raise ValueError(f"settings this version cannot read: {error}") from error
+
+
+def _named(registry: dict[str, type], what: str, name: str) -> type:
+    if name not in registry:
+        raise ValueError(f"no {what} called {name!r}; there are {', '.join(registry)}")
+    return registry[name]
 
 
 def _made(kind: type, section: str, settings: dict[str, Any]) -> Any:
