@@ -38,7 +38,7 @@ def predict_queries(
     model: Any = learner.model(params)  # only some take positions and a mask
     if not getattr(model, "takes_mask", False):
         return predict_queries_one_by_one(learner, params, episodes, queries)
-    encode, read = jax.vmap(learner.layout.encode), learner.layout.read
+    encode, read = learner.encode, learner.layout.read
     asked = encode(episodes._replace(x=queries))[:, read]
     tokens = jnp.concatenate([encode(episodes), asked], axis=1)
     positions, mask = _beside_the_prompt(learner.tokens, read)

@@ -1,6 +1,7 @@
 """In-context learners."""
 
 from .base import HeadWeights, Model, ModelConfig
+from .causality import check_causal
 from .contrastive import ContrastiveAttention, ContrastiveAttentionConfig
 from .gradient_descent import GradientDescent, GradientDescentConfig
 from .looped import LoopedTransformer, LoopedTransformerConfig
@@ -41,5 +42,6 @@ __all__ = [
     "SelfAttentionConfig",
     "Transformer",
     "TransformerConfig",
+    "check_causal",
     "parameter_count",
 ]

@@ -79,7 +79,8 @@ class ModelConfig(ABC):
     """Size of a model. Add a class of them to `icl.models.MODELS` to save and read it by name."""
 
     title: ClassVar[str] = "model"  # in tables and figures
-    causal: ClassVar[bool] = True  # False where all tokens see the whole prompt but its query
+    # False where all tokens see the whole prompt but its query; a learner checks True.
+    causal: ClassVar[bool] = True
     pairs: ClassVar[bool] = False  # True where a token must be a whole point (x, y)
 
     layers: int = 12

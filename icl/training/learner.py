@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..models import Model
+from ..models import Model, check_causal
 from ..tasks import LAYOUTS, Episode
 from .config import Config
 
@@ -17,7 +17,10 @@ class Learner:
     """The model of a config, its task and its layout, without any state.
 
     Args:
-      config: the settings; raises ValueError where they do not fit together.
+      config: the settings.
+
+    Raises:
+      ValueError: settings that do not fit together, or a model that claims to be causal and is not.
     """
 
     def __init__(self, config: Config):
@@ -27,6 +30,7 @@ class Learner:
         self.tokens = self.layout.tokens(self.family.points)
         abstract = nnx.eval_shape(lambda: self._model(jax.random.key(0)))
         self._graph, self._abstract = nnx.split(abstract)
+        check_causal(config.model, abstract, self.layout.width(self.family), self.tokens)
 
     def _model(self, key: jax.Array) -> Model:
         keys: Any = _ParamsKeys(key)
@@ -62,9 +66,29 @@ class Learner:
         Returns:
           float32 `[B, points]`, or `[B, points, outputs]` where labels are vectors. Only those
           that `layout.scored` marks are predictions made without sight of the label.
+
+        Raises:
+          ValueError: episodes whose arrays do not have the shapes of this task's.
         """
-        tokens = jax.vmap(self.layout.encode)(episodes)
+        tokens = self.encode(episodes)
         return self.model(params)(tokens, self.layout.read)
+
+    def encode(self, episodes: Episode) -> jax.Array:
+        """The tokens of a batch of episodes, `[B, tokens, width]`; errors as of `predict`."""
+        dim, outputs = self.family.dim, self.family.outputs
+        prompts = jnp.shape(episodes.x)[:2]
+        wanted = {"x": (dim,), "y": () if outputs is None else (outputs,), "counts": ()}
+        if episodes.label_tokens is not None:
+            wanted["label_tokens"] = (dim,)
+        for name, rest in wanted.items():
+            found = jnp.shape(getattr(episodes, name))
+            if len(prompts) < 2 or found != (*prompts, *rest):
+                raise ValueError(
+                    f"{name} of the episodes must have the shape "
+                    f"[{', '.join(['B', 'points', *map(str, rest)])}], with the B and points of x; "
+                    f"got {found}, where x has {jnp.shape(episodes.x)}"
+                )
+        return jax.vmap(self.layout.encode)(episodes)
 
     def loss_sum(
         self, params: Params, episodes: Episode, step: jax.Array | int | None = None
@@ -77,7 +101,7 @@ class Learner:
           step: training steps made so far, where the model's outputs depend on it; None for the
             end of training.
         """
-        tokens = jax.vmap(self.layout.encode)(episodes)
+        tokens = self.encode(episodes)
         outputs = self.model(params).training_outputs(tokens, self.layout.read, step)
         loss = lambda predictions: self.family.loss(predictions, episodes.y)
         # Of a single prediction the program is the plain one, without a mean of one.

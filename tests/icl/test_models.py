@@ -25,6 +25,8 @@ from icl.models import (
     GradientDescentConfig,
     LoopedTransformerConfig,
     LSTMConfig,
+    Model,
+    ModelConfig,
     PreconditionedConfig,
     SelfAttentionConfig,
     Transformer,
@@ -377,6 +379,58 @@ def test_a_mixer_is_chosen_by_name(monkeypatch):
     far = model(tokens.at[:, 0].add(5.0)) - model(tokens)
     assert np.abs(far[:, 2]).max() > 0
     np.testing.assert_array_equal(far[:, 3:], 0)  # two layers reach two tokens back
+
+
+class Mean(Model):
+    """Predicts from the mean of all tokens, or of those so far."""
+
+    def __init__(self, in_width, only_earlier, rngs):
+        self.read_out = nnx.Linear(
+            in_width, 1, kernel_init=nnx.initializers.zeros, use_bias=False, rngs=rngs
+        )
+        self.only_earlier = only_earlier
+
+    def __call__(self, tokens, read=slice(None)):
+        mean = tokens.mean(axis=1, keepdims=True)
+        if self.only_earlier:
+            mean = tokens.cumsum(axis=1) / jnp.arange(1, tokens.shape[1] + 1)[:, None]
+        return self.read_out(tokens + mean)[:, read, 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanConfig(ModelConfig):
+    only_earlier: bool = False
+
+    def build(self, in_width, tokens, *, outputs=None, rngs):
+        return Mean(in_width, self.only_earlier, rngs)
+
+    def activations(self, in_width):
+        return in_width
+
+    def flops_by_part(self, in_width, tokens, batch):
+        return {}
+
+
+def test_a_model_of_ones_own_that_sees_later_tokens_must_say_so(monkeypatch):
+    from icl.layers import mixers
+
+    with pytest.raises(ValueError, match=r"MeanConfig claims to be causal.*causal = False"):
+        Learner(tiny(model=MeanConfig()))
+    Learner(tiny(model=MeanConfig(only_earlier=True)))
+    monkeypatch.setattr(MeanConfig, "causal", False)
+    Learner(tiny(model=MeanConfig(), layout="concatenated"))
+
+    class Whole(nnx.Module):
+        def __init__(self, width, heads, **options):
+            pass
+
+        def __call__(self, x, read=slice(None)):
+            return x[:, read] + x.mean(axis=1, keepdims=True)
+
+    monkeypatch.setitem(mixers.MIXERS, "whole", Whole)
+    whole = TransformerConfig(layers=1, heads=1, width=8, mixer="whole")
+    with pytest.raises(ValueError, match="TransformerConfig claims to be causal"):
+        jax.eval_shape(lambda: Learner(tiny(model=whole)).init(jax.random.key(0)))
 
 
 @pytest.mark.parametrize(

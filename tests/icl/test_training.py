@@ -12,7 +12,7 @@ import pytest
 import icl
 from icl.experiments import PRESETS, preset
 from icl.models import TransformerConfig
-from icl.tasks import Curriculum, DecisionTree, LinearRegression
+from icl.tasks import Curriculum, DecisionTree, Episode, LinearRegression, VectorRetrieval
 from icl.training import Config, Learner, LoggingConfig, NonFiniteLoss, OptimizerConfig
 from icl.training.config import TrainingConfig, config_from_dict, config_to_dict
 from icl.training.optimizer import learning_rate_schedule, make_optimizer
@@ -104,6 +104,31 @@ def test_the_loss_is_the_mean_over_scored_positions():
     errors = (jax.jit(learner.predict)(state.params, episodes) - episodes.y) ** 2
     loss, _ = jax.jit(lambda state: batch_gradient(learner, state))(state)
     np.testing.assert_allclose(loss, errors[:, :3].mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "message"),
+    [
+        (LinearRegression(dim=3, points=5), dict(y=(8, 5, 3)), r"y .*shape \[B, points\].*8, 5, 3"),
+        (LinearRegression(dim=3, points=5), dict(y=(8, 4)), r"y .*got \(8, 4\), where x has"),
+        (LinearRegression(dim=3, points=5), dict(x=(8, 5, 4)), r"x .*\[B, points, 3\].*8, 5, 4"),
+        (
+            LinearRegression(dim=3, points=5),
+            dict(x=(5, 3), y=(5,), counts=(5,)),
+            r"x .*\[B, points",
+        ),
+        (LinearRegression(dim=3, points=5), dict(counts=(8,)), r"counts .*got \(8,\)"),
+        (LinearRegression(dim=3, points=5), dict(label_tokens=(8, 5, 9)), "label_tokens .*8, 5, 9"),
+        (VectorRetrieval(dim=3, points=5), dict(), r"y .*shape \[B, points, 3\].*got \(8, 5\)"),
+    ],
+)
+def test_episodes_of_another_shape_are_refused(task, changes, message):
+    shapes = dict(x=(8, 5, 3), y=(8, 5), counts=(8, 5)) | changes
+    episodes = Episode(**{name: np.ones(shape) for name, shape in shapes.items()})
+    learner = Learner(tiny(task=task))
+    for ask in (learner.predict, learner.loss_sum):
+        with pytest.raises(ValueError, match=message):
+            ask(None, episodes)
 
 
 def test_training_learns(tmp_path):

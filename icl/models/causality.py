@@ -1,0 +1,75 @@
+"""Does a model of one's own keep its claim to be causal? `Learner` asks when it is made."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from .base import Model, ModelConfig
+
+CUTS = 8  # positions after which all tokens are replaced
+LEAK = {"float32": 1e-3, "bfloat16": 2e-2}  # of the predictions' size; rounding is far below
+_causal: set[Any] = set()  # found so before, in this process
+
+
+def check_causal(config: ModelConfig, model: Model, in_width: int, tokens: int) -> None:
+    """Checks that predictions do not change with later tokens, once for each size of a model.
+
+    It compiles and runs a forward pass of a few prompts with random weights. A model whose parts
+    are all of this library is not asked: tests hold it causal.
+
+    Args:
+      config: of the model.
+      model: with abstract parameters, as from `nnx.eval_shape`.
+      in_width: features of a token.
+      tokens: length of a prompt.
+
+    Raises:
+      ValueError: `config.causal` is True and a prediction changes with later tokens.
+    """
+    size = (type(config), repr(config), in_width, tokens)
+    if not config.causal or size in _causal:
+        return
+    if not _is_of_this_library(config, model):
+        leak, largest = _leak(model, in_width, tokens)
+        if leak > LEAK[config.dtype] * largest:
+            name = type(config).__name__
+            raise ValueError(
+                f"{name} claims to be causal, but its predictions change with later tokens, among "
+                "which are the labels to predict. Let each token see itself and those before it "
+                "alone (in nnx.MultiHeadAttention: mask=nnx.make_causal_mask(...)); or declare "
+                f"`causal = False` in {name}, for the layouts concatenated and separate"
+            )
+    _causal.add(size)
+
+
+def _is_of_this_library(config: ModelConfig, model: Model) -> bool:
+    """Whether the config and all modules are of this package or of flax's own."""
+    ours = {__name__.split(".")[0], "flax"}
+    modules = (node for _, node in nnx.iter_graph(model) if isinstance(node, nnx.Module))
+    return all(type(part).__module__.split(".")[0] in ours for part in (config, *modules))
+
+
+def _leak(model: Model, in_width: int, tokens: int) -> tuple[float, float]:
+    """Largest change of a prediction by later tokens, and largest prediction."""
+    rng = np.random.default_rng(0)
+
+    # Not the initial weights: those that are 0 would hide what they are to let through.
+    def weights(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        drawn = rng.normal(size=leaf.shape)
+        drawn = drawn / math.prod(leaf.shape[:-1]) ** 0.5 if leaf.ndim > 1 else 1 + drawn / 10
+        return drawn.astype(leaf.dtype)
+
+    graph, abstract = nnx.split(model)
+    params = jax.tree.map(weights, abstract)
+    prompt, other = rng.normal(size=(2, tokens, in_width)).astype(np.float32)
+    cuts = np.unique(np.linspace(0, tokens - 1, CUTS + 1).astype(int)[:-1])
+    later = np.arange(tokens) > cuts[:, None]
+    prompts = np.stack([prompt, *np.where(later[..., None], other, prompt)])
+    # Compiled ahead, so that it also runs while a caller is traced.
+    forward = jax.jit(lambda params, prompts: nnx.merge(graph, params)(prompts))
+    predictions = np.asarray(forward.lower(params, prompts).compile()(params, prompts))
+    change = np.abs(predictions[1:] - predictions[:1]).reshape(*later.shape, -1)
+    return float(change[~later].max()), float(np.abs(predictions).max())
