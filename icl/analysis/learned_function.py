@@ -148,6 +148,7 @@ def learned_function(
     norms = NORMS * family.dim**0.5
     # w.v, as large as w.x / |x| is on average
     slopes = (tasks.astype(np.float64) * directions[:, 0]).sum(axis=-1)
+    slopes *= float(family.label_factor(family.dim))
 
     ask = jax.jit(lambda params, *given: predict_queries(learner, params, *given))
     along = lambda s: in_chunks(lambda e, v: ask(params, e, s * v), episodes, directions)

@@ -80,7 +80,7 @@ def comparators(family: TaskFamily) -> tuple[list[Comparator], str | None]:
             return [squares, _lasso(), ridge, averaging, zero], None
         case LinearRegression():
             optimal = "ridge" if family.noise else "least squares"
-            optimal = None if family.renormalize or family.random_labels else optimal
+            optimal = None if family.random_labels else optimal
             online = _one("least mean squares", baselines.least_mean_squares)
             return [squares, ridge, online, averaging, neighbours, zero], optimal
         case QuadraticRegression():

@@ -85,8 +85,9 @@ Change = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]]
 class Shift:
     """A shift of the prompts of a family with Gaussian inputs.
 
-    Errors under it are divided by the mean squared label under it, noise apart, so that 1 is the
-    error of predicting 0; fractions misclassified are left as they are.
+    Errors under it are divided by the mean squared label under it, so that 1 is the error of
+    predicting 0; fractions misclassified are left as they are. Noise is left out of that mean
+    (as in Garg et al.) unless labels are renormalised or brought back to their size.
     """
 
     description: str
@@ -116,16 +117,20 @@ class Shift:
         family, points = self.relabel(family), family.points
         # Queries are labelled together with the points, so that noise and scale are the same.
         everything = x if queries is None else jnp.concatenate([x, queries])
+        methods: dict[str, Any] = dict(sample_inputs=lambda self, key: everything)
+        if isinstance(family, LinearRegression):
+            # What renormalised labels are divided by, as under the shift.
+            size, signal = self.label_size(family), family.signal
+            methods["signal"] = lambda self, dim: size * signal(dim)
         labelled = _with(
-            dataclasses.replace(family, points=len(everything)),
-            sample_inputs=lambda self, key: everything,
+            dataclasses.replace(family, points=len(everything)), **methods
         ).sample_episode(episode_key, task, family.full._replace(points=len(everything)))
         episode = jax.tree.map(lambda a: a[:points], labelled)
         return Shifted(episode, queries, labelled.y[-points:])
 
     def error(self, family: TaskFamily, prediction: Any, labels: Any) -> Any:
         """Normalised errors `[..., points]` under the shift."""
-        # Labels that are brought back to their size have it under every shift.
+        # Renormalised labels have the same mean square under every shift.
         size = 1.0 if getattr(family, "renormalize", False) else self.label_size(family)
         return family.error(prediction, labels) / size
 
@@ -205,8 +210,9 @@ def _noisy_renormalised(family: TaskFamily) -> TaskFamily:
 
     The public code divides by the deviation of a whole batch, here by what that estimates.
     """
-    factor = (family.error_scale / (family.error_scale + 1)) ** 0.5
-    noisy = dataclasses.replace(family, noise=factor, renormalize=False)
+    plain = dataclasses.replace(family, renormalize=False)
+    factor = (family.error_scale / (plain.error_scale + 1)) ** 0.5
+    noisy = dataclasses.replace(plain, noise=factor)
     return _with(noisy, label=lambda self, task, x: factor * family.label(task, x))
 
 
@@ -353,7 +359,7 @@ class Shifts:
         shown = spread(len(self.examples), MAX_COLUMNS)
         result = Table(
             title=f"error after k examples, under shifts ({self.path}, step {self.step})",
-            caption=f"{self.error_name} under the shift, mean over {self.prompts} prompts",
+            caption=f"{self.error_name}, under the shift; mean over {self.prompts} prompts",
         )
         result.add_column("shift", no_wrap=True)
         result.add_column("k", no_wrap=True)
@@ -424,10 +430,16 @@ def evaluate_shifts(
         curves[name] = {
             who: Curve(*(end[w] for end in ends)) for w, who in enumerate((LEARNER, LEAST_SQUARES))
         }
-    result = Shifts(examples, curves, family.error_name, step, prompts, run.path)
+    result = Shifts(examples, curves, _error_name(family, shifts), step, prompts, run.path)
     result.save()
     shifts_figure(result, run.path / "shifts.png")
     return result
+
+
+def _error_name(family: TaskFamily, shifts: dict[str, Shift]) -> str:
+    """What `Shift.error` is under these shifts, in words."""
+    noisy = "noise_paper" in shifts and _noisy(family).error_name != family.error_name
+    return family.error_name + (" (of noise_paper without its noise)" if noisy else "")
 
 
 def _predict(learner: Learner, params: Any, shifted: Shifted) -> tuple[np.ndarray, np.ndarray]:

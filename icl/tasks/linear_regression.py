@@ -28,8 +28,9 @@ class LinearRegression(TaskFamily):
     """Eigenvalues of the input covariance fall as i^-decay, in a fixed random basis.
     0 is the identity; Garg et al.'s skewed covariance (section 4.2) is 2."""
     renormalize: bool = False
-    """Divide the labels of a prompt by their standard deviation, times sqrt(dim): the option
-    `renormalize_ys` of Garg et al.'s public code for noisy regression."""
+    """Divide labels by the standard deviation that they have in expectation, times sqrt(dim).
+    The option `renormalize_ys` of Garg et al.'s public code for noisy regression divides by the
+    deviation of a batch's labels, which estimates it."""
     inputs: Literal["normal", "uniform", "exponential", "laplace"] = "normal"
     """Distribution of each coordinate of x: N(0, 1), U(-1, 1), or one of rate 1."""
     input_scale: float = 1.0
@@ -57,14 +58,36 @@ class LinearRegression(TaskFamily):
 
     @property
     def label_size(self) -> float:
-        """Mean squared label for each coordinate of w that is not 0, noise apart."""
-        if self.renormalize:
-            return 1.0
+        """Mean square of w.x for each coordinate of w that is not 0."""
         return INPUTS[self.inputs] * (self.input_scale * self.task_scale) ** 2
+
+    def signal(self, dim: int | jax.Array) -> float | jax.Array:
+        """Mean square of w.x where the first `dim` coordinates are in use."""
+        if not self.covariance_decay:
+            return self.label_size * dim
+        variances = (self._covariance_root() ** 2).sum(axis=1)
+        return self.label_size * jnp.where(jnp.arange(self.dim) < dim, variances, 0).sum()
+
+    def label_factor(self, dim: int | jax.Array) -> float | jax.Array:
+        """What renormalised labels are multiplied by where `dim` coordinates are in use, or 1.
+
+        It is the same for all prompts: the deviation of a prompt's own labels would tell of those
+        that are still to be predicted.
+        """
+        if not self.renormalize:
+            return 1.0
+        return (self.dim / (self.signal(dim) + self.noise**2)) ** 0.5
 
     @property
     def error_scale(self) -> float:
-        return self.dim * self.label_size
+        """Mean squared label, without noise (as in Garg et al.) unless labels are renormalised."""
+        return float(self.dim) if self.renormalize else self.dim * self.label_size
+
+    @property
+    def error_name(self) -> str:
+        noise = "noise" if self.noise and not self.renormalize else ""
+        apart = " and ".join(filter(None, (noise, "random labels" if self.random_labels else "")))
+        return super().error_name + (f", {apart} apart" if apart else "")
 
     def sample_task(self, key: jax.Array, difficulty: Difficulty) -> jax.Array:
         return self.task_scale * normal(key, (self.dim,))
@@ -109,7 +132,7 @@ class LinearRegression(TaskFamily):
         if self.noise:
             y = y + self.noise * normal(noise_key, y.shape)
         if self.renormalize:
-            y = y * self.dim**0.5 / y.std()
+            y = y * self.label_factor(difficulty.dim)
         if label_key is not None:
             first = jnp.arange(self.points) < self.random_labels
             y = jnp.where(first, normal(label_key, y.shape), y)

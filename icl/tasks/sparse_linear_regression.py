@@ -24,9 +24,12 @@ class SparseLinearRegression(LinearRegression):
         super().__post_init__()
         check_ranges("task", self, nonzeros=Range(1, self.dim))
 
+    def signal(self, dim: int | jax.Array) -> float | jax.Array:
+        return super().signal(dim) * jnp.minimum(self.nonzeros, dim) / dim
+
     @property
     def error_scale(self) -> float:
-        return self.nonzeros * self.label_size
+        return super().error_scale if self.renormalize else self.nonzeros * self.label_size
 
     def sample_task(self, key: jax.Array, difficulty: Difficulty) -> jax.Array:
         weight_key, choice_key = jax.random.split(key)

@@ -27,6 +27,7 @@ from .test_training import QUIET, tiny
 
 DIM, POINTS, PROMPTS = 6, 9, 2000
 FAMILY = LinearRegression(dim=DIM, points=POINTS)
+RENORMALISED = LinearRegression(dim=DIM, points=POINTS, noise=1.0, renormalize=True)
 
 
 def draw(name, family=FAMILY, prompts=PROMPTS):
@@ -73,13 +74,16 @@ def test_inputs_have_the_covariance_that_the_shift_names(name, expected):
         QuadraticRegression(dim=DIM, points=POINTS),
         ReLUNetwork(dim=DIM, points=POINTS, hidden=30),
         DecisionTree(dim=DIM, points=POINTS, depth=2),
+        RENORMALISED,
     ],
     ids=lambda family: type(family).__name__,
 )
 def test_predicting_nothing_has_error_one_under_every_shift(family):
     shifts = shifts_of(family)
     if family is not FAMILY:
-        shifts = {name: shifts[name] for name in ("half_subspace", "scale_x=3", "scale_y=3")}
+        names = ("half_subspace", "scale_x=3", "scale_y=3")
+        names = ("noise", "scale_x=3") if family is RENORMALISED else names
+        shifts = {name: shifts[name] for name in names}
     for name, shift in shifts.items():
         shifted = shift.draw(family, jax.random.key(4), 4000)
         first, past = shift.examples(DIM)

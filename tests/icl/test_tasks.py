@@ -171,6 +171,7 @@ def test_linear_regression_noise_and_skew():
     np.testing.assert_allclose(np.trace(family.covariance()), 6, rtol=1e-5)
     eigenvalues = np.linalg.eigvalsh(family.covariance())[::-1]
     np.testing.assert_allclose(eigenvalues / eigenvalues[0], 1 / np.arange(1, 7) ** 2, rtol=1e-4)
+    np.testing.assert_allclose(family.signal(2), np.trace(family.covariance()[:2, :2]), rtol=1e-5)
     x = np.asarray(batch(family, size=MANY).x)
     np.testing.assert_allclose(
         np.einsum("bpd,bpe->de", x, x) / (MANY * 8), family.covariance(), atol=0.12
@@ -300,10 +301,27 @@ def test_retrieval_asks_for_a_key_that_was_shown():
         VectorRetrieval(points=1)
 
 
-def test_renormalised_labels():
-    family = LinearRegression(dim=4, points=30, noise=1.0, renormalize=True)
-    np.testing.assert_allclose(batch(family).y.std(axis=1), 2, rtol=1e-5)
-    assert dataclasses.replace(family, inputs="uniform", input_scale=9.0).error_scale == 4
+def test_renormalised_labels_are_divided_by_a_constant():
+    family = LinearRegression(dim=4, points=9, noise=1.0, renormalize=True)
+    plain = dataclasses.replace(family, renormalize=False)
+    for dim in (2, 4):
+        ours, theirs = (batch(f, size=MANY, difficulty=Difficulty(dim, 9)) for f in (family, plain))
+        np.testing.assert_allclose(ours.y, theirs.y * (4 / (dim + 1)) ** 0.5, rtol=1e-5)
+    # Labels of a prompt share their w: a standard error is near sqrt(2 / (4 MANY)).
+    np.testing.assert_allclose(family.error(0.0, ours.y).mean(), 1, rtol=0.05)
+    np.testing.assert_allclose(plain.error(0.0, theirs.y).mean(), 1.25, rtol=0.05)
+    assert dataclasses.replace(family, noise=9.0, input_scale=9.0).error_scale == 4
+    sparse = SparseLinearRegression(dim=4, points=9, nonzeros=2, renormalize=True)
+    np.testing.assert_allclose(sparse.label_factor(jnp.array([1, 2, 4])), [2, 2**0.5, 2**0.5])
+    assert sparse.error_scale == 4
+
+
+def test_an_error_names_what_its_scale_leaves_out():
+    name = lambda **settings: LinearRegression(dim=4, points=9, **settings).error_name
+    plain = "squared error / mean squared label"
+    assert name() == name(noise=0.7, renormalize=True) == plain
+    assert name(noise=0.7) == f"{plain}, noise apart"
+    assert name(noise=0.7, random_labels=2) == f"{plain}, noise and random labels apart"
 
 
 @pytest.mark.parametrize("inputs", ["uniform", "exponential", "laplace"])
