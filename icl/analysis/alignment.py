@@ -15,7 +15,7 @@ from rich.table import Table
 
 from ..evaluation.chunks import in_chunks
 from ..evaluation.curves import draw_prompts
-from ..evaluation.figures import STYLE, pyplot
+from ..evaluation.figures import STYLE, in_lines, pyplot
 from ..evaluation.result import as_text, show_number
 from ..models import SelfAttentionConfig
 from ..tasks import Episode, LinearRegression
@@ -35,15 +35,15 @@ class Alignment:
 
     Attributes:
       steps: training steps of the checkpoints, int `[S]`.
-      loss: of the learner by checkpoint, half the mean squared error at the query, `[S]`.
-      interpolated: the loss of weights half trained, half constructed, `[S]`; NaN where there are
-        none.
-      losses: of the others, and of predicting 0, by name.
+      loss: mean error of the learner at the query by checkpoint, as the family's `error`, `[S]`.
+      interpolated: that of weights half trained, half constructed, `[S]`; NaN where there are none.
+      losses: that of the others, and of predicting 0, by name.
       measures: by the other's name and that of the measure (`MEASURES`), `[S]`.
       rates: learning rates and gammas by name: of those that are gradient descent, and where the
         model allows the construction those nearest to the learner's last weights.
       prompts: how many prompts were averaged.
       path: the run's folder.
+      error_name: what an error is.
       file: what the files in it are called.
     """
 
@@ -55,6 +55,7 @@ class Alignment:
     rates: dict[str, dict[str, list[float]]]
     prompts: int
     path: Path
+    error_name: str
     file: str = "alignment"
 
     @property
@@ -64,7 +65,7 @@ class Alignment:
 
     def save(self) -> None:
         """Writes a JSON file in the run's folder."""
-        data = dataclasses.asdict(self) | {"unit": "half the mean squared error"}
+        data = dataclasses.asdict(self)
         del data["path"], data["file"]
         write_json(self.path / f"{self.file}.json", data)
 
@@ -73,13 +74,13 @@ class Alignment:
         result = Table(
             title=f"in-context descent ({self.path}, step {self.steps[-1]})",
             caption=(
-                f"half the mean squared error at the query over {self.prompts} prompts; |Δ|: mean "
-                "difference of predictions; cosine and |Δ gradient|: of their gradients with "
+                f"error: {self.error_name}, at the query, mean over {self.prompts} prompts; |Δ|: "
+                "mean difference of predictions; cosine and |Δ gradient|: of their gradients with "
                 "respect to the query"
             ),
         )
         result.add_column("")
-        for column in ("loss", "|Δ|", "cosine", "|Δ gradient|"):
+        for column in ("error", "|Δ|", "cosine", "|Δ gradient|"):
             result.add_column(column, justify="right", no_wrap=True)
         named = lambda name: name + (f" ({self._rates(name)})" if name in self.rates else "")
         result.add_row(named("learner"), f"{self.loss[-1]:.4f}", "", "", "", style="bold")
@@ -146,9 +147,9 @@ def alignment(
     episodes = draw_prompts(learner.family, key, prompts)
     y = np.asarray(episodes.y[:, -1])
     found = [_look(other.learner, other.params, episodes) for other in others]
-    half = lambda predictions: float(((predictions - y) ** 2).mean() / 2)
-    losses = {other.name: half(one[0]) for other, one in zip(others, found)}
-    losses["zero"] = half(np.zeros_like(y))
+    error = lambda predictions: float(learner.family.error(predictions, y).mean())
+    losses = {other.name: error(one[0]) for other, one in zip(others, found)}
+    losses["zero"] = error(np.zeros_like(y))
     measures = {other.name: {name: [] for name in MEASURES} for other in others}
     steps, loss, between = [], [], []
     constructed = None if against is not None else _constructed(learner, others[-1])
@@ -158,9 +159,9 @@ def alignment(
             for name, value in _differences(predictions, gradients, *one).items():
                 measures[other.name][name].append(value)
         steps.append(step)
-        loss.append(half(predictions))
+        loss.append(error(predictions))
         middle = None if constructed is None else interpolated(params, constructed)
-        between.append(np.nan if middle is None else half(_look(learner, middle, episodes)[0]))
+        between.append(np.nan if middle is None else error(_look(learner, middle, episodes)[0]))
     rates = {other.name: other.rates for other in others if against is None}
     if constructed is not None:
         rates["learner"] = rates_of(checkpoints[-1][1], learner.family.points - 1)
@@ -173,6 +174,7 @@ def alignment(
         rates,
         prompts,
         run.path,
+        learner.family.error_name,
         "alignment" if against is None else f"alignment-{others[0].name}",
     )
     result.save()
@@ -238,7 +240,7 @@ def _figure(result: Alignment, path: Path) -> None:
             left.plot(result.steps, result.interpolated, label="half constructed", **marker)
         for index, (name, loss) in enumerate(result.losses.items()):
             left.axhline(loss, label=name, linestyle="--", linewidth=1.3, color=f"C{index + 2}")
-        left.set(xlabel="step", ylabel="half the squared error", title=result.path.name)
+        left.set(xlabel="step", ylabel=in_lines(result.error_name), title=result.path.name)
         left.set_ylim(0.8 * min(result.losses.values()), 1.15 * max(result.losses.values()))
         left.legend(fontsize=8)
         for index, (name, values) in enumerate(result.measures[nearest].items()):

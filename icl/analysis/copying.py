@@ -35,7 +35,7 @@ class Copying:
       norms: Frobenius norms of a token's gradient with respect to itself, to the next token (its
         label's) and to each other one, means over prompts and inputs, `[S]` by group.
       matrix: of the last checkpoint, the norm for each pair of tokens, `[T, T]`.
-      loss: half the mean squared error at the query over `LOSS_PROMPTS` prompts, `[S]`.
+      error: mean error at the query over `LOSS_PROMPTS` prompts, as the family's `error`, `[S]`.
       prompts: how many prompts the norms are averaged over.
       path: the run's folder.
     """
@@ -43,7 +43,8 @@ class Copying:
     steps: np.ndarray
     norms: dict[str, np.ndarray]
     matrix: np.ndarray
-    loss: np.ndarray
+    error: np.ndarray
+    error_name: str
     prompts: int
     path: Path
 
@@ -53,7 +54,8 @@ class Copying:
             "steps": self.steps,
             "gradient_norm": self.norms,
             "gradient_norm_of_pairs": self.matrix,
-            "loss": self.loss,
+            "error": self.error,
+            "error_name": self.error_name,
             "prompts": self.prompts,
         }
         write_json(self.path / "copying.json", data)
@@ -64,14 +66,14 @@ class Copying:
             title=f"what an input's token depends on after a layer ({self.path})",
             caption=(
                 f"norm of its gradient with respect to tokens, mean over {self.prompts} prompts; "
-                "the next token is its label's; loss: half the squared error at the query"
+                f"the next token is its label's; error: {self.error_name}, at the query"
             ),
         )
-        for column in ("step", *GROUPS, "loss"):
+        for column in ("step", *GROUPS, "error"):
             result.add_column(column, justify="right")
         for index in np.unique(np.linspace(0, len(self.steps) - 1, 6).round().astype(int)):
             norms = (show_number(float(self.norms[name][index])) for name in GROUPS)
-            result.add_row(str(self.steps[index]), *norms, f"{self.loss[index]:.4f}")
+            result.add_row(str(self.steps[index]), *norms, f"{self.error[index]:.4f}")
         return result
 
     def __str__(self) -> str:
@@ -110,13 +112,14 @@ def copying(run: Run | str | Path, *, prompts: int = 64, seed: int = 0) -> Copyi
     tokens = jax.vmap(learner.layout.encode)(episodes)
     look = jax.jit(partial(_gradient_norms, learner))
     loss_of = jax.jit(learner.loss_sum)
-    matrices, losses, steps = [], [], []
+    scale = learner.family.training_measure.scale
+    matrices, errors, steps = [], [], []
     run.params()  # with its error where there is no checkpoint
     for step, params in sorted(run.params_by_step(), key=lambda one: one[0]):
         steps.append(step)
         matrices.append(np.asarray(look(params, tokens)))
         total, count = loss_of(params, many)
-        losses.append(float(total / count / 2))
+        errors.append(float(total / count) / scale)
     # Rows of inputs that have a label after them.
     rows = np.arange(0, tokens.shape[1] - 1, 2)
     inputs = np.stack(matrices)[:, rows]
@@ -124,7 +127,10 @@ def copying(run: Run | str | Path, *, prompts: int = 64, seed: int = 0) -> Copyi
     others = (inputs.sum(axis=-1) - own - following) / (inputs.shape[-1] - 2)
     norms: dict[str, np.ndarray] = {}
     norms.update(zip(GROUPS, (own.mean(axis=1), following.mean(axis=1), others.mean(axis=1))))
-    result = Copying(np.array(steps), norms, matrices[-1], np.array(losses), prompts, run.path)
+    result = Copying(
+        np.array(steps), norms, matrices[-1], np.array(errors), learner.family.error_name, prompts,
+        run.path,
+    )  # fmt: skip
     result.save()
     _figure(result, run.path / "copying.png")
     return result

@@ -1,5 +1,6 @@
 """Figures of a run: error by number of examples, and the loss over training."""
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def evaluation_figure(evaluation: Evaluation, path: Path) -> None:
             if asked.all():
                 axes.fill_between(examples, low, high, alpha=0.25, color=drawn.get_color())
         axes.set_xlabel("in-context examples")
-        axes.set_ylabel(evaluation.error_name)
+        axes.set_ylabel(in_lines(evaluation.error_name))
         axes.set_ylim(-0.03, 1.35)
         axes.set_title(f"{evaluation.path.name}, step {evaluation.step}", fontsize=10)
         axes.legend(fontsize=8)
@@ -52,7 +53,7 @@ def evaluation_figure(evaluation: Evaluation, path: Path) -> None:
 
 
 def training_figure(run: Run, path: Path) -> None:
-    """Training loss against the step.
+    """Training loss against the step, on the scale of the evaluation where the task allows.
 
     Raises:
       RunError: nothing was logged yet.
@@ -63,13 +64,19 @@ def training_figure(run: Run, path: Path) -> None:
     plt = pyplot()
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(layout="constrained")
-        axes.plot([r["step"] for r in records], [r["loss"] for r in records])
+        measure = run.config.training_measure
+        axes.plot([r["step"] for r in records], [r["loss"] / measure.scale for r in records])
         axes.set_xlabel("step")
-        axes.set_ylabel("training loss")
+        axes.set_ylabel(in_lines(f"{measure.name}, in training"))
         axes.set_yscale("log")
         axes.set_title(run.path.name, fontsize=10)
         figure.savefig(path)
         plt.close(figure)
+
+
+def in_lines(name: str) -> str:
+    """A name that may be long, in lines that fit beside an axis."""
+    return textwrap.fill(name, 45)
 
 
 def pyplot():

@@ -54,7 +54,7 @@ LOOKS: dict[str, dict[str, Any]] = {
 
 
 def layers(sweep: "Sweep") -> Table | None:
-    """Loss and distance to the identity by number of layers: layers.png and layers.json.
+    """Error and distance to the identity by number of layers: layers.png and layers.json.
 
     Held against as many steps of descent from 0, plain and with the inverse covariance of the
     inputs as preconditioner, at the best constant rate of each number of steps.
@@ -74,24 +74,25 @@ def layers(sweep: "Sweep") -> Table | None:
     episodes = draw_prompts(config.task, jax.random.key(LAYERS_STREAM), PROMPTS)
     records = SweepResult.load(sweep).records
     trained = {record["member"] for record in records if "examples" in record}
-    losses: dict[int, list[float]] = {}
+    errors: dict[int, list[float]] = {}
     distances: dict[str, dict[int, list[list[float]]]] = {"Q": {}, "P": {}}
     for member in sweep.members:
         if member.path.name in trained:
             _, params = member.run.params()
             count = member.config.model.layers
-            losses.setdefault(count, []).append(_loss(Learner(member.config), params, episodes))
+            errors.setdefault(count, []).append(_error(Learner(member.config), params, episodes))
             for found, matrices in zip(distances.values(), in_eigenbasis(config.task, params)):
                 found.setdefault(count, []).append(distance_to_identity(matrices).tolist())
-    counts = sorted(losses)
+    counts = sorted(errors)
     if not counts:
         return None
     rates, by_descent = _descents(config.task, episodes, counts)
     data = {
         "prompts": PROMPTS,
         "layers": counts,
-        "loss": {LEARNER: [losses[n] for n in counts], **by_descent},
-        "zero_loss": float((np.asarray(episodes.y[:, -1], np.float64) ** 2).mean()),
+        "error_name": config.task.error_name,
+        "error": {LEARNER: [errors[n] for n in counts], **by_descent},
+        "zero_error": float(config.task.error(0, np.asarray(episodes.y[:, -1], np.float64)).mean()),
         "rate": rates,
         "distance": {name: [found[n] for n in counts] for name, found in distances.items()},
     }
@@ -100,41 +101,43 @@ def layers(sweep: "Sweep") -> Table | None:
     return _table(sweep, data)
 
 
-def _loss(learner: Learner, params: Params, episodes: Episode) -> float:
-    """Mean squared error at the query."""
+def _error(learner: Learner, params: Params, episodes: Episode) -> float:
+    """Mean error at the query."""
     predictions = in_chunks(partial(jax.jit(learner.predict), params), episodes)[:, -1]
-    errors = np.asarray(predictions, np.float64) - np.asarray(episodes.y[:, -1], np.float64)
-    return float((errors**2).mean())
+    y = np.asarray(episodes.y[:, -1], np.float64)
+    return float(learner.family.error(np.asarray(predictions, np.float64), y).mean())
 
 
 def _descents(
     task: WhitenedRegression, episodes: Episode, counts: list[int]
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Best rates and losses of both descents, by number of steps."""
+    """Best rates and mean errors of both descents, by number of steps."""
     inverse = jnp.matmul(task.root(-1), task.root(-1).T, precision="highest")
-    rates, losses = {}, {}
+    rates, errors = {}, {}
     for name, preconditioner in ((DESCENT, jnp.eye(task.dim)), (PRECONDITIONED, inverse)):
         best = best_rates(task, preconditioner, counts[-1], PROMPTS // 2)[np.array(counts) - 1]
         found = descent_losses(episodes, preconditioner, jnp.asarray(best, jnp.float32), counts[-1])
         rates[name] = best.tolist()
-        losses[name] = [float(found[index, count]) for index, count in enumerate(counts)]
-    return rates, losses
+        found = np.asarray(found, np.float64) / task.error_scale
+        errors[name] = [float(found[index, count]) for index, count in enumerate(counts)]
+    return rates, errors
 
 
 def _table(sweep: "Sweep", data: dict[str, Any]) -> Table:
     result = Table(
-        title=f"log10 of the squared error by layers or steps ({sweep.path})",
+        title=f"log10 of the error by layers or steps ({sweep.path})",
         caption=(
-            f"{PROMPTS} fresh prompts, mean over seeds; Q and P: distance to a multiple of the "
-            f"identity, mean over layers; figure: {sweep.path / 'layers.png'}"
+            f"error: {data['error_name']}, {PROMPTS} fresh prompts, mean over seeds; Q and P: "
+            "distance to a multiple of the identity, mean over layers; figure: "
+            f"{sweep.path / 'layers.png'}"
         ),
     )
     result.add_column("layers", justify="right")
     for name in (*LOOKS, "zero", "Q", "P"):
         result.add_column(name, justify="right")
     for index, count in enumerate(data["layers"]):
-        cells = [f"{np.log10(data['loss'][name][index]).mean():.2f}" for name in LOOKS]
-        cells.append(f"{np.log10(data['zero_loss']):.2f}")
+        cells = [f"{np.log10(data['error'][name][index]).mean():.2f}" for name in LOOKS]
+        cells.append(f"{np.log10(data['zero_error']):.2f}")
         found = (np.array(data["distance"][name][index]) for name in ("Q", "P"))
         cells.extend(f"{values.mean():.3f}" if values.size else "–" for values in found)
         result.add_row(str(count), *cells)
@@ -146,12 +149,12 @@ def _figure(sweep: "Sweep", data: dict[str, Any]) -> None:
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.0), layout="constrained")
         for name, look in LOOKS.items():
-            logs = [np.log10(np.atleast_1d(values)) for values in data["loss"][name]]
+            logs = [np.log10(np.atleast_1d(values)) for values in data["error"][name]]
             left.plot(counts, [values.mean() for values in logs], label=name, **look)
             low, high = ([end(values) for values in logs] for end in (np.min, np.max))
             left.fill_between(counts, low, high, alpha=0.2, color=look["color"])
-        left.axhline(np.log10(data["zero_loss"]), color="0.6", linestyle=":", label="zero")
-        left.set(xticks=counts, xlabel="layers, or steps", ylabel="log10 of the squared error")
+        left.axhline(np.log10(data["zero_error"]), color="0.6", linestyle=":", label="zero")
+        left.set(xticks=counts, xlabel="layers, or steps", ylabel=f"log10 of {data['error_name']}")
         left.legend(fontsize=8)
         for name, marker in (("Q", "o"), ("P", "s")):
             seen = [(n, np.mean(d)) for n, d in zip(counts, data["distance"][name]) if np.size(d)]

@@ -10,7 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from ..evaluation.curves import learner_errors
-from ..evaluation.figures import STYLE, pyplot
+from ..evaluation.figures import STYLE, in_lines, pyplot
 from ..evaluation.result import as_text, show_number, spread
 from ..training.disk import reading
 from ..training.learner import Learner, Params
@@ -60,6 +60,7 @@ class SweepResult:
     Attributes:
       path: the sweep's folder.
       prompts: prompts that were averaged.
+      error_name: what an error is.
       records: one a member, in the sweep's order: `member`, `changes`, `examples`,
         `normalised_error`; of one whose loss became infinite `diverged_after`, the last step that
         its metrics have, instead of the last two.
@@ -68,10 +69,16 @@ class SweepResult:
     path: Path
     prompts: int
     records: list[dict[str, Any]]
+    error_name: str = "squared error / mean squared label"
 
     def save(self) -> None:
         """Writes `results.json` in the sweep's folder."""
-        write_json(self.path / "results.json", {"prompts": self.prompts, "members": self.records})
+        data = {
+            "prompts": self.prompts,
+            "error_name": self.error_name,
+            "members": self.records,
+        }
+        write_json(self.path / "results.json", data)
 
     @classmethod
     def load(cls, sweep: Sweep) -> "SweepResult":
@@ -86,7 +93,8 @@ class SweepResult:
                 f"{sweep.path} has no results yet; finish it with: icl sweep --resume {sweep.path}"
             )
         with reading(file, f"make it again with: icl sweep --resume {sweep.path}") as data:
-            found = cls(sweep.path, data["prompts"], data["members"])
+            newer = {name: data[name] for name in ("error_name",) if name in data}
+            found = cls(sweep.path, data["prompts"], data["members"], **newer)
             found.table()  # shows what is missing
             return found
 
@@ -99,12 +107,12 @@ class SweepResult:
         return list(groups.values())
 
     def table(self) -> Table:
-        """Normalised error by number of examples, a row a combination, averaged over its seeds."""
+        """Error by number of examples, a row a combination, averaged over its seeds."""
         result = Table(
-            title=f"normalised error after k examples ({self.path})",
+            title=f"error after k examples ({self.path})",
             caption=(
-                f"mean over {self.prompts} fresh prompts and the seeds, 1 = the size of the labels;"
-                " ± the standard deviation between seeds"
+                f"{self.error_name}, mean over {self.prompts} fresh prompts and the seeds; "
+                "± the standard deviation between seeds"
             ),
         )
         combinations = self.combinations()
@@ -140,7 +148,7 @@ class SweepResult:
 
 
 def sweep_figure(sweep: Sweep, result: SweepResult, path: Path) -> None:
-    """Left the loss of every member over training; right the error after training.
+    """Left the training loss of every member, as its measure says; right the error after training.
 
     The error is drawn against the setting with the most numbers as values, one line for each
     combination of the others, with the range over seeds; against the number of in-context examples
@@ -158,18 +166,22 @@ def sweep_figure(sweep: Sweep, result: SweepResult, path: Path) -> None:
         runs = {member.path.name: member.run for member in sweep.members}
         for (_, records), colour in zip(combinations, colours):
             for record in records:
-                lines = runs[record["member"]].metrics()
+                run = runs[record["member"]]
+                lines, scale = run.metrics(), run.config.training_measure.scale
                 losses.plot(
-                    [r["step"] for r in lines], [r["loss"] for r in lines], color=colour, alpha=0.7,
-                    linewidth=1.2,
+                    [r["step"] for r in lines], [r["loss"] / scale for r in lines], color=colour,
+                    alpha=0.7, linewidth=1.2,
                 )  # fmt: skip
-        losses.set(xlabel="step", ylabel="training loss", yscale="log")
+        shown = dict.fromkeys(run.config.training_measure.name for run in runs.values())
+        losses.set(
+            xlabel="step", ylabel=in_lines(f"{' or '.join(shown)}, in training"), yscale="log"
+        )
         if numeric:
             longest = max(numeric, key=lambda name: len(sweep.over[name]))
             _against_setting(errors, result, longest, sweep.over[longest])
         else:
             _against_examples(errors, combinations, colours)
-        errors.set_ylabel("squared error / mean squared label")
+        errors.set_ylabel(in_lines(result.error_name))
         figure.suptitle(sweep.path.name, fontsize=10)
         figure.savefig(path)
         plt.close(figure)

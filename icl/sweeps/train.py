@@ -104,7 +104,10 @@ def resume_sweep(
             for record in program.results(label, progress):
                 records[record["member"]] = record
         result = SweepResult(
-            sweep.path, PROMPTS, [records[member.path.name] for member in sweep.members]
+            sweep.path,
+            PROMPTS,
+            [records[member.path.name] for member in sweep.members],
+            " or ".join(dict.fromkeys(member.config.task.error_name for member in sweep.members)),
         )
         if not any("examples" in record for record in result.records):
             raise NonFiniteLoss(
@@ -180,7 +183,9 @@ class _Program:
             return state
         mesh = make_mesh(training.batch_size, len(self.members))
         state, numbers = place((state, numbers_of(self.configs)), mesh, population=True)
-        shown = ProgressDisplay(training.steps, first, progress)
+        measure = self.shared.training_measure
+        measure = measure._replace(name=f"{measure.name}, median of the models")
+        shown = ProgressDisplay(training.steps, first, measure, progress)
         shown.say(label)
 
         def compile(config: Config, state: TrainState, length: int):
@@ -276,8 +281,10 @@ class _Journal:
         rate = steps / seconds
         learner = self._learners[0]
         tokens = members * learner.config.training.batch_size * learner.tokens
+        loss = float(np.median(metrics.loss[~self._lost].mean(axis=1)))
+        measure = learner.config.training_measure
         return {
-            "loss": float(np.median(metrics.loss[~self._lost].mean(axis=1))),
+            measure.label: loss / measure.scale,
             "steps_per_second": round(rate, 3),
             "tokens_per_second": round(rate * tokens, 1),
         }

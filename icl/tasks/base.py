@@ -30,6 +30,14 @@ class Episode(NamedTuple):
     label_tokens: jax.Array | None = None  # [points, dim]; None for (y, 0, ..., 0)
 
 
+class Measure(NamedTuple):
+    """How training shows its loss."""
+
+    label: str  # beside a number of a progress bar, and in metrics.jsonl
+    name: str  # what the number is, in words
+    scale: float  # what the loss is divided by
+
+
 @dataclasses.dataclass(frozen=True)
 class TaskFamily(ABC):
     """A distribution over functions from R^dim to R (or R^outputs), and over their inputs.
@@ -59,13 +67,21 @@ class TaskFamily(ABC):
 
     @property
     def error_scale(self) -> float:
-        """What errors are divided by: the mean squared label, the error of predicting 0."""
+        """What errors are divided by: the mean squared label, the error of predicting 0.
+
+        At full difficulty; `error_name` tells what it leaves out.
+        """
         return 1.0
 
     @property
     def error_name(self) -> str:
         """What `error` is, in words."""
         return "squared error / mean squared label"
+
+    @property
+    def training_measure(self) -> Measure:
+        """How training shows its loss: as an error where it is one but for a factor."""
+        return Measure("error", self.error_name, self.error_scale / (self.outputs or 1))
 
     @abstractmethod
     def sample_task(self, key: jax.Array, difficulty: Difficulty) -> Any:

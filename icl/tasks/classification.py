@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ..ranges import Range, check_ranges
-from .base import Difficulty, TaskFamily, choose_coordinates
+from .base import Difficulty, Measure, TaskFamily, choose_coordinates
 from .draws import normal
 
 
@@ -21,6 +21,10 @@ class _SignLabels(TaskFamily):
     @property
     def error_name(self) -> str:
         return "fraction misclassified"
+
+    @property
+    def training_measure(self) -> Measure:
+        return Measure("loss", "cross-entropy, nats", 1.0)
 
     def loss(self, prediction: jax.Array, y: jax.Array) -> jax.Array:
         return jax.nn.softplus(-y * prediction)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ..models import MODELS, ModelConfig, TransformerConfig
 from ..ranges import NOT_NEGATIVE, POSITIVE, SEED, SIZE, STEPS, Range, check_range, check_ranges
 from ..tasks import FAMILIES, LAYOUTS, MAX_POOL_SIZE, Curriculum, LinearRegression, TaskFamily
+from ..tasks.base import Measure
 
 CUSTOM = "custom"
 # Options of optax's optimisers that are decays of averages, or momentum.
@@ -146,6 +147,15 @@ class Config:
         self.curriculum.check_for(self.task)
         if not self.model.causal:
             self._check_whole_prompts()
+
+    @property
+    def training_measure(self) -> Measure:
+        """How training shows its loss: on the scale of the evaluation, where the task allows."""
+        measure = self.task.training_measure
+        # Labels in a smaller part of the dimensions are smaller.
+        if measure.label != "error" or self.curriculum.dim_start is None:
+            return measure
+        return measure._replace(name=f"{measure.name} at full difficulty")
 
     def _check_whole_prompts(self) -> None:
         """A model that sees the whole prompt must know that its query, and only that, is last."""

@@ -6,6 +6,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .. import output
+from ..tasks.base import Measure
 
 LINE_SECONDS = 10.0
 
@@ -16,12 +17,14 @@ class ProgressDisplay:
     Args:
       total: steps of the whole run.
       done: steps already made.
+      measure: how the loss is shown.
       enabled: False shows nothing.
     """
 
-    def __init__(self, total: int, done: int, enabled: bool = True):
+    def __init__(self, total: int, done: int, measure: Measure, enabled: bool = True):
         self.console = output.console(quiet=not enabled)
         self.total = total
+        self._measure = measure
         self._last_line = 0.0
         columns = (
             TextColumn("{task.description}"),
@@ -36,6 +39,8 @@ class ProgressDisplay:
         self._task = self._bar.add_task("training", total=total, completed=done, text="")
 
     def __enter__(self) -> "ProgressDisplay":
+        label, name, _ = self._measure
+        self.say(f"{label}: {name}, over training batches")
         self._bar.start()
         return self
 
@@ -52,10 +57,10 @@ class ProgressDisplay:
         self._bar.console.print(message, soft_wrap=True)
 
     def update(self, step: int, record: dict[str, Any]) -> None:
-        """Shows the loss and the speed of a metrics record."""
+        """Shows the loss, as its measure says, and the speed of a metrics record."""
         rate = record["steps_per_second"]
         text = (
-            f"loss {record['loss']:.4f}  {rate:.1f} steps/s  "
+            f"{self._measure.label} {record[self._measure.label]:.4f}  {rate:.1f} steps/s  "
             f"{_short(record['tokens_per_second'])} tokens/s"
         )
         self._bar.update(self._task, completed=step, text=text)

@@ -217,7 +217,9 @@ def _advance(
     state = processes.lead_arrays(state)
     first = int(state.step)
     state = place(state, mesh)
-    display = ProgressDisplay(training.steps, first, logging.progress and processes.is_lead())
+    enabled = logging.progress and processes.is_lead()
+    measure = run.config.training_measure
+    display = ProgressDisplay(training.steps, first, measure, enabled)
     compile = lambda learner, state, length: compile_chunk(learner, optimizer, state, length, mesh)
     with contextlib.closing(RunJournal(run, learner, logging, first)) as journal:
         memory = MemoryGuard(
@@ -314,7 +316,9 @@ def metrics_record(
       learning_rate: of the last one; None where nobody knows.
     """
     rate = len(metrics.loss) / seconds
-    record = {"loss": float(metrics.loss.mean()), "grad_norm": float(metrics.grad_norm.mean())}
+    loss, measure = float(metrics.loss.mean()), learner.config.training_measure
+    record = {"loss": loss, measure.label: loss / measure.scale}
+    record["grad_norm"] = float(metrics.grad_norm.mean())
     if learning_rate is not None:
         record["learning_rate"] = learning_rate
     record["steps_per_second"] = round(rate, 3)

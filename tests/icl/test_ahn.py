@@ -200,11 +200,11 @@ def test_a_sweep_over_layers_ends_with_the_papers_figure(tmp_path, monkeypatch):
     text = as_text(report(sweep))
     saved = json.loads((sweep.path / "layers.json").read_text())
     assert saved["layers"] == [1, 2] and "preconditioned" in text and "diverged" not in text
-    plain, inverse = (saved["loss"][name] for name in (ahn.DESCENT, ahn.PRECONDITIONED))
-    assert saved["zero_loss"] > plain[0] > plain[1] > inverse[1]
+    plain, inverse = (saved["error"][name] for name in (ahn.DESCENT, ahn.PRECONDITIONED))
+    assert 1.05 > saved["zero_error"] > plain[0] > plain[1] > inverse[1]
     # The learner's matrices are those of descent at the rate 0.7, near the best of one step.
-    learner = saved["loss"]["learner"]
-    assert [len(losses) for losses in learner] == [2, 1]
+    learner = saved["error"]["learner"]
+    assert [len(errors) for errors in learner] == [2, 1]
     np.testing.assert_allclose(learner[0], inverse[0], rtol=0.1)
     assert [np.shape(d) for d in saved["distance"]["Q"]] == [(2, 1), (1, 2)]
     assert [np.shape(d) for d in saved["distance"]["P"]] == [(2, 0), (1, 1)]

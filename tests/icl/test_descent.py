@@ -152,7 +152,13 @@ def test_a_trained_layer_becomes_a_step_of_gradient_descent(run):
     assert result.interpolated[-1] < 1.05 * result.loss[-1]
     for name in ("alignment.json", "alignment.png"):
         assert (run.path / name).stat().st_size > 100
-    assert "GD, 1 step (learning_rate" in str(result)
+    text = " ".join(str(result).split())
+    assert "GD, 1 step (learning_rate" in text and "error: squared error / mean squared lab" in text
+    # All of a run's numbers are on one scale, on which predicting 0 has error 1.
+    np.testing.assert_allclose(result.losses["zero"], 1, rtol=0.3)
+    last = run.metrics()[-1]
+    np.testing.assert_allclose(result.loss[-1], last["error"], rtol=0.3)
+    np.testing.assert_allclose(last["error"], last["loss"] / TASK.error_scale, rtol=1e-6)
     saved = json.loads((run.path / "alignment.json").read_text())
     assert saved["loss"] == result.loss.tolist() and "path" not in saved
 
@@ -226,9 +232,9 @@ def test_the_study_of_descent_equals_its_construction(tmp_path, monkeypatch):
     found = json.loads((tmp_path / "descent.json").read_text())
     step = found["descent"]["GD, 1 step"]
     assert step["construction differs by"] < 1e-6
-    np.testing.assert_allclose([step["loss"], step["learning_rate"][0]], [0.2062, 6.06], rtol=0.04)
+    np.testing.assert_allclose([step["error"], step["learning_rate"][0]], [0.4949, 6.06], rtol=0.04)
     np.testing.assert_allclose(found["gamma_by_examples"]["10"], 0.176, rtol=0.04)
-    np.testing.assert_allclose(found["descent"]["zero"]["loss"], 5 / 12)
+    assert found["descent"]["zero"]["error"] == 1
     assert table.row_count == 3 and (tmp_path / "descent.png").stat().st_size > 10_000
 
 
@@ -240,8 +246,8 @@ def test_a_sweep_of_single_layers_ends_with_their_losses(tmp_path):
     )
     table = oswald.final_losses(sweep)
     found = json.loads((sweep.path / "losses.json").read_text())
-    assert list(found["loss"]) == ["linear", "softmax"] and table.row_count == 3
-    assert 0 < found["one step of gradient descent"] < found["loss"]["linear"][0]
+    assert list(found["error"]) == ["linear", "softmax"] and table.row_count == 3
+    assert 0 < found["one step of gradient descent"] < found["error"]["linear"][0]
     assert (sweep.path / "losses.png").stat().st_size > 1000
 
 

@@ -12,10 +12,18 @@ import pytest
 import icl
 from icl.experiments import PRESETS, preset
 from icl.models import TransformerConfig
-from icl.tasks import Curriculum, DecisionTree, Episode, LinearRegression, VectorRetrieval
+from icl.tasks import (
+    Curriculum,
+    DecisionTree,
+    Episode,
+    LinearClassification,
+    LinearRegression,
+    VectorRetrieval,
+)
 from icl.training import Config, Learner, LoggingConfig, NonFiniteLoss, OptimizerConfig
 from icl.training.config import TrainingConfig, config_from_dict, config_to_dict
 from icl.training.optimizer import learning_rate_schedule, make_optimizer
+from icl.training.progress import ProgressDisplay
 from icl.training.step import batch_gradient, compile_chunk, init_state, microbatch_size, train_step
 
 QUIET = LoggingConfig(progress=False)
@@ -129,6 +137,23 @@ def test_episodes_of_another_shape_are_refused(task, changes, message):
     for ask in (learner.predict, learner.loss_sum):
         with pytest.raises(ValueError, match=message):
             ask(None, episodes)
+
+
+def test_progress_shows_the_loss_as_an_error_and_names_it(capsys):
+    numbers = dict(loss=1.5, steps_per_second=2.0, tokens_per_second=9.0)
+    for config, line, number in (
+        (tiny(), "error: squared error / mean squared label, over", "error 0.5000"),
+        (tiny(task_noise=0.5, curriculum=Curriculum(dim_start=2)),
+         "squared label, noise apart at full difficulty, over", "error 0.5000"),
+        (tiny(task=VectorRetrieval(dim=3, points=5)), "squared label, over", "error 1.5000"),
+        (tiny(task=LinearClassification(dim=3, points=5), curriculum=Curriculum(dim_start=2)),
+         "loss: cross-entropy, nats, over training batches", "loss 1.5000"),
+    ):  # fmt: skip
+        measure = config.training_measure
+        with ProgressDisplay(20, 0, measure) as display:
+            display.update(20, numbers | {measure.label: numbers["loss"] / measure.scale})
+        text = capsys.readouterr().out
+        assert line in text and f"{number}  2.0 steps/s" in text
 
 
 def test_training_learns(tmp_path):
