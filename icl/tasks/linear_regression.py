@@ -85,9 +85,9 @@ class LinearRegression(TaskFamily):
 
     @property
     def error_name(self) -> str:
-        noise = "noise" if self.noise and not self.renormalize else ""
-        apart = " and ".join(filter(None, (noise, "random labels" if self.random_labels else "")))
-        return super().error_name + (f", {apart} apart" if apart else "")
+        left_out = ["noise"] * (self.noise > 0 and not self.renormalize)
+        left_out += ["random ones"] * (self.random_labels > 0)
+        return super().error_name + " without " * bool(left_out) + " and ".join(left_out)
 
     def sample_task(self, key: jax.Array, difficulty: Difficulty) -> jax.Array:
         return self.task_scale * normal(key, (self.dim,))

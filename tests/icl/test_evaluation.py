@@ -302,6 +302,8 @@ def test_ridge_is_optimal_for_tasks_of_any_size():
     expected = predictions(lambda x, y: baselines.ridge(x, y, 1 / 9), *episodes[:2])
     assert reference == "ridge" and (found == expected).all()
     assert comparators(LinearRegression(dim=3, points=6, random_labels=2))[1] is None
+    # A factor of all labels, noise included, changes no ratio of both.
+    assert comparators(LinearRegression(noise=1.0, renormalize=True))[1] == "ridge"
 
 
 def test_impossible_evaluations_are_refused(run):

@@ -320,8 +320,8 @@ def test_an_error_names_what_its_scale_leaves_out():
     name = lambda **settings: LinearRegression(dim=4, points=9, **settings).error_name
     plain = "squared error / mean squared label"
     assert name() == name(noise=0.7, renormalize=True) == plain
-    assert name(noise=0.7) == f"{plain}, noise apart"
-    assert name(noise=0.7, random_labels=2) == f"{plain}, noise and random labels apart"
+    assert name(noise=0.7) == f"{plain} without noise"
+    assert name(noise=0.7, random_labels=2) == f"{plain} without noise and random ones"
 
 
 @pytest.mark.parametrize("inputs", ["uniform", "exponential", "laplace"])

@@ -144,7 +144,7 @@ def test_progress_shows_the_loss_as_an_error_and_names_it(capsys):
     for config, line, number in (
         (tiny(), "error: squared error / mean squared label, over", "error 0.5000"),
         (tiny(task_noise=0.5, curriculum=Curriculum(dim_start=2)),
-         "squared label, noise apart at full difficulty, over", "error 0.5000"),
+         "squared label without noise at full difficulty, over", "error 0.5000"),
         (tiny(task=VectorRetrieval(dim=3, points=5)), "squared label, over", "error 1.5000"),
         (tiny(task=LinearClassification(dim=3, points=5), curriculum=Curriculum(dim_start=2)),
          "loss: cross-entropy, nats, over training batches", "loss 1.5000"),
