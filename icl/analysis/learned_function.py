@@ -142,6 +142,7 @@ def learned_function(
         raise ValueError(
             f"the learned function is compared with a linear one; {type(family).__name__} is none"
         )
+    assert isinstance(family, LinearRegression)
     step, params = run.params()
     key = jax.random.fold_in(jax.random.key(seed), FUNCTION_STREAM)
     tasks, episodes, directions = jax.tree.map(np.asarray, draw_lines(family, key, prompts))
