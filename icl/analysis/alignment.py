@@ -15,16 +15,18 @@ from rich.table import Table
 
 from ..evaluation.chunks import in_chunks
 from ..evaluation.curves import draw_prompts
-from ..evaluation.figures import STYLE, in_lines, pyplot
+from ..evaluation.figures import STYLE, in_lines, pyplot, save_figure
 from ..evaluation.result import as_text, show_number
 from ..models import SelfAttentionConfig
 from ..tasks import Episode, LinearRegression
 from ..training.config import Config
 from ..training.learner import Learner, Params
 from ..training.run import Run, RunError, write_json
+from ..training.step import initial_params
 from .descent import Descent, comparable_descents, construction, interpolated, query_only, rates_of
 
 ALIGNMENT_STREAM = 0x616C6967
+MOST_CHECKPOINTS = 20
 # |prediction - its|; cosine, and norm of the difference, of both gradients by the query.
 MEASURES = ("prediction difference", "sensitivity cosine", "sensitivity difference")
 
@@ -34,7 +36,7 @@ class Alignment:
     """A learner beside others on the same prompts of fresh tasks.
 
     Attributes:
-      steps: training steps of the checkpoints, int `[S]`.
+      steps: 0, and training steps of checkpoints, int `[S]`.
       loss: mean error of the learner at the query by checkpoint, as the family's `error`, `[S]`.
       interpolated: that of weights half trained, half constructed, `[S]`; NaN where there are none.
       losses: that of the others, and of predicting 0, by name.
@@ -113,7 +115,10 @@ def alignment(
     prompts: int = 65_536,
     seed: int = 0,
 ) -> Alignment:
-    """Holds every checkpoint of a run against gradient descent, or against another run.
+    """Holds a run over training against gradient descent, or against another run.
+
+    It is looked at before the first step and at its checkpoints, at most `MOST_CHECKPOINTS` of
+    them, more of the early ones.
 
     Gradient descent takes as many steps as the model has layers, beyond one also as GD++
     (`icl.analysis.descent.comparable_descents`). Writes `alignment.json` and `alignment.png` in
@@ -142,6 +147,7 @@ def alignment(
     checkpoints = sorted(run.params_by_step(), key=lambda one: one[0])
     if not checkpoints:
         raise RunError(f"{run.path} has no checkpoint yet; train it first")
+    checkpoints = [(0, initial_params(learner)), *_log_spaced(checkpoints)]
     others = comparable_descents(config, seed) if against is None else [_other(config, against)]
     key = jax.random.fold_in(jax.random.key(seed), ALIGNMENT_STREAM)
     episodes = draw_prompts(learner.family, key, prompts)
@@ -180,6 +186,16 @@ def alignment(
     result.save()
     _figure(result, result.figure)
     return result
+
+
+def _log_spaced(checkpoints: list[tuple[int, Params]]) -> list[tuple[int, Params]]:
+    """At most `MOST_CHECKPOINTS`, first and last among them: more of the early ones."""
+    if len(checkpoints) <= MOST_CHECKPOINTS:
+        return checkpoints
+    steps = np.array([step for step, _ in checkpoints])
+    wanted = np.geomspace(steps[0], steps[-1], MOST_CHECKPOINTS)
+    nearest = np.abs(np.log(steps) - np.log(wanted)[:, None]).argmin(axis=1)
+    return [checkpoints[index] for index in np.unique(nearest)]
 
 
 def _other(config: Config, against: Run | str | Path) -> Descent:
@@ -240,13 +256,19 @@ def _figure(result: Alignment, path: Path) -> None:
             left.plot(result.steps, result.interpolated, label="half constructed", **marker)
         for index, (name, loss) in enumerate(result.losses.items()):
             left.axhline(loss, label=name, linestyle="--", linewidth=1.3, color=f"C{index + 2}")
-        left.set(xlabel="step", ylabel=in_lines(result.error_name), title=result.path.name)
-        left.set_ylim(0.8 * min(result.losses.values()), 1.15 * max(result.losses.values()))
+        left.set(ylabel=in_lines(result.error_name), title=result.path.name)
+        worst = max(result.losses.values())
+        highest = min(max(worst, result.loss.max()), 2 * worst)
+        lowest = min(*result.losses.values(), result.loss.min())
+        left.set_ylim(0.8 * lowest, 1.15 * highest)
         left.legend(fontsize=8)
         for index, (name, values) in enumerate(result.measures[nearest].items()):
             right.plot(result.steps, values, label=name, color=f"C{index}", **marker)
         right.axhline(1, color="0.7", linewidth=1, linestyle=":")
-        right.set(xlabel="step", title=f"against {nearest}", ylim=(-0.03, None))
+        right.set(title=f"against {nearest}", ylim=(min(0, right.get_ylim()[0]), None))
         right.legend(fontsize=8)
-        figure.savefig(path)
-        plt.close(figure)
+        for axes in (left, right):
+            axes.set_xscale("symlog", linthresh=max(1, result.steps[1]))
+            axes.set_xlim(0, None)
+            axes.set_xlabel("step")
+        save_figure(figure, path)

@@ -14,7 +14,7 @@ import numpy as np
 from rich.table import Table
 
 from ..evaluation.curves import draw_prompts
-from ..evaluation.figures import STYLE, pyplot
+from ..evaluation.figures import STYLE, pyplot, save_figure
 from ..evaluation.result import as_text, show_number
 from ..models import SelfAttention, SelfAttentionConfig
 from ..training.config import Config
@@ -162,5 +162,4 @@ def _figure(result: Copying, path: Path) -> None:
         right.set(xlabel="with respect to token", ylabel="token after the first layer")
         right.grid(False)
         figure.colorbar(image, ax=right)
-        figure.savefig(path)
-        plt.close(figure)
+        save_figure(figure, path)

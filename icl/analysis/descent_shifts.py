@@ -16,7 +16,7 @@ from rich.table import Table
 
 from ..evaluation.chunks import in_chunks
 from ..evaluation.curves import draw_prompts
-from ..evaluation.figures import STYLE, pyplot
+from ..evaluation.figures import STYLE, pyplot, save_figure
 from ..evaluation.result import as_text, show_number, spread
 from ..models import SelfAttention, SelfAttentionConfig
 from ..tasks import Episode, LinearRegression
@@ -30,6 +30,8 @@ INPUT_RANGES = np.linspace(0.5, 2.0, 7)
 TASK_SCALES = np.array([0.5, 1.0, 2.0, 3.0, 4.0, 5.0])
 REPEATS, DAMPING = 50, 0.75
 MAX_COLUMNS = 5  # of the table
+# Of the figure: panels in a row, values with a mark each, and the range that takes a log axis.
+PANELS, MOST_MARKERS, LOG_RANGE = 3, 15, 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,19 +204,47 @@ def _repeated(learner: Learner, params: Params, descent: Descent, episodes: Epis
 
 def _figure(result: DescentShifts, path: Path) -> None:
     plt = pyplot()
-    count = len(result.sweeps)
+    columns = min(PANELS, len(result.sweeps))
+    rows = -(-len(result.sweeps) // columns)
     with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(1, count, figsize=(3.1 * count, 3.2), layout="constrained")
-        for axes, (name, sweep) in zip(np.atleast_1d(panels), result.sweeps.items()):
-            for who, errors in sweep.errors.items():
-                line: dict[str, Any] = dict(linestyle="--", marker="x", markersize=3)
-                if who == "learner":
-                    line = dict(linewidth=2.2, marker="o", markersize=3)
-                axes.plot(sweep.values, errors, label=who, **line)
-            axes.set(xlabel=name, yscale="log")
-            axes.tick_params(axis="x", labelsize=8)
+        figure, grid = plt.subplots(
+            rows, columns, figsize=(3.2 * columns, 2.6 * rows + 0.4), layout="constrained",
+            squeeze=False,
+        )  # fmt: skip
+        for axes in list(grid.flat)[len(result.sweeps) :]:
+            axes.set_visible(False)
+        for axes, (name, sweep) in zip(grid.flat, result.sweeps.items()):
+            _draw_panel(axes, sweep)
+            axes.set_xlabel(name)
             axes.legend(fontsize=7)
-        np.atleast_1d(panels)[0].set_ylabel("squared error / mean squared label")
+        figure.supylabel("squared error / mean squared label", fontsize=10)
         figure.suptitle(f"{result.path.name}, step {result.step}", fontsize=10)
-        figure.savefig(path)
-        plt.close(figure)
+        save_figure(figure, path)
+
+
+def _draw_panel(axes: Any, sweep: ShiftCurves) -> None:
+    """A line for each predictor; dots where values have no order."""
+    named = any(isinstance(value, str) for value in sweep.values)
+    for index, (who, errors) in enumerate(sweep.errors.items()):
+        own = index == 0
+        look: dict[str, Any] = dict(linestyle="-" if own else "--", linewidth=2.2 if own else 1.3)
+        if len(sweep.values) <= MOST_MARKERS:
+            look |= dict(marker="o" if own else "x", markersize=4 if own else 5)
+        at = sweep.values
+        if named:
+            # Beside each other, so that equal ones are both seen.
+            at = np.arange(len(errors)) + 0.2 * (index - (len(sweep.errors) - 1) / 2)
+            look["linestyle"] = ""
+        axes.plot(at, errors, label=who, **look)
+    if named:
+        axes.set_xticks(range(len(sweep.values)), sweep.values, fontsize=8)
+    known = np.array(list(sweep.errors.values()))
+    known = known[np.isfinite(known) & (known > 0)]
+    if known.size and known.max() > LOG_RANGE * known.min():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        own = np.array(next(iter(sweep.errors.values())))
+        # Who diverges leaves the panel, and the learner's curve its shape.
+        axes.set_ylim(0.7 * known.min(), min(1.4 * known.max(), 100 * np.nanmax(own)))
+    else:
+        axes.set_ylim(0, 1.15 * known.max() if known.size else None)

@@ -26,7 +26,7 @@ import numpy as np
 from rich.table import Table
 
 from ..evaluation.curves import draw_prompts
-from ..evaluation.figures import STYLE, pyplot
+from ..evaluation.figures import STYLE, pyplot, save_figure
 from ..evaluation.result import as_text, show_number, spread
 from ..models import SelfAttentionConfig
 from ..training.config import Config
@@ -402,5 +402,4 @@ def dual_figure(result: DualCurves, path: Path) -> None:
         left.set(ylabel=GAP_LABEL, title=f"medians over {result.prompts} prompts")
         right.set(ylabel="$|W|$", title=f"{result.path.name}, step {result.step}")
         left.legend(fontsize=8)
-        figure.savefig(path)
-        plt.close(figure)
+        save_figure(figure, path)

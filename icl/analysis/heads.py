@@ -17,7 +17,7 @@ import numpy as np
 from rich.table import Table
 
 from ..evaluation.curves import draw_prompts
-from ..evaluation.figures import STYLE, pyplot
+from ..evaluation.figures import STYLE, pyplot, save_figure
 from ..evaluation.result import as_text, spread
 from ..models.base import HeadWeights
 from ..training.config import Config
@@ -289,8 +289,7 @@ def heads_figure(result: Heads, path: Path) -> None:
             "" if len(chosen) == layers * count else f", {len(chosen)} of {layers * count} heads"
         )
         figure.suptitle(f"{result.path.name}, step {result.step}{which}", fontsize=10)
-        figure.savefig(path)
-        plt.close(figure)
+        save_figure(figure, path)
 
 
 def _complex_plane(axis: Any, values: np.ndarray) -> None:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ..evaluation import baselines
 from ..evaluation.chunks import in_chunks
-from ..evaluation.figures import STYLE, pyplot
+from ..evaluation.figures import STYLE, pyplot, save_figure
 from ..evaluation.queries import predict_queries
 from ..evaluation.result import as_text, show_number, spread
 from ..tasks import Episode, LinearRegression, SparseLinearRegression, TaskFamily
@@ -263,5 +263,4 @@ def function_figure(result: LearnedFunction, path: Path) -> None:
         right.set_ylabel("cosine of the gradient")
         right.set_title(f"{result.path.name}, step {result.step}", fontsize=10)
         right.legend(fontsize=8)
-        figure.savefig(path)
-        plt.close(figure)
+        save_figure(figure, path)

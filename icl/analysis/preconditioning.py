@@ -16,7 +16,7 @@ import numpy as np
 from rich.table import Table
 
 from ..evaluation.curves import draw_prompts
-from ..evaluation.figures import STYLE, pyplot
+from ..evaluation.figures import STYLE, pyplot, save_figure
 from ..evaluation.result import as_text
 from ..models import PreconditionedConfig
 from ..tasks import Episode, WhitenedRegression
@@ -199,7 +199,10 @@ def best_rates(
 
 
 def preconditioning_figure(result: Preconditioning, path: Path) -> None:
-    """Each layer's matrices as heat maps, those of queries above, and their distances by step."""
+    """Each layer's matrices as heat maps, those of queries above, and their distances by step.
+
+    A row has one scale of colours.
+    """
     plt = pyplot()
     rows = {
         "$(UD)^T Q\\, UD$": (result.query, result.query_distance),
@@ -214,23 +217,22 @@ def preconditioning_figure(result: Preconditioning, path: Path) -> None:
             squeeze=False, width_ratios=[1.0] * layers + [1.5],
         )  # fmt: skip
         for row, (name, (matrices, distances)) in zip(axes, rows.items()):
-            for layer, axis in enumerate(row[:-1]):
-                if layer >= len(matrices):
-                    axis.set_axis_off()
-                    continue
-                limit = np.abs(matrices[layer]).max() or 1.0
-                drawn = axis.imshow(matrices[layer], cmap="RdBu_r", vmin=-limit, vmax=limit)
-                figure.colorbar(drawn, ax=axis, shrink=0.8).ax.tick_params(labelsize=6)
+            limit = float(np.abs(matrices).max()) or 1.0  # shared, so that layers can be compared
+            for axis in row[len(matrices) : -1]:
+                axis.set_axis_off()
+            for layer, (axis, matrix) in enumerate(zip(row, matrices)):
+                drawn = axis.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit)
                 axis.set(xticks=[], yticks=[])
                 axis.grid(False)
                 axis.set_title(f"layer {layer + 1}: {name}", fontsize=8)
+            bar = figure.colorbar(drawn, ax=list(row[:-1]), shrink=0.8, aspect=15)
+            bar.ax.tick_params(labelsize=7)
             for layer in range(len(matrices)):
                 row[-1].plot(result.steps, distances[:, layer], ".-", label=f"layer {layer + 1}")
             row[-1].set(ylim=(0, 1.03), xlabel="step", ylabel="distance to identity")
             row[-1].legend(fontsize=7)
         figure.suptitle(f"{result.path.name}, step {result.step}", fontsize=10)
-        figure.savefig(path)
-        plt.close(figure)
+        save_figure(figure, path)
 
 
 def _multiple(matrix: np.ndarray) -> str:

@@ -11,7 +11,7 @@ from ..tasks import Episode
 from ..training.learner import Learner, Params
 from ..training.run import Run
 from .curves import learner_errors, mean_of_finite
-from .figures import STYLE, in_lines, pyplot
+from .figures import STYLE, in_lines, pyplot, save_figure
 
 
 def errors_by_loop(
@@ -71,5 +71,4 @@ def _figure(run: Run, step: int, loops: np.ndarray, errors: np.ndarray, trained:
         axes.set_yscale("log")
         axes.set_title(f"{run.path.name}, step {step}, full context", fontsize=10)
         axes.legend(fontsize=8)
-        figure.savefig(run.path / "loops.png")
-        plt.close(figure)
+        save_figure(figure, run.path / "loops.png")

@@ -31,7 +31,7 @@ from ..training.run import Run, RunError, write_json
 from . import baselines
 from .chunks import in_chunks
 from .curves import bootstrap
-from .figures import STYLE, pyplot
+from .figures import STYLE, pyplot, save_figure
 from .queries import predict_queries
 from .result import Curve, as_text, show_number, spread
 
@@ -492,5 +492,4 @@ def shifts_figure(shifts: Shifts, path: Path) -> None:
         figure.supylabel(shifts.error_name, fontsize=10)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=9)
-        figure.savefig(path)
-        plt.close(figure)
+        save_figure(figure, path)

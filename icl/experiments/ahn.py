@@ -28,7 +28,7 @@ from ..analysis.preconditioning import (
 )
 from ..evaluation.chunks import in_chunks
 from ..evaluation.curves import draw_prompts
-from ..evaluation.figures import STYLE, pyplot
+from ..evaluation.figures import STYLE, pyplot, save_figure
 from ..models import PreconditionedConfig
 from ..sweeps.grid import SEED
 from ..sweeps.results import SweepResult
@@ -168,8 +168,7 @@ def _figure(sweep: "Sweep", data: dict[str, Any]) -> None:
         right.set_ylabel("distance to the identity, each layer")
         right.legend(fontsize=8)
         figure.suptitle(sweep.path.name, fontsize=10)
-        figure.savefig(sweep.path / "layers.png")
-        plt.close(figure)
+        save_figure(figure, sweep.path / "layers.png")
 
 
 TASK = WhitenedRegression()

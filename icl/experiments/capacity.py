@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.table import Table
 
-from ..evaluation.figures import STYLE, pyplot
+from ..evaluation.figures import STYLE, pyplot, save_figure
 from ..evaluation.result import show_number
 from ..models import SMALL, STANDARD, XS, TransformerConfig
 from ..sweeps.results import SweepResult
@@ -60,8 +60,7 @@ def capacity(sweep: "Sweep") -> Table | None:
         axes.set(xlabel="dimension d", xticks=dims, ylim=(-0.03, 1.1))
         axes.set_ylabel("squared error / d, after 2d examples")
         axes.legend(fontsize=8)
-        figure.savefig(sweep.path / "capacity.png")
-        plt.close(figure)
+        save_figure(figure, sweep.path / "capacity.png")
     table = Table(
         title="error after 2d examples, mean over seeds",
         caption=f"figure: {sweep.path / 'capacity.png'}",

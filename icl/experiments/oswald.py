@@ -26,7 +26,7 @@ from rich.table import Table
 from ..analysis.alignment import has_descent
 from ..analysis.descent import construction, tuned_descent
 from ..evaluation.curves import draw_prompts
-from ..evaluation.figures import STYLE, in_lines, pyplot
+from ..evaluation.figures import STYLE, in_lines, pyplot, save_figure
 from ..evaluation.result import show_number
 from ..models import GradientDescentConfig, SelfAttentionConfig
 from ..sweeps.grid import SEED, short_name
@@ -67,9 +67,9 @@ def _config(
         training=TrainingConfig(
             steps=steps,
             batch_size=batch_size,
-            checkpoint_every=steps // 10,
+            checkpoint_every=steps // 50,
             log_every=steps // 100,
-            keep_checkpoints=10,
+            keep_checkpoints=50,
         ),
     )
 
@@ -125,7 +125,7 @@ SINE_DESCENT = _config(
 SMALLER = dict(
     training_steps=10_000,
     training_batch_size=256,
-    training_checkpoint_every=1_000,
+    training_checkpoint_every=200,
     training_log_every=100,
     optimizer_learning_rate=2e-3,
     optimizer_schedule="cosine",
@@ -200,11 +200,12 @@ def final_losses(sweep: "Sweep") -> Table | None:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(layout="constrained")
         axes.bar(list(found), [float(np.mean(values)) for values in found.values()], width=0.6)
+        for label, values in found.items():
+            axes.plot([label] * len(values), values, "k_", markersize=14)  # each seed
         axes.axhline(step, color="C1", linestyle="--", label="one step of gradient descent")
         axes.set_ylabel(in_lines(name))
         axes.legend(fontsize=8)
-        figure.savefig(sweep.path / "losses.png")
-        plt.close(figure)
+        save_figure(figure, sweep.path / "losses.png")
     table = Table(
         title=f"error at the query ({sweep.path})",
         caption=f"{name}; figure: {sweep.path / 'losses.png'}",
@@ -385,8 +386,7 @@ def _descent_figure(rows: dict[str, Any], gammas: dict[int, float], path: Path) 
         right.plot(list(GAMMAS), list(GAMMAS.values()), "kx", label="paper")
         right.set(xlabel="examples", ylabel="gamma of two steps of GD++", xscale="log")
         right.legend(fontsize=8)
-        figure.savefig(path)
-        plt.close(figure)
+        save_figure(figure, path)
 
 
 register_study(

@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Table
+from scipy.special import stdtrit  # scipy comes with JAX
 
-from ..evaluation.figures import STYLE, pyplot
+from ..evaluation.figures import STYLE, pyplot, save_figure
 from ..evaluation.pool import PAIRS, PREDICTORS, TASKS, PoolEvaluation, evaluate_pools
 from ..evaluation.result import show_number
 from ..models import TransformerConfig
@@ -63,7 +64,8 @@ def threshold(sweep: "Sweep") -> Table | None:
     for member, found in zip(members, _evaluations([member.run for member in members])):
         rest = {k: v for k, v in member.changes.items() if k not in (POOL_SIZE, SEED)}
         line = lines.setdefault(json.dumps(rest), _Line(rest))
-        line.found.setdefault(found.pool_size, []).append(found)
+        seed = member.config.training.seed
+        line.found.setdefault(seed, {})[found.pool_size] = found
     data = {"prompts": PROMPTS, "lines": [line.as_data() for line in lines.values()]}
     write_json(sweep.path / "threshold.json", data)
     path = sweep.path / "threshold.png"
@@ -86,10 +88,10 @@ def _evaluations(runs: list[Run]) -> Iterable[PoolEvaluation]:
 
 @dataclasses.dataclass
 class _Line:
-    """The evaluations of models that differ in pool size and seed alone, by pool size."""
+    """The evaluations of models that differ in pool size and seed alone, by seed and pool size."""
 
     changes: dict[str, Any]
-    found: dict[int, list[PoolEvaluation]] = dataclasses.field(default_factory=dict)
+    found: dict[int, dict[int, PoolEvaluation]] = dataclasses.field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -97,42 +99,100 @@ class _Line:
 
     @property
     def sizes(self) -> list[int]:
-        return sorted(self.found)
+        return sorted(set().union(*self.found.values()))
 
-    def values(self, part: str, kind: str, name: str) -> list[list[float]]:
-        """An error or a difference, averaged over positions: by pool size and seed."""
-        return [
-            [float(getattr(one, part)[kind][name].mean()) for one in self.found[size]]
-            for size in self.sizes
-        ]
+    def values(self, part: str, kind: str, name: str) -> np.ndarray:
+        """An error or a difference, averaged over positions, `[seeds, sizes]`; NaN where none."""
+        mean = lambda one: np.nan if one is None else float(getattr(one, part)[kind][name].mean())
+        return np.array([[mean(of.get(size)) for size in self.sizes] for of in self.found.values()])
 
     def mean(self, part: str, kind: str, name: str) -> np.ndarray:
-        """The same, averaged over seeds."""
-        return np.array([np.mean(seeds) for seeds in self.values(part, kind, name)])
+        """The same, averaged over seeds, `[sizes]`."""
+        return np.nanmean(self.values(part, kind, name), axis=0)
 
-    def threshold(self) -> float | None:
-        """The pool size from which on the learner is nearer to ridge than to dMMSE.
+    def share_and_rest(self) -> tuple[np.ndarray, np.ndarray]:
+        """How far a learner went from dMMSE to ridge, and what is left, each `[seeds, sizes]`.
 
-        On fresh tasks, between two sizes by a line through the logarithms; None where there is no
-        such size.
+        On fresh tasks its predictions are dMMSE + share (ridge - dMMSE) + rest, where the rest has
+        no part along ridge - dMMSE. Share 0 is dMMSE, 1 ridge, and at 1/2 it is as far from both.
+        The rest, as a mean square, is the learner's own error.
         """
-        to = [self.mean("difference", "fresh", f"learner, {name}") for name in ("dMMSE", "ridge")]
-        gap = np.log(to[0]) - np.log(to[1])
-        for index in range(1, len(gap)):
-            if gap[index - 1] <= 0 < gap[index]:
-                share = -gap[index - 1] / (gap[index] - gap[index - 1])
-                low, high = np.log2(self.sizes[index - 1 : index + 1])
-                return float(2 ** (low + share * (high - low)))
-        return None
+        to_dmmse, to_ridge, between = self._distances()
+        share = (to_dmmse - to_ridge + between) / (2 * between)
+        return share, np.maximum(to_dmmse - share**2 * between, 0)
+
+    def _distances(self) -> list[np.ndarray]:
+        pairs = ("learner, dMMSE", "learner, ridge", "ridge, dMMSE")
+        return [self.values("difference", "fresh", pair) for pair in pairs]
+
+    def thresholds(self) -> list[float | None]:
+        """For each seed the pool size from which on the learner is nearer to ridge than to dMMSE.
+
+        On fresh tasks, between two sizes by a line against the logarithm of the size. None where
+        there is no such size, or where it cannot be seen: there the learner's own error is larger
+        than the distance from ridge to dMMSE.
+        """
+        sizes = np.log2(self.sizes)
+        crossings = []
+        for share, rest, between in zip(*self.share_and_rest(), self._distances()[2]):
+            known = np.flatnonzero(np.isfinite(share))
+            crossing = None
+            for below, above in zip(known, known[1:]):
+                if share[below] <= 0.5 < share[above]:
+                    part = (0.5 - share[below]) / (share[above] - share[below])
+                    at = sizes[below] + part * (sizes[above] - sizes[below])
+                    own, apart = (
+                        np.interp(at, sizes[known], np.log(np.maximum(values[known], 1e-30)))
+                        for values in (rest, between)
+                    )
+                    crossing = float(2**at) if own < apart else None
+            crossings.append(crossing)
+        return crossings
+
+    def threshold(self) -> tuple[float, float, float] | None:
+        """Geometric mean of the seeds' thresholds and a 90% interval of it; None without any.
+
+        The interval is Student's for the logarithms, NaN for a single threshold.
+        """
+        seen = np.log2([one for one in self.thresholds() if one is not None])
+        if not len(seen):
+            return None
+        middle, half = seen.mean(), np.nan
+        if len(seen) > 1:
+            half = stdtrit(len(seen) - 1, 0.95) * seen.std(ddof=1) / len(seen) ** 0.5
+        return float(2**middle), float(2 ** (middle - half)), float(2 ** (middle + half))
+
+    def verdict(self) -> str:
+        """The threshold in words."""
+        seen, found = self.threshold(), [one for one in self.thresholds() if one is not None]
+        seeds = f"{len(found)} of {len(self.found)} seeds"
+        if seen is None:
+            return (
+                "no threshold seen: the learner is not nearer to ridge than to dMMSE at any pool "
+                "size where they are further apart than its own error"
+            )
+        return (
+            f"nearer to ridge than to dMMSE from {seen[0]:.3g} tasks on (90% interval "
+            f"{seen[1]:.3g} to {seen[2]:.3g}; {seeds})"
+            if len(found) > 1
+            else f"nearer to ridge than to dMMSE from {seen[0]:.3g} tasks on ({seeds})"
+        )
 
     def as_data(self) -> dict[str, Any]:
         by_kind = lambda part, names: {
-            kind: {name: self.values(part, kind, name) for name in names} for kind in TASKS
+            kind: {name: self.values(part, kind, name).T for name in names} for kind in TASKS
         }
+        share, rest = self.share_and_rest()
+        middle, *interval = self.threshold() or (None,)
         return {
             "changes": self.changes,
             "pool_size": self.sizes,
-            "threshold": self.threshold(),
+            "seeds": list(self.found),
+            "threshold": middle,
+            "threshold_interval": interval,
+            "threshold_by_seed": self.thresholds(),
+            "share_of_ridge": share.T,
+            "own_error": rest.T,
             "error": by_kind("error", PREDICTORS),
             "difference": by_kind("difference", [", ".join(pair) for pair in PAIRS]),
         }
@@ -142,48 +202,59 @@ def _figure(lines: list[_Line], title: str, path: Path) -> None:
     plt = pyplot()
     with plt.rc_context(STYLE):
         figure, rows = plt.subplots(
-            len(lines), 2, figsize=(10.5, 4.0 * len(lines)), layout="constrained", squeeze=False
+            len(lines), 3, figsize=(14, 4.0 * len(lines)), layout="constrained", squeeze=False
         )
-        for line, (left, right) in zip(lines, rows):
+        for line, (left, middle, right) in zip(lines, rows):
+            sizes, (share, rest) = line.sizes, line.share_and_rest()
+            between = line.values("difference", "fresh", "ridge, dMMSE")
             for name in ("dMMSE", "ridge"):
                 values = line.values("difference", "fresh", f"learner, {name}")
-                _draw(left, line.sizes, values, f"from {name}", color=COLOURS[name], marker="o")
-            between = line.values("difference", "fresh", "ridge, dMMSE")
-            _draw(left, line.sizes, between, "ridge from dMMSE", color="0.6", linestyle=":")
-            crossing = line.threshold()
-            if crossing is not None:
-                left.axvline(crossing, color="0.4", linewidth=1, linestyle="--")
-            left.set(yscale="log", ylabel="squared difference / d", title="learner, on fresh tasks")
+                label = f"learner from {name}"
+                _draw(left, sizes, values, label, color=COLOURS[name], marker="o")
+            _draw(left, sizes, between, "ridge from dMMSE", color="0.6", linestyle=":")
+            _draw(left, sizes, rest, "learner's own error", color="k", linewidth=1)
+            left.set(yscale="log", ylabel="squared difference / d", title="on fresh tasks")
+
+            for of_seed, seen in zip(share, rest < between):
+                middle.plot(sizes, of_seed, color="C0", linewidth=1, alpha=0.6)
+                middle.plot(np.extract(seen, sizes), of_seed[seen], "o", color="C0", markersize=5)
+                hollow = dict(color="C0", markersize=5, markerfacecolor="w")
+                middle.plot(np.extract(~seen, sizes), of_seed[~seen], "o", **hollow)
+            for at, name in ((0, "dMMSE"), (1, "ridge")):
+                middle.axhline(at, color=COLOURS[name], linewidth=1.3, label=name)
+            middle.plot([], [], "o", color="C0", label="learner, each seed")
+            middle.plot([], [], "o", label="own error is larger", **hollow)
+            middle.set(ylim=(-0.6, 1.6), title="from dMMSE (0) to ridge (1)")
+
             for kind, style in (("fresh", "-"), ("pool", "--")):
                 for name in PREDICTORS:
                     own = dict(linewidth=2.5) if name == "learner" else dict(linewidth=1.3)
                     _draw(
-                        right, line.sizes, line.values("error", kind, name),
+                        right, sizes, line.values("error", kind, name),
                         f"{name}, {TASKS[kind]}", color=COLOURS[name], linestyle=style, **own,
                     )  # fmt: skip
             right.set(yscale="log", ylabel="squared error / d", title=line.label or "error")
-            for axes in (left, right):
+            found = line.threshold()
+            for axes in (left, middle, right):
                 axes.set_xscale("log", base=2)
                 axes.set_xlabel("tasks in the pool")
                 axes.legend(fontsize=8)
+                if found is not None and axes is not right:
+                    axes.axvline(found[0], color="0.4", linewidth=1, linestyle="--")
+                    axes.axvspan(*found[1:], color="0.5", alpha=0.15, linewidth=0)
         figure.suptitle(title, fontsize=10)
-        figure.savefig(path)
-        plt.close(figure)
+        save_figure(figure, path)
 
 
-def _draw(axes, sizes: list[int], values: list[list[float]], label: str, **line: Any) -> None:
-    """The mean over seeds, with their range."""
-    axes.plot(sizes, [np.mean(seeds) for seeds in values], label=label, **line)
-    low, high = ([end(seeds) for seeds in values] for end in (min, max))
+def _draw(axes, sizes: list[int], values: np.ndarray, label: str, **line: Any) -> None:
+    """The mean over seeds, with their range, of values `[seeds, sizes]`."""
+    axes.plot(sizes, np.nanmean(values, axis=0), label=label, **line)
+    low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
     axes.fill_between(sizes, low, high, alpha=0.2, color=line["color"], linewidth=0)
 
 
 def _table(lines: list[_Line], path: Path) -> Table:
-    told = [
-        f"{line.label or 'nearer to ridge than to dMMSE'}: from {line.threshold():.0f} tasks on"
-        for line in lines
-        if line.threshold() is not None
-    ]
+    told = [": ".join(filter(None, (line.label, line.verdict()))) for line in lines]
     result = Table(
         title="learner, ridge and dMMSE by the number of tasks in the pool",
         caption=(

@@ -31,7 +31,7 @@ from ..analysis.dual import (
     feature_descent,
     kernel_descent,
 )
-from ..evaluation.figures import STYLE, pyplot
+from ..evaluation.figures import STYLE, pyplot, save_figure
 from ..evaluation.result import show_number
 from ..models import ContrastiveAttentionConfig, SelfAttentionConfig
 from ..sweeps.grid import SEED
@@ -168,8 +168,7 @@ def _features_figure(curves: dict[str, np.ndarray], start: np.ndarray, path: Pat
         right.set(ylabel=GAP_LABEL, title="medians")
         for axes in (left, right):
             axes.legend(fontsize=8)
-        figure.savefig(path)
-        plt.close(figure)
+        save_figure(figure, path)
 
 
 def variants(sweep: "Sweep") -> Table | None:
@@ -257,8 +256,7 @@ def _variants_figure(
         right.set(xlabel="error after training", yticks=range(len(losses)))
         right.set_yticklabels(losses, fontsize=8)
         right.invert_yaxis()
-        figure.savefig(path)
-        plt.close(figure)
+        save_figure(figure, path)
 
 
 def _variant(

@@ -10,7 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from ..evaluation.curves import learner_errors
-from ..evaluation.figures import STYLE, in_lines, pyplot
+from ..evaluation.figures import STYLE, draw_rows, in_lines, pyplot, save_figure
 from ..evaluation.result import as_text, show_number, spread
 from ..training.disk import reading
 from ..training.learner import Learner, Params
@@ -152,7 +152,7 @@ def sweep_figure(sweep: Sweep, result: SweepResult, path: Path) -> None:
 
     The error is drawn against the setting with the most numbers as values, one line for each
     combination of the others, with the range over seeds; against the number of in-context examples
-    where no such setting is.
+    where no such setting is, and where prompts have one query alone a row for each combination.
     """
     plt = pyplot()
     numeric = [
@@ -176,15 +176,18 @@ def sweep_figure(sweep: Sweep, result: SweepResult, path: Path) -> None:
         losses.set(
             xlabel="step", ylabel=in_lines(f"{' or '.join(shown)}, in training"), yscale="log"
         )
+        single = all(len(r["examples"]) == 1 for r in result.records if "examples" in r)
         if numeric:
             longest = max(numeric, key=lambda name: len(sweep.over[name]))
             _against_setting(errors, result, longest, sweep.over[longest])
+        elif single:
+            _by_combination(errors, combinations)
         else:
             _against_examples(errors, combinations, colours)
-        errors.set_ylabel(in_lines(result.error_name))
+        if numeric or not single:
+            errors.set_ylabel(in_lines(result.error_name))
         figure.suptitle(sweep.path.name, fontsize=10)
-        figure.savefig(path)
-        plt.close(figure)
+        save_figure(figure, path)
 
 
 def _against_setting(axes, result: SweepResult, setting: str, values: list[Any]) -> None:
@@ -205,6 +208,18 @@ def _against_setting(axes, result: SweepResult, setting: str, values: list[Any])
     axes.set(xlabel=short_name(setting).replace("_", " "), title="after all examples")
     if 1 < len(lines) <= MAX_LABELLED:
         axes.legend(fontsize=8)
+
+
+def _by_combination(axes, combinations) -> None:
+    """A row for each combination, of prompts that end with the only query."""
+    intervals = {}
+    for changes, records in combinations[:MAX_ROWS]:
+        last = [record["normalised_error"][-1] for record in records if "examples" in record]
+        if last:
+            intervals[_label(changes)] = (float(np.mean(last)), min(last), max(last))
+    draw_rows(axes, intervals)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set(xlabel="squared error / mean squared label", title="and the range over seeds")
 
 
 def _against_examples(axes, combinations, colours) -> None:

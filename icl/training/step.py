@@ -50,9 +50,14 @@ class StepMetrics(NamedTuple):
 
 def init_state(learner: Learner, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step, from the config's seed."""
-    init_key, data_key, tasks_key = _keys(learner.config)
-    params = learner.init(init_key)
+    _, data_key, tasks_key = _keys(learner.config)
+    params = initial_params(learner)
     return TrainState(params, optimizer.init(params), jnp.int32(0), data_key, tasks_key)
+
+
+def initial_params(learner: Learner) -> Params:
+    """The parameters before the first step, from the config's seed."""
+    return learner.init(_keys(learner.config)[0])
 
 
 def pool_key(config: Config) -> jax.Array:

@@ -195,6 +195,7 @@ def test_a_preset_sweeps_its_own_grid_and_reports(swept):
     [[of_one], [of_four]] = line["error"]["pool"]["dMMSE"]
     np.testing.assert_allclose(of_one, 0.25 / 3, rtol=0.25)  # the noise alone
     assert of_one < of_four
+    assert line["seeds"] == [0] and np.shape(line["own_error"]) == (2, 1)
     assert "pool size" in printed and "threshold.png" in printed
 
 
@@ -262,16 +263,50 @@ def test_what_cannot_be_evaluated_is_refused(tmp_path):
         evaluate_pool(run, prompts=0)
 
 
-def test_the_threshold_is_where_ridge_becomes_nearer(tmp_path):
+def line_of(tmp_path, *seeds):
+    """What a sweep found: for each seed by pool size how far learner and ridge are from dMMSE.
+
+    The learner is on the way to ridge, and has an error of its own beside that.
+    """
     line = raventos._Line({})
-    for size, to_dmmse, to_ridge in ((4, 0.1, 0.4), (16, 0.2, 0.2 * 2), (64, 0.4, 0.2)):
-        parts = {"learner, dMMSE": np.array([to_dmmse]), "learner, ridge": np.array([to_ridge])}
-        line.found[size] = [
-            PoolEvaluation(np.arange(1), {}, {"fresh": parts}, size, 1, 1, 0, tmp_path)
-        ]
-    assert line.threshold() == pytest.approx(32)
-    del line.found[64]
-    assert line.threshold() is None
+    for seed, by_size in enumerate(seeds):
+        for size, (share, own, apart) in by_size.items():
+            parts = {
+                "learner, dMMSE": np.array([share**2 * apart + own]),
+                "learner, ridge": np.array([(1 - share) ** 2 * apart + own]),
+                "ridge, dMMSE": np.array([apart]),
+            }
+            line.found.setdefault(seed, {})[size] = PoolEvaluation(
+                np.arange(1), {}, {"fresh": parts}, size, 1, 1, 0, tmp_path
+            )
+    return line
+
+
+def test_the_threshold_is_where_ridge_becomes_nearer(tmp_path):
+    early = {4: (0.1, 0.02, 0.6), 16: (0.4, 0.02, 0.4), 64: (0.6, 0.02, 0.2)}
+    late = {4: (0.0, 0.02, 0.6), 16: (0.2, 0.02, 0.4), 64: (0.4, 0.02, 0.2), 256: (0.8, 0.02, 0.1)}
+    line = line_of(tmp_path, early, late)
+    share, own = line.share_and_rest()
+    np.testing.assert_allclose(share[:, :3], [[0.1, 0.4, 0.6], [0, 0.2, 0.4]], atol=1e-12)
+    np.testing.assert_allclose(own[1], 0.02)
+    # In logarithms of the size, half of the way from 16 to 64, and a quarter from 64 to 256.
+    assert line.thresholds() == [pytest.approx(32), pytest.approx(64 * 2**0.5)]
+    middle, low, high = line.threshold()
+    spread = 6.3138 * (6.5 - 5) / 2  # Student's, of one degree of freedom
+    expected = [5.75, 5.75 - spread, 5.75 + spread]
+    np.testing.assert_allclose(np.log2([middle, low, high]), expected, rtol=1e-4)
+    assert "2 of 2 seeds" in line.verdict() and "90% interval" in line.verdict()
+    alone = line_of(tmp_path, early)
+    assert alone.threshold()[0] == pytest.approx(32) and "interval" not in alone.verdict()
+
+
+@pytest.mark.parametrize(
+    "above", [{}, {64: (0.45, 0.01, 0.2)}, {64: (0.6, 0.5, 0.2)}], ids=["none", "before", "unseen"]
+)
+def test_a_threshold_that_cannot_be_seen_is_none(tmp_path, above):
+    line = line_of(tmp_path, {4: (0.1, 0.1, 0.6), 16: (0.4, 0.3, 0.4)} | above)
+    assert line.thresholds() == [None] and line.threshold() is None
+    assert "no threshold seen" in line.verdict()
 
 
 def test_python_sweeps_a_presets_grid_too(monkeypatch, tmp_path):
