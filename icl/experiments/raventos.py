@@ -310,16 +310,16 @@ register(
 )
 register(
     "raventos/pool-xs",
-    "linear regression from a pool of tasks, d=3, 8 points, xs model: minutes on a CPU",
+    "linear regression from a pool of tasks, d=3, 8 points, 2 layers: minutes on a CPU",
     Config(
         task=LinearRegression(dim=3, points=8, noise=0.5),
         layout="tagged",
-        model=TransformerConfig(layers=3, heads=2, width=64, end_bias=False),
+        model=TransformerConfig(layers=2, heads=2, width=32, end_bias=False),
         optimizer=OptimizerConfig(
-            learning_rate=2e-3, schedule="linear", warmup_steps=500, options={"b2": 0.95}
+            learning_rate=4e-3, schedule="linear", warmup_steps=500, options={"b2": 0.95}
         ),
-        training=TrainingConfig(steps=4_000, batch_size=64, pool_size=2**12),
+        training=TrainingConfig(steps=6_000, batch_size=16, pool_size=2**12),
     ),
-    over={"pool_size": [2**n for n in range(0, 13, 2)]},
+    over={"pool_size": [2**n for n in range(2, 7)]},
     report=threshold,
 )

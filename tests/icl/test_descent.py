@@ -145,7 +145,8 @@ def run(tmp_path_factory):
 
 def test_a_trained_layer_becomes_a_step_of_gradient_descent(run):
     result = alignment(run, prompts=512)
-    np.testing.assert_array_equal(result.steps, [200, 400, 600])
+    np.testing.assert_array_equal(result.steps, [0, 200, 400, 600])
+    assert result.loss[0] > 1.2 * result.loss[-1]
     assert result.loss[-1] < 1.03 * result.losses["GD, 1 step"] < 0.8 * result.losses["zero"]
     measures = result.measures["GD, 1 step"]
     assert measures["sensitivity cosine"][-1] > 0.98 > measures["prediction difference"][-1] + 0.8
