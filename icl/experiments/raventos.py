@@ -8,11 +8,13 @@ pool of M tasks: up to a threshold in M the learner predicts as the optimal esti
 0.25, tokens (0, x) and (y, 0), GPT-2 of 8 layers without biases at its ends, Adam with the
 "triangle" learning rate, 500,000 batches of 256, the loss on all labels. The initial weights at
 the two ends are this library's, uniform, in place of N(0, 0.02^2). `raventos/pool-small` is its
-smaller model (section 3.3). `raventos/pool-xs` has 3 dimensions, 8 points and 1/500 of the
-prompts: it shows the same on two CPU cores, at smaller pools.
+smaller model (section 3.3). `raventos/pool-xs` has 3 dimensions, 8 points, 2 layers and 1/1300 of
+the prompts, for two CPU cores: so small a learner has a large error of its own, and its pools end
+where ridge and dMMSE are as near to each other.
 
 A sweep of any of them over pool sizes, its own grid where none is given, ends with the paper's
-figure 2: threshold.png, threshold.json and a table.
+figure 2: threshold.png, threshold.json and a table. With several seeds the threshold has an
+interval; there is none where it would be in the learner's own error.
 """
 
 import dataclasses
@@ -128,26 +130,23 @@ class _Line:
     def thresholds(self) -> list[float | None]:
         """For each seed the pool size from which on the learner is nearer to ridge than to dMMSE.
 
-        On fresh tasks, between two sizes by a line against the logarithm of the size. None where
-        there is no such size, or where it cannot be seen: there the learner's own error is larger
-        than the distance from ridge to dMMSE.
+        On fresh tasks, by a line against the logarithm of the size. Only sizes where ridge is
+        further from dMMSE than the learner's own error tell; None where these have no crossing.
         """
-        sizes = np.log2(self.sizes)
-        crossings = []
-        for share, rest, between in zip(*self.share_and_rest(), self._distances()[2]):
-            known = np.flatnonzero(np.isfinite(share))
+        share, rest = self.share_and_rest()
+        sizes, crossings = np.log2(self.sizes), []
+        for of_seed, seen in zip(share, self._seen(rest)):
+            at = np.flatnonzero(seen)
             crossing = None
-            for below, above in zip(known, known[1:]):
-                if share[below] <= 0.5 < share[above]:
-                    part = (0.5 - share[below]) / (share[above] - share[below])
-                    at = sizes[below] + part * (sizes[above] - sizes[below])
-                    own, apart = (
-                        np.interp(at, sizes[known], np.log(np.maximum(values[known], 1e-30)))
-                        for values in (rest, between)
-                    )
-                    crossing = float(2**at) if own < apart else None
+            for below, above in zip(at, at[1:]):
+                if of_seed[below] <= 0.5 < of_seed[above]:
+                    part = (0.5 - of_seed[below]) / (of_seed[above] - of_seed[below])
+                    crossing = float(2 ** (sizes[below] + part * (sizes[above] - sizes[below])))
             crossings.append(crossing)
         return crossings
+
+    def _seen(self, rest: np.ndarray) -> np.ndarray:
+        return rest < self._distances()[2]
 
     def threshold(self) -> tuple[float, float, float] | None:
         """Geometric mean of the seeds' thresholds and a 90% interval of it; None without any.
@@ -168,8 +167,8 @@ class _Line:
         seeds = f"{len(found)} of {len(self.found)} seeds"
         if seen is None:
             return (
-                "no threshold seen: the learner is not nearer to ridge than to dMMSE at any pool "
-                "size where they are further apart than its own error"
+                "no threshold seen at the pool sizes where ridge and dMMSE are further apart than "
+                "the learner's own error"
             )
         return (
             f"nearer to ridge than to dMMSE from {seen[0]:.3g} tasks on (90% interval "
@@ -189,7 +188,7 @@ class _Line:
             "pool_size": self.sizes,
             "seeds": list(self.found),
             "threshold": middle,
-            "threshold_interval": interval,
+            "threshold_interval": [end for end in interval if np.isfinite(end)],
             "threshold_by_seed": self.thresholds(),
             "share_of_ridge": share.T,
             "own_error": rest.T,
@@ -215,7 +214,7 @@ def _figure(lines: list[_Line], title: str, path: Path) -> None:
             _draw(left, sizes, rest, "learner's own error", color="k", linewidth=1)
             left.set(yscale="log", ylabel="squared difference / d", title="on fresh tasks")
 
-            for of_seed, seen in zip(share, rest < between):
+            for of_seed, seen in zip(share, line._seen(rest)):
                 middle.plot(sizes, of_seed, color="C0", linewidth=1, alpha=0.6)
                 middle.plot(np.extract(seen, sizes), of_seed[seen], "o", color="C0", markersize=5)
                 hollow = dict(color="C0", markersize=5, markerfacecolor="w")
@@ -224,7 +223,7 @@ def _figure(lines: list[_Line], title: str, path: Path) -> None:
                 middle.axhline(at, color=COLOURS[name], linewidth=1.3, label=name)
             middle.plot([], [], "o", color="C0", label="learner, each seed")
             middle.plot([], [], "o", label="own error is larger", **hollow)
-            middle.set(ylim=(-0.6, 1.6), title="from dMMSE (0) to ridge (1)")
+            middle.set(ylim=(-0.3, 1.5), title="learner, from dMMSE (0) to ridge (1)")
 
             for kind, style in (("fresh", "-"), ("pool", "--")):
                 for name in PREDICTORS:
@@ -239,9 +238,11 @@ def _figure(lines: list[_Line], title: str, path: Path) -> None:
                 axes.set_xscale("log", base=2)
                 axes.set_xlabel("tasks in the pool")
                 axes.legend(fontsize=8)
+                axes.set_xlim(0.85 * sizes[0], sizes[-1] / 0.85)
                 if found is not None and axes is not right:
                     axes.axvline(found[0], color="0.4", linewidth=1, linestyle="--")
-                    axes.axvspan(*found[1:], color="0.5", alpha=0.15, linewidth=0)
+                    if np.isfinite(found[1]):
+                        axes.axvspan(*found[1:], color="0.5", alpha=0.15, linewidth=0)
         figure.suptitle(title, fontsize=10)
         save_figure(figure, path)
 

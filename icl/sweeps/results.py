@@ -121,10 +121,12 @@ class SweepResult:
         # Prompts of several lengths have several numbers of examples; these are everybody's.
         common = [set(record["examples"]) for record in trained]
         examples = sorted(set.intersection(*common)) if common else []
-        shown = spread(len(examples), max(2, MAX_COLUMNS - len(settings)))
+        several = any(len(records) > 1 for _, records in combinations)
+        most = MAX_COLUMNS - (1 if several else 0)  # a deviation beside each error is wide
+        shown = spread(len(examples), max(2, most - len(settings)))
         for setting in settings:
             result.add_column(short_name(setting).replace("_", " "))
-        result.add_column("seeds", justify="right")
+        result.add_column("seeds", justify="right", no_wrap=True)
         for index in shown:
             result.add_column(f"k = {examples[index]}", justify="right", no_wrap=True)
         for changes, records in combinations[:MAX_ROWS]:
@@ -181,7 +183,7 @@ def sweep_figure(sweep: Sweep, result: SweepResult, path: Path) -> None:
             longest = max(numeric, key=lambda name: len(sweep.over[name]))
             _against_setting(errors, result, longest, sweep.over[longest])
         elif single:
-            _by_combination(errors, combinations)
+            _by_combination(errors, result.error_name, combinations)
         else:
             _against_examples(errors, combinations, colours)
         if numeric or not single:
@@ -210,7 +212,7 @@ def _against_setting(axes, result: SweepResult, setting: str, values: list[Any])
         axes.legend(fontsize=8)
 
 
-def _by_combination(axes, combinations) -> None:
+def _by_combination(axes, error_name: str, combinations) -> None:
     """A row for each combination, of prompts that end with the only query."""
     intervals = {}
     for changes, records in combinations[:MAX_ROWS]:
@@ -219,7 +221,7 @@ def _by_combination(axes, combinations) -> None:
             intervals[_label(changes)] = (float(np.mean(last)), min(last), max(last))
     draw_rows(axes, intervals)
     axes.tick_params(axis="y", labelsize=8)
-    axes.set(xlabel="squared error / mean squared label", title="and the range over seeds")
+    axes.set(xlabel=in_lines(error_name), title="and the range over seeds")
 
 
 def _against_examples(axes, combinations, colours) -> None:
