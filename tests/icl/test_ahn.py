@@ -191,7 +191,8 @@ def test_a_sweep_over_layers_ends_with_the_papers_figure(tmp_path, monkeypatch):
     for member in sweep.members:
         made_up(member.run, size=1e-4)
     records = [
-        {"member": member.path.name, "changes": member.changes, "examples": [20]}
+        {"member": member.path.name, "changes": member.changes}
+        | {"examples": [20], "normalised_error": [0.5]}
         for member in sweep.members
     ]
     del records[-1]["examples"]  # as of one that diverged
