@@ -50,17 +50,22 @@ class Checkpoints:
       folder: where they are; made where it is missing.
       keep: how many of the newest stay; None for all.
       resume: the command that continues from them.
-      settings: by name, as JSON; checkpoints that were made with others are refused.
+      settings: from a step to settings by name, as JSON; a checkpoint of that step that was made
+        with others of those names is refused.
 
     Raises:
       RunError: the system refuses the folder.
     """
 
     def __init__(
-        self, folder: Path, keep: int | None, resume: str, settings: dict[str, Any] | None = None
+        self,
+        folder: Path,
+        keep: int | None,
+        resume: str,
+        settings: Callable[[int], dict[str, Any]] = lambda step: {},
     ):
         self._resume = resume
-        self._settings = settings or {}
+        self._settings = settings
         self.folder = Path(folder).absolute()
         with disk.usable(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +106,7 @@ class Checkpoints:
                 }
                 written = {
                     "step": step,
-                    "settings": self._settings,
+                    "settings": self._settings(step),
                     "arrays": _checksums(items),
                 }
                 saves[CHECKSUMS] = ocp.args.JsonSave(written | {"crc32": _seal(written)})
@@ -253,10 +258,11 @@ class Checkpoints:
         if written["step"] != step:
             raise DamagedCheckpoint(f"it is that of step {written['step']}")
         # A version may know settings that another does not.
+        settings = self._settings(step)
         different = [
-            f"{name} is {theirs!r} there, {self._settings[name]!r} here"
+            f"{name} is {theirs!r} there, {settings[name]!r} here"
             for name, theirs in written["settings"].items()
-            if name in self._settings and self._settings[name] != theirs
+            if name in settings and settings[name] != theirs
         ]
         if different:
             raise RunError(self._misfit(step, "; ".join(different)))
@@ -296,8 +302,8 @@ class Checkpoints:
     def _misfit(self, step: int, what: str) -> str:
         return (
             f"checkpoint {self._path(step)} does not fit the settings: {what}. Was config.json "
-            "edited, or another optimiser given? Go on with those it was made with; nothing was "
-            "changed"
+            "edited, or another optimiser given? Put back what it was made with, and change "
+            "settings by options of icl train --resume; nothing was changed"
         )
 
     def _refused(self, step: int) -> OSError | None:

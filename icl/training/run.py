@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import json
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -106,15 +106,23 @@ class Run:
         """Holds the folder for writing; RunError where another process holds it."""
         return locked(self.path)
 
-    def checkpoints(self) -> Checkpoints:
-        settings = plain(self.config.flat())
-        # The optimiser's name may become that of one given from Python, whose arrays must fit.
-        kept = [name for name in settings if fixed(name) and name != "optimizer_name"]
+    def checkpoints(self, may_differ: Callable[[str], bool] = lambda name: False) -> Checkpoints:
+        """Those of the run.
+
+        Args:
+          may_differ: which settings a checkpoint may have been made with others of than
+            config.json tells.
+        """
+
+        def settings(step: int) -> dict[str, Any]:
+            flat = plain(self.config_at(step).flat())
+            return {name: value for name, value in flat.items() if not may_differ(name)}
+
         return Checkpoints(
             self.path / "checkpoints",
             self.config.training.keep_checkpoints,
-            resume=f"icl train --resume {self.path}",
-            settings={name: settings[name] for name in kept},
+            f"icl train --resume {self.path}",
+            settings,
         )
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -169,7 +177,8 @@ class Run:
         """
         learner = Learner(self.config)
         abstract = {"params": jax.eval_shape(learner.init, jax.random.key(0))}
-        with contextlib.closing(self.checkpoints()) as checkpoints:
+        free = lambda name: not fixed(name)
+        with contextlib.closing(self.checkpoints(may_differ=free)) as checkpoints:
             for step, items in checkpoints.restore_all(abstract):
                 yield step, items["params"]
 

@@ -339,6 +339,11 @@ def test_a_resume_that_does_not_fit_is_refused_and_changes_nothing(run, with_che
         edit(run, lambda data: data["config"]["task"].update(noise=0.5))
         with pytest.raises(RunError, match="20 does not fit.*task_noise is 0.0 there, 0.5 here"):
             icl.evaluate(run.path)
+        edit(run, lambda data: data["config"]["task"].update(noise=0.0))
+        edit(run, lambda data: data["config"]["optimizer"].update(learning_rate=1e-4))
+        assert Run.open(run.path).params()[0] == 20
+        with pytest.raises(RunError, match="learning_rate is 0.003 there, 0.0001 here.*--resume"):
+            icl.resume(run.path, logging=QUIET)
 
 
 def test_a_custom_optimizer_of_other_parts_is_refused(tmp_path):
