@@ -430,13 +430,13 @@ def evaluate_shifts(
         curves[name] = {
             who: Curve(*(end[w] for end in ends)) for w, who in enumerate((LEARNER, LEAST_SQUARES))
         }
-    result = Shifts(examples, curves, _error_name(family, shifts), step, prompts, run.path)
+    result = Shifts(examples, curves, error_name_of(family, shifts), step, prompts, run.path)
     result.save()
     shifts_figure(result, run.path / "shifts.png")
     return result
 
 
-def _error_name(family: TaskFamily, shifts: dict[str, Shift]) -> str:
+def error_name_of(family: TaskFamily, shifts: dict[str, Shift]) -> str:
     """What `Shift.error` is under these shifts, in words."""
     noisy = "noise_paper" in shifts and _noisy(family).error_name != family.error_name
     return family.error_name + (" (of noise_paper without its noise)" if noisy else "")

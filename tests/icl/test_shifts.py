@@ -11,7 +11,7 @@ import icl
 from icl.analysis import LearnedFunction, learned_function
 from icl.analysis.learned_function import alignment, draw_lines, query_gradients
 from icl.evaluation import baselines
-from icl.evaluation.shifts import SHIFTS, Shifts, evaluate_shifts, shifts_of
+from icl.evaluation.shifts import SHIFTS, Shifts, error_name_of, evaluate_shifts, shifts_of
 from icl.tasks import (
     DecisionTree,
     LinearClassification,
@@ -93,6 +93,14 @@ def test_predicting_nothing_has_error_one_under_every_shift(family):
             expected += DIM / 20 / family.error_scale
         tolerance = 6 * errors.std() / len(errors) ** 0.5
         assert abs(errors.mean() - expected) < tolerance, (name, errors.mean(), tolerance)
+
+
+def test_an_error_names_the_noise_that_its_scale_leaves_out():
+    plain = "squared error / mean squared label"
+    assert error_name_of(FAMILY, SHIFTS) == f"{plain} (of noise_paper without its noise)"
+    noisy = LinearRegression(dim=DIM, points=POINTS, noise=1.0)
+    assert error_name_of(noisy, SHIFTS) == f"{plain} without noise"
+    assert error_name_of(RENORMALISED, SHIFTS) == plain
 
 
 def test_shifts_start_from_the_same_tasks_and_inputs():

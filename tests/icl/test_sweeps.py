@@ -78,7 +78,9 @@ def test_one_that_diverges_stops_nobody(finished):
 
 
 def test_results_are_the_errors_of_the_members(finished):
-    record = SweepResult.load(finished).records[0]
+    result = SweepResult.load(finished)
+    record = result.records[0]
+    assert result.error_name == finished.config.task.error_name in " ".join(str(result).split())
     assert record["changes"] == {
         "optimizer_learning_rate": 3e-3, "training_pool_size": 4, "training_seed": 0,
     }  # fmt: skip
