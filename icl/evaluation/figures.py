@@ -137,7 +137,7 @@ def save_figure(figure: Any, path: Path) -> None:
 
 def in_lines(name: str) -> str:
     """A name that may be long, in lines that fit beside an axis."""
-    return textwrap.fill(name, 45)
+    return textwrap.fill(name, 50)
 
 
 def pyplot():
