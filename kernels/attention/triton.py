@@ -38,16 +38,24 @@ def _forward(problem: Problem, operands: Operands) -> tuple[jax.Array, Any]:
         return result, ()
     from . import triton_tiled
 
-    log_sum_exp = jax.ShapeDtypeStruct((sizes.B, sizes.N, sizes.T), jnp.float32)
-    result, log_sum_exp = triton_call(
+    saved = triton_call(
         triton_tiled.forward_kernel,
         sizes.B * sizes.N * -(-sizes.T // plan.forward.block_t),
         _inputs(operands),
-        [out, log_sum_exp],
+        _saved_by_tiled(operands, out),
         constants,
         **plan.forward.resources,
     )
-    return result, (result, log_sum_exp)
+    return saved[0], tuple(saved)
+
+
+def _saved_by_tiled(operands: Operands, out: Any) -> list[jax.ShapeDtypeStruct]:
+    """The output, what rounding took from it, and of each row the highest score and 1 / sum."""
+    sizes, rest = Dimensions.of(operands), out
+    if out.dtype == jnp.float32 or operands.bias is not None:
+        rest = jax.ShapeDtypeStruct((sizes.B, 1), out.dtype)
+    row = jax.ShapeDtypeStruct((sizes.B, sizes.N, sizes.T), jnp.float32)
+    return [out, rest, row, row]
 
 
 def _backward(problem: Problem, operands: Operands, saved: tuple, d_out: jax.Array) -> Operands:
@@ -76,6 +84,7 @@ def _backward_row(problem, operands, plan, saved, d_out):
         SUMS_BIAS=sums_bias,
         PACKED=operands.is_packed,
         ROWS=config.rows,
+        **_factors(problem, operands),
         **_gradient_strides(operands, sizes),
     )
     d_query, d_key, d_value, d_bias = triton_call(
@@ -95,14 +104,8 @@ def _backward_tiled(problem, operands, plan, saved, d_out):
     from . import triton_tiled
 
     sizes = Dimensions.of(operands)
-    out, log_sum_exp = saved
-    # A query that sees nothing has a log-sum-exp of +inf; its cotangent may hold anything.
-    sees = (log_sum_exp < jnp.inf) | jnp.isnan(log_sum_exp)
-    delta = jnp.einsum(
-        "btnh,btnh->bnt", out, d_out, preferred_element_type=jnp.float32, precision="highest"
-    )
-    delta = jnp.where(sees, delta, 0)
-    inputs = [*_inputs(operands), d_out, log_sum_exp, delta]
+    out, rest, highest, inverse = saved
+    inputs = [*_inputs(operands), d_out]
     # The two kernels cannot share a packed output, so it is put together afterwards.
     query_shape = (sizes.B, sizes.T, sizes.N, sizes.H)
     key_shape = (sizes.B, sizes.S, sizes.K, sizes.H)
@@ -110,11 +113,30 @@ def _backward_tiled(problem, operands, plan, saved, d_out):
     d_query = jax.ShapeDtypeStruct(query_shape, dtype)
     d_key = jax.ShapeDtypeStruct(key_shape, dtype)
     d_bias = _bias_gradient(sizes, operands, sizes.B)
+    delta = jax.ShapeDtypeStruct(highest.shape, jnp.float32)
+    config = plan.backward_queries
+    d_query, delta, d_bias = triton_call(
+        triton_tiled.backward_queries_kernel,
+        sizes.B * sizes.N * -(-sizes.T // config.block_t),
+        [*inputs, out, rest, highest, inverse],
+        [d_query, delta, d_bias],
+        _constants(
+            problem,
+            operands,
+            config,
+            D_OUT=strides(d_out.shape, sizes.B),
+            OUT=strides(out.shape, sizes.B),
+            D_QUERY=strides(query_shape, sizes.B),
+            D_BIAS=None if operands.bias is None else _score_strides(d_bias.shape),
+            **_factors(problem, operands),
+        ),
+        **config.resources,
+    )
     config = plan.backward
     d_key, d_value = triton_call(
         triton_tiled.backward_keys_kernel,
         sizes.B * sizes.K * -(-sizes.S // config.block_s),
-        inputs,
+        [*inputs, highest, inverse, delta],
         [d_key, d_key],
         _constants(
             problem,
@@ -123,22 +145,7 @@ def _backward_tiled(problem, operands, plan, saved, d_out):
             D_OUT=strides(d_out.shape, sizes.B),
             D_KEY=strides(key_shape, sizes.B),
             D_VALUE=strides(key_shape, sizes.B),
-        ),
-        **config.resources,
-    )
-    config = plan.backward_queries
-    d_query, d_bias = triton_call(
-        triton_tiled.backward_queries_kernel,
-        sizes.B * sizes.N * -(-sizes.T // config.block_t),
-        inputs,
-        [d_query, d_bias],
-        _constants(
-            problem,
-            operands,
-            config,
-            D_OUT=strides(d_out.shape, sizes.B),
-            D_QUERY=strides(query_shape, sizes.B),
-            D_BIAS=None if operands.bias is None else _score_strides(d_bias.shape),
+            **_factors(problem, operands),
         ),
         **config.resources,
     )
@@ -178,6 +185,16 @@ def _constants(problem: Problem, operands: Operands, config: launch.Config, **mo
         BLOCK_H=max(16, launch.next_power_of_2(sizes.H)),
         **more,
     )
+
+
+def _factors(problem: Problem, operands: Operands) -> dict[str, float]:
+    """The scale before and after the products with the gradient of the scores.
+
+    In half precision small gradients must be scaled before the cast; exact products may wait.
+    """
+    if operands.query.dtype == jnp.float32:
+        return dict(EARLY=1.0, LATE=problem.scale)
+    return dict(EARLY=problem.scale, LATE=1.0)
 
 
 def _inputs(operands: Operands) -> list[jax.Array]:
@@ -252,8 +269,8 @@ def _rows_of_bias_sum(problem: Problem, operands: Operands) -> int:
 def _plain_saved(problem: Problem, operands: Operands, out: jax.Array) -> Any:
     if launch.plan(problem, operands).form == "row":
         return ()
-    sizes = Dimensions.of(operands)
-    return out, jnp.zeros((sizes.B, sizes.N, sizes.T), jnp.float32)
+    _, *others = _saved_by_tiled(operands, out)
+    return out, *(jnp.zeros(other.shape, other.dtype) for other in others)
 
 
 def _refusal(target: Target, problem: Problem, operands: Operands) -> str | None:

@@ -13,6 +13,8 @@ import triton.language as tl
 
 from ..tiles import load_length, load_tile, store_tile
 from .triton_tiles import (
+    exponential,
+    gradient_of_scores,
     load_keys_and_values,
     scores_of,
     store_scores,
@@ -20,11 +22,11 @@ from .triton_tiles import (
 
 
 @triton.jit
-def _softmax(scores):
+def _softmax(scores, HAS_BIAS: tl.constexpr):
     """Exponentials, their sum (1 for a row that sees nothing), and which rows see nothing."""
     highest = tl.max(scores, axis=1)
     highest = tl.where(highest > float("-inf"), highest, 0.0)
-    weights = tl.exp2(scores - highest[:, None])
+    weights = exponential(scores - highest[:, None], HAS_BIAS)
     total = tl.sum(weights, axis=1)
     return weights, tl.where(total == 0, 1.0, total), total == 0
 
@@ -88,7 +90,7 @@ def forward_kernel(
                     BIAS, MASK, T, S, SCALE, IS_CAUSAL, LEFT, RIGHT, HAS_BIAS, HAS_MASK,
                     HAS_QUERY_LENGTHS, HIDES, BLOCK_S != S, PRECISION,
                 )  # fmt: skip
-                weights, total, _ = _softmax(scores)
+                weights, total, _ = _softmax(scores, HAS_BIAS)
                 mixed = tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
                 mixed = mixed / total[:, None]
                 store_tile(out, mixed, b, n, rows, features, OUT, T, H, T % BLOCK_T == 0)
@@ -126,6 +128,8 @@ def backward_kernel(
     GROUP: tl.constexpr,
     H: tl.constexpr,
     SCALE: tl.constexpr,
+    EARLY: tl.constexpr,
+    LATE: tl.constexpr,
     IS_CAUSAL: tl.constexpr,
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
@@ -173,7 +177,7 @@ def backward_kernel(
                     BIAS, MASK, T, S, SCALE, IS_CAUSAL, LEFT, RIGHT, HAS_BIAS, HAS_MASK,
                     HAS_QUERY_LENGTHS, HIDES, BLOCK_S != S, PRECISION,
                 )  # fmt: skip
-                weights, total, blind = _softmax(scores)
+                weights, total, blind = _softmax(scores, HAS_BIAS)
                 weights = weights / total[:, None]
                 if HIDES:
                     # What a query that sees nothing holds must not reach the keys.
@@ -182,18 +186,20 @@ def backward_kernel(
                 dv = tl.dot(tl.trans(weights.to(do.dtype)), do, dv, input_precision=PRECISION)
                 d_weights = tl.dot(do, tl.trans(v), input_precision=PRECISION)
                 delta = tl.sum(weights * d_weights, axis=1)
-                d_scores = weights * (d_weights - delta[:, None])
-                if HIDES:
-                    d_scores = tl.where(allowed, d_scores, 0.0)
-                if SUMS_BIAS:
-                    bias_sum += d_scores
-                elif D_BIAS is not None:
-                    store_scores(d_bias, d_scores, b, n, rows, columns, D_BIAS, T, S)
+                if D_BIAS is None:
+                    d_scores = gradient_of_scores(weights, d_weights, delta, allowed, EARLY, HIDES)
+                else:
+                    d_scores = gradient_of_scores(weights, d_weights, delta, allowed, 1.0, HIDES)
+                    if SUMS_BIAS:
+                        bias_sum += d_scores
+                    else:
+                        store_scores(d_bias, d_scores, b, n, rows, columns, D_BIAS, T, S)
+                    d_scores *= EARLY
                 d_scores = d_scores.to(q.dtype)
                 dk = tl.dot(tl.trans(d_scores), q, dk, input_precision=PRECISION)
-                dq = tl.dot(d_scores, k, input_precision=PRECISION) * SCALE
+                dq = tl.dot(d_scores, k, input_precision=PRECISION) * LATE
                 store_tile(d_query, dq, b, n, rows, features, D_QUERY, T, H, T % BLOCK_T == 0)
-        store_tile(d_key, dk * SCALE, b, head, columns, features, D_KEY, S, H, BLOCK_S == S)
+        store_tile(d_key, dk * LATE, b, head, columns, features, D_KEY, S, H, BLOCK_S == S)
         store_tile(d_value, dv, b, head, columns, features, D_VALUE, S, H, BLOCK_S == S)
     if SUMS_BIAS:
         rows = tl.arange(0, BLOCK_T)

@@ -76,6 +76,9 @@ def pairs_allowed(
         allowed = allowed & (columns[None, :] <= rows[:, None] + RIGHT)
     if HAS_QUERY_LENGTHS:
         allowed = allowed & (rows[:, None] < query_length)
+    elif S > T:
+        # Rows of the last block that are no queries must not see keys that no query sees.
+        allowed = allowed & (rows[:, None] < T)
     if HAS_MASK:
         allowed = allowed & (load_scores(mask, b, n, rows, columns, MASK, T, S) != 0)
     return allowed
@@ -145,14 +148,16 @@ def scores_of(
     OVERHANGS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """(scale * q k^T + bias) * log2(e), -inf where hidden, and which pairs are allowed.
+    """(scale * q k^T + bias) for `exponential`, -inf where hidden, and which pairs are allowed.
 
     OVERHANGS: the columns may pass S.
     """
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (SCALE * LOG2E)
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     if HAS_BIAS:
         extra = load_scores(bias, b, n, rows, columns, BIAS, T, S)
-        scores += extra.to(tl.float32) * LOG2E
+        scores = scores * SCALE + extra.to(tl.float32)
+    else:
+        scores = scores * (SCALE * LOG2E)
     allowed = pairs_allowed(
         mask, b, n, rows, columns, query_length, key_length,
         MASK, T, S, IS_CAUSAL, LEFT, RIGHT, HAS_MASK, HAS_QUERY_LENGTHS,
@@ -162,3 +167,25 @@ def scores_of(
     elif OVERHANGS:
         scores = tl.where(columns[None, :] < S, scores, float("-inf"))
     return scores, allowed
+
+
+@triton.jit
+def exponential(differences, HAS_BIAS: tl.constexpr):
+    """exp of a difference of two of `scores_of`, which hold the factor log2(e) unless biased.
+
+    A bias may be the largest number there is, so what is multiplied is the difference.
+    """
+    if HAS_BIAS:
+        differences = differences * LOG2E
+    return tl.exp2(differences)
+
+
+@triton.jit
+def gradient_of_scores(
+    weights, d_weights, delta, allowed, FACTOR: tl.constexpr, HIDES: tl.constexpr
+):
+    """FACTOR times the gradient of the scores; the factor costs no instruction of its own."""
+    d_scores = weights * (d_weights * FACTOR - (delta * FACTOR)[:, None])
+    if HIDES:
+        d_scores = tl.where(allowed, d_scores, 0.0)
+    return d_scores
