@@ -44,20 +44,41 @@ def results(implementation, arrays, d_out, **options):
     return runner(implementation, **options)(arrays, d_out)
 
 
-def assert_as_exact_as(name, baseline, ours, exact, dtype):
+def assert_as_exact_as(name, baseline, ours, exact, dtype, score=0.0):
     """The root mean square error is at most twice the baseline's, give or take two roundings.
 
-    A gradient of 0 is a difference of larger numbers, so a rounding is one of the largest result;
-    and that of a bias, the last, is a sum of as many as the bias was broadcast to.
+    A gradient of 0 is a difference of larger numbers, which in half precision are at hand with
+    twice its digits. The two forms in XLA alone, each the other's baseline, round them too, and
+    the XLA form may have four times the definition's error: it rounds the gradients of scores, as
+    every kernel does. A rounding of the largest score, where given, moves its probability by as
+    much. And the gradient of a bias, the last, is a sum of as many as the bias was broadcast to.
     """
     size = lambda array: np.sqrt(np.mean(array**2))
-    slack = 2 * float(jnp.finfo(dtype).eps) * max(size(truth) for truth in exact)
+    times = 4 if name == "xla" else 2
+    eps, single = float(jnp.finfo(dtype).eps), float(jnp.finfo(jnp.float32).eps)
+    inside = eps if name in ("reference", "xla") else max(eps**2, single)
+    slack = 2 * (inside + single * score) * max(size(truth) for truth in exact)
+    slack += float(jnp.finfo(dtype).smallest_subnormal)
     batch, length, heads, _ = exact[0].shape
     scores = batch * heads * length * exact[2].shape[1]
     for i, (theirs, mine, truth) in enumerate(zip(baseline, ours, exact, strict=True)):
         terms = scores / truth.size if i == 4 else 1
-        allowed = 2 * size(theirs - truth) + slack * np.sqrt(terms)
-        assert size(mine - truth) <= allowed, name
+        allowed = times * size(theirs - truth) + slack * np.sqrt(terms) + 2 * eps * size(truth)
+        assert size(mine - truth) <= allowed, f"{name}, result {i}"
+
+
+def spoil(arrays, d_out, **options):
+    """The same with NaN or infinity in keys, values, queries and cotangents that play no part."""
+    query, key, value, *bias = arrays
+    batch, length, heads, _ = query.shape
+    key_length, key_heads = key.shape[1:3]
+    seen = oracle.allowed_pairs((batch, heads, length, key_length), **options)
+    blind = ~seen.any(-1).swapaxes(1, 2)[..., None]
+    of_groups = seen.any(2).reshape(batch, key_heads, -1, key_length)
+    hidden = ~of_groups.any(2).swapaxes(1, 2)[..., None]
+    fill = lambda array, where, bad: np.where(where, np.asarray(bad, array.dtype), array)
+    arrays = [fill(query, blind, np.nan), fill(key, hidden, np.nan), fill(value, hidden, np.inf)]
+    return [*arrays, *bias], fill(d_out, blind, np.nan)
 
 
 def draw_options(rng, batch, heads, length, key_length, dtype):
@@ -77,15 +98,18 @@ def draw_options(rng, batch, heads, length, key_length, dtype):
     if flip():
         options["mask"] = rng.random(cut()) < 0.7
     if flip():
-        bias = jnp.asarray(rng.normal(size=cut()), dtype)
+        bias = rng.normal(size=cut())
+        # The lowest and the highest number: the mean of the values, and one of them.
+        lowest, highest = (float(getattr(jnp.finfo(dtype), end)) for end in ("min", "max"))
+        bias[..., -1, :] = lowest
+        bias[:, :, bias.shape[2] // 2, -1] = highest
+        bias = jnp.asarray(bias, dtype)
     if flip():
         options["key_value_seq_lengths"] = draw_lengths(key_length)
     if flip():
         options["query_seq_lengths"] = draw_lengths(length)
     if flip():
         options["local_window_size"] = [0, 3, (40, 2), (1, 70)][rng.integers(4)]
-    if flip():
-        options["scale"] = 0.3
     return options, bias
 
 
@@ -93,19 +117,24 @@ def draw_options(rng, batch, heads, length, key_length, dtype):
 def test_all_options_together(case):
     """Every implementation on the same call, whose lengths, heads and options are drawn.
 
-    Every dtype meets every size, and every width is there.
+    Every dtype meets every size and every scale, every width is there, most calls have more keys
+    than queries, and what plays no part is not finite.
     """
     rng = np.random.default_rng(case)
     dtype = [jnp.float32, jnp.bfloat16, jnp.float16][case % 3]
     longest = [20, 70, 20, 300][case % 4]
     width = [8, 64, 128, 16, 1, 100, 24, 32][case % 8]
     length, key_length = (draw_length(rng, longest) for _ in range(2))
+    if case % 4:
+        length, key_length = sorted((length, key_length))
     batch, key_heads, groups = (2, rng.integers(1, 3), 4) if longest == 20 else (1, 1, 3)
     heads = key_heads * rng.integers(1, groups)
     *arrays, d_out = draw_inputs(case, batch, length, key_length, heads, key_heads, width, dtype)
     options, bias = draw_options(rng, batch, heads, length, key_length, dtype)
+    options |= [{}, dict(scale=0.3), dict(scale=0.0), dict(scale=100.0)][case // 3]
     if bias is not None:
         arrays.append(bias)
+    arrays, d_out = spoil(arrays, d_out, **options)
     exact = oracle.attention(*arrays, d_out=d_out, **options)
     assert exact[0].any(), "nothing is seen"
     ours = {name: results(name, arrays, d_out, **options) for name in ALL}
@@ -113,17 +142,41 @@ def test_all_options_together(case):
         ours["tiled"] = results("triton", arrays, d_out, **options)
     for name, mine in ours.items():
         baseline = ours["reference" if name == "xla" else "xla"]
-        assert_as_exact_as(name, baseline, mine, exact, dtype)
+        score = options.get("scale", 1) * 4 * width
+        assert_as_exact_as(name, baseline, mine, exact, dtype, score)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_at_its_limits(dtype):
+    """A batch row each: saturated, of values and keys with much in common, of small gradients."""
+    *arrays, d_out = draw_inputs(0, 3, 5, 40, 2, 1, 16)
+    query, key, value, d_out = map(np.asarray, (*arrays, d_out))
+    row = np.arange(3)[:, None, None, None]
+    arrays = [query / np.where(row == 0, 1, 50), key + 4 * (row == 1), value + 8 * (row == 1)]
+    arrays = [array.astype(jnp.dtype(dtype)) for array in arrays]
+    d_out = (d_out * np.where(row == 2, 1e-6, 1)).astype(jnp.dtype(dtype))
+    options = dict(scale=100.0)
+    exact = oracle.attention(*arrays, d_out=d_out, **options)
+    baseline = results("xla", arrays, d_out, **options)
+    ours = {name: results(name, arrays, d_out, **options) for name in FUSED}
+    with launch.forcing(TILED):
+        ours["tiled"] = results("triton", arrays, d_out, **options)
+    for name, mine in ours.items():
+        for i in range(3):
+            of_row = ([array[i : i + 1] for array in tree] for tree in (baseline, mine, exact))
+            assert_as_exact_as(f"{name}, row {i}", *of_row, dtype)
 
 
 @pytest.mark.parametrize("length", EDGES)
 def test_lengths_around_the_tiles(length):
-    *arrays, d_out = draw_inputs(length, 1, length, length, 1, 1, 16)
+    key_length = EDGES[(EDGES.index(length) + 1) % len(EDGES)]
+    *arrays, d_out = draw_inputs(length, 1, length, key_length, 1, 1, 16)
     options = dict(is_causal=length % 2 == 0)
+    arrays, d_out = spoil(arrays, d_out, **options)
     exact = oracle.attention(*arrays, d_out=d_out, **options)
     baseline = results("xla", arrays, d_out, **options)
     ours = {name: results(name, arrays, d_out, **options) for name in FUSED}
-    if length <= 129:  # longer ones are tiled anyway
+    if key_length <= 128:  # longer ones are tiled anyway
         with launch.forcing(TILED):
             ours["tiled"] = results("triton", arrays, d_out, **options)
     for name, mine in ours.items():
@@ -143,8 +196,9 @@ def test_float64_is_computed_in_float64(implementation):
 HIDING = {
     "causal": (dict(is_causal=True), np.s_[:, 9:]),
     "lengths": (dict(key_value_seq_lengths=np.array([7, 0])), np.s_[:, 7:]),
-    "mask": (dict(mask=np.arange(20) % 3 != 1), np.s_[:, 1::3]),
-    "window": (dict(local_window_size=(4, 0)), np.s_[:, 13:]),
+    "mask": (dict(mask=np.arange(24) % 3 != 1), np.s_[:, 1::3]),
+    # The last query sees keys up to 20.
+    "window": (dict(local_window_size=(4, 1)), np.s_[:, 21:]),
 }
 
 
@@ -153,9 +207,9 @@ HIDING = {
 def test_what_is_hidden_never_leaks(implementation, hiding):
     """NaN and infinity in keys and values change no bit for queries that do not see them."""
     options, hidden = HIDING[hiding]
-    query, key, value, d_out = draw_inputs(3, 2, 20, 20, 2, 1, 8)
-    seen_by = oracle.allowed_pairs((2, 2, 20, 20), **options)
-    touched = np.zeros((2, 20, 1, 8), bool)
+    query, key, value, d_out = draw_inputs(3, 2, 20, 24, 2, 1, 8)
+    seen_by = oracle.allowed_pairs((2, 2, 20, 24), **options)
+    touched = np.zeros((2, 24, 1, 8), bool)
     touched[hidden] = True
     blind = ~(seen_by & touched[:, None, None, :, 0, 0]).any(-1).swapaxes(1, 2)[..., None]
     # Only what the spared queries give back is compared, as the others see NaN and should.
@@ -211,7 +265,7 @@ def test_a_query_that_sees_nothing_is_zero_with_zero_gradient(implementation):
 @pytest.mark.parametrize("implementation", [*FUSED, "tiled"])
 def test_two_runs_give_the_same_bits(implementation):
     # An interpreter takes its time.
-    batch, heads = (4, 4) if ON_GPU else (3, 2)
+    batch, heads = (4, 4) if ON_GPU else (1, 2)
     *arrays, d_out = draw_inputs(0, batch, 33, 40, heads, heads // 2, 16, jnp.bfloat16)
     bias = np.random.default_rng(0).normal(size=(heads, 33, 40))
     arrays.append(jnp.asarray(bias, jnp.bfloat16))
@@ -247,8 +301,8 @@ def test_packed_is_the_same(implementation):
 def test_gradient_of_a_bias_that_rows_share(implementation, monkeypatch):
     """The row form adds it up on chip, in groups of batch rows, which vmap must not mix."""
     monkeypatch.setattr(launch, "FEWEST_PROGRAMS", 2)
-    *arrays, d_out = draw_inputs(0, 12, 17, 20, 2, 2, 8)
-    bias = jnp.asarray(np.random.default_rng(1).normal(size=(2, 17, 20)), jnp.float32)
+    *arrays, d_out = draw_inputs(0, 6, 5, 7, 2, 2, 8)
+    bias = jnp.asarray(np.random.default_rng(1).normal(size=(2, 5, 7)), jnp.float32)
     options = dict(is_causal=True)
     ours = results(implementation, [*arrays, bias], d_out, **options)
     exact = oracle.attention(*arrays, bias, d_out=d_out, **options)
@@ -260,8 +314,8 @@ def test_gradient_of_a_bias_that_rows_share(implementation, monkeypatch):
         )
         return jax.vjp(attend, bias)[1](d_out)[0]
 
-    parts = jax.vmap(d_bias)(*(array.reshape(3, 4, *array.shape[1:]) for array in (*arrays, d_out)))
-    first = oracle.attention(*(array[:4] for array in arrays), bias, d_out=d_out[:4], **options)
+    parts = jax.vmap(d_bias)(*(array.reshape(3, 2, *array.shape[1:]) for array in (*arrays, d_out)))
+    first = oracle.attention(*(array[:2] for array in arrays), bias, d_out=d_out[:2], **options)
     np.testing.assert_allclose(parts[0], first[-1], atol=1e-5)
     np.testing.assert_allclose(parts.sum(0), exact[-1], atol=1e-5)
 
