@@ -266,7 +266,7 @@ def _figure(result: Alignment, path: Path) -> None:
             right.plot(result.steps, values, label=name, color=f"C{index}", **marker)
         right.axhline(1, color="0.7", linewidth=1, linestyle=":")
         right.set(title=f"against {nearest}", ylim=(min(0, right.get_ylim()[0]), None))
-        right.legend(fontsize=8)
+        right.legend(fontsize=8, loc="center left")
         for axes in (left, right):
             axes.set_xscale("symlog", linthresh=max(1, result.steps[1]))
             axes.set_xlim(0, None)
