@@ -2,11 +2,13 @@
 
 import contextlib
 import math
+import operator
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def check_floating(name: str, array: jax.Array) -> None:
@@ -21,7 +23,38 @@ def as_scale(scale: Any, width: int) -> float:
         return max(width, 1) ** -0.5
     if isinstance(scale, jax.core.Tracer):
         raise TypeError("scale must be a number; multiply the query by a scale that JAX traces")
-    return float(scale)
+    number = np.asarray(scale)
+    kinds = (jnp.integer, jnp.floating)
+    if number.ndim or not any(jnp.issubdtype(number.dtype, kind) for kind in kinds):
+        raise TypeError(f"scale must be one number, got {scale!r}; multiply the query by any other")
+    if not math.isfinite(number):
+        raise ValueError(f"scale must be finite, got {scale!r}")
+    return float(number)
+
+
+def as_flag(name: str, flag: Any) -> bool:
+    """`flag`, which must be True or False."""
+    if not isinstance(flag, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {flag!r}")
+    return bool(flag)
+
+
+def as_window(window: Any) -> tuple[int, int] | None:
+    """`(left, right)` of a window, of which one number stands for both."""
+    if window is None:
+        return None
+    sides = window if isinstance(window, tuple | list) else (window, window)
+    try:
+        if len(sides) != 2 or any(isinstance(side, bool | np.bool_) for side in sides):
+            raise TypeError
+        left, right = map(operator.index, sides)
+    except TypeError:
+        raise TypeError(
+            f"local_window_size must be an integer or two, (left, right), got {window!r}"
+        ) from None
+    if left < 0 or right < 0:
+        raise ValueError(f"local_window_size must not be negative, got {window}")
+    return left, right
 
 
 def flat_rows(

@@ -98,23 +98,16 @@ def choose(
       default: the one that always works.
 
     Raises:
-      ValueError: a name that does not exist.
+      ValueError, TypeError: as `names_of`.
       NotImplementedError: none of the names can do this here; the message says why not.
     """
-    here = target()
-    if asked is None:
+    here, names = target(), names_of(op, implementations, asked)
+    if names is None:
         for candidate in implementations.values():
             best = candidate.is_best(here, problem, operands)
             if best and candidate.refusal(here, problem, operands) is None:
                 return candidate.run_anywhere or candidate.run
         return implementations[default].run
-    names = [asked] if isinstance(asked, str) else list(asked)
-    unknown = [name for name in names if name not in implementations]
-    if unknown or not names:
-        raise ValueError(
-            f"no implementation of {op} called {', '.join(map(repr, unknown)) or 'nothing'}; "
-            f"there are {', '.join(map(repr, implementations))}, or None for the best one here"
-        )
     reasons = []
     for name in names:
         reason = implementations[name].refusal(here, problem, operands)
@@ -122,6 +115,29 @@ def choose(
             return implementations[name].run
         reasons.append(f"{name}: {reason}")
     raise NotImplementedError(f"{op} cannot run here as asked. " + "; ".join(reasons))
+
+
+def names_of(
+    op: str, implementations: Mapping[str, Implementation], asked: Any
+) -> list[str] | None:
+    """The names asked for, in order of preference; None where the best one is.
+
+    Raises:
+      ValueError: a name that does not exist, or no name at all.
+      TypeError: what is no name.
+    """
+    if asked is None:
+        return None
+    names = [asked] if isinstance(asked, str) else asked
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"implementation must be a name, several or None, got {asked!r}")
+    unknown = [name for name in names if name not in implementations]
+    if unknown or not names:
+        raise ValueError(
+            f"no implementation of {op} called {', '.join(map(repr, unknown)) or 'nothing'}; "
+            f"there are {', '.join(map(repr, implementations))}, or None for the best one here"
+        )
+    return list(names)
 
 
 def portable(kernel: Callable, plain: Callable, platform: str = "cuda") -> Callable:

@@ -1,5 +1,6 @@
 """The public attention functions: arguments checked, implementation chosen."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,7 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from .. import dispatch
-from ..arguments import as_scale, check_floating, flat_lengths, flat_rows, forward_mode_hint
+from ..arguments import (
+    as_flag,
+    as_scale,
+    as_window,
+    check_floating,
+    flat_lengths,
+    flat_rows,
+    forward_mode_hint,
+)
 from . import cudnn, pallas, reference, triton, xla
 from .problem import Dimensions, Operands, Problem
 
@@ -39,8 +48,11 @@ def dot_product_attention(
     `softmax(scale * query @ key^T + bias) @ value` over the keys that the mask allows
     (Vaswani et al. 2017, section 3.2.1). Softmax and sums are in float32, or float64
     for float64 inputs. Unlike JAX's own, a query that may attend to no key gives 0, with
-    zero gradients, and NaN or infinity in a hidden key or value changes nothing; where it is
-    seen, the query's whole result is NaN.
+    zero gradients, and so does one whose bias is -inf for every key. NaN or infinity in a hidden
+    key or value changes nothing. In a call with anything that can hide a key (mask, causality,
+    window or lengths) a query that sees NaN or infinity in a key or value gets NaN in its whole
+    result. With nothing of the kind these spread as in the formula: NaN in a value spoils its own
+    feature alone, and a key of infinite score counts for nothing where that is -inf.
 
     Differentiable in reverse mode as often as wanted; for `jax.jvp` and what is built on
     it (`jacfwd`, `hessian`), ask for `implementation="reference"`.
@@ -66,17 +78,17 @@ def dot_product_attention(
       `[..., T, N, H]` in the dtype of `query`.
 
     Raises:
-      ValueError: shapes that do not fit, or no implementation of that name.
-      TypeError: inputs that are not floating point, or a mask that is not boolean.
+      ValueError: shapes that do not fit, a scale that is not finite, a negative window, or no
+        implementation of that name.
+      TypeError: inputs that are not floating point, a mask that is not boolean, or an option of
+        the wrong type.
       NotImplementedError: the implementation asked for cannot do this here; says why.
     """
     query, key, value = jnp.asarray(query), jnp.asarray(key), jnp.asarray(value)
     _check_shapes(query, key, value)
     batch = query.shape[:-3]
     heads, length, key_length = query.shape[-2], query.shape[-3], key.shape[-3]
-    flat = lambda array: array.reshape(-1, *array.shape[-3:])
-    if 0 in query.shape or 0 in key.shape:
-        return jnp.zeros_like(query)
+    flat = lambda array: array.reshape(math.prod(batch), *array.shape[-3:])
     operands = Operands(flat(query), flat(key), flat(value))
     out = _attend(
         operands, batch, (heads, length, key_length), bias, mask, scale, is_causal,
@@ -118,12 +130,10 @@ def packed_dot_product_attention(
         raise ValueError(f"qkv must be [..., length, 3, heads, head_dim], got {qkv.shape}")
     check_floating("qkv", qkv)
     *batch, length, _, heads, width = qkv.shape
-    if 0 in qkv.shape:
-        return jnp.zeros((*batch, length, heads, width), qkv.dtype)
     out = _attend(
-        Operands(qkv.reshape(-1, *qkv.shape[-4:])), tuple(batch), (heads, length, length), bias,
-        mask, scale, is_causal, query_seq_lengths, key_value_seq_lengths, local_window_size,
-        implementation,
+        Operands(qkv.reshape(math.prod(batch), *qkv.shape[-4:])), tuple(batch),
+        (heads, length, length), bias, mask, scale, is_causal, query_seq_lengths,
+        key_value_seq_lengths, local_window_size, implementation,
     )  # fmt: skip
     return out.reshape(*batch, length, heads, width)
 
@@ -155,10 +165,13 @@ def _attend(
     )
     problem = Problem(
         scale=as_scale(scale, Dimensions.of(operands).H),
-        is_causal=bool(is_causal),
-        window=_as_window(local_window_size),
+        is_causal=as_flag("is_causal", is_causal),
+        window=as_window(local_window_size),
         precision=jax.config.jax_default_matmul_precision,
     )
+    if any(0 in array.shape for array in (operands.query, operands.key) if array is not None):
+        dispatch.names_of("attention", IMPLEMENTATIONS, implementation)
+        return jnp.zeros_like(operands.query[:, :, 0] if operands.is_packed else operands.query)
     attend = dispatch.choose("attention", IMPLEMENTATIONS, implementation, problem, operands, "xla")
     with forward_mode_hint("reference"):
         return attend(problem, operands)
@@ -179,12 +192,3 @@ def _check_shapes(query: jax.Array, key: jax.Array, value: jax.Array) -> None:
         raise ValueError(
             f"{query.shape[-2]} query heads cannot share {key.shape[-2]} key heads evenly"
         )
-
-
-def _as_window(window: Any) -> tuple[int, int] | None:
-    if window is None:
-        return None
-    left, right = (window, window) if isinstance(window, int) else window
-    if left < 0 or right < 0:
-        raise ValueError(f"local_window_size must not be negative, got {window}")
-    return int(left), int(right)

@@ -1,85 +1,153 @@
 """The attention function in the form that Flax's layers call. Needs no Flax itself."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from .api import dot_product_attention
+from .. import dispatch
+from ..arguments import as_flag, as_scale, as_window
+from .api import IMPLEMENTATIONS, dot_product_attention
 
 
 def flax_attention_fn(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    bias: jax.Array | None = None,
-    mask: jax.Array | None = None,
-    broadcast_dropout: bool = True,
-    dropout_rng: Any = None,
-    dropout_rate: float = 0.0,
-    deterministic: bool = False,
-    dtype: Any = None,
-    precision: Any = None,
-    module: Any = None,
-    is_causal: bool = False,
-    force_fp32_for_softmax: bool = True,
-    qk_attn_weights_einsum: Any = None,
-    attn_weights_value_einsum: Any = None,
-    *,
+    *arrays: Any,
+    is_causal: bool | None = None,
     scale: float | None = None,
     local_window_size: int | tuple[int, int] | None = None,
-    implementation: Any = None,
+    implementation: str | Sequence[str] | None = None,
     **unknown: Any,
-) -> jax.Array:
-    """`attention_fn` of `flax.nnx.MultiHeadAttention` and linen's `MultiHeadDotProductAttention`.
+) -> "FlaxAttention":
+    """Makes the `attention_fn` of Flax's `MultiHeadAttention` (nnx, and linen's DotProduct one).
 
-    Fix the last few arguments with `functools.partial`; linen never says that it is causal, so
-    `partial(flax_attention_fn, is_causal=True)` and no mask is the fast way there. Linen passes
-    only what it finds in this signature, which therefore names everything.
+    `nnx.MultiHeadAttention(..., attention_fn=flax_attention_fn(is_causal=True))`. Options are given
+    here, where no layer overrides them. `functools.partial` would lose what the layer passes too:
+    nnx passes `is_causal=False` in every call. So a partial of this function, or this function
+    itself as `attention_fn`, is an error.
 
     Args:
-      query, key, value: `[..., length, heads, head_dim]`, cast to `dtype` when that is given.
-      bias, scale, is_causal, local_window_size, implementation: as in `dot_product_attention`.
-      mask: True, or nonzero as Flax's float masks have it, where a query may attend;
-        broadcastable to `[..., heads, T, S]`. A query that sees nothing gives 0, where Flax gives
-        the mean of all values.
-      deterministic, dropout_rate, dropout_rng, broadcast_dropout: dropout must be off.
-      precision, force_fp32_for_softmax: accepted; sums and softmax are in float32 anyway.
-      module: must be None: there are no weights to sow.
+      is_causal: must be given. True: causal in every call, which needs no mask and is fastest.
+        False: as the layer says, by its mask or, in nnx, by `layer(x, is_causal=True)`.
+      scale, local_window_size, implementation: as in `dot_product_attention`.
+
+    Returns:
+      A function that a layer calls. Equal options make equal functions, which share what is
+      compiled.
 
     Raises:
-      NotImplementedError: dropout, sown weights, or anything else that it does not know.
-      And as `dot_product_attention`.
+      TypeError: no `is_causal`; arrays, or an argument that the layer passes; an option of the
+        wrong type.
+      ValueError: as `dot_product_attention`, for these options.
     """
-    if dropout_rate > 0 and not deterministic:
-        raise NotImplementedError(
-            "fused attention has no dropout: set dropout_rate=0 or deterministic=True, or use "
-            "Flax's own attention_fn"
+    if arrays or is_causal is None:
+        raise TypeError(
+            "flax_attention_fn makes the function that a layer calls: give the layer "
+            "attention_fn=flax_attention_fn(is_causal=True), or False to leave that to the layer, "
+            "with all other options there too, and no functools.partial: it loses what the layer "
+            "passes as well"
         )
-    if module is not None:
-        raise NotImplementedError(
-            "fused attention never forms the weights, so sow_weights has nothing to sow; use "
-            "Flax's own attention_fn for that"
+    if unknown:
+        raise TypeError(
+            f"flax_attention_fn does not take {', '.join(unknown)}: give it to the layer, or to "
+            "the function that is made"
         )
-    unknown |= dict(
-        qk_attn_weights_einsum=qk_attn_weights_einsum,
-        attn_weights_value_einsum=attn_weights_value_einsum,
+    names = dispatch.names_of("attention", IMPLEMENTATIONS, implementation)
+    return FlaxAttention(
+        is_causal=as_flag("is_causal", is_causal),
+        scale=None if scale is None else as_scale(scale, 1),
+        local_window_size=as_window(local_window_size),
+        implementation=None if names is None else tuple(names),
     )
-    for name, given in unknown.items():
-        if given is not None:
-            raise NotImplementedError(f"fused attention does not know {name}; leave it out")
-    if dtype is not None:
-        query, key, value = (jnp.asarray(array, dtype) for array in (query, key, value))
-    if mask is not None:
-        mask = jnp.asarray(mask) != 0
-    return dot_product_attention(
-        query,
-        key,
-        value,
-        bias,
-        mask,
-        scale=scale,
-        is_causal=is_causal,
-        local_window_size=local_window_size,
-        implementation=implementation,
-    )
+
+
+@dataclass(frozen=True)
+class FlaxAttention:
+    """What `flax_attention_fn` makes, of its options."""
+
+    is_causal: bool
+    scale: float | None
+    local_window_size: tuple[int, int] | None
+    implementation: Any
+
+    def __call__(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        bias: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        broadcast_dropout: bool = True,
+        dropout_rng: Any = None,
+        dropout_rate: float = 0.0,
+        deterministic: bool = False,
+        dtype: Any = None,
+        precision: Any = None,
+        module: Any = None,
+        is_causal: bool = False,
+        force_fp32_for_softmax: bool = True,
+        qk_attn_weights_einsum: Any = None,
+        attn_weights_value_einsum: Any = None,
+        **unknown: Any,
+    ) -> jax.Array:
+        """What a layer calls. Linen passes only what it finds in this signature, so it names all.
+
+        Args:
+          query, key, value: `[..., length, heads, head_dim]`, cast to `dtype` when that is given.
+          bias: as in `dot_product_attention`.
+          mask: True, or nonzero as Flax's float masks have it, where a query may attend;
+            broadcastable to `[..., heads, T, S]`. A query that sees nothing gives 0, where Flax
+            gives the mean of all values.
+          is_causal: makes the call causal, as that of `flax_attention_fn` does.
+          deterministic, dropout_rate, dropout_rng, broadcast_dropout: dropout must be off.
+          precision, force_fp32_for_softmax: accepted; sums and softmax are in float32 anyway.
+          module: must be None: there are no weights to sow.
+
+        Raises:
+          NotImplementedError: dropout, sown weights, or anything else that it does not know.
+          ValueError: causality or a window where keys are not as many as queries. In decode mode
+            a layer's mask hides what is not written yet, but nothing says where its query stands.
+          And as `dot_product_attention`.
+        """
+        if dropout_rate > 0 and not deterministic:
+            raise NotImplementedError(
+                "fused attention has no dropout: set dropout_rate=0 or deterministic=True, or use "
+                "Flax's own attention_fn"
+            )
+        if module is not None:
+            raise NotImplementedError(
+                "fused attention never forms the weights, so sow_weights has nothing to sow; use "
+                "Flax's own attention_fn for that"
+            )
+        unknown |= dict(
+            qk_attn_weights_einsum=qk_attn_weights_einsum,
+            attn_weights_value_einsum=attn_weights_value_einsum,
+        )
+        for name, given in unknown.items():
+            if given is not None:
+                raise NotImplementedError(f"fused attention does not know {name}; leave it out")
+        is_causal = as_flag("is_causal", is_causal) or self.is_causal
+        counts_positions = is_causal or self.local_window_size is not None
+        if counts_positions and query.shape[-3] != key.shape[-3]:
+            raise ValueError(
+                f"causality and windows need the positions of queries, and {query.shape[-3]} "
+                f"queries of {key.shape[-3]} keys have none. A layer in decode mode is causal by "
+                "its own mask: give it flax_attention_fn(is_causal=False), and no is_causal in "
+                "the call"
+            )
+        if dtype is not None:
+            query, key, value = (jnp.asarray(array, dtype) for array in (query, key, value))
+        if mask is not None:
+            mask = jnp.asarray(mask) != 0
+        return dot_product_attention(
+            query,
+            key,
+            value,
+            bias,
+            mask,
+            scale=self.scale,
+            is_causal=is_causal,
+            local_window_size=self.local_window_size,
+            implementation=self.implementation,
+        )

@@ -48,15 +48,16 @@ def attention(problem: Problem, operands: Operands) -> jax.Array:
     scores = product("btnh,bsnh->bnts", query, key) * problem.scale
     if bias is not None:
         scores = scores + bias.astype(dtype)
-    if allowed is None:
-        weights = jax.nn.softmax(scores, axis=-1)
-    else:
-        lowest = jnp.finfo(dtype).min
+    lowest = jnp.finfo(dtype).min
+    if allowed is not None:
         scores = jnp.where(allowed, scores + poison.astype(dtype), lowest)
-        highest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
-        weights = jnp.where(allowed, jnp.exp(scores - highest), 0)
-        total = weights.sum(axis=-1, keepdims=True)
-        weights = weights / jnp.where(total == 0, 1, total)
+    # Never -inf, so that a query whose scores all are -inf has weights of 0.
+    highest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    weights = jnp.exp(scores - jnp.maximum(highest, lowest))
+    if allowed is not None:
+        weights = jnp.where(allowed, weights, 0)
+    total = weights.sum(axis=-1, keepdims=True)
+    weights = weights / jnp.where(total == 0, 1, total)
     result = product("bnts,bsnh->btnh", weights.astype(value.dtype), value)
     if allowed is not None:
         result = jnp.where(sees, result, 0)

@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from .. import dispatch
-from ..arguments import as_scale, check_floating, flat_lengths, flat_rows, forward_mode_hint
+from ..arguments import (
+    as_flag,
+    as_scale,
+    check_floating,
+    flat_lengths,
+    flat_rows,
+    forward_mode_hint,
+)
 from . import pallas, reference, triton, xla
 from .problem import Operands, Problem
 
@@ -75,18 +82,20 @@ def linear_attention(
       `initial_state` with the batch axes.
 
     Raises:
-      ValueError: shapes that do not fit, a decay where nothing is causal, or no implementation of
-        that name.
-      TypeError: inputs that are not floating point, or lengths that are not integers.
+      ValueError: shapes that do not fit, a decay where nothing is causal, a scale that is not
+        finite, or no implementation of that name.
+      TypeError: inputs that are not floating point, lengths that are not integers, or an option of
+        the wrong type.
       NotImplementedError: the implementation asked for cannot do this here; says why.
     """
+    is_causal, normalize = as_flag("is_causal", is_causal), as_flag("normalize", normalize)
     if log_decay is not None and not is_causal:
         raise ValueError(
             "log_decay needs is_causal=True; without an order of the steps nothing can decay"
         )
     return _attend(
         "linear_attention", query, key, value, None, log_decay, key_value_seq_lengths,
-        initial_state, scale, bool(is_causal), bool(normalize), return_state, implementation,
+        initial_state, scale, is_causal, normalize, return_state, implementation,
     )  # fmt: skip
 
 
@@ -129,6 +138,8 @@ def delta_rule(
     Raises:
       As `linear_attention`.
     """
+    if beta is None:
+        raise TypeError("beta must be given: without it this is linear_attention")
     return _attend(
         "delta_rule", query, key, value, beta, log_decay, None,
         initial_state, scale, True, False, return_state, implementation,
@@ -169,10 +180,11 @@ def _attend(
         scale=as_scale(scale, width),
         is_causal=is_causal,
         normalize=normalize,
-        returns_state=bool(return_state),
+        returns_state=as_flag("return_state", return_state),
         precision=jax.config.jax_default_matmul_precision,
     )
     if 0 in query.shape or 0 in key.shape or 0 in value.shape:
+        dispatch.names_of(op, IMPLEMENTATIONS, implementation)
         implementation = "reference"
     attend = dispatch.choose(op, IMPLEMENTATIONS, implementation, problem, operands, "xla")
     with forward_mode_hint("xla"):

@@ -13,7 +13,7 @@ from icl.kernels import dot_product_attention, flax_attention_fn
 
 from .implementations import ALL, draw_inputs
 
-BATCHES = [(), (2,), (2, 3)]
+BATCHES = [(), (2, 3)]
 
 
 def layer_inputs(batch):
@@ -34,12 +34,17 @@ def test_nnx_layer(implementation, batch):
             num_heads=2, in_features=16, decode=False, rngs=nnx.Rngs(0), **options
         )
 
-    ours = layer(attention_fn=partial(flax_attention_fn, implementation=implementation))
+    fused = partial(flax_attention_fn, implementation=implementation)
+    ours = layer(attention_fn=fused(is_causal=False))
     run = nnx.jit(lambda layer, x, mask: layer(x, mask=mask))
     expected = run(layer(), x, mask)
     np.testing.assert_allclose(run(ours, x, mask), expected, atol=1e-5)
-    causal = nnx.jit(lambda layer, x: layer(x, is_causal=True))(ours, x)
+    # Asked for by the call, and where the layer is made, which the call cannot undo.
     expected = run(layer(), x, jnp.tril(jnp.ones((6, 6))))
+    causal = nnx.jit(lambda layer, x: layer(x, is_causal=True))(ours, x)
+    np.testing.assert_allclose(causal, expected, atol=1e-5)
+    always = layer(attention_fn=fused(is_causal=True))
+    causal = nnx.jit(lambda layer, x: layer(x, is_causal=False))(always, x)
     np.testing.assert_allclose(causal, expected, atol=1e-5)
 
 
@@ -50,17 +55,48 @@ def test_linen_layer(implementation, batch):
     fused = partial(flax_attention_fn, implementation=implementation)
     theirs = linen.MultiHeadDotProductAttention(num_heads=2)
     parameters = jax.jit(theirs.init)(jax.random.key(0), x)
-    ours = linen.MultiHeadDotProductAttention(num_heads=2, attention_fn=fused)
+    ours = linen.MultiHeadDotProductAttention(num_heads=2, attention_fn=fused(is_causal=False))
     apply = lambda layer, **options: jax.jit(partial(layer.apply, **options))(parameters, x)
     expected = apply(theirs, mask=mask)
     np.testing.assert_allclose(apply(ours, mask=mask), expected, atol=1e-5)
     # Linen passes only what a signature names: the mask must have arrived.
     assert not np.allclose(apply(ours), expected, atol=1e-3)
-    causal = linen.MultiHeadDotProductAttention(
-        num_heads=2, attention_fn=partial(fused, is_causal=True)
-    )
+    causal = linen.MultiHeadDotProductAttention(num_heads=2, attention_fn=fused(is_causal=True))
     expected = apply(theirs, mask=jnp.tril(jnp.ones((6, 6))))
     np.testing.assert_allclose(apply(causal), expected, atol=1e-5)
+
+
+def nnx_steps(x, attention_fn):
+    """The outputs of a layer in decode mode, and of one of the same weights for all at once."""
+    layer = nnx.MultiHeadAttention(2, 16, decode=True, attention_fn=attention_fn, rngs=nnx.Rngs(0))
+    layer.init_cache(x.shape)
+    step = nnx.jit(lambda layer, token: layer(token))
+    steps = [step(layer, x[:, t : t + 1]) for t in range(x.shape[1])]
+    return steps, layer(x, mask=linen.make_causal_mask(x[..., 0]), decode=False)
+
+
+def linen_steps(x, attention_fn):
+    layer = linen.MultiHeadDotProductAttention(2, decode=True, attention_fn=attention_fn)
+    variables, steps = layer.init(jax.random.key(0), x), []
+    step = jax.jit(partial(layer.apply, mutable=["cache"]))
+    for t in range(x.shape[1]):
+        out, cache = step(variables, x[:, t : t + 1])
+        variables |= cache
+        steps.append(out)
+    whole = linen.MultiHeadDotProductAttention(2)
+    variables = {"params": variables["params"]}
+    return steps, whole.apply(variables, x, mask=linen.make_causal_mask(x[..., 0]))
+
+
+@pytest.mark.parametrize("decode", [nnx_steps, linen_steps])
+def test_decoding_is_right_or_refused(decode):
+    x, _ = layer_inputs((2,))
+    fused = partial(flax_attention_fn, implementation="xla")
+    steps, whole = decode(x, fused(is_causal=False))
+    np.testing.assert_allclose(jnp.concatenate(steps, axis=1), whole, atol=1e-5)
+    for options in (dict(is_causal=True), dict(is_causal=False, local_window_size=2)):
+        with pytest.raises(ValueError, match="decode mode is causal by its own mask"):
+            decode(x, fused(**options))
 
 
 class Attention(equinox.Module):
@@ -114,26 +150,74 @@ REFUSED = {
 def test_what_it_cannot_do_is_refused(case):
     options, message = REFUSED[case]
     with pytest.raises(NotImplementedError, match=message):
-        flax_attention_fn(*draw_inputs(0, 1, 3, 3, 1, 1, 4)[:3], **options)
+        flax_attention_fn(is_causal=False)(*draw_inputs(0, 1, 3, 3, 1, 1, 4)[:3], **options)
 
 
 def test_dropout_that_is_off_is_accepted():
     arrays = draw_inputs(0, 1, 3, 3, 1, 1, 4)[:3]
-    ours = flax_attention_fn(
+    ours = flax_attention_fn(is_causal=False)(
         *arrays, dropout_rate=0.1, deterministic=True, dtype=jnp.bfloat16, precision="highest"
     )
     assert ours.dtype == jnp.bfloat16
 
 
+def nnx_layer(attention_fn):
+    layer = nnx.MultiHeadAttention(2, 16, decode=False, rngs=nnx.Rngs(0), attention_fn=attention_fn)
+    return lambda x, **options: layer(x, **options)
+
+
+def linen_layer(attention_fn, **options):
+    layer = linen.MultiHeadDotProductAttention(2, attention_fn=attention_fn, **options)
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    return lambda x: layer.init(keys, x)
+
+
 def test_layers_refuse_what_the_function_refuses():
-    layer = nnx.MultiHeadAttention(
-        num_heads=2, in_features=16, decode=False, rngs=nnx.Rngs(0), attention_fn=flax_attention_fn
-    )
+    x, fused = jnp.ones((2, 6, 16)), flax_attention_fn(is_causal=False)
     with pytest.raises(NotImplementedError, match="sow"):
-        layer(jnp.ones((2, 6, 16)), sow_weights=True)
-    dropping = linen.MultiHeadDotProductAttention(
-        num_heads=2, dropout_rate=0.1, deterministic=False, attention_fn=flax_attention_fn
-    )
+        nnx_layer(fused)(x, sow_weights=True)
     with pytest.raises(NotImplementedError, match="no dropout"):
-        keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-        dropping.init(keys, jnp.ones((2, 6, 16)))
+        linen_layer(fused, dropout_rate=0.1, deterministic=False)(x)
+
+
+# What a layer passes too, and so would override.
+PARTIALS = {
+    "nothing": {},
+    "causal": dict(is_causal=True),
+    "mask": dict(mask=np.tri(6)),
+    "dtype": dict(dtype=jnp.bfloat16),
+    "causal and name": dict(is_causal=True, implementation="xla"),
+}
+
+
+@pytest.mark.parametrize("case", PARTIALS)
+@pytest.mark.parametrize("layer", [nnx_layer, linen_layer])
+def test_a_partial_is_refused_in_any_layer(layer, case):
+    for fused in (
+        partial(flax_attention_fn, **PARTIALS[case]),
+        partial(partial(flax_attention_fn, scale=2.0), **PARTIALS[case]),
+    ):
+        with pytest.raises(TypeError, match=r"flax_attention_fn\(is_causal=True\).*no functools"):
+            layer(fused)(jnp.ones((2, 6, 16)))
+
+
+MISUSES = {
+    "causality unsaid": ({}, TypeError, "attention_fn=flax_attention_fn"),
+    "what the layer passes": (dict(is_causal=True, mask=np.tri(6)), TypeError, "not take mask"),
+    "string": (dict(is_causal="no"), TypeError, "is_causal must be True or False, got 'no'"),
+    "name": (dict(is_causal=True, implementation="flash"), ValueError, "called 'flash'"),
+    "window": (dict(is_causal=True, local_window_size=2.0), TypeError, "local_window_size"),
+    "scale": (dict(is_causal=True, scale=np.nan), ValueError, "finite"),
+}
+
+
+@pytest.mark.parametrize("case", MISUSES)
+def test_misuses_are_refused_where_the_function_is_made(case):
+    options, error, message = MISUSES[case]
+    with pytest.raises(error, match=message):
+        flax_attention_fn(**options)
+
+
+def test_equal_options_make_equal_functions():
+    make = partial(flax_attention_fn, is_causal=True, local_window_size=2)
+    assert len({make(), make(implementation="xla"), make(implementation=["xla"])}) == 2

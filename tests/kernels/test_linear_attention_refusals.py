@@ -40,6 +40,12 @@ BAD_INPUTS = {
     "name": ({}, CAUSAL | dict(implementation="cudnn"), NAME + " 'cudnn'"),
     "names": ({}, CAUSAL | dict(implementation=["xla", "flash"]), NAME + " 'flash'"),
     "no names": ({}, CAUSAL | dict(implementation=[]), NAME + " nothing"),
+    "no steps, bad name": (
+        dict(query=(2, 0, 3, 8), key=(2, 0, 3, 8), value=(2, 0, 3, 4)),
+        CAUSAL | dict(implementation="flash"),
+        NAME + " 'flash'",
+    ),
+    "NaN scale": ({}, CAUSAL | dict(scale=np.nan), "scale must be finite"),
 }
 
 
@@ -88,6 +94,27 @@ def test_integers(name):
 def test_lengths_that_are_no_integers():
     with pytest.raises(TypeError, match="key_value_seq_lengths must be integers"):
         linear_attention(**arrays_of({}), **CAUSAL, key_value_seq_lengths=np.ones(2))
+
+
+BAD_OPTIONS = {
+    "is_causal": ("no", "is_causal must be True or False, got 'no'"),
+    "normalize": (None, "normalize must be True or False, got None"),
+    "return_state": (1, "return_state must be True or False, got 1"),
+    "scale": ("1", "scale must be one number, got '1'"),
+    "implementation": (3, "implementation must be a name, several or None, got 3"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_OPTIONS)
+def test_options_of_the_wrong_type(name):
+    given, message = BAD_OPTIONS[name]
+    with pytest.raises(TypeError, match=message):
+        linear_attention(**arrays_of({}), **CAUSAL | {name: given})
+
+
+def test_the_delta_rule_needs_beta():
+    with pytest.raises(TypeError, match="beta must be given"):
+        delta_rule(**arrays_of({}), beta=None)
 
 
 def test_traced_scale():

@@ -29,6 +29,8 @@ BAD_INPUTS = {
     "name": ({}, dict(implementation="flash"), "no implementation of attention called 'flash'"),
     "names": ({}, dict(implementation=["flash", "xla"]), "called 'flash'"),
     "no names": ({}, dict(implementation=[]), "called nothing"),
+    "NaN scale": ({}, dict(scale=np.nan), "scale must be finite, got nan"),
+    "infinite scale": ({}, dict(scale=np.float32("inf")), "scale must be finite"),
 }
 
 
@@ -40,11 +42,30 @@ def test_bad_inputs(case):
         dot_product_attention(*(jnp.ones(shape) for shape in shapes.values()), **options)
 
 
+@pytest.mark.parametrize("case", ["bias", "mask", "lengths", "window", "name", "NaN scale"])
+def test_an_empty_batch_hides_no_bad_input(case):
+    _, options, message = BAD_INPUTS[case]
+    with pytest.raises(ValueError, match=message):
+        dot_product_attention(*[jnp.ones((0, 5, 2, 8))] * 3, **options)
+    with pytest.raises(ValueError, match=message):
+        packed_dot_product_attention(jnp.ones((0, 5, 3, 2, 8)), **options)
+
+
 BAD_TYPES = {
     "float mask": (jnp.float32, dict(mask=np.ones((5, 5))), "boolean"),
     "integers": (jnp.int32, {}, "floating point"),
     "integer bias": (jnp.float32, dict(bias=np.ones((5, 5), int)), "bias must be floating"),
     "float lengths": (jnp.float32, dict(query_seq_lengths=np.ones(2)), "integers"),
+    "causal string": (jnp.float32, dict(is_causal="no"), "is_causal must be True or False, got"),
+    "string scale": (jnp.float32, dict(scale="0.3"), "scale must be one number, got '0.3'"),
+    "array scale": (jnp.float32, dict(scale=np.ones(2)), "scale must be one number"),
+    "true scale": (jnp.float32, dict(scale=True), "scale must be one number"),
+    "number": (jnp.float32, dict(implementation=3), "a name, several or None, got 3"),
+    "numbers": (jnp.float32, dict(implementation=["xla", 3]), "a name, several or None"),
+}
+WINDOWS = [2.0, True, (True, 1), (1.0, 2), (3, None), (1, 2, 3), (), "12", np.array([3, 4])]
+BAD_TYPES |= {
+    f"window {w!r}": (jnp.float32, dict(local_window_size=w), "an integer or two") for w in WINDOWS
 }
 
 
@@ -53,6 +74,14 @@ def test_bad_types(case):
     dtype, options, message = BAD_TYPES[case]
     with pytest.raises(TypeError, match=message):
         dot_product_attention(*[jnp.ones((2, 5, 2, 8), dtype)] * 3, **options)
+
+
+def test_numbers_of_any_kind_are_taken():
+    run = lambda **options: dot_product_attention(*[jnp.ones((2, 5, 2, 8))] * 3, **options)
+    plain = run(local_window_size=2, scale=0.5, is_causal=True, implementation="xla")
+    for window in (np.int64(2), (2, np.int32(2)), jnp.int32(2), [2, 2]):
+        given = dict(scale=jnp.float32(0.5), is_causal=np.True_, implementation=("xla",))
+        np.testing.assert_array_equal(run(local_window_size=window, **given), plain)
 
 
 def test_traced_scale():
