@@ -193,6 +193,20 @@ def test_float64_is_computed_in_float64(implementation):
         np.testing.assert_allclose(mine, truth, atol=1e-13)
 
 
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("implementation", ALL)
+def test_a_bias_of_minus_infinity_for_every_key(implementation, is_causal):
+    """Gives 0 with gradient 0, and no other query notices."""
+    *arrays, d_out = draw_inputs(0, 1, 5, 5, 2, 1, 8)
+    bias = jnp.zeros((5, 5)).at[2].set(-jnp.inf)
+    run = lambda name: results(name, (*arrays, bias), d_out, is_causal=is_causal)
+    out, d_query, d_key, d_value, d_bias = ours = run(implementation)
+    for array in (out[:, 2], d_query[:, 2], d_bias[2]):
+        np.testing.assert_array_equal(array, 0)
+    for mine, theirs in zip(ours, run("xla")):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5)
+
+
 HIDING = {
     "causal": (dict(is_causal=True), np.s_[:, 9:]),
     "lengths": (dict(key_value_seq_lengths=np.array([7, 0])), np.s_[:, 7:]),

@@ -306,6 +306,18 @@ def test_a_strong_decay_over_many_steps(implementation, op):
     close(results(op, implementation, arrays, cotangents, **options), exact, atol=1e-5)
 
 
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+def test_a_weak_decay_over_many_steps(implementation):
+    """A factor near 1 that is rounded alike at every step would drift away."""
+    arrays, _ = draw("linear_attention", 0, 1, 4096, 1, 4, initial_state=True)
+    arrays |= dict(log_decay=jnp.full(1, -3e-4), value=jnp.abs(arrays["value"]))
+    arrays |= dict(key=jnp.abs(arrays["key"]), query=jnp.abs(arrays["query"]))
+    exact = recurrence(arrays)
+    ours = outputs("linear_attention", implementation, arrays, is_causal=True)
+    for mine, name in zip(ours, ("out", "state")):
+        np.testing.assert_allclose(mine, exact[name], rtol=5e-6, err_msg=name)
+
+
 def unit_keys(length):
     """Arrays of the delta rule in one head, with keys of length 1 and beta 1."""
     arrays, cotangents = draw("delta_rule", 0, 1, length, 1, initial_state=True)
