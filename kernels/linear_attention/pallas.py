@@ -101,6 +101,11 @@ def _backward_kernel(
         out, total = _divided(found.out)
         d_sums = wide(d_sums) / total
         d_sums = _with_column(d_sums, -(d_sums * out).sum(axis=1, keepdims=True))
+        # Large numbers cancel: products are exact, of states as the forward pass rounded them.
+        product, dtype = _exact, given.key.dtype
+        found = found._replace(state=found.state.astype(dtype))
+        if given.initial_state is not None:
+            given = given._replace(initial_state=given.initial_state.astype(dtype))
     pull_back = _pull_back if problem.is_causal else _pull_back_all
     d = pull_back(problem, product, given, found, d_sums, d_state)
     d = d._replace(value=d.value[:, : gradient.value.shape[2]])

@@ -23,6 +23,7 @@ from .triton_tiles import (
     load_decay,
     load_finite,
     load_state,
+    solution,
     store_numbers,
     store_state,
     unit_lower_inverse,
@@ -138,9 +139,8 @@ def forward_kernel(
                 if HAS_BEFORE:
                     predicted = tl.dot(k, s.to(k.dtype), input_precision=PRECISION)
                     wanted -= _times(predicted, from_start, HAS_DECAY)
-                inverse = unit_lower_inverse(overlap, k.dtype, BLOCK_T, PRECISION)
-                side = (wanted * bt[:, None]).to(k.dtype)
-                u = tl.dot(inverse, side, input_precision=PRECISION).to(k.dtype)
+                inverse, rest = unit_lower_inverse(overlap, k.dtype, BLOCK_T, PRECISION)
+                u = solution(inverse, rest, wanted * bt[:, None], PRECISION).to(k.dtype)
             q = load_tile(query, b, head, rows, features, QUERY, T, H, EXACT)
             weights = _weights(q, k, between, BLOCK_T, SCALE, HAS_DECAY, PRECISION)
             result = tl.dot(weights, u, input_precision=PRECISION)
@@ -246,8 +246,9 @@ def backward_kernel(
                 bt, _ = load_beta(beta, b, head, rows, NEVER, BETA, length)
                 overlap = tl.dot(k, tl.trans(k), input_precision=PRECISION)
                 overlap = tl.where(i > j, _times(overlap, between, HAS_DECAY), 0.0)
-                inverse = unit_lower_inverse(overlap * bt[:, None], k.dtype, BLOCK_T, PRECISION)
+                system = overlap * bt[:, None]
                 overlap = overlap.to(k.dtype)
+                inverse, rest = unit_lower_inverse(system, k.dtype, BLOCK_T, PRECISION)
             s = tl.zeros([BLOCK_H, BLOCK_V], tl.float32)
             z = tl.zeros([BLOCK_H], tl.float32)
             if HAS_INITIAL:
@@ -270,8 +271,7 @@ def backward_kernel(
                 if HAS_BEFORE:
                     predicted = tl.dot(k, narrow_s, input_precision=PRECISION)
                     error -= _times(predicted, from_start, HAS_DECAY)
-                side = (error * bt[:, None]).to(k.dtype)
-                u = tl.dot(inverse, side, input_precision=PRECISION).to(k.dtype)
+                u = solution(inverse, rest, error * bt[:, None], PRECISION).to(k.dtype)
                 error = (error - tl.dot(overlap, u, input_precision=PRECISION)).to(k.dtype)
             # Back from this chunk's outputs, to the queries and to what was added.
             q = load_tile(query, b, head, rows, features, QUERY, T, H, EXACT)
@@ -286,9 +286,10 @@ def backward_kernel(
                     read = tl.sum(q.to(tl.float32) * z[None, :], axis=1, keep_dims=True)
                     total += _times(read, from_start, HAS_DECAY) * SCALE
                 inverse_total = tl.where(total == 0, 0.0, 1 / total)
-                d_result = do.to(tl.float32) * inverse_total
-                d_total = -tl.sum(d_result * result, axis=1, keep_dims=True) * inverse_total
-                do = d_result.to(do.dtype)
+                do = (do.to(tl.float32) * inverse_total).to(do.dtype)
+                # Of the rounded one: large numbers that cancel must have one rounding.
+                d_total = -tl.sum(do.to(tl.float32) * result, axis=1, keep_dims=True)
+                d_total *= inverse_total
             d_scores = tl.dot(do, tl.trans(u), input_precision=PRECISION)
             if NORMALIZE:
                 d_scores += d_total
@@ -329,7 +330,7 @@ def backward_kernel(
                     dz = _times(dz, whole, HAS_DECAY) + read * SCALE
             if HAS_BETA:
                 # Back through the system, to keys, values and beta.
-                dr = tl.dot(tl.trans(inverse), du.to(k.dtype), input_precision=PRECISION)
+                dr = solution(tl.trans(inverse), tl.trans(rest), du, PRECISION)
                 d_numbers = tl.sum(dr * error.to(tl.float32), axis=1)
                 if HAS_KEY_LENGTHS:
                     d_numbers = tl.where(rows < length, d_numbers, 0.0)

@@ -161,9 +161,9 @@ def backward_kernel(
                 result = tl.dot(q, s.to(q.dtype), input_precision=PRECISION) * SCALE
                 total = SCALE * tl.sum(wide * z[None, :], axis=1)
                 inverse_total = tl.where(total == 0, 0.0, 1 / total)
-                d_result = do.to(tl.float32) * inverse_total[:, None]
-                d_total = -tl.sum(d_result * result, axis=1) * inverse_total
-                do = d_result.to(do.dtype)
+                do = (do.to(tl.float32) * inverse_total[:, None]).to(do.dtype)
+                # Of the rounded one: large numbers that cancel must have one rounding.
+                d_total = -tl.sum(do.to(tl.float32) * result, axis=1) * inverse_total
                 dz += SCALE * tl.sum(wide * d_total[:, None], axis=0)
             dq = tl.dot(do, tl.trans(s.to(do.dtype)), input_precision=PRECISION)
             if NORMALIZE:

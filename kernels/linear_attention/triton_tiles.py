@@ -161,18 +161,44 @@ def unit_lower_inverse(lower, dtype: tl.constexpr, SIZE: tl.constexpr, PRECISION
     has -B^-1 C A^-1 below its diagonal. A series of powers would be shorter, and lose all digits
     where keys are alike.
 
-    Products are of `dtype`, sums float32.
+    Products are of `dtype`, sums float32. Narrow products lose a digit or two where beta is near 2,
+    which a step of Newton's method finds again.
+
+    Returns:
+      inverse, rest: of `dtype`; their sum is the inverse, and the rest is not used in float32.
     """
     i = tl.arange(0, SIZE)[:, None]
     j = tl.arange(0, SIZE)[None, :]
     inverse = tl.where(i == j, 1.0, 0.0) - tl.where(i // 2 == j // 2, lower, 0.0)
-    lower = lower.to(dtype)
+    high = lower.to(dtype)
+    low = (lower - high.to(tl.float32)).to(dtype)
     size = 2
     # Not unrolled, which would keep the masks of all sizes in registers.
     while size < SIZE:
         corner = (i // size != j // size) & (i // (2 * size) == j // (2 * size))
         narrow = inverse.to(dtype)
-        product = tl.dot(narrow, tl.where(corner, lower, 0.0), input_precision=PRECISION)
+        product = tl.dot(narrow, tl.where(corner, high, 0.0), input_precision=PRECISION)
         inverse -= tl.dot(product.to(dtype), narrow, input_precision=PRECISION)
         size *= 2
-    return inverse.to(dtype)
+    inverse = inverse.to(dtype)
+    rest = inverse
+    if dtype != tl.float32:
+        product = tl.dot(low, inverse, input_precision=PRECISION)
+        product = tl.dot(high, inverse, product, input_precision=PRECISION)
+        left = tl.where(i == j, 1.0, 0.0) - (product + inverse.to(tl.float32))
+        rest = tl.dot(inverse, left.to(dtype), input_precision=PRECISION).to(dtype)
+    return inverse, rest
+
+
+@triton.jit
+def solution(inverse, rest, side, PRECISION: tl.constexpr):
+    """The inverse, in the two parts of `unit_lower_inverse`, times a float32 `side`: float32."""
+    narrow = side.to(inverse.dtype)
+    if inverse.dtype == tl.float32:
+        found = tl.dot(inverse, narrow, input_precision=PRECISION)
+    else:
+        low = (side - narrow.to(tl.float32)).to(inverse.dtype)
+        found = tl.dot(rest, narrow, input_precision=PRECISION)
+        found = tl.dot(inverse, low, found, input_precision=PRECISION)
+        found = tl.dot(inverse, narrow, found, input_precision=PRECISION)
+    return found
