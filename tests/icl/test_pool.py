@@ -174,7 +174,8 @@ def swept(tmp_path_factory):
     import io
 
     folder, output = tmp_path_factory.mktemp("sweeps") / "sweep", io.StringIO()
-    config = tiny(task_noise=0.5, layout="tagged", training=TrainingConfig(steps=2, batch_size=4))
+    training = TrainingConfig(steps=2, batch_size=4)
+    config = tiny(task_noise=0.5, layout="tagged", training=training, optimizer_warmup_steps=0)
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
         register("raventos/tiny", "tiny", config, over={"pool": [1, 4]}, report=raventos.threshold)
         patch.setattr(sweep_training, "PROMPTS", 64)
