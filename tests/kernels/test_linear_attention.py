@@ -201,6 +201,10 @@ def test_all_options_together(op, number):
             roundings = 8 if name == "xla" else 2
             dtype = CASES[op][number].dtype
             assert_as_exact_as(f"{name}, {kind}", baseline, mine, exact, dtype, full, roundings)
+            if (op, number, kind) == ("delta_rule", 0, "extreme") and name in FUSED:
+                # No roundings more, which a narrow inverse would need; beta's gradient cancels.
+                others = {part: array for part, array in mine.items() if part != "beta"}
+                assert_as_exact_as(name, baseline, others, exact, dtype, full, roundings=0)
 
 
 @pytest.mark.parametrize("op", OPS)
