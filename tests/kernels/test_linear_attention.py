@@ -139,7 +139,7 @@ def draw_call(op, number, kind):
     seed = 10 * number + DRAWS.index(kind)
     shapes, rng = np.random.default_rng(number), np.random.default_rng(seed)
     options = case.options | dict(scale=SCALES[number % len(SCALES)])
-    arrays, (d_out, d_state) = draw(
+    drawn, (d_out, d_state) = draw(
         op,
         seed,
         *(case.batch, case.length, case.heads, case.width, case.columns),
@@ -149,7 +149,7 @@ def draw_call(op, number, kind):
         log_decay=case.log_decay,
         initial_state=case.initial_state,
     )
-    arrays = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
+    arrays: dict[str, Any] = {n: np.asarray(array, np.float32) for n, array in drawn.items()}
     key, value = arrays["key"], arrays["value"]
     if kind == "extreme":
         weights = rng.normal(size=(key.shape[-1], value.shape[-1]))
