@@ -55,7 +55,7 @@ def dot_product_attention(
     feature alone, and a key of infinite score counts for nothing where that is -inf.
 
     Differentiable in reverse mode as often as wanted; for `jax.jvp` and what is built on
-    it (`jacfwd`, `hessian`), ask for `implementation="reference"`.
+    it (`jacfwd`, `hessian`, `linearize`), ask for `implementation="reference"`.
 
     Args:
       query: `[..., T, N, H]`; T queries, N heads, H features a head, any leading batch.

@@ -53,8 +53,8 @@ def linear_attention(
 
     The state is float32 (float64 for float64 inputs). NaN or infinity in a key or value that a
     query may not see changes nothing; where it is seen, the query's whole result is NaN.
-    Differentiable in reverse mode as often as wanted; for `jax.jvp` ask for
-    `implementation="xla"` or `"reference"`.
+    Differentiable in reverse mode as often as wanted; for `jax.jvp` and `jax.linearize`
+    ask for `implementation="xla"` or `"reference"`.
 
     Args:
       query: `[..., T, N, H]`; T queries, N heads, H features a head, any leading batch. A feature

@@ -99,6 +99,13 @@ def test_jvp_is_refused_with_a_hint(implementation):
     assert "implementation='reference'" in "".join(caught.value.__notes__)
 
 
+def test_what_linearize_returns_is_refused_when_called():
+    query, key, value, _ = draw_inputs(4, 1, 3, 3, 1, 1, 4)
+    _, linear = jax.linearize(lambda q: attend("xla")(q, key, value), query)
+    with pytest.raises(TypeError, match="forward-mode"):
+        linear(query)
+
+
 def test_reference_has_forward_mode_and_hessians():
     query, key, value, _ = draw_inputs(4, 1, 3, 3, 1, 1, 4)
     loss = lambda q: attend("reference")(q, key, value).sum()
