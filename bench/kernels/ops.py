@@ -246,5 +246,5 @@ CASES |= {f"linear-{name}": Case(LINEAR, w) for name, w in LINEAR_WORKLOADS.item
 CASES["decay-short"] = Case(LINEAR, LINEAR_WORKLOADS["short"], "decay")
 CASES |= {f"delta-{n}": Case(DELTA, w) for n, w in LINEAR_WORKLOADS.items() if w.is_causal}
 # What is timed on a CPU unless something else is named: kernels do not run there.
-CPU_CASES = ("garg", "short-full", "chan", "oswald", "packed-garg")
+CPU_CASES: tuple[str, ...] = ("garg", "short-full", "chan", "oswald", "packed-garg")
 CPU_CASES += ("linear-short", "linear-oswald", "decay-short", "delta-short")
