@@ -8,9 +8,9 @@ pool of M tasks: up to a threshold in M the learner predicts as the optimal esti
 0.25, tokens (0, x) and (y, 0), GPT-2 of 8 layers without biases at its ends, Adam with the
 "triangle" learning rate, 500,000 batches of 256, the loss on all labels. The initial weights at
 the two ends are this library's, uniform, in place of N(0, 0.02^2). `raventos/pool-small` is its
-smaller model (section 3.3). `raventos/pool-xs` has 3 dimensions, 8 points, 2 layers and 1/1300 of
-the prompts, for two CPU cores: so small a learner has a large error of its own, and its pools end
-where ridge and dMMSE are as near to each other.
+smaller model (section 3.3). `raventos/pool-xs` has 3 dimensions, 8 points and 1/500 of the prompts,
+for two CPU cores. Its pools end where ridge and dMMSE are nearly as near to each other as so small
+a learner is to either.
 
 A sweep of any of them over pool sizes, its own grid where none is given, ends with the paper's
 figure 2: threshold.png, threshold.json and a table. With several seeds the threshold has an
@@ -311,16 +311,16 @@ register(
 )
 register(
     "raventos/pool-xs",
-    "linear regression from a pool of tasks, d=3, 8 points, 2 layers: minutes on a CPU",
+    "linear regression from a pool of tasks, d=3, 8 points, 3 layers: minutes on a CPU",
     Config(
         task=LinearRegression(dim=3, points=8, noise=0.5),
         layout="tagged",
-        model=TransformerConfig(layers=2, heads=2, width=32, end_bias=False),
+        model=TransformerConfig(layers=3, heads=2, width=64, end_bias=False),
         optimizer=OptimizerConfig(
-            learning_rate=4e-3, schedule="linear", warmup_steps=500, options={"b2": 0.95}
+            learning_rate=2e-3, schedule="linear", warmup_steps=500, options={"b2": 0.95}
         ),
-        training=TrainingConfig(steps=6_000, batch_size=16, pool_size=2**12),
+        training=TrainingConfig(steps=4_000, batch_size=64, pool_size=2**12),
     ),
-    over={"pool_size": [2**n for n in range(2, 7)]},
+    over={"pool_size": [2**n for n in range(2, 6)]},
     report=threshold,
 )
