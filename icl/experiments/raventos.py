@@ -9,8 +9,8 @@ pool of M tasks: up to a threshold in M the learner predicts as the optimal esti
 "triangle" learning rate, 500,000 batches of 256, the loss on all labels. The initial weights at
 the two ends are this library's, uniform, in place of N(0, 0.02^2). `raventos/pool-small` is its
 smaller model (section 3.3). `raventos/pool-xs` has 3 dimensions, 8 points and 1/500 of the prompts,
-for two CPU cores. Its pools end where ridge and dMMSE are nearly as near to each other as so small
-a learner is to either.
+for two CPU cores. Its pools end at 32 tasks: ridge and dMMSE come nearer to each other as the pool
+grows, and the learner's own error must stay below their distance.
 
 A sweep of any of them over pool sizes, its own grid where none is given, ends with the paper's
 figure 2: threshold.png, threshold.json and a table. With several seeds the threshold has an

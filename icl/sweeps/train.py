@@ -68,7 +68,7 @@ def train_sweep(
       NonFiniteLoss: the loss of every model became NaN or infinite.
       OutOfMemory, DiskFull, Interrupted: as in `icl.training.train`.
     """
-    _prepare()
+    _take_all_cores()
     if config.optimizer.name == CUSTOM:
         raise ValueError("a sweep takes its optimiser by name, as in optimizer_name='adam'")
     _check_members(grid(config, over, seeds))
@@ -93,7 +93,7 @@ def resume_sweep(
       RunError: no sweep there, or another process is training it.
       NonFiniteLoss, OutOfMemory, DiskFull, Interrupted: as for `train_sweep`.
     """
-    _prepare()
+    _take_all_cores()
     sweep = sweep if isinstance(sweep, Sweep) else Sweep.open(sweep)
     with sweep.locked():
         records: dict[str, dict[str, Any]] = {}
@@ -129,7 +129,7 @@ def _check_members(members: list[tuple[dict[str, Any], Config]]) -> None:
             raise ValueError(f"the member {member_name(changes)} is impossible: {error}") from error
 
 
-def _prepare() -> None:
+def _take_all_cores() -> None:
     """Takes all cores of a CPU; ValueError in a program of several processes."""
     use_cpu_cores()
     if jax.process_count() > 1:

@@ -8,8 +8,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from ..signals import WORDS, words_are_mine
-from ..signals import saves_first as _stop_signals
+from ..signals import WORDS, saves_first, words_are_mine
 from . import processes
 from .config import TrainingConfig
 from .estimate import chunk_length, long_run, steps_at_once
@@ -95,7 +94,7 @@ def advance(
     # From a measured time, and yet the same for every process.
     at_once = steps_at_once(training.log_every, seconds_a_step)
     at_once = int(processes.from_lead(lambda: str(at_once)))
-    with display, _stop_signals() as stop:
+    with display, saves_first() as stop:
         if first:
             display.say(f"resumed at step {first}")
         if warning := long_run(training.steps - first, seconds_a_step):

@@ -418,7 +418,7 @@ def test_a_stop_between_two_lines_of_metrics(tmp_path, monkeypatch, finished, ca
     monkeypatch.setattr(estimate, "LONG_SECONDS", 60)
     stop = []
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_stop_signals", lambda: contextlib.nullcontext(stop))
+        patch.setattr(loop, "saves_first", lambda: contextlib.nullcontext(stop))
         show = lambda display, step, record: step == 4 and stop.append(2)
         patch.setattr(ProgressDisplay, "update", show)
         with pytest.raises(Interrupted) as caught:
@@ -482,7 +482,7 @@ def test_a_signal_while_compiling_stops_before_the_chunk(tmp_path, monkeypatch, 
         return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_stop_signals", lambda: contextlib.nullcontext(stop))
+        patch.setattr(loop, "saves_first", lambda: contextlib.nullcontext(stop))
         patch.setattr(single, "compile_chunk", compile_chunk)
         with pytest.raises(Interrupted, match="stopped at step 0; continue with"):
             icl.train(tiny(), tmp_path / "run", logging=QUIET)

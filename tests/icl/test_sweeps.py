@@ -109,7 +109,7 @@ def test_all_diverging_stops_with_advice(tmp_path):
 def test_a_sweep_that_was_stopped_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch):
     stop = []
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_stop_signals", lambda: contextlib.nullcontext(stop))
+        patch.setattr(loop, "saves_first", lambda: contextlib.nullcontext(stop))
         show = lambda display, step, record: step == 10 and stop.append(2)
         patch.setattr(ProgressDisplay, "update", show)
         with pytest.raises(Interrupted, match="step 10; continue with: icl sweep --resume"):
