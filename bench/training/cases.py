@@ -1,6 +1,7 @@
 """What the training benchmarks compare: sizes at batches, and who takes part."""
 
 import argparse
+import math
 from typing import NamedTuple
 
 from icl.experiments import preset
@@ -137,7 +138,8 @@ def prompt_tokens(config: Config) -> int:
 
 def model_shape(config: Config) -> tuple:
     """What `icl.models.flops` counts the operations of."""
-    width = LAYOUTS[config.layout].width(config.task)
+    features = math.prod(config.task.input_kind.shape)
+    width = LAYOUTS[config.layout].width(features, config.task.label_kind)
     return config.model, width, prompt_tokens(config), config.training.batch_size
 
 

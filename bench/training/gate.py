@@ -91,7 +91,7 @@ def _compile(learner: Learner) -> Callable[[TrainState, Episode], Quantities]:
 
     @jax.jit
     def quantities(state: TrainState, episodes: Episode):
-        loss, gradient = batch_gradient(learner, state)
+        loss, gradient, _ = batch_gradient(learner, state)
         return learner.predict(state.params, episodes), loss, optax.global_norm(gradient)
 
     def run(state: TrainState, episodes: Episode) -> Quantities:

@@ -13,7 +13,7 @@ from icl.training.parallel import make_mesh, place, use_cpu_cores
 from icl.training.population import (
     compile_population,
     init_population,
-    numbers_of,
+    member_settings,
     shared_config,
 )
 
@@ -71,13 +71,13 @@ def start(case: str, members: int, steps: int) -> Started:
 def _population(case: str, members: int, steps: int) -> Callable[[], dict[str, Any]]:
     configs = [case_config(case).replace(training_seed=seed) for seed in range(members)]
     mesh = make_mesh(configs[0].training.batch_size, members)
-    ready = (init_population(configs), numbers_of(configs))
+    ready = (init_population(configs), member_settings(configs))
     state, numbers = place(ready, mesh, population=True)
     chunk = compile_population(shared_config(configs[0]), numbers, state, steps, mesh)
 
     def advance():
         nonlocal state
-        state, metrics = chunk(state, numbers)
+        state, metrics = chunk(state)
         return metrics
 
     return lambda: {"seconds": seconds_of(advance) / (members * steps)}

@@ -72,7 +72,7 @@ def _loops(run: Run, prompts: int, seed: int) -> Table:
     errors = errors_by_loop(run, loops, prompts=prompts, seed=seed)
     table = Table(title=f"error after all examples by loops ({run.path})")
     table.add_column("loops")
-    table.add_column(run.config.task.error_name, justify="right")
+    table.add_column(run.config.task.label_kind.error_name, justify="right")
     for count, error in zip(loops, errors):
         table.add_row(str(count), show_number(error))
     return table

@@ -106,13 +106,13 @@ def _learner(config: Config, model: GradientDescentConfig) -> Learner:
 
 
 def _loss(learner: Learner, params: Params, episodes: Any) -> jax.Array:
-    total, count = learner.loss_sum(params, episodes)
+    total, (count, _) = learner.loss_sum(params, episodes)
     return total / count
 
 
 def _line_search(learner: Learner, episodes: Any) -> Params:
     """Initial parameters with the best of learning rates spaced evenly in their logarithm."""
-    params = learner.init(jax.random.key(0))
+    params = learner.init(jax.random.key(0)).params
     examples = episodes.x[:, :-1]
     curvature = (examples**2).sum(axis=-1).mean()  # no stable rate is above twice its inverse
     rates = jnp.geomspace(0.01, 100, CANDIDATES)[:, None] / curvature

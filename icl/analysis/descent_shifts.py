@@ -120,7 +120,7 @@ def descent_shifts(run: Run | str | Path, *, prompts: int = 4096, seed: int = 0)
             f"{run.path} is no run on linear regression in the concatenated layout, where "
             "gradient descent predicts the query"
         )
-    step, params = run.params()
+    step, params = run.variables()
     descents = comparable_descents(config, seed)
     predictors = {"learner": partial(jax.jit(learner.predict), params)} | {
         one.name: partial(jax.jit(one.learner.predict), one.params) for one in descents
@@ -129,7 +129,7 @@ def descent_shifts(run: Run | str | Path, *, prompts: int = 4096, seed: int = 0)
     prompt_key, label_key = jax.random.split(key)
     draw = lambda family: draw_prompts(family, prompt_key, prompts)
     plain = draw(family)
-    noise = family.error_scale**0.5 * jax.random.normal(label_key, plain.y.shape)
+    noise = family.label_kind.scale**0.5 * jax.random.normal(label_key, plain.y.shape)
     position = jnp.arange(family.points)
     shifted: dict[str, dict[Any, Episode]] = {
         "inputs times": {
@@ -178,7 +178,7 @@ def _repeated(learner: Learner, params: Params, descent: Descent, episodes: Epis
     plain = SelfAttentionConfig(layers=1)
     step = Learner(dataclasses.replace(config, model=plain))
     constructed = construction(plain, family.dim, family.points - 1, rate)
-    tokens = jax.vmap(learner.layout.encode)(episodes)
+    tokens = learner.encode(params, episodes)
 
     @partial(jax.jit, static_argnums=0)
     def errors(which: str, params: Params) -> jax.Array:

@@ -308,14 +308,14 @@ def dual_of_run(
             "the dual model is of one layer of softmax attention: a self_attention model with "
             f"layers 1 and softmax all; {run.path} is a {config.title} model, {config}"
         )
-    step, params = run.params()
+    step, params = run.variables()
     learner = Learner(run.config)
     prompt_key, *keys = jax.random.split(
         jax.random.fold_in(jax.random.key(seed), DUAL_STREAM), 1 + len(features)
     )
     episodes = draw_prompts(learner.family, prompt_key, prompts)
     problems, outputs = jax.jit(problems_of_layer, static_argnums=0)(
-        learner, params, jax.vmap(learner.layout.encode)(episodes)
+        learner, params, learner.encode(params, episodes)
     )
     exact = jax.vmap(lambda heads: sum_of_heads(jax.vmap(kernel_descent)(heads)))(problems)
     descents = {KERNEL: exact} | {

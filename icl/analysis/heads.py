@@ -182,10 +182,10 @@ def heads(run: Run | str | Path, *, prompts: int = 64, seed: int = 0) -> Heads:
         raise ValueError(f"prompts must be at least 1, got {prompts}")
     run = run if isinstance(run, Run) else Run.open(run)
     learner = Learner(run.config)
-    step, params = run.params()
+    step, params = run.variables()
     key = jax.random.fold_in(jax.random.key(seed), HEADS_STREAM)
     episodes = draw_prompts(learner.family, key, prompts)
-    tokens = jax.vmap(learner.layout.encode)(episodes)
+    tokens = learner.encode(params, episodes)
     causal = run.config.model.causal
     layers = jax.jit(lambda params: learner.model(params).heads())(params)
     weights = lambda name: np.stack([np.asarray(getattr(l, name), np.float32) for l in layers])

@@ -17,7 +17,7 @@ from ..evaluation.chunks import in_chunks
 from ..evaluation.figures import STYLE, pyplot, save_figure
 from ..evaluation.queries import predict_queries
 from ..evaluation.result import as_text, show_number, spread
-from ..tasks import Episode, LinearRegression, SparseLinearRegression, TaskFamily
+from ..tasks import Episode, FunctionFamily, LinearRegression, SparseLinearRegression
 from ..training.disk import reading
 from ..training.learner import Learner
 from ..training.run import Run, RunError, write_json
@@ -143,7 +143,7 @@ def learned_function(
             f"the learned function is compared with a linear one; {type(family).__name__} is none"
         )
     assert isinstance(family, LinearRegression)
-    step, params = run.params()
+    step, params = run.variables()
     key = jax.random.fold_in(jax.random.key(seed), FUNCTION_STREAM)
     tasks, episodes, directions = jax.tree.map(np.asarray, draw_lines(family, key, prompts))
     norms = NORMS * family.dim**0.5
@@ -160,7 +160,7 @@ def learned_function(
     predictions = {"learner": ours, "least squares": slope[..., None] * norms}
 
     truth = (slopes[:, None] * norms)[:, None]
-    size = norms**2 * family.error_scale / family.dim
+    size = norms**2 * family.label_kind.scale / family.dim
     size = np.where(norms == 0, np.nan, size)
     error = {who: ((p - truth) ** 2).mean(axis=0) / size for who, p in predictions.items()}
     example = {"truth": truth[0, 0]} | {who: p[0, -1] for who, p in predictions.items()}
@@ -179,7 +179,7 @@ def learned_function(
 
 
 def draw_lines(
-    family: TaskFamily, key: jax.Array, prompts: int
+    family: FunctionFamily, key: jax.Array, prompts: int
 ) -> tuple[jax.Array, Episode, jax.Array]:
     """Fresh tasks w `[prompts, dim]`, an episode of each, and a unit vector at every point of it.
 

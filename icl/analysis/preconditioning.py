@@ -117,7 +117,9 @@ def preconditioning(run: Run | str | Path) -> Preconditioning:
             "on the task whitened_regression"
         )
     assert isinstance(run.config.task, WhitenedRegression)
-    found = {step: in_eigenbasis(run.config.task, params) for step, params in run.params_by_step()}
+    found = {
+        step: in_eigenbasis(run.config.task, read.params) for step, read in run.variables_by_step()
+    }
     if not found:
         raise RunError(f"{run.path} has no checkpoint yet; train it first")
     steps = sorted(found)

@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..tasks import (
+    Classes,
     DecisionTree,
     Episode,
+    FunctionFamily,
     LinearClassification,
     LinearRegression,
     ManyOutlierRegression,
@@ -43,10 +45,9 @@ class Comparator:
 
     Attributes:
       names: of the estimators.
-      predict: from a batch of episodes to predictions, `[names, B, points]` or
-        `[names, B, points, outputs]`, without the first axis where the name is one; NaN for what
-        was not asked.
-      prompts: how many prompts it is asked for at most; None for all.
+      predict: from a batch of episodes to predictions, `[names, B, points, *prediction_shape]`,
+        without the first axis if there is one name; NaN for predictions that were not asked for.
+      prompts: number of prompts that it is asked for at most; None for all.
       on_host: it takes NumPy arrays and cannot be compiled.
       double: it computes in float64.
     """
@@ -111,13 +112,27 @@ def comparators(family: TaskFamily) -> tuple[list[Comparator], str | None]:
             mean = Comparator(("mean of the values",), _mean_value)
             nothing = Comparator(("zero",), lambda e: jnp.zeros_like(e.y))
             return [nearest, mean, nothing], nearest.names[0]
+        case _ if isinstance(family.label_kind, Classes):
+            return [_frequencies(family.label_kind)], None
+        case FunctionFamily() if family.label_kind.shape == ():
+            return [squares, ridge, averaging, neighbours, zero], None
         case _:
-            plain = [squares, ridge, averaging, neighbours, zero]
-            return plain if family.outputs is None else [], None
+            return [], None
 
 
 def _one(name: str, baseline: baselines.Baseline) -> Comparator:
     return Comparator((name,), lambda e: baseline(e.x, e.y))
+
+
+def _frequencies(labels: Classes) -> Comparator:
+    """The frequencies of the labels before each point, with one more of each class."""
+
+    def predict(episode: Episode) -> jax.Array:
+        shown = jax.nn.one_hot(episode.y, labels.number) * episode.context[..., None]
+        counts = 1 + jnp.cumsum(shown, axis=1) - shown
+        return counts / counts.sum(axis=-1, keepdims=True)
+
+    return Comparator(("class frequencies",), predict)
 
 
 def _lasso() -> Comparator:
@@ -159,8 +174,8 @@ def _boosting(family: TaskFamily) -> list[Comparator]:
 
 def _on_inliers(episode: Episode) -> jax.Array:
     """Least squares told which points are outliers: rows of zeros have no say in it."""
-    kept = jnp.where(episode.counts[..., None], episode.x, 0)
-    return baselines.least_squares(kept, jnp.where(episode.counts, episode.y, 0), query=episode.x)
+    kept = jnp.where(episode.queries[..., None], episode.x, 0)
+    return baselines.least_squares(kept, jnp.where(episode.queries, episode.y, 0), query=episode.x)
 
 
 def _parities(relevant: int, episode: Episode) -> jax.Array:

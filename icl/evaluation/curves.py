@@ -4,13 +4,15 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..tasks import Episode, TaskFamily, sample_batch
-from ..training.learner import Learner, Params
+from ..training.data import load_data
+from ..training.learner import Learner
 from ..training.run import Run
 from .chunks import CHUNK, in_chunks
 from .comparators import Comparator, comparators
@@ -45,11 +47,11 @@ def evaluate(
         raise ValueError(f"prompts ({prompts}) and resamples ({resamples}) must be at least 1")
     run = run if isinstance(run, Run) else Run.open(run)
     learner = Learner(run.config)
-    step, params = run.params()
+    step, variables = run.variables()
     prompt_key, resample_key = _keys(seed)
     episodes = draw_prompts(learner.family, prompt_key, prompts)
     predict = jax.jit(learner.predict)
-    own = Comparator((learner.name,), lambda e: predict(params, e), double=False)
+    own = Comparator((learner.name,), lambda e: predict(variables, e), double=False)
     others, reference = comparators(learner.family)
     names, errors, costs = [], [], {}
     for comparator in (own, *others):
@@ -65,7 +67,7 @@ def evaluate(
     mean = mean_of_finite(stacked)
     curves = {name: Curve(mean[i], low[i], high[i]) for i, name in enumerate(names)}
     result = Evaluation(
-        examples, curves, reference, step, prompts, run.path, costs, learner.family.error_name
+        examples, curves, reference, step, prompts, run.path, costs, learner.labels.error_name
     )
     result.save()
     evaluation_figure(result, run.path / "eval.png")
@@ -95,12 +97,17 @@ def _predictions(comparator: Comparator, episodes: Episode) -> tuple[np.ndarray,
 
 
 def _errors(learner: Learner, predictions: np.ndarray, episodes: Episode) -> np.ndarray:
-    """Errors `[prompts, ..., points]`, NaN where a prompt makes no prediction that counts."""
-    labels, scored = np.asarray(episodes.y, np.float64), _scored(learner, episodes)
-    between = [1] * (predictions.ndim - labels.ndim)
-    labels = labels.reshape(len(labels), *between, *labels.shape[1:])
-    scored = scored.reshape(len(scored), *between, scored.shape[1])
-    return np.where(scored, learner.family.error(predictions.astype(np.float64), labels), np.nan)
+    """Errors `[prompts, ..., points]` of predictions `[prompts, ..., points, *prediction_shape]`.
+
+    NaN where a prompt makes no prediction.
+    """
+    y, scored = np.asarray(episodes.y), _scored(learner, episodes)
+    y = y.astype(np.float64) if np.issubdtype(y.dtype, np.floating) else y
+    # Axes between prompts and points are those of several learners or estimators.
+    several = predictions.ndim - 2 - len(learner.labels.prediction_shape)
+    y, scored = (np.expand_dims(a, tuple(range(1, 1 + several))) for a in (y, scored))
+    errors = learner.labels.error(predictions.astype(np.float64), y)
+    return np.where(scored, errors, np.nan)
 
 
 def mean_of_finite(errors: np.ndarray) -> np.ndarray:
@@ -112,8 +119,8 @@ def mean_of_finite(errors: np.ndarray) -> np.ndarray:
 
 def learner_errors(
     learner: Learner,
-    predict: Callable[[Params, Episode], jax.Array],
-    params: Params,
+    predict: Callable[[Any, Episode], jax.Array],
+    variables: Any,
     prompts: int,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -121,17 +128,17 @@ def learner_errors(
 
     Args:
       learner: whose task and layout it is.
-      predict: from parameters and episodes to predictions `[B, ..., points]`.
-      params: what `predict` takes.
+      predict: from variables and episodes to predictions `[B, ..., points, *prediction_shape]`.
+      variables: the first argument of `predict`.
       prompts: number of prompts.
       seed: seed of the prompts.
 
     Returns:
       Numbers of in-context examples, int `[E]`, and errors `[prompts, ..., E]`, NaN where a
-      prompt makes no prediction that counts.
+      prompt makes no prediction.
     """
     episodes = draw_prompts(learner.family, _keys(seed)[0], prompts)
-    predictions = in_chunks(partial(jax.jit(predict), params), episodes)
+    predictions = in_chunks(partial(jax.jit(predict), variables), episodes)
     errors = _errors(learner, predictions, episodes)
     examples = np.flatnonzero(_scored(learner, episodes).any(axis=0))
     return examples, errors[..., examples]
@@ -149,8 +156,10 @@ def _scored(learner: Learner, episodes: Episode) -> np.ndarray:
 
 def draw_prompts(family: TaskFamily, key: jax.Array, prompts: int) -> Episode:
     """Prompts of fresh tasks at full difficulty, `[prompts, ...]`. The key is consumed."""
-    draw = jax.jit(lambda key: sample_batch(family, key, jnp.arange(prompts), family.full))
-    return draw(key)
+    draw = jax.jit(
+        lambda key, data: sample_batch(family, key, jnp.arange(prompts), family.full, data=data)
+    )
+    return draw(key, load_data(family))
 
 
 def bootstrap(

@@ -47,12 +47,12 @@ def errors_by_loop(
     def predict(params: Params, episodes: Episode) -> jax.Array:
         looped = learner.model(params)
         assert isinstance(looped, LoopedTransformer)
-        tokens = learner.encode(episodes)
+        tokens = learner.encode(params, episodes)
         # In one pass: each number of loops is a prefix of the largest.
         outputs = looped.outputs_by_loop(tokens, learner.layout.read, max(loops))
         return outputs[wanted].swapaxes(0, 1)
 
-    step, params = run.params()
+    step, params = run.variables()
     _, errors = learner_errors(learner, predict, params, prompts, seed)
     mean = mean_of_finite(errors[..., -1])
     _figure(run, step, np.array(loops), mean, model.loops)
@@ -67,7 +67,7 @@ def _figure(run: Run, step: int, loops: np.ndarray, errors: np.ndarray, trained:
         axes.plot(loops[order], errors[order], linewidth=2.5, marker="o", markersize=4)
         axes.axvline(trained, color="0.6", linestyle=":", label=f"trained with {trained} loops")
         axes.set_xlabel("loops")
-        axes.set_ylabel(in_lines(run.config.task.error_name))
+        axes.set_ylabel(in_lines(run.config.task.label_kind.error_name))
         axes.set_yscale("log")
         axes.set_title(f"{run.path.name}, step {step}, full context", fontsize=10)
         axes.legend(fontsize=8)

@@ -1,5 +1,6 @@
 """Predictions at queries of one's own after every prefix of a prompt."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -7,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..tasks import Episode, Interleaved
-from ..training.learner import Learner, Params
+from ..training.learner import Learner, Variables
 
 
 def predict_queries(
-    learner: Learner, params: Params, episodes: Episode, queries: jax.Array
+    learner: Learner, variables: Variables, episodes: Episode, queries: jax.Array
 ) -> jax.Array:
     """The prediction at queries[:, i] from the first i points of each prompt.
 
@@ -23,30 +24,31 @@ def predict_queries(
 
     Args:
       learner: whose layout shows every prefix, that is an interleaved one.
-      params: as from `learner.init`.
+      variables: as from `learner.init`.
       episodes: batch of episodes, leading axis B.
-      queries: `[B, points, dim]`.
+      queries: of the shape of `episodes.x`.
 
     Returns:
-      float32 `[B, points]`, or `[B, points, outputs]` where labels are vectors. Differentiable;
-      entry i depends on queries[:, i] alone among the queries.
+      float32 `[B, points, *prediction_shape]`. Differentiable; entry i depends on queries[:, i]
+      alone among the queries.
 
     Raises:
-      ValueError: the concatenated layout, or queries of another shape than `episodes.x`.
+      ValueError: a layout that predicts a single query, or queries of another shape.
     """
     _check(learner, episodes, queries)
-    model: Any = learner.model(params)  # only some take positions and a mask
+    model: Any = learner.model(variables)  # only some take positions and a mask
     if not getattr(model, "takes_mask", False):
-        return predict_queries_one_by_one(learner, params, episodes, queries)
-    encode, read = learner.encode, learner.layout.read
+        return predict_queries_one_by_one(learner, variables, episodes, queries)
+    encode, read = partial(learner.encode, variables), learner.layout.read
     asked = encode(episodes._replace(x=queries))[:, read]
     tokens = jnp.concatenate([encode(episodes), asked], axis=1)
     positions, mask = _beside_the_prompt(learner.tokens, read)
-    return model(tokens, slice(learner.tokens, None), positions=positions, mask=mask)
+    outputs = model(tokens, slice(learner.tokens, None), positions=positions, mask=mask)
+    return learner.labels.prediction(outputs)
 
 
 def predict_queries_one_by_one(
-    learner: Learner, params: Params, episodes: Episode, queries: jax.Array
+    learner: Learner, variables: Variables, episodes: Episode, queries: jax.Array
 ) -> jax.Array:
     """`predict_queries` for any causal model: a pass for each prefix, one after the other.
 
@@ -58,7 +60,7 @@ def predict_queries_one_by_one(
     def one(index):
         query = jax.lax.dynamic_slice_in_dim(queries, index, 1, axis=1)
         x = jax.lax.dynamic_update_slice_in_dim(episodes.x, query, index, axis=1)
-        predictions = learner.predict(params, episodes._replace(x=x))
+        predictions = learner.predict(variables, episodes._replace(x=x))
         return jax.lax.dynamic_index_in_dim(predictions, index, axis=1, keepdims=False)
 
     return jnp.moveaxis(jax.lax.map(one, jnp.arange(queries.shape[1])), 0, 1)

@@ -17,7 +17,7 @@ from ..evaluation.figures import STYLE, pyplot, save_figure
 from ..evaluation.result import show_number
 from ..models import SMALL, STANDARD, XS, TransformerConfig
 from ..sweeps.results import SweepResult
-from ..tasks import Curriculum, LinearRegression, garg_curriculum
+from ..tasks import Curriculum, FunctionFamily, LinearRegression, garg_curriculum
 from ..training.config import Config, TrainingConfig
 from ..training.run import write_json
 from .garg import FAST_OPTIMIZER, PAPER_OPTIMIZER, PAPER_TRAINING
@@ -40,7 +40,9 @@ def capacity(sweep: "Sweep") -> Table | None:
     errors: dict[str, dict[int, list[float]]] = {}
     for member, record in zip(sweep.members, SweepResult.load(sweep).records):
         task, model = member.config.task, member.config.model
-        if task.points < 2 * task.dim + 1 or not isinstance(model, TransformerConfig):
+        if not isinstance(task, FunctionFamily) or not isinstance(model, TransformerConfig):
+            return None
+        if task.points < 2 * task.dim + 1:
             return None
         if "examples" in record:
             last = record["normalised_error"][record["examples"].index(2 * task.dim)]

@@ -190,10 +190,10 @@ def final_losses(sweep: "Sweep") -> Table | None:
             return None
         if "examples" in record:
             label = ", ".join(_labels(sweep.over, member.changes))
-            error = _error(Learner(config), member.run.params()[1])
+            error = _error(Learner(config), member.run.variables()[1])
             found.setdefault(label, []).append(error)
     descent = tuned_descent(sweep.config)
-    step, name = _error(descent.learner, descent.params), sweep.config.task.error_name
+    step, name = _error(descent.learner, descent.params), sweep.config.task.label_kind.error_name
     data = {"error_name": name, "error": found, "one step of gradient descent": step}
     write_json(sweep.path / "losses.json", data)
     plt = pyplot()
@@ -272,7 +272,7 @@ REFERENCE = {
     "GD, 5 steps, own rates": 0.109,
     "GD++, 5 steps, own rates": 0.063,
 }
-HALF = REGRESSION.error_scale / 2  # half the squared error at which an error is 1
+HALF = REGRESSION.label_kind.scale / 2  # half the squared error at which an error is 1
 GAMMAS = {10: 0.179, 25: 0.099, 50: 0.056, 100: 0.029}  # figure 3 and appendix A.10 of the paper
 STUDY_BATCHES, STUDY_PROMPTS = 16, 8192
 KINDS = (
@@ -288,12 +288,12 @@ def _error(learner: Learner, params: Any) -> float:
 
     def add(total: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
         episodes = draw_prompts(learner.family, key, STUDY_PROMPTS)
-        found, count = learner.loss_sum(params, episodes)
+        found, (count, _) = learner.loss_sum(params, episodes)
         return total + found / count, None
 
     keys = jax.random.split(jax.random.key(1), STUDY_BATCHES)
     total, _ = jax.jit(lambda keys: jax.lax.scan(add, jnp.float32(0), keys))(keys)
-    return float(total) / STUDY_BATCHES / learner.family.training_measure.scale
+    return float(total) / STUDY_BATCHES / learner.family.label_kind.training_measure.scale
 
 
 def descent(
@@ -325,7 +325,7 @@ def descent(
     for count in examples:
         config = ONE_LAYER.replace(task_points=count + 1)
         gammas[count] = tuned_descent(config, 2, plus_plus=True).rates["gamma"][0]
-    error_name, prompts = REGRESSION.error_name, STUDY_BATCHES * STUDY_PROMPTS
+    error_name, prompts = REGRESSION.label_kind.error_name, STUDY_BATCHES * STUDY_PROMPTS
     data = {"error_name": error_name, "descent": rows, "gamma_by_examples": gammas}
     write_json(folder / "descent.json", data)
     _descent_figure(rows, gammas, folder / "descent.png")
@@ -380,7 +380,7 @@ def _descent_figure(rows: dict[str, Any], gammas: dict[int, float], path: Path) 
             label="reference",
         )  # fmt: skip
         left.invert_yaxis()
-        left.set_xlabel(REGRESSION.error_name)
+        left.set_xlabel(REGRESSION.label_kind.error_name)
         left.legend(fontsize=8)
         right.plot(list(gammas), list(gammas.values()), "o-", label="ours")
         right.plot(list(GAMMAS), list(GAMMAS.values()), "kx", label="paper")

@@ -190,7 +190,7 @@ def variants(sweep: "Sweep") -> Table | None:
             found.setdefault(variant_label(model), []).append(curve)
     if len(found) < 2:
         return None
-    scale = sweep.members[0].config.task.error_scale
+    scale = sweep.members[0].config.task.label_kind.training_measure.scale
     steps = [line["step"] for line in next(iter(found.values()))[0][0]]
     losses = {
         label: np.array([[line["loss"] / scale for line in lines] for lines, _ in members])

@@ -1,5 +1,6 @@
 """In-context learners."""
 
+from ..registry import register
 from .base import HeadWeights, Model, ModelConfig
 from .causality import check_causal
 from .contrastive import ContrastiveAttention, ContrastiveAttentionConfig
@@ -19,6 +20,20 @@ MODELS: dict[str, type[ModelConfig]] = {
     "gradient_descent": GradientDescentConfig,
     "preconditioned_attention": PreconditionedConfig,
 }
+
+
+def register_model(name: str):
+    """A decorator that makes a `ModelConfig` known by a name, as those of this package are.
+
+        @register_model("mamba")
+        @dataclasses.dataclass(frozen=True)
+        class MambaConfig(ModelConfig): ...
+
+    Raises:
+      TypeError, ValueError: as `icl.registry.register`.
+    """
+    return register(MODELS, ModelConfig, name)
+
 
 __all__ = [
     "LSTM",
@@ -44,4 +59,5 @@ __all__ = [
     "TransformerConfig",
     "check_causal",
     "parameter_count",
+    "register_model",
 ]

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import jax
 from flax import nnx
 
-from ..ranges import Range, check_ranges
+from ..ranges import SIZE, Range, check_ranges
 
 
 class HeadWeights(NamedTuple):
@@ -26,7 +26,11 @@ class HeadWeights(NamedTuple):
 
 
 class Model(nnx.Module):
-    """Maps prompts to a prediction a token; causally, where its config says so."""
+    """Maps prompts to a prediction a token; causally, if its config says so.
+
+    A model may have variables beside parameters: batch statistics, and random layers such as
+    dropout. It is in training mode (`train()`) for `training_outputs`, else in evaluation mode.
+    """
 
     def __call__(self, tokens: jax.Array, read: slice = slice(None)) -> jax.Array:
         """Predictions after each token that `read` selects.
@@ -76,20 +80,26 @@ class Model(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(ABC):
-    """Size of a model. Add a class of them to `icl.models.MODELS` to save and read it by name."""
+    """Size of a model. Register it (`icl.models.register_model`), so that runs can be read back."""
 
     title: ClassVar[str] = "model"  # in tables and figures
-    # False where all tokens see the whole prompt but its query; a learner checks True.
+    # False if all tokens see the whole prompt but its query; a learner checks True.
     causal: ClassVar[bool] = True
-    pairs: ClassVar[bool] = False  # True where a token must be a whole point (x, y)
+    takes_points: ClassVar[bool] = False  # True if a token must be a whole point (x, y)
 
     layers: int = 12
     """Number of layers."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the computation; parameters, statistics and the loss stay float32."""
+    embedder: str | None = None
+    """What turns an input into features, by its name in icl.layers.EMBEDDERS; None for vectors
+    as they are."""
+    embedding_width: int = 64
+    """Features of an embedded input."""
 
     def __post_init__(self) -> None:
-        check_ranges("model", self, layers=Range(1, 1000))  # each is compiled apart
+        # Each layer is compiled apart.
+        check_ranges("model", self, layers=Range(1, 1000), embedding_width=SIZE)
 
     @abstractmethod
     def activations(self, in_width: int) -> int:
@@ -109,8 +119,8 @@ class ModelConfig(ABC):
         Args:
           in_width: features of a token.
           tokens: length of the prompts it is built for.
-          outputs: numbers of a prediction; None for a scalar.
-          rngs: `nnx.Rngs` with a `params` stream.
+          outputs: number of outputs at a token; None for one without an axis.
+          rngs: `nnx.Rngs` with the streams `params` and `dropout`.
 
         Raises:
           ValueError: the size does not fit such prompts.

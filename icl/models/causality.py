@@ -1,6 +1,7 @@
 """Does a model of one's own keep its claim to be causal? `Learner` asks when it is made."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +15,9 @@ LEAK = {"float32": 1e-3, "bfloat16": 2e-2}  # of the predictions' size; rounding
 _causal: set[Any] = set()  # found so before, in this process
 
 
-def check_causal(config: ModelConfig, model: Model, in_width: int, tokens: int) -> None:
+def check_causal(
+    config: ModelConfig, model: Model, make: Callable[[], Model], in_width: int, tokens: int
+) -> None:
     """Checks that predictions do not change with later tokens, once for each size of a model.
 
     It compiles and runs a forward pass of a few prompts with random weights. A model whose parts
@@ -22,7 +25,8 @@ def check_causal(config: ModelConfig, model: Model, in_width: int, tokens: int) 
 
     Args:
       config: of the model.
-      model: with abstract parameters, as from `nnx.eval_shape`.
+      model: with abstract variables, as from `nnx.eval_shape`.
+      make: makes the model with its initial variables.
       in_width: features of a token.
       tokens: length of a prompt.
 
@@ -33,7 +37,7 @@ def check_causal(config: ModelConfig, model: Model, in_width: int, tokens: int) 
     if not config.causal or size in _causal:
         return
     if not _is_of_this_library(config, model):
-        leak, largest = _leak(model, in_width, tokens)
+        leak, largest = _leak(make(), in_width, tokens)
         if leak > LEAK[config.dtype] * largest:
             name = type(config).__name__
             raise ValueError(
@@ -57,19 +61,21 @@ def _leak(model: Model, in_width: int, tokens: int) -> tuple[float, float]:
     rng = np.random.default_rng(0)
 
     # Not the initial weights: those that are 0 would hide what they are to let through.
-    def weights(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    def weights(leaf: jax.Array) -> np.ndarray:
         drawn = rng.normal(size=leaf.shape)
         drawn = drawn / math.prod(leaf.shape[:-1]) ** 0.5 if leaf.ndim > 1 else 1 + drawn / 10
         return drawn.astype(leaf.dtype)
 
-    graph, abstract = nnx.split(model)
-    params = jax.tree.map(weights, abstract)
+    model.eval()
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    params = jax.tree.map(weights, params)
     prompt, other = rng.normal(size=(2, tokens, in_width)).astype(np.float32)
     cuts = np.unique(np.linspace(0, tokens - 1, CUTS + 1).astype(int)[:-1])
     later = np.arange(tokens) > cuts[:, None]
     prompts = np.stack([prompt, *np.where(later[..., None], other, prompt)])
     # Compiled ahead, so that it also runs while a caller is traced.
-    forward = jax.jit(lambda params, prompts: nnx.merge(graph, params)(prompts))
-    predictions = np.asarray(forward.lower(params, prompts).compile()(params, prompts))
+    forward = jax.jit(lambda params, rest, prompts: nnx.merge(graph, params, rest)(prompts))
+    compiled = forward.lower(params, rest, prompts).compile()
+    predictions = np.asarray(compiled(params, rest, prompts))
     change = np.abs(predictions[1:] - predictions[:1]).reshape(*later.shape, -1)
     return float(change[~later].max()), float(np.abs(predictions).max())

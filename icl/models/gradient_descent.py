@@ -23,7 +23,7 @@ class GradientDescentConfig(ModelConfig):
 
     title: ClassVar[str] = "gradient descent"
     causal: ClassVar[bool] = False
-    pairs: ClassVar[bool] = True
+    takes_points: ClassVar[bool] = True
 
     layers: int = 1
     """Steps."""

@@ -22,7 +22,7 @@ class PreconditionedConfig(ModelConfig):
 
     title: ClassVar[str] = "preconditioned attention"
     causal: ClassVar[bool] = False
-    pairs: ClassVar[bool] = True
+    takes_points: ClassVar[bool] = True
 
     layers: int = 3
     """Layers, each with matrices of its own."""

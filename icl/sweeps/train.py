@@ -10,6 +10,7 @@ import numpy as np
 from ..training import disk
 from ..training.checkpoints import Checkpoints, on_one_device
 from ..training.config import CUSTOM, Config
+from ..training.data import load_data
 from ..training.estimate import step_seconds
 from ..training.learner import Learner
 from ..training.loop import NonFiniteLoss, advance
@@ -21,13 +22,13 @@ from ..training.population import (
     compile_population,
     group_by_program,
     init_population,
-    numbers_of,
+    member_settings,
     shared_config,
 )
 from ..training.progress import ProgressDisplay
 from ..training.run import free_path
 from ..training.single import metrics_record, prepare
-from ..training.step import StepMetrics, TrainState
+from ..training.step import Program, StepMetrics, TrainState
 from .folder import Member, Sweep
 from .grid import Over, grid, member_name
 from .results import SweepResult, member_errors, sweep_figure
@@ -107,7 +108,9 @@ def resume_sweep(
             sweep.path,
             PROMPTS,
             [records[member.path.name] for member in sweep.members],
-            " or ".join(dict.fromkeys(member.config.task.error_name for member in sweep.members)),
+            " or ".join(
+                dict.fromkeys(member.config.task.label_kind.error_name for member in sweep.members)
+            ),
         )
         if not any("examples" in record for record in result.records):
             raise NonFiniteLoss(
@@ -175,6 +178,7 @@ class _Program:
         """
         training = self.shared.training
         shapes = jax.eval_shape(lambda: init_population(self.configs).items())
+        self.members[0].run.check_data()
         found = self.checkpoints().restore_to_continue(shapes)
         with making_state():
             state = TrainState.from_items(found[1]) if found else init_population(self.configs)
@@ -182,15 +186,15 @@ class _Program:
         if first == training.steps:
             return state
         mesh = make_mesh(training.batch_size, len(self.members))
-        state, numbers = place((state, numbers_of(self.configs)), mesh, population=True)
+        state, settings = place((state, member_settings(self.configs)), mesh, population=True)
+        data = place(load_data(self.shared.task), mesh)
         measure = self.shared.training_measure
         measure = measure._replace(name=f"{measure.name}, median of the models")
         shown = ProgressDisplay(training.steps, first, measure, progress)
         shown.say(label)
 
-        def compile(config: Config, state: TrainState, length: int):
-            compiled = compile_population(config, numbers, state, length, mesh)
-            return _WithNumbers(compiled, numbers)
+        def compile(config: Config, state: TrainState, length: int) -> Program:
+            return compile_population(config, settings, state, length, mesh, data)
 
         seconds = step_seconds(Learner(self.shared))
         with contextlib.closing(_Journal(self, first)) as journal:
@@ -222,7 +226,7 @@ class _Program:
             own = _nth(state, position)
             with contextlib.closing(self.members[index].run.checkpoints()) as checkpoints:
                 checkpoints.save(steps, own.items())
-        return member_errors([self.members[index] for index in kept], state.params, PROMPTS, 0)
+        return member_errors([self.members[index] for index in kept], state.variables, PROMPTS, 0)
 
     def _diverged(self) -> list[dict[str, Any]]:
         last = [(member, _last_line(member)) for member in self.members]
@@ -241,18 +245,6 @@ def _nth(tree: Any, index: Any) -> Any:
 def _last_line(member: Member) -> int:
     """The last step in a member's metrics."""
     return max((record["step"] for record in member.run.metrics()), default=0)
-
-
-class _WithNumbers:
-    """A compiled population as a program of its state alone."""
-
-    def __init__(self, compiled: jax.stages.Compiled, numbers):
-        self._compiled = compiled
-        self._numbers = numbers
-        self.memory_analysis = compiled.memory_analysis
-
-    def __call__(self, state: TrainState):
-        return self._compiled(state, self._numbers)
 
 
 class _Journal:

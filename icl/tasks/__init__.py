@@ -1,9 +1,12 @@
 """Task families drawn on the device, pools, curricula and layouts."""
 
-from .base import Difficulty, Episode, TaskFamily
+from ..registry import register
+from .base import Data, Difficulty, Episode, FunctionFamily, TaskFamily
 from .classification import LinearClassification, Parity
 from .curriculum import Curriculum, garg_curriculum
 from .decision_tree import DecisionTree, Tree
+from .inputs import Images, InputKind, Symbols, Vectors
+from .labels import Classes, LabelKind, Measure, Scalar, Signs, Vector
 from .layouts import LAYOUTS, Concatenated, Interleaved, Layout, Separate, Tagged
 from .linear_regression import LinearRegression
 from .outliers import ManyOutlierRegression, OrthogonalOutlierRegression
@@ -30,36 +33,63 @@ FAMILIES: dict[str, type[TaskFamily]] = {
     "whitened_regression": WhitenedRegression,
 }
 
+
+def register_family(name: str):
+    """A decorator that makes a `TaskFamily` known by a name, as those of this package are.
+
+        @register_family("rotations")
+        @dataclasses.dataclass(frozen=True)
+        class Rotations(TaskFamily): ...
+
+    Raises:
+      TypeError, ValueError: as `icl.registry.register`.
+    """
+    return register(FAMILIES, TaskFamily, name)
+
+
 __all__ = [
     "FAMILIES",
     "LAYOUTS",
     "MAX_POOL_SIZE",
+    "Classes",
     "Concatenated",
     "Curriculum",
+    "Data",
     "DecisionTree",
     "Difficulty",
     "Episode",
+    "FunctionFamily",
+    "Images",
+    "InputKind",
     "Interleaved",
+    "LabelKind",
     "Layout",
     "LinearClassification",
     "LinearRegression",
     "ManyOutlierRegression",
+    "Measure",
     "Network",
     "OrthogonalOutlierRegression",
     "Parity",
     "QuadraticRegression",
     "ReLUNetwork",
+    "Scalar",
     "Separate",
+    "Signs",
     "SineRegression",
     "SparseLinearRegression",
     "Store",
+    "Symbols",
     "Tagged",
     "TaskFamily",
     "Tree",
+    "Vector",
     "VectorRetrieval",
+    "Vectors",
     "WhitenedRegression",
     "garg_curriculum",
     "pool_task",
+    "register_family",
     "sample_batch",
     "sample_prompt",
 ]

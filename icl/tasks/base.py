@@ -12,113 +12,141 @@ import jax.numpy as jnp
 
 from ..ranges import SIZE, check_ranges
 from .draws import normal
+from .inputs import InputKind, Vectors
+from .labels import LabelKind, Scalar
+
+Data = Any  # a pytree of arrays that samplers draw from; None for a family without
 
 
 class Difficulty(NamedTuple):
     """How much of the full shape is in use; traced, so that a curriculum recompiles nothing."""
 
-    dim: int | jax.Array  # coordinates of x in use; the others are 0
-    points: int | jax.Array  # points that count
+    dim: int | jax.Array  # coordinates of x in use, the others are 0; 0 for inputs without any
+    points: int | jax.Array  # points in use, the others are padding
 
 
 class Episode(NamedTuple):
-    """Points of one task."""
+    """Points of one task, and the role of each of them.
 
-    x: jax.Array  # [points, dim]
-    y: jax.Array  # [points], or [points, outputs] where labels are vectors
-    counts: jax.Array  # bool [points]: which positions are trained on and evaluated
-    label_tokens: jax.Array | None = None  # [points, dim]; None for (y, 0, ..., 0)
+    This is the one place that says which points are what; layouts, losses, evaluation and lengths
+    read it. A point may have both roles: in a layout that predicts every label, a point is a query
+    first, and context for the points after it. A point without a role is padding.
+    """
 
+    x: jax.Array  # [points, *family.input_kind.shape]
+    y: jax.Array  # [points, *family.label_kind.shape]
+    queries: jax.Array  # bool [points]: the label is predicted, trained on and evaluated
+    context: jax.Array  # bool [points]: shown with the label to the points after it
+    label_tokens: jax.Array | None = None  # [points, W]; None for those of the label kind
 
-class Measure(NamedTuple):
-    """How training shows its loss."""
+    @property
+    def length(self) -> jax.Array:
+        """Points up to the last one that is not padding, int `[]`; a batch has `[B]`."""
+        used = self.queries | self.context
+        return used.shape[-1] - jnp.argmax(used[..., ::-1], axis=-1)
 
-    label: str  # beside a number of a progress bar, and in metrics.jsonl
-    name: str  # what the number is, in words
-    scale: float  # what the loss is divided by
+    @property
+    def last_query(self) -> jax.Array:
+        """Position of the last query, int `[]`; a batch has `[B]`."""
+        return self.queries.shape[-1] - 1 - jnp.argmax(self.queries[..., ::-1], axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskFamily(ABC):
-    """A distribution over functions from R^dim to R (or R^outputs), and over their inputs.
+    """A distribution over tasks, and over the points of a task.
 
-    A family is its settings: a frozen dataclass whose methods are pure and jittable.
+    A family is its settings: a frozen dataclass whose methods are pure and jittable, but for
+    `load_data`. Register it (`icl.tasks.register_family`), so that runs of it can be read back.
     """
 
-    every_point_counts: ClassVar[bool] = True  # at full difficulty
+    every_point_is_query: ClassVar[bool] = True  # at full difficulty
 
-    dim: int = 20
-    """Dimension of the inputs x."""
     points: int = 41
     """Number of (x, y) points in a prompt."""
 
     def __post_init__(self) -> None:
-        check_ranges("task", self, dim=SIZE, points=SIZE)
+        check_ranges("task", self, points=SIZE)
+
+    @property
+    @abstractmethod
+    def input_kind(self) -> InputKind:
+        """What the inputs x are."""
+
+    @property
+    @abstractmethod
+    def label_kind(self) -> LabelKind:
+        """What the labels y are; it owns the loss and the error."""
 
     @property
     def full(self) -> Difficulty:
-        """The difficulty at which every coordinate and every point is in use."""
-        return Difficulty(self.dim, self.points)
+        """The difficulty at which everything is in use."""
+        return Difficulty(0, self.points)
 
     @property
-    def outputs(self) -> int | None:
-        """How many numbers a label is, where it is a vector; None for a scalar."""
+    def data_source(self) -> str | None:
+        """Where `load_data` reads, as a path or a name, for config.json and for errors."""
         return None
 
-    @property
-    def error_scale(self) -> float:
-        """What errors are divided by: the mean squared label, the error of predicting 0.
+    def load_data(self) -> Data:
+        """Arrays that the samplers draw from, a pytree of NumPy arrays, read once on the host.
 
-        At full difficulty; `error_name` tells what it leaves out.
+        They are arguments of compiled programs, held by every device, and not in checkpoints.
+        config.json keeps their source and checksum, and a run refuses other data.
         """
-        return 1.0
-
-    @property
-    def error_name(self) -> str:
-        """What `error` is, in words."""
-        return "squared error / mean squared label"
-
-    @property
-    def training_measure(self) -> Measure:
-        """How training shows its loss: as an error where it is one but for a factor."""
-        return Measure("error", self.error_name, self.error_scale / (self.outputs or 1))
+        return None
 
     @abstractmethod
-    def sample_task(self, key: jax.Array, difficulty: Difficulty) -> Any:
+    def sample_task(self, key: jax.Array, difficulty: Difficulty, data: Data = None) -> Any:
         """Draws a task (a pytree of arrays). The key is consumed."""
 
     @abstractmethod
+    def sample_episode(
+        self, key: jax.Array, task: Any, difficulty: Difficulty, data: Data = None
+    ) -> Episode:
+        """Draws the points of a task. The key is consumed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionFamily(TaskFamily):
+    """A distribution over functions of vectors, and over their inputs."""
+
+    dim: int = 20
+    """Dimension of the inputs x."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges("task", self, dim=SIZE)
+
+    @property
+    def input_kind(self) -> Vectors:
+        return Vectors(self.dim)
+
+    @property
+    def label_kind(self) -> LabelKind:
+        return Scalar()
+
+    @property
+    def full(self) -> Difficulty:
+        return Difficulty(self.dim, self.points)
+
+    @abstractmethod
     def label(self, task: Any, x: jax.Array) -> jax.Array:
-        """The noiseless label of inputs `[..., dim]`, `[...]` or `[..., outputs]`: the oracle."""
+        """The noiseless labels of inputs `[..., dim]`: the oracle."""
 
     def sample_inputs(self, key: jax.Array) -> jax.Array:
         """Draws inputs `[points, dim]`, standard normal unless a family says otherwise."""
         return normal(key, (self.points, self.dim))
 
-    def sample_episode(self, key: jax.Array, task: Any, difficulty: Difficulty) -> Episode:
-        """Draws the points of a task. The key is consumed."""
+    def sample_episode(
+        self, key: jax.Array, task: Any, difficulty: Difficulty, data: Data = None
+    ) -> Episode:
         x = jnp.where(jnp.arange(self.dim) < difficulty.dim, self.sample_inputs(key), 0)
-        counts = jnp.arange(self.points) < difficulty.points
-        return Episode(x, self.label(task, x), counts)
-
-    def loss(self, prediction: jax.Array, y: jax.Array) -> jax.Array:
-        """What training minimises, `[..., points]`; mean squared error by default.
-
-        Args:
-          prediction: the model's outputs, of the shape of y.
-          y: labels, `[..., points]` or `[..., points, outputs]`.
-        """
-        squared = (prediction - y) ** 2
-        return squared if self.outputs is None else squared.mean(axis=-1)
-
-    def error(self, prediction: Any, y: Any) -> Any:
-        """What evaluation reports, `[..., points]`; NumPy or JAX arrays, shapes as for `loss`."""
-        squared = (prediction - y) ** 2
-        return (squared if self.outputs is None else squared.sum(axis=-1)) / self.error_scale
+        used = jnp.arange(self.points) < difficulty.points
+        return Episode(x, self.label(task, x), used, used)
 
 
 def choose_coordinates(key: jax.Array, dim: int, count: int, difficulty: Difficulty) -> jax.Array:
-    """Bool `[dim]`: so many of the coordinates in use, or all of them where they are fewer.
+    """Chooses `count` of the coordinates in use, or all of them if they are fewer: bool `[dim]`.
 
     The key is consumed.
     """

@@ -1,46 +1,28 @@
 """Families whose labels are -1 or 1: half-spaces and parities."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ..ranges import Range, check_ranges
-from .base import Difficulty, Measure, TaskFamily, choose_coordinates
+from .base import Data, Difficulty, FunctionFamily, choose_coordinates
 from .draws import normal
+from .labels import Signs
 
 
 @dataclasses.dataclass(frozen=True)
-class _SignLabels(TaskFamily):
-    """Labels -1 or 1: predictions are log-odds of 1, trained by cross-entropy.
-
-    An error is a wrong sign; a prediction of 0 counts as half of one.
-    """
-
-    @property
-    def error_name(self) -> str:
-        return "fraction misclassified"
-
-    @property
-    def training_measure(self) -> Measure:
-        return Measure("loss", "cross-entropy, nats", 1.0)
-
-    def loss(self, prediction: jax.Array, y: jax.Array) -> jax.Array:
-        return jax.nn.softplus(-y * prediction)
-
-    def error(self, prediction: Any, y: Any) -> Any:
-        return 0.5 * (1 - ((prediction > 0) * 1.0 - (prediction < 0)) * y)
-
-
-@dataclasses.dataclass(frozen=True)
-class LinearClassification(_SignLabels):
+class LinearClassification(FunctionFamily):
     """y = sign(w.x) with w ~ N(0, I) (public code of Garg et al. 2022, not in the paper).
 
     A task is w, `[dim]`.
     """
 
-    def sample_task(self, key: jax.Array, difficulty: Difficulty) -> jax.Array:
+    @property
+    def label_kind(self) -> Signs:
+        return Signs()
+
+    def sample_task(self, key: jax.Array, difficulty: Difficulty, data: Data = None) -> jax.Array:
         return normal(key, (self.dim,))
 
     def label(self, task: jax.Array, x: jax.Array) -> jax.Array:
@@ -48,7 +30,7 @@ class LinearClassification(_SignLabels):
 
 
 @dataclasses.dataclass(frozen=True)
-class Parity(_SignLabels):
+class Parity(FunctionFamily):
     """The product of `relevant` coordinates of x in {-1, 1}^dim (Park et al. 2024, section 3).
 
     Each prompt has its own coordinates, uniform among those in use; the public code draws one
@@ -66,7 +48,11 @@ class Parity(_SignLabels):
         super().__post_init__()
         check_ranges("task", self, relevant=Range(1, self.dim))
 
-    def sample_task(self, key: jax.Array, difficulty: Difficulty) -> jax.Array:
+    @property
+    def label_kind(self) -> Signs:
+        return Signs()
+
+    def sample_task(self, key: jax.Array, difficulty: Difficulty, data: Data = None) -> jax.Array:
         return choose_coordinates(key, self.dim, self.relevant, difficulty)
 
     def label(self, task: jax.Array, x: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """Curricula: the difficulty as a function of the training step, at a fixed shape."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,18 +35,21 @@ class Curriculum:
 
     def check_for(self, family: TaskFamily) -> None:
         """Raises ValueError where a start is beyond what the family has."""
-        check_ranges(
-            "curriculum",
-            self,
-            dim_start=SIZE._replace(high=family.dim),
-            points_start=SIZE._replace(high=family.points),
-        )
+        dim = family.full.dim
+        if not dim and self.dim_start is not None:
+            raise ValueError(
+                f"the inputs of {type(family).__name__} have no coordinates to begin with: leave "
+                "curriculum.dim_start None"
+            )
+        check_ranges("curriculum", self, points_start=SIZE._replace(high=family.points))
+        if dim:
+            check_ranges("curriculum", self, dim_start=SIZE._replace(high=int(dim)))
 
     def at(self, step: jax.Array | int, family: TaskFamily) -> Difficulty:
         """The difficulty at a step; traced when the step is."""
         grown = jnp.asarray(step) // self.interval
 
-        def ramp(start: int | None, increment: int, full: int) -> int | jax.Array:
+        def ramp(start: int | None, increment: int, full: Any) -> Any:
             if start is None:
                 return full
             # No more additions than are needed, whose product cannot overflow.
@@ -53,7 +57,7 @@ class Curriculum:
             return jnp.minimum(start + increment * jnp.minimum(grown, needed), full)
 
         return Difficulty(
-            ramp(self.dim_start, self.dim_increment, family.dim),
+            ramp(self.dim_start, self.dim_increment, family.full.dim),
             ramp(self.points_start, self.points_increment, family.points),
         )
 

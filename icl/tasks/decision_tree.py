@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ..ranges import Range, check_ranges
-from .base import Difficulty, TaskFamily
+from .base import Data, Difficulty, FunctionFamily
 from .draws import normal
 
 
@@ -19,7 +19,7 @@ class Tree(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class DecisionTree(TaskFamily):
+class DecisionTree(FunctionFamily):
     """Each inner node goes right where its coordinate of x is positive; leaves are N(0, 1).
 
     Coordinates are uniform among those in use, so that under a curriculum no node asks for
@@ -35,7 +35,7 @@ class DecisionTree(TaskFamily):
         super().__post_init__()
         check_ranges("task", self, depth=Range(1, 12))
 
-    def sample_task(self, key: jax.Array, difficulty: Difficulty) -> Tree:
+    def sample_task(self, key: jax.Array, difficulty: Difficulty, data: Data = None) -> Tree:
         coordinate_key, leaf_key = jax.random.split(key)
         inner = 2**self.depth - 1
         return Tree(

@@ -1,7 +1,8 @@
 """Layouts: how an episode becomes tokens, and where its predictions are read.
 
-A layout knows nothing of families, and a family nothing of layouts. `encode` and `scored`
-are for one prompt; `read` says which output positions hold predictions, one a point.
+A layout knows the kind of labels, but nothing of families; a family knows nothing of layouts.
+`encode` and `scored` are for one prompt; `read` says which output positions hold predictions, one
+a point.
 """
 
 from typing import Protocol
@@ -9,25 +10,28 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from .base import Episode, TaskFamily
+from .base import Episode
+from .labels import LabelKind, Scalar
+
+SCALAR = Scalar()
 
 
 class Layout(Protocol):
     @property
     def query_only(self) -> bool:
-        """Whether the last point that counts is the only one predicted: the query."""
+        """Whether the last query of an episode is the only point that is predicted."""
         ...
 
     def tokens(self, points: int) -> int:
-        """Tokens of a prompt of so many points."""
+        """Number of tokens of a prompt of `points` points."""
         ...
 
-    def width(self, family: TaskFamily) -> int:
-        """Features of a token; ValueError for a family whose labels the layout cannot show."""
+    def width(self, features: int, labels: LabelKind) -> int:
+        """Features of a token, for inputs of `features` features."""
         ...
 
-    def encode(self, episode: Episode) -> jax.Array:
-        """The prompt, `[tokens, width]`."""
+    def encode(self, episode: Episode, labels: LabelKind = SCALAR) -> jax.Array:
+        """The prompt, `[tokens, width]`, of an episode whose x is `[points, features]`."""
         ...
 
     @property
@@ -36,7 +40,7 @@ class Layout(Protocol):
         ...
 
     def scored(self, episode: Episode) -> jax.Array:
-        """Bool `[points]`: the predictions that the layout makes without seeing their label."""
+        """Bool `[points]`: the queries that the layout predicts without showing their label."""
         ...
 
 
@@ -53,26 +57,24 @@ class Interleaved:
     def tokens(self, points: int) -> int:
         return 2 * points
 
-    def width(self, family: TaskFamily) -> int:
-        return max(family.dim, family.outputs or 1)
+    def width(self, features: int, labels: LabelKind) -> int:
+        return max(features, labels.token_width)
 
-    def encode(self, episode: Episode) -> jax.Array:
-        points, dim = episode.x.shape
-        labels = episode.label_tokens
-        if labels is None:
-            labels = episode.y.reshape(points, -1)
-        width = max(dim, labels.shape[1])
-        padded = (jnp.pad(a, ((0, 0), (0, width - a.shape[1]))) for a in (episode.x, labels))
+    def encode(self, episode: Episode, labels: LabelKind = SCALAR) -> jax.Array:
+        label_tokens = _label_tokens(episode, labels)
+        width = max(episode.x.shape[1], label_tokens.shape[1])
+        padded = (jnp.pad(a, ((0, 0), (0, width - a.shape[1]))) for a in (episode.x, label_tokens))
         return jnp.stack(list(padded), axis=1).reshape(-1, width)
 
     def scored(self, episode: Episode) -> jax.Array:
-        return episode.counts
+        return episode.queries
 
 
 class Concatenated:
-    """(x_1, y_1), ..., (x_q, 0): only the last point is predicted (von Oswald et al. 2023).
+    """(x_1, y_1), ..., (x_q, 0): only the last query is predicted (von Oswald et al. 2023).
 
-    The query is the last point that counts; its label and those after it are replaced by 0.
+    Points before the query show their labels if they are context. The label of the query and all
+    labels after it are replaced by 0.
     """
 
     query_only = True
@@ -81,24 +83,19 @@ class Concatenated:
     def tokens(self, points: int) -> int:
         return points
 
-    def width(self, family: TaskFamily) -> int:
-        if family.outputs is not None:
-            raise ValueError("a vector label has no place beside x in a token; use interleaved")
-        return family.dim + 1
+    def width(self, features: int, labels: LabelKind) -> int:
+        return features + labels.token_width
 
-    def encode(self, episode: Episode) -> jax.Array:
-        return jnp.concatenate([episode.x, self._shown(episode)[:, None]], axis=1)
+    def encode(self, episode: Episode, labels: LabelKind = SCALAR) -> jax.Array:
+        return jnp.concatenate([episode.x, self._shown(episode, labels)], axis=1)
 
     def scored(self, episode: Episode) -> jax.Array:
-        return jnp.arange(episode.y.shape[0]) == self._query(episode)
+        return jnp.arange(episode.queries.shape[0]) == episode.last_query
 
-    def _query(self, episode: Episode) -> jax.Array:
-        last = episode.counts.shape[0] - 1
-        return last - jnp.argmax(episode.counts[::-1])
-
-    def _shown(self, episode: Episode) -> jax.Array:
-        """The labels before the query, `[points]`, and 0 from there on."""
-        return jnp.where(jnp.arange(episode.y.shape[0]) < self._query(episode), episode.y, 0)
+    def _shown(self, episode: Episode, labels: LabelKind) -> jax.Array:
+        """The label tokens of the context before the query, else 0: `[points, W]`."""
+        before = jnp.arange(episode.queries.shape[0]) < episode.last_query
+        return jnp.where((before & episode.context)[:, None], _label_tokens(episode, labels), 0)
 
 
 class Separate(Concatenated):
@@ -112,32 +109,36 @@ class Separate(Concatenated):
     def tokens(self, points: int) -> int:
         return 2 * points - 1
 
-    def encode(self, episode: Episode) -> jax.Array:
-        inputs = jnp.pad(episode.x, ((0, 0), (0, 1)))
-        labels = jnp.pad(self._shown(episode)[:, None], ((0, 0), (episode.x.shape[1], 0)))
-        pairs = jnp.stack([inputs, labels], axis=1)
+    def encode(self, episode: Episode, labels: LabelKind = SCALAR) -> jax.Array:
+        label_tokens = self._shown(episode, labels)
+        inputs = jnp.pad(episode.x, ((0, 0), (0, label_tokens.shape[1])))
+        label_tokens = jnp.pad(label_tokens, ((0, 0), (episode.x.shape[1], 0)))
+        pairs = jnp.stack([inputs, label_tokens], axis=1)
         return pairs.reshape(-1, inputs.shape[1])[:-1]
 
 
 class Tagged(Interleaved):
     """x_1, y_1, x_2, y_2, ... as (0, x) and (y, 0, ..., 0): a token tells which of both it is.
 
-    The tokens of Raventós et al. 2023 (arXiv 2306.15063, section 2). A vector label takes as many
-    features before x as it has numbers; tokens of an episode's own stand where (y, 0, ..., 0) does.
+    The tokens of Raventós et al. 2023 (arXiv 2306.15063, section 2). A label takes as many
+    features before x as its token has; tokens of an episode's own stand where (y, 0, ..., 0) does.
     """
 
-    def width(self, family: TaskFamily) -> int:
-        return family.dim + (family.outputs or 1)
+    def width(self, features: int, labels: LabelKind) -> int:
+        return features + labels.token_width
 
-    def encode(self, episode: Episode) -> jax.Array:
-        points, dim = episode.x.shape
-        labels = episode.y.reshape(points, -1)
-        tag = labels.shape[1]
-        if episode.label_tokens is not None:
-            labels = episode.label_tokens
-        inputs = jnp.pad(episode.x, ((0, 0), (tag, 0)))
-        labels = jnp.pad(labels, ((0, 0), (0, dim + tag - labels.shape[1])))
-        return jnp.stack([inputs, labels], axis=1).reshape(-1, dim + tag)
+    def encode(self, episode: Episode, labels: LabelKind = SCALAR) -> jax.Array:
+        width = self.width(episode.x.shape[1], labels)
+        label_tokens = _label_tokens(episode, labels)
+        inputs = jnp.pad(episode.x, ((0, 0), (labels.token_width, 0)))
+        label_tokens = jnp.pad(label_tokens, ((0, 0), (0, width - label_tokens.shape[1])))
+        return jnp.stack([inputs, label_tokens], axis=1).reshape(-1, width)
+
+
+def _label_tokens(episode: Episode, labels: LabelKind) -> jax.Array:
+    """The episode's own tokens of its labels, or those of their kind: `[points, W]`."""
+    own = episode.label_tokens
+    return labels.tokens(episode.y) if own is None else own
 
 
 LAYOUTS: dict[str, Layout] = {

@@ -7,15 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from ..ranges import NOT_NEGATIVE, POSITIVE, Range, check_ranges
-from .base import Difficulty, Episode, TaskFamily
+from .base import Data, Difficulty, Episode, FunctionFamily
 from .draws import normal, uniform
+from .labels import Scalar
 
 # Mean squares of the inputs at scale 1.
 INPUTS = {"normal": 1.0, "uniform": 1 / 3, "exponential": 2.0, "laplace": 2.0}
 
 
 @dataclasses.dataclass(frozen=True)
-class LinearRegression(TaskFamily):
+class LinearRegression(FunctionFamily):
     """y = w.x + noise * e with w ~ N(0, I), e ~ N(0, 1) and x ~ N(0, C), trace C = dim.
 
     Inputs of other distributions, and all of w and x scaled, are those of von Oswald et al. 2023.
@@ -79,17 +80,18 @@ class LinearRegression(TaskFamily):
         return (self.dim / (self.signal(dim) + self.noise**2)) ** 0.5
 
     @property
-    def error_scale(self) -> float:
-        """Mean squared label, without noise (as in Garg et al.) unless labels are renormalised."""
-        return float(self.dim) if self.renormalize else self.dim * self.label_size
-
-    @property
-    def error_name(self) -> str:
+    def label_kind(self) -> Scalar:
         left_out = ["noise"] * (self.noise > 0 and not self.renormalize)
         left_out += ["random ones"] * (self.random_labels > 0)
-        return super().error_name + " without " * bool(left_out) + " and ".join(left_out)
+        without = " without " * bool(left_out) + " and ".join(left_out)
+        return Scalar(self.mean_squared_label, f"mean squared label{without}")
 
-    def sample_task(self, key: jax.Array, difficulty: Difficulty) -> jax.Array:
+    @property
+    def mean_squared_label(self) -> float:
+        """Scale of errors, without noise (as in Garg et al.) unless labels are renormalised."""
+        return float(self.dim) if self.renormalize else self.dim * self.label_size
+
+    def sample_task(self, key: jax.Array, difficulty: Difficulty, data: Data = None) -> jax.Array:
         return self.task_scale * normal(key, (self.dim,))
 
     def label(self, task: jax.Array, x: jax.Array) -> jax.Array:
@@ -122,7 +124,9 @@ class LinearRegression(TaskFamily):
             return x
         return jnp.matmul(x, self._covariance_root(), precision="highest")
 
-    def sample_episode(self, key: jax.Array, task: jax.Array, difficulty: Difficulty) -> Episode:
+    def sample_episode(
+        self, key: jax.Array, task: jax.Array, difficulty: Difficulty, data: Data = None
+    ) -> Episode:
         label_key = None
         if self.random_labels:
             key, label_key = jax.random.split(key)

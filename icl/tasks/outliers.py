@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ..ranges import Range, check_ranges
-from .base import Difficulty, Episode
+from .base import Data, Difficulty, Episode
 from .draws import normal
 from .linear_regression import LinearRegression
 
@@ -21,7 +21,7 @@ from .linear_regression import LinearRegression
 class _OutlierRegression(LinearRegression):
     """Linear regression in which each point is an outlier with a probability of its own."""
 
-    every_point_counts: ClassVar[bool] = False
+    every_point_is_query: ClassVar[bool] = False
 
     outliers: float = 0.5
     """Probability that a point is an outlier."""
@@ -35,7 +35,9 @@ class _OutlierRegression(LinearRegression):
     def sample_outliers(self, key: jax.Array, task: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What stands for x and for the label in outliers, each `[points, dim]`."""
 
-    def sample_episode(self, key: jax.Array, task: jax.Array, difficulty: Difficulty) -> Episode:
+    def sample_episode(
+        self, key: jax.Array, task: jax.Array, difficulty: Difficulty, data: Data = None
+    ) -> Episode:
         point_key, which_key, outlier_key = jax.random.split(key, 3)
         clean = super().sample_episode(point_key, task, difficulty)
         used = jnp.arange(self.dim) < difficulty.dim
@@ -46,7 +48,7 @@ class _OutlierRegression(LinearRegression):
         # A clean label's token keeps its first entry, whatever coordinates are in use.
         label_tokens = jnp.where(replaced[:, None], jnp.where(used, labels, 0), shown)
         y = jnp.where(replaced, label_tokens[:, 0], clean.y)
-        return Episode(pick(x, clean.x), y, clean.counts & ~replaced, label_tokens)
+        return Episode(pick(x, clean.x), y, clean.queries & ~replaced, clean.context, label_tokens)
 
 
 @dataclasses.dataclass(frozen=True)

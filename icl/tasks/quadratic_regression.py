@@ -4,22 +4,23 @@ import dataclasses
 
 import jax
 
-from .base import Difficulty, TaskFamily
+from .base import Data, Difficulty, FunctionFamily
 from .draws import normal
+from .labels import Scalar
 
 
 @dataclasses.dataclass(frozen=True)
-class QuadraticRegression(TaskFamily):
+class QuadraticRegression(FunctionFamily):
     """y = w.(x * x) / sqrt(3) with w ~ N(0, I), as large as in linear regression.
 
     The paper has no such experiment, its code has. A task is w, `[dim]`.
     """
 
     @property
-    def error_scale(self) -> float:
-        return float(self.dim)
+    def label_kind(self) -> Scalar:
+        return Scalar(float(self.dim))
 
-    def sample_task(self, key: jax.Array, difficulty: Difficulty) -> jax.Array:
+    def sample_task(self, key: jax.Array, difficulty: Difficulty, data: Data = None) -> jax.Array:
         return normal(key, (self.dim,))
 
     def label(self, task: jax.Array, x: jax.Array) -> jax.Array:

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from ..ranges import SIZE, check_ranges
-from .base import Difficulty, TaskFamily
+from .base import Data, Difficulty, FunctionFamily
 from .draws import normal
+from .labels import Scalar
 
 
 class Network(NamedTuple):
@@ -19,7 +20,7 @@ class Network(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class ReLUNetwork(TaskFamily):
+class ReLUNetwork(FunctionFamily):
     """y = sqrt(2 / hidden) * out . relu(x hidden), all weights N(0, 1), as large as linear labels.
 
     A task is a `Network`.
@@ -35,10 +36,10 @@ class ReLUNetwork(TaskFamily):
         check_ranges("task", self, hidden=SIZE)
 
     @property
-    def error_scale(self) -> float:
-        return float(self.dim)
+    def label_kind(self) -> Scalar:
+        return Scalar(float(self.dim))
 
-    def sample_task(self, key: jax.Array, difficulty: Difficulty) -> Network:
+    def sample_task(self, key: jax.Array, difficulty: Difficulty, data: Data = None) -> Network:
         hidden_key, out_key = jax.random.split(key)
         return Network(
             normal(hidden_key, (self.dim, self.hidden)),

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..ranges import POSITIVE, check_ranges
-from .base import Difficulty, TaskFamily
+from .base import Data, Difficulty, FunctionFamily
 from .draws import uniform
+from .labels import Scalar
 
 
 @dataclasses.dataclass(frozen=True)
-class SineRegression(TaskFamily):
+class SineRegression(FunctionFamily):
     """y = a sin(x + phase), each of the three uniform.
 
     A task is (a, phase), `[2]`, drawn independently: von Oswald et al.'s public code draws both
@@ -46,14 +47,14 @@ class SineRegression(TaskFamily):
             )
 
     @property
-    def error_scale(self) -> float:
+    def label_kind(self) -> Scalar:
         low, high = self.low_amplitude, self.high_amplitude
         # E sin^2(x + phase), from E cos(2x + 2 phase) as a product of two means.
         cosine = np.sin(2 * self.input_range) / (2 * self.input_range)
         cosine *= np.sin(2 * self.high_phase) / (2 * self.high_phase)
-        return float((low**2 + low * high + high**2) / 3 * (1 - cosine) / 2)
+        return Scalar(float((low**2 + low * high + high**2) / 3 * (1 - cosine) / 2))
 
-    def sample_task(self, key: jax.Array, difficulty: Difficulty) -> jax.Array:
+    def sample_task(self, key: jax.Array, difficulty: Difficulty, data: Data = None) -> jax.Array:
         a, phase = uniform(key, (2,), 0, 1)
         spread = self.high_amplitude - self.low_amplitude
         return jnp.stack([self.low_amplitude + spread * a, self.high_phase * phase])

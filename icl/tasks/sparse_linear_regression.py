@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ..ranges import Range, check_ranges
-from .base import Difficulty, choose_coordinates
+from .base import Data, Difficulty, choose_coordinates
 from .linear_regression import LinearRegression
 
 
@@ -28,10 +28,10 @@ class SparseLinearRegression(LinearRegression):
         return super().signal(dim) * jnp.minimum(self.nonzeros, dim) / dim
 
     @property
-    def error_scale(self) -> float:
-        return super().error_scale if self.renormalize else self.nonzeros * self.label_size
+    def mean_squared_label(self) -> float:
+        return float(self.dim) if self.renormalize else self.nonzeros * self.label_size
 
-    def sample_task(self, key: jax.Array, difficulty: Difficulty) -> jax.Array:
+    def sample_task(self, key: jax.Array, difficulty: Difficulty, data: Data = None) -> jax.Array:
         weight_key, choice_key = jax.random.split(key)
         weights = super().sample_task(weight_key, difficulty)
         return jnp.where(

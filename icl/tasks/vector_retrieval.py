@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from ..ranges import SIZE, check_ranges
-from .base import Difficulty, Episode, TaskFamily
+from .base import Data, Difficulty, Episode, FunctionFamily
 from .draws import normal
+from .labels import Vector
 
 
 class Store(NamedTuple):
@@ -19,7 +20,7 @@ class Store(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class VectorRetrieval(TaskFamily):
+class VectorRetrieval(FunctionFamily):
     """Pairs of a key x and its value y, then one of the keys again: only its value is predicted.
 
     Multi-query associative recall with vectors for symbols, one query a prompt. A task is a
@@ -34,14 +35,10 @@ class VectorRetrieval(TaskFamily):
         check_ranges("task", self, points=SIZE._replace(low=2))  # a pair and the query
 
     @property
-    def outputs(self) -> int:
-        return self.dim
+    def label_kind(self) -> Vector:
+        return Vector(self.dim, float(self.dim))
 
-    @property
-    def error_scale(self) -> float:
-        return float(self.dim)
-
-    def sample_task(self, key: jax.Array, difficulty: Difficulty) -> Store:
+    def sample_task(self, key: jax.Array, difficulty: Difficulty, data: Data = None) -> Store:
         used = jnp.arange(self.dim) < difficulty.dim
         drawn = jnp.where(used, normal(key, (2, self.points - 1, self.dim)), 0)
         norm = jnp.sqrt((drawn**2).sum(axis=-1, keepdims=True))
@@ -51,11 +48,13 @@ class VectorRetrieval(TaskFamily):
         closeness = jnp.einsum("...d,kd->...k", x, task.keys, precision="highest")
         return task.values[jnp.argmax(closeness, axis=-1)]
 
-    def sample_episode(self, key: jax.Array, task: Store, difficulty: Difficulty) -> Episode:
+    def sample_episode(
+        self, key: jax.Array, task: Store, difficulty: Difficulty, data: Data = None
+    ) -> Episode:
         query = difficulty.points - 1
         asked = jax.random.randint(key, (), 0, jnp.maximum(query, 1))
         position = jnp.arange(self.points)
         shown = jnp.where(position == query, asked, jnp.minimum(position, self.points - 2))
         used = jnp.arange(self.dim) < difficulty.dim
         x = jnp.where(used, task.keys[shown], 0)
-        return Episode(x, task.values[shown], position == query)
+        return Episode(x, task.values[shown], position == query, position < query)

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from ..ranges import POSITIVE, SEED, check_range, check_ranges
-from .base import Difficulty, TaskFamily
+from .base import Data, Difficulty, FunctionFamily
 from .draws import normal
+from .labels import Scalar
 
 
 @dataclasses.dataclass(frozen=True)
-class WhitenedRegression(TaskFamily):
+class WhitenedRegression(FunctionFamily):
     """y = w.x with x ~ N(0, U D^2 U^T) and w ~ N(0, U D^-2 U^T), D diagonal, U a rotation.
 
     A task is w, `[dim]`.
@@ -43,8 +44,8 @@ class WhitenedRegression(TaskFamily):
             )
 
     @property
-    def error_scale(self) -> float:
-        return float(self.dim)
+    def label_kind(self) -> Scalar:
+        return Scalar(float(self.dim))
 
     def rotation(self) -> jax.Array:
         """U, `[dim, dim]`."""
@@ -56,7 +57,7 @@ class WhitenedRegression(TaskFamily):
         """U D^power, `[dim, dim]`."""
         return self.rotation() * jnp.array(self.scales, jnp.float32) ** power
 
-    def sample_task(self, key: jax.Array, difficulty: Difficulty) -> jax.Array:
+    def sample_task(self, key: jax.Array, difficulty: Difficulty, data: Data = None) -> jax.Array:
         return jnp.matmul(self.root(-1), normal(key, (self.dim,)), precision="highest")
 
     def label(self, task: jax.Array, x: jax.Array) -> jax.Array:

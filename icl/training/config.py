@@ -7,10 +7,12 @@ import types
 import typing
 from typing import Any, Literal
 
+from ..layers.embedders import check_embedder
 from ..models import MODELS, ModelConfig, TransformerConfig
 from ..ranges import NOT_NEGATIVE, POSITIVE, SEED, SIZE, STEPS, Range, check_range, check_ranges
+from ..registry import find, module_of, registered_name
 from ..tasks import FAMILIES, LAYOUTS, MAX_POOL_SIZE, Curriculum, LinearRegression, TaskFamily
-from ..tasks.base import Measure
+from ..tasks.labels import Measure
 
 CUSTOM = "custom"
 # Options of optax's optimisers that are decays of averages, or momentum.
@@ -145,13 +147,14 @@ class Config:
         if self.layout not in LAYOUTS:
             raise ValueError(f"no layout called {self.layout!r}; there are {sorted(LAYOUTS)}")
         self.curriculum.check_for(self.task)
+        check_embedder(self.model.embedder, self.task.input_kind)
         if not self.model.causal:
             self._check_whole_prompts()
 
     @property
     def training_measure(self) -> Measure:
         """How training shows its loss: on the scale of the evaluation, where the task allows."""
-        measure = self.task.training_measure
+        measure = self.task.label_kind.training_measure
         # Labels in a smaller part of the dimensions are smaller.
         if measure.label != "error" or self.curriculum.dim_start is None:
             return measure
@@ -165,11 +168,11 @@ class Config:
                 f"a {title} sees the whole prompt, labels included; with it the layout must be "
                 f"concatenated or separate, where only the query is predicted, not {self.layout}"
             )
-        if self.model.pairs and self.layout != "concatenated":
+        if self.model.takes_points and self.layout != "concatenated":
             raise ValueError(f"{title} takes tokens (x, y): layout concatenated, not {self.layout}")
         if self.task.points < 2:
             raise ValueError(f"a {title} needs an example beside the query: points at least 2")
-        if self.curriculum.points_start is not None or not self.task.every_point_counts:
+        if self.curriculum.points_start is not None or not self.task.every_point_is_query:
             raise ValueError(
                 f"a {title} takes the last point for the query, so every point must count: leave "
                 "curriculum.points_start None, and take a task without outliers"
@@ -205,7 +208,9 @@ class Config:
                 flat.update({f"{section}_{name}": item for name, item in value.items()})
             else:
                 flat[section] = value
-        del flat["model_kind"]  # told by the names of the model's settings; set as `model=object`
+        # Told by the names of the model's settings; set as `model=object`.
+        for name in ("model_kind", "model_module", "task_module"):
+            flat.pop(name, None)
         return flat
 
 
@@ -217,22 +222,17 @@ def config_to_dict(config: Config) -> dict[str, Any]:
     result = dataclasses.asdict(config)
     if config.optimizer.name == CUSTOM:
         result["optimizer"] = {"name": CUSTOM}
-    family = _registered(config.task, FAMILIES, "icl.tasks.FAMILIES")
-    result["task"] = {"family": family, **result["task"]}
-    kind = _registered(config.model, MODELS, "icl.models.MODELS")
-    result["model"] = {"kind": kind, **result["model"]}
+    family = registered_name(config.task, FAMILIES, "icl.register_family")
+    result["task"] = {"family": family, **_imported(config.task), **result["task"]}
+    kind = registered_name(config.model, MODELS, "icl.register_model")
+    result["model"] = {"kind": kind, **_imported(config.model), **result["model"]}
     return result
 
 
-def _registered(settings: Any, registry: dict[str, Any], where: str) -> str:
-    """The name in a registry of the class of some settings."""
-    for name, known in registry.items():
-        if type(settings) is known:
-            return name
-    raise ValueError(
-        f"{type(settings).__name__} is not in {where}: register it, so that the run can be read "
-        "back"
-    )
+def _imported(settings: Any) -> dict[str, str]:
+    """The module that registers the class of some settings, if it is not of this package."""
+    module = module_of(settings)
+    return {} if module is None else {"module": module}
 
 
 def config_from_dict(data: dict[str, Any]) -> Config:
@@ -245,9 +245,10 @@ def config_from_dict(data: dict[str, Any]) -> Config:
     try:
         data = dict(data)
         task = dict(data.pop("task"))
-        family = _named(FAMILIES, "task family", task.pop("family"))
+        family = find(FAMILIES, "task family", task.pop("family"), task.pop("module", None))
         model = dict(data.pop("model"))
-        kind = _named(MODELS, "kind of model", model.pop("kind", "transformer"))
+        named = model.pop("kind", "transformer"), model.pop("module", None)
+        kind = find(MODELS, "kind of model", *named)
         return Config(
             task=_made(family, "task", task),
             layout=data.pop("layout"),
@@ -261,12 +262,6 @@ def config_from_dict(data: dict[str, Any]) -> Config:
         raise ValueError(f"settings this version cannot read: it has no {error}") from error
     except TypeError as error:
         raise ValueError(f"settings this version cannot read: {error}") from error
-
-
-def _named(registry: dict[str, type], what: str, name: str) -> type:
-    if name not in registry:
-        raise ValueError(f"no {what} called {name!r}; there are {', '.join(registry)}")
-    return registry[name]
 
 
 def _made(kind: type, section: str, settings: dict[str, Any]) -> Any:

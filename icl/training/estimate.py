@@ -35,8 +35,8 @@ def step_seconds(learner: Learner) -> float | None:
     if jax.default_backend() != "cpu":
         return None
     config = learner.config
-    width = learner.layout.width(learner.family)
-    flops = training_flops(config.model, width, learner.tokens, config.training.batch_size)
+    batch = config.training.batch_size
+    flops = training_flops(config.model, learner.width, learner.tokens, batch)
     return flops / (SHARE * product_flops_per_second())
 
 

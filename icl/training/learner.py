@@ -1,16 +1,35 @@
-"""A run's settings made into pure functions: initial parameters, predictions, loss."""
+"""A run's settings made into pure functions: initial variables, predictions, loss."""
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from ..layers.embedders import EMBEDDERS, Embedder
 from ..models import Model, check_causal
 from ..tasks import LAYOUTS, Episode
 from .config import Config
 
 Params = Any
+
+
+class Variables(NamedTuple):
+    """All variables of a model, each a nested dict of arrays."""
+
+    params: Params  # float32: what the optimiser updates
+    state: Any  # what the model updates itself in training, as batch statistics; often {}
+    keys: Any  # keys and counts of random layers, as dropout; constant, often {}
+
+
+class Network(nnx.Module):
+    """An embedder of inputs before a model."""
+
+    def __init__(self, embedder: Embedder, model: Model):
+        self.embedder = embedder
+        self.model = model
 
 
 class Learner:
@@ -26,60 +45,112 @@ class Learner:
     def __init__(self, config: Config):
         self.config = config
         self.family = config.task
+        self.labels = config.task.label_kind
         self.layout = LAYOUTS[config.layout]
         self.tokens = self.layout.tokens(self.family.points)
-        abstract = nnx.eval_shape(lambda: self._model(jax.random.key(0)))
-        self._graph, self._abstract = nnx.split(abstract)
-        check_causal(config.model, abstract, self.layout.width(self.family), self.tokens)
+        abstract = nnx.eval_shape(lambda: self._network(jax.random.key(0)))
+        self._graph, *self._abstract = _split(abstract)
+        model = abstract.model if isinstance(abstract, Network) else abstract
+        make = lambda: self._model(_rngs(jax.random.key(0)))
+        check_causal(config.model, model, make, self.width, self.tokens)
 
-    def _model(self, key: jax.Array) -> Model:
-        keys: Any = _ParamsKeys(key)
+    @property
+    def features(self) -> int:
+        """Features of an input as the layout takes it."""
+        if self.config.model.embedder is not None:
+            return self.config.model.embedding_width
+        return math.prod(self.family.input_kind.shape)
+
+    @property
+    def width(self) -> int:
+        """Features of a token."""
+        return self.layout.width(self.features, self.labels)
+
+    def _network(self, key: jax.Array) -> Network | Model:
+        rngs = _rngs(key)
+        name = self.config.model.embedder
+        if name is None:
+            return self._model(rngs)
+        embedder = EMBEDDERS[name](self.family.input_kind, self.features, rngs=rngs)
+        return Network(embedder, self._model(rngs))
+
+    def _model(self, rngs: nnx.Rngs) -> Model:
         return self.config.model.build(
-            self.layout.width(self.family),
-            self.tokens,
-            outputs=self.family.outputs,
-            rngs=keys,
+            self.width, self.tokens, outputs=self.labels.outputs, rngs=rngs
         )
 
     @property
     def name(self) -> str:
-        """What the model is called in tables and figures."""
+        """Name of the model in tables and figures."""
         return self.config.model.title
 
-    def init(self, key: jax.Array) -> Params:
-        """Initial parameters, a nested dict of float32 arrays. The key is consumed."""
-        return nnx.to_pure_dict(nnx.state(self._model(key), nnx.Param))
+    def init(self, key: jax.Array) -> Variables:
+        """Initial variables. The key is consumed."""
+        _, *parts = _split(self._network(key))
+        return Variables(*(_as_arrays(nnx.to_pure_dict(part)) for part in parts))
 
-    def model(self, params: Params) -> Model:
-        """The flax.nnx module with these parameters."""
-        state = jax.tree.map(lambda leaf: leaf, self._abstract)
-        nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(self._graph, state)
+    def network(self, variables: Variables | Params) -> tuple[Embedder | None, Model]:
+        """The flax.nnx modules with these variables, in evaluation mode."""
+        return self._parts(self._merged(variables))
 
-    def predict(self, params: Params, episodes: Episode) -> jax.Array:
+    def model(self, variables: Variables | Params) -> Model:
+        """The model alone, without its embedder; see `network`."""
+        return self.network(variables)[1]
+
+    def _merged(self, variables: Variables | Params, training: bool = False) -> nnx.Module:
+        if not isinstance(variables, Variables):
+            variables = Variables(variables, {}, {})
+        parts = jax.tree.map(lambda leaf: leaf, self._abstract)
+        for part, values in zip(parts, variables):
+            nnx.replace_by_pure_dict(part, values)
+        merged = nnx.merge(self._graph, *parts)
+        merged.train() if training else merged.eval()
+        return merged
+
+    @staticmethod
+    def _parts(module: nnx.Module) -> tuple[Embedder | None, Model]:
+        if isinstance(module, Network):
+            return module.embedder, module.model
+        assert isinstance(module, Model)
+        return None, module
+
+    def predict(self, variables: Variables | Params, episodes: Episode) -> jax.Array:
         """The predicted label of each point from the points before it.
 
         Args:
-          params: as from `init`.
+          variables: as from `init`; parameters alone for a model that has nothing else.
           episodes: batch of episodes, leading axis B.
 
         Returns:
-          float32 `[B, points]`, or `[B, points, outputs]` where labels are vectors. Only those
-          that `layout.scored` marks are predictions made without sight of the label.
+          float32 `[B, points, *prediction_shape]`, as the family's label kind says. Only the
+          predictions that `layout.scored` marks are made without sight of the label.
 
         Raises:
-          ValueError: episodes whose arrays do not have the shapes of this task's.
+          ValueError: the arrays of the episodes do not have the shapes of this task's.
         """
-        tokens = self.encode(episodes)
-        return self.model(params)(tokens, self.layout.read)
+        self._check_shapes(episodes)
+        embedder, model = self.network(variables)
+        outputs = model(self._encode(embedder, episodes), self.layout.read)
+        return self.labels.prediction(outputs)
 
-    def encode(self, episodes: Episode) -> jax.Array:
+    def encode(self, variables: Variables | Params, episodes: Episode) -> jax.Array:
         """The tokens of a batch of episodes, `[B, tokens, width]`; errors as of `predict`."""
-        dim, outputs = self.family.dim, self.family.outputs
+        self._check_shapes(episodes)
+        return self._encode(self.network(variables)[0], episodes)
+
+    def _encode(self, embedder: Embedder | None, episodes: Episode) -> jax.Array:
+        if embedder is not None:
+            batch, points, *rest = episodes.x.shape
+            features = embedder(episodes.x.reshape(batch * points, *rest))
+            episodes = episodes._replace(x=features.reshape(batch, points, -1))
+        return jax.vmap(lambda episode: self.layout.encode(episode, self.labels))(episodes)
+
+    def _check_shapes(self, episodes: Episode) -> None:
         prompts = jnp.shape(episodes.x)[:2]
-        wanted = {"x": (dim,), "y": () if outputs is None else (outputs,), "counts": ()}
+        wanted = {"x": self.family.input_kind.shape, "y": self.labels.shape}
+        wanted |= {"queries": (), "context": ()}
         if episodes.label_tokens is not None:
-            wanted["label_tokens"] = (dim,)
+            wanted["label_tokens"] = (math.prod(self.family.input_kind.shape),)
         for name, rest in wanted.items():
             found = jnp.shape(getattr(episodes, name))
             if len(prompts) < 2 or found != (*prompts, *rest):
@@ -88,40 +159,67 @@ class Learner:
                     f"[{', '.join(['B', 'points', *map(str, rest)])}], with the B and points of x; "
                     f"got {found}, where x has {jnp.shape(episodes.x)}"
                 )
-        return jax.vmap(self.layout.encode)(episodes)
 
     def loss_sum(
-        self, params: Params, episodes: Episode, step: jax.Array | int | None = None
-    ) -> tuple[jax.Array, jax.Array]:
-        """Sum of the losses over the scored positions of a batch, and their number.
+        self, variables: Variables | Params, episodes: Episode, step: jax.Array | int | None = None
+    ) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        """Sum of the training losses over the scored positions of a batch.
 
         Args:
-          params: as from `init`.
+          variables: as from `init`.
           episodes: batch of episodes, leading axis B.
-          step: training steps made so far, where the model's outputs depend on it; None for the
+          step: training steps made so far, if the model's outputs depend on them; None for the
             end of training.
+
+        Returns:
+          The sum; the number of scored positions, and `Variables.state` after the batch.
         """
-        tokens = self.encode(episodes)
-        outputs = self.model(params).training_outputs(tokens, self.layout.read, step)
-        loss = lambda predictions: self.family.loss(predictions, episodes.y)
-        # Of a single prediction the program is the plain one, without a mean of one.
+        self._check_shapes(episodes)
+        module = self._merged(variables, training=True)
+        embedder, model = self._parts(module)
+        tokens = self._encode(embedder, episodes)
+        outputs = model.training_outputs(tokens, self.layout.read, step)
+        loss = lambda outputs: self.labels.loss(outputs, episodes.y)
+        # With one output, skip the mean.
         losses = loss(outputs[0]) if len(outputs) == 1 else jax.vmap(loss)(outputs).mean(axis=0)
         scored = jax.vmap(self.layout.scored)(episodes)
-        return jnp.where(scored, losses, 0).sum(), scored.sum()
+        state = nnx.to_pure_dict(_split(module)[2])
+        return jnp.where(scored, losses, 0).sum(), (scored.sum(), state)
 
 
-class _ParamsKeys:
-    """The keys of `nnx.Rngs(params=key)`, counted in Python.
+def _split(module: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State, nnx.State]:
+    """Graph, parameters, state and keys of a module, in the order of `Variables`."""
+    graph, params, keys, state = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    return graph, params, state, keys
 
-    Flax counts in arrays, which while tracing takes most of the time to make a model.
+
+def _as_arrays(tree: Any) -> Any:
+    return jax.tree.map(jnp.asarray, tree)
+
+
+def _rngs(key: jax.Array) -> nnx.Rngs:
+    """`nnx.Rngs(params=key, dropout=...)` that takes a third of the time to build a model."""
+    rngs: Any = nnx.Rngs()
+    rngs.params = _Stream(key, tag="params")
+    rngs.dropout = _Stream(jax.random.fold_in(key, 2**32 - 1), tag="dropout")
+    return rngs
+
+
+class _Stream(nnx.RngStream):
+    """An `nnx.RngStream` that counts in NumPy until a compiled program counts in arrays.
+
+    Flax counts in arrays from the first key on, which takes most of the time to trace a model.
     """
 
-    def __init__(self, key: jax.Array):
-        self._key = key
-        self._count = 0
+    def __init__(self, key: Any, *, tag: str):
+        super().__init__(key, tag=tag)
+        count: Any = np.zeros(jnp.shape(key), np.uint32)
+        self.count.set_value(count)
 
-    def params(self) -> jax.Array:
-        self._count += 1
-        return jax.random.fold_in(self._key, self._count - 1)
-
-    __call__ = params
+    def __call__(self) -> jax.Array:
+        count: Any = self.count.get_value()
+        if not isinstance(count, np.ndarray) or count.ndim:
+            return super().__call__()
+        after: Any = np.asarray(count + 1, np.uint32)
+        self.count.set_value(after)
+        return jax.random.fold_in(self.key.get_value(), int(count))

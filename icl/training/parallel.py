@@ -112,6 +112,14 @@ def varying(tree: Any, axes: tuple[str, ...]) -> Any:
     return jax.tree.map(lambda a: jax.lax.pcast(a, axes, to="varying"), tree)
 
 
+def mean_over_batch(tree: Any) -> Any:
+    """The mean over the devices that share a batch; integers, which agree, become the largest."""
+    mean = lambda a: (
+        jax.lax.pmean(a, DATA) if jnp.issubdtype(a.dtype, jnp.floating) else (jax.lax.pmax(a, DATA))
+    )
+    return jax.tree.map(mean, tree)
+
+
 def sum_over_batch(tree: Any) -> Any:
     """The sum over the devices that share a batch, as one all-reduce of one float32 vector."""
     flat, restore = ravel_pytree(jax.tree.map(lambda a: a.astype(jnp.float32), tree))

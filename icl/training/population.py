@@ -1,24 +1,26 @@
 """Populations: models that differ in numbers alone, trained in one compiled program.
 
-Seeds, learning rates and pool sizes are numbers of the program; everything else makes another one.
+Members differ in seeds, learning rates and pool sizes; any other difference needs another program.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from ..tasks import Data
 from .config import Config
 from .learner import Learner
 from .optimizer import make_optimizer
 from .parallel import MEMBERS, Shards
-from .step import StepMetrics, TrainState, init_state, train_step
+from .step import Program, StepMetrics, TrainState, init_state, train_step
 
 
-class Numbers(NamedTuple):
-    """What the members of one program differ in, beside their seeds: each `[members]`."""
+class MemberSettings(NamedTuple):
+    """Settings in which the members of one program differ, beside their seeds: `[members]`."""
 
     learning_rate: jax.Array  # float32: peak of the schedule
     pool_size: jax.Array | None  # int32; None where every task is fresh
@@ -38,12 +40,12 @@ def group_by_program(configs: Sequence[Config]) -> list[list[int]]:
     return list(groups.values())
 
 
-def numbers_of(configs: Sequence[Config]) -> Numbers:
-    """The numbers of the members of one program."""
+def member_settings(configs: Sequence[Config]) -> MemberSettings:
+    """The settings in which the members of one program differ."""
     rates = jnp.array([config.optimizer.learning_rate for config in configs], jnp.float32)
     pools = [config.training.pool_size for config in configs]
     fresh = pools[0] is None
-    return Numbers(rates, None if fresh else jnp.array(pools, jnp.int32))
+    return MemberSettings(rates, None if fresh else jnp.array(pools, jnp.int32))
 
 
 def init_population(configs: Sequence[Config]) -> TrainState:
@@ -56,37 +58,50 @@ def init_population(configs: Sequence[Config]) -> TrainState:
 
 
 def compile_population(
-    config: Config, numbers: Numbers, state: TrainState, length: int, mesh: Mesh | None = None
-) -> jax.stages.Compiled:
+    config: Config,
+    settings: MemberSettings,
+    state: TrainState,
+    length: int,
+    mesh: Mesh | None = None,
+    data: Data = None,
+) -> Program:
     """Compiles `length` training steps of every member into one program that donates its state.
 
     A member's step is that of `compile_chunk`. An accelerator takes a step of all members at once
     (`vmap`); on a CPU each device trains one member after the other, whose batch fits its cache.
 
     Args:
-      config: what the members share.
-      numbers: where they differ.
+      config: the settings that the members share.
+      settings: those in which they differ, placed on the mesh.
       state: from `init_population`, placed on the mesh.
-      length: steps.
+      length: number of steps.
       mesh: the devices, from `make_mesh`; None for one.
+      data: what `config.task.load_data` returned, placed on every device of the mesh.
 
     Returns:
-      A function from a `TrainState` and `Numbers` to the state `length` steps later and
-      `StepMetrics`, each `[members, length]`.
+      A function from a `TrainState` to the state `length` steps later and `StepMetrics`, each
+      `[members, length]`.
     """
     learner = Learner(config)
     shards = Shards.of(mesh, population=True)
 
-    def chunk_of(member: tuple[Numbers, TrainState]) -> tuple[TrainState, StepMetrics]:
+    def chunk_of(
+        member: tuple[MemberSettings, TrainState], data: Data
+    ) -> tuple[TrainState, StepMetrics]:
         own, state = member
         optimizer = make_optimizer(config.optimizer, config.training.steps, own.learning_rate)
-        step = lambda state, _: train_step(learner, optimizer, state, own.pool_size, shards)
+        step = lambda state, _: train_step(learner, optimizer, state, own.pool_size, shards, data)
         return jax.lax.scan(step, state, length=length)
 
     one_by_one = jax.default_backend() == "cpu"
-    run = (lambda both: jax.lax.map(chunk_of, both)) if one_by_one else jax.vmap(chunk_of)
-    chunk = lambda state, numbers: run((numbers, state))
+
+    def chunk(state: TrainState, settings: MemberSettings, data: Data):
+        one, both = partial(chunk_of, data=data), (settings, state)
+        return jax.lax.map(one, both) if one_by_one else jax.vmap(one)(both)
+
     if mesh is not None and mesh.size > 1:
         members = PartitionSpec(MEMBERS)
-        chunk = jax.shard_map(chunk, mesh=mesh, in_specs=members, out_specs=members)
-    return jax.jit(chunk, donate_argnums=0).lower(state, numbers).compile()
+        specs = (members, members, PartitionSpec())
+        chunk = jax.shard_map(chunk, mesh=mesh, in_specs=specs, out_specs=members)
+    compiled = jax.jit(chunk, donate_argnums=0).lower(state, settings, data).compile()
+    return Program(compiled, settings, data)

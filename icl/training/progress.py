@@ -6,7 +6,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .. import output
-from ..tasks.base import Measure
+from ..tasks.labels import Measure
 
 LINE_SECONDS = 10.0
 

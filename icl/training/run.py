@@ -15,9 +15,12 @@ import numpy as np
 from . import disk
 from .checkpoints import Checkpoints
 from .config import Config, config_from_dict, config_to_dict
+from .data import check_same, fingerprint
 from .disk import RunError, write_whole
 from .history import History, checked, extended, fixed, settings_at
-from .learner import Learner, Params
+from .learner import Learner, Variables
+from .prediction import Predictor
+from .step import variable_items, variables_from
 
 FORMAT = 1
 # What a creation that was cut short may have left in a folder.
@@ -37,6 +40,7 @@ class Run:
         self.path = path
         self.config = config
         self.history = history or []
+        self._predictor: Predictor | None = None
 
     @classmethod
     def create(cls, path: str | Path, config: Config) -> "Run":
@@ -46,9 +50,12 @@ class Run:
           RunError: the folder exists and is not empty, or another process is making a run of
             it, or the system refuses it; nothing in it is touched.
           DiskFull, CannotSave: the settings cannot be written.
+          TypeError: the task's data are no arrays.
         """
         path = named(path)
         data = {"format": FORMAT, "config": config_to_dict(config), "made_with": _versions()}
+        if found := fingerprint(config.task):
+            data["data"] = found
         with disk.usable(path):
             if path.exists() and not path.is_dir():
                 raise RunError(f"{path} is a file; choose another folder for the run")
@@ -97,6 +104,12 @@ class Run:
                 data |= {"config": config_to_dict(config), "history": history}
             write_json(self.path / "config.json", data)
             self.config, self.history = config, history
+
+    def check_data(self) -> None:
+        """Raises RunError if the task's data are not those that the run is trained on."""
+        with disk.reading(self.path / "config.json", "bring back a copy of it") as found:
+            written = found.get("data")
+        check_same(written, self.config.task, str(self.path))
 
     def config_at(self, step: int) -> Config:
         """The settings with which the checkpoint of a step was made."""
@@ -151,13 +164,13 @@ class Run:
             records.append(record)
         return records
 
-    def params(self) -> tuple[int, Params]:
-        """Step and parameters of the newest checkpoint that can be read.
+    def variables(self) -> tuple[int, Variables]:
+        """Step and variables of the newest checkpoint that can be read.
 
         Raises:
           RunError: there is none, or the newest holds another model's, or the system refuses it.
         """
-        with contextlib.closing(self.params_by_step()) as newest_first:
+        with contextlib.closing(self.variables_by_step()) as newest_first:
             found = next(newest_first, None)
         if found is None:
             with contextlib.closing(self.checkpoints()) as checkpoints:
@@ -166,21 +179,31 @@ class Run:
             raise RunError(f"{self.path} has no checkpoint yet; train it first")
         return found
 
-    def params_by_step(self) -> Generator[tuple[int, Params], None, None]:
-        """Step and parameters of every checkpoint that can be read, from the newest on.
+    def variables_by_step(self) -> Generator[tuple[int, Variables], None, None]:
+        """Step and variables of every checkpoint that can be read, from the newest on.
 
-        Each damaged one gives a `DamagedCheckpoint` warning, and is passed over. How many there
-        are is set by the run's training.keep_checkpoints.
+        Each damaged one gives a `DamagedCheckpoint` warning, and is passed over. The number of
+        checkpoints is the run's training.keep_checkpoints.
 
         Raises:
           RunError: one holds another model's parameters, or the system refuses it.
         """
+        self.check_data()
         learner = Learner(self.config)
-        abstract = {"params": jax.eval_shape(learner.init, jax.random.key(0))}
+        abstract = variable_items(jax.eval_shape(learner.init, jax.random.key(0)))
         free = lambda name: not fixed(name)
         with contextlib.closing(self.checkpoints(may_differ=free)) as checkpoints:
             for step, items in checkpoints.restore_all(abstract):
-                yield step, items["params"]
+                yield step, variables_from(items)
+
+    def predict(self, x_context: Any, y_context: Any, x_query: Any) -> np.ndarray:
+        """The predicted labels of queries from examples, by the newest checkpoint when first asked.
+
+        Arguments, result and errors are those of `Predictor`; also those of `variables`.
+        """
+        if self._predictor is None:
+            self._predictor = Predictor(Learner(self.config), self.variables()[1])
+        return self._predictor(x_context, y_context, x_query)
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"

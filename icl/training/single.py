@@ -13,6 +13,7 @@ import optax
 from . import disk, processes
 from .checkpoints import NoCheckpoints, carried_over
 from .config import CUSTOM, Config, OptimizerConfig, config_from_dict, config_to_dict
+from .data import check_same, fingerprint, load_data
 from .disk import RunError
 from .estimate import step_seconds
 from .history import changed
@@ -181,9 +182,9 @@ def _resume(
 
 def _create(path: str, config: Config) -> Run:
     """Makes the folder, on the lead, once every process is known to have the same settings."""
-    mine = json.dumps(config_to_dict(config))
+    mine = json.dumps([config_to_dict(config), fingerprint(config.task)])
     if processes.from_lead(lambda: mine) != mine:
-        raise ValueError("this process has other settings than the first one")
+        raise ValueError("this process has other settings or data than the first one")
     processes.agree()
     return Run(Path(processes.from_lead(lambda: str(Run.create(path, config).path))), config)
 
@@ -194,10 +195,16 @@ def _open(path: str | Path) -> Run:
 
     def read() -> str:
         opened.append(Run.open(path))
-        return json.dumps(config_to_dict(opened[0].config))
+        opened[0].check_data()
+        config = opened[0].config
+        return json.dumps([config_to_dict(config), fingerprint(config.task)])
 
-    config = processes.from_lead(read)
-    return opened[0] if opened else Run(Path(path), config_from_dict(json.loads(config)))
+    config, data = json.loads(processes.from_lead(read))
+    if opened:
+        return opened[0]
+    run = Run(Path(path), config_from_dict(config))
+    check_same(data, run.config.task, f"{path}, by the first process,")
+    return run
 
 
 def _locked(run: Run) -> contextlib.AbstractContextManager[None]:
@@ -216,11 +223,13 @@ def _advance(
     mesh = make_mesh(training.batch_size)
     state = processes.lead_arrays(state)
     first = int(state.step)
-    state = place(state, mesh)
+    state, data = place(state, mesh), place(load_data(learner.family), mesh)
     enabled = logging.progress and processes.is_lead()
     measure = run.config.training_measure
     display = ProgressDisplay(training.steps, first, measure, enabled)
-    compile = lambda learner, state, length: compile_chunk(learner, optimizer, state, length, mesh)
+    compile = lambda learner, state, length: compile_chunk(
+        learner, optimizer, state, length, mesh, data
+    )
     with contextlib.closing(RunJournal(run, learner, logging, first)) as journal:
         memory = MemoryGuard(
             journal.resume,

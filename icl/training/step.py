@@ -13,10 +13,19 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from ..tasks import sample_batch
+from ..layers.embedders import EMBEDDERS
+from ..tasks import Data, sample_batch
 from .config import Config
-from .learner import Learner, Params
-from .parallel import ALONE, DATA, Shards, largest_divisor, sum_over_batch, varying
+from .learner import Learner, Params, Variables
+from .parallel import (
+    ALONE,
+    DATA,
+    Shards,
+    largest_divisor,
+    mean_over_batch,
+    sum_over_batch,
+    varying,
+)
 
 # Activations of an MLP's hidden layer that stay in a CPU's cache, in bytes.
 CPU_CACHE_BYTES = 4 * 2**20
@@ -25,20 +34,25 @@ CPU_CACHE_BYTES = 4 * 2**20
 class TrainState(NamedTuple):
     """All that changes during a run, and its keys."""
 
-    params: Params
+    variables: Variables
     opt_state: Any
     step: jax.Array  # int32 []: updates made so far
     data_key: jax.Array  # key []: batch t is drawn from fold_in(data_key, t)
     pool_key: jax.Array  # key []: defines the pool of tasks
 
+    @property
+    def params(self) -> Params:
+        """What the optimiser updates."""
+        return self.variables.params
+
     def items(self) -> dict[str, Any]:
         """The parts that a checkpoint keeps apart."""
-        return {"params": self.params, "rest": self[1:]}
+        return variable_items(self.variables) | {"rest": self[1:]}
 
     @classmethod
     def from_items(cls, items: dict[str, Any]) -> "TrainState":
         """The inverse of `items`."""
-        return cls(items["params"], *items["rest"])
+        return cls(variables_from(items), *items["rest"])
 
 
 class StepMetrics(NamedTuple):
@@ -48,15 +62,28 @@ class StepMetrics(NamedTuple):
     grad_norm: jax.Array  # global norm, before clipping
 
 
+def variable_items(variables: Variables) -> dict[str, Any]:
+    """Variables as parts of a checkpoint; a model with parameters alone has one part."""
+    params, *others = variables
+    more = {"variables": others} if jax.tree.leaves(others) else {}
+    return {"params": params} | more
+
+
+def variables_from(items: dict[str, Any]) -> Variables:
+    """The inverse of `variable_items`."""
+    return Variables(items["params"], *items.get("variables", ({}, {})))
+
+
 def init_state(learner: Learner, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step, from the config's seed."""
     _, data_key, tasks_key = _keys(learner.config)
-    params = initial_params(learner)
-    return TrainState(params, optimizer.init(params), jnp.int32(0), data_key, tasks_key)
+    variables = initial_variables(learner)
+    opt_state = optimizer.init(variables.params)
+    return TrainState(variables, opt_state, jnp.int32(0), data_key, tasks_key)
 
 
-def initial_params(learner: Learner) -> Params:
-    """The parameters before the first step, from the config's seed."""
+def initial_variables(learner: Learner) -> Variables:
+    """The variables before the first step, from the config's seed."""
     return learner.init(_keys(learner.config)[0])
 
 
@@ -78,8 +105,11 @@ def microbatch_size(learner: Learner, devices: int = 1) -> int:
         return math.gcd(batch, config.training.microbatch_size)
     if jax.default_backend() != "cpu":
         return batch
-    width = config.model.activations(learner.layout.width(learner.family))
-    prompt_bytes = 4 * learner.tokens * width * config.model.passes
+    numbers = learner.tokens * config.model.activations(learner.width) * config.model.passes
+    if config.model.embedder is not None:
+        embedder, kind = EMBEDDERS[config.model.embedder], learner.family.input_kind
+        numbers = max(numbers, learner.family.points * embedder.activations(kind, learner.features))
+    prompt_bytes = 4 * numbers
     fitting = max(1, CPU_CACHE_BYTES // prompt_bytes)
     return largest_divisor(batch, min(batch, fitting))
 
@@ -89,22 +119,32 @@ def batch_gradient(
     state: TrainState,
     pool_size: int | jax.Array | None = None,
     shards: Shards = ALONE,
-) -> tuple[jax.Array, Params]:
+    data: Data = None,
+) -> tuple[jax.Array, Params, Any]:
     """Mean loss of the step's batch, and its gradient, one microbatch after the other.
 
+    The state of the model passes from a microbatch to the next; devices that share a batch each
+    make a state from their part, and the mean of them is the new one. Random layers have other
+    keys in every microbatch of every step.
+
     Args:
-      pool_size: in place of the config's, where members of a population differ in it.
+      pool_size: in place of the config's, if members of a population differ in it.
       shards: how many devices share the batch; more than one only inside `shard_map`.
+      data: what `learner.family.load_data` returned, on the device.
+
+    Returns:
+      The loss, the gradient, and the new `Variables.state`.
     """
     training = learner.config.training
     key = jax.random.fold_in(state.data_key, state.step)
     difficulty = learner.config.curriculum.at(state.step, learner.family)
     size, share = microbatch_size(learner, shards.count), training.batch_size // shards.count
     offset = share * jax.lax.axis_index(DATA) if shards.count > 1 else 0
-    # Summed below, once; of replicated parameters every use would sum its gradient.
-    params = varying(state.params, (DATA,)) if shards.count > 1 else state.params
+    # Summed below, once; a use of replicated parameters would sum its gradient each time.
+    shared = (DATA,) if shards.count > 1 else ()
+    params, model_state, keys = varying(state.variables, shared)
 
-    def gradient(first: jax.Array | int):
+    def gradient(model_state: Any, first: jax.Array | int):
         episodes = sample_batch(
             learner.family,
             key,
@@ -113,19 +153,44 @@ def batch_gradient(
             state.pool_key,
             training.pool_size if pool_size is None else pool_size,
             training.pooled == "prompts",
+            data,
         )
-        loss = jax.value_and_grad(learner.loss_sum, has_aux=True)
-        (total, count), grads = loss(params, episodes, state.step)
-        return total, count, grads
+        own = _folded(_folded(keys, state.step), offset + first)
+        loss = lambda params: learner.loss_sum(
+            Variables(params, model_state, own), episodes, state.step
+        )
+        (total, (count, after)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        return (total, count, grads), after
 
     if size == share:
-        sums = gradient(0)
+        sums, model_state = gradient(model_state, 0)
     else:
-        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(gradient, 0))
-        add = lambda sums, first: (jax.tree.map(jnp.add, sums, gradient(first)), None)
-        sums, _ = jax.lax.scan(add, varying(zeros, shards.axes), jnp.arange(0, share, size))
-    total, count, grads = sum_over_batch(sums) if shards.count > 1 else sums
-    return total / count, jax.tree.map(lambda g: g / count, grads)
+        shapes, _ = jax.eval_shape(gradient, model_state, 0)
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+
+        def add(carry: Any, first: jax.Array) -> tuple[Any, None]:
+            sums, model_state = carry
+            more, model_state = gradient(model_state, first)
+            return (jax.tree.map(jnp.add, sums, more), model_state), None
+
+        start = varying(zeros, shards.axes), model_state
+        (sums, model_state), _ = jax.lax.scan(add, start, jnp.arange(0, share, size))
+    if shards.count > 1:
+        sums, model_state = sum_over_batch(sums), mean_over_batch(model_state)
+    total, count, grads = sums
+    return total / count, jax.tree.map(lambda g: g / count, grads), model_state
+
+
+def _folded(keys: Any, number: jax.Array | int) -> Any:
+    """A tree with a number folded into each of its keys; counts stay."""
+
+    def fold(leaf: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return leaf
+        each = jax.vmap(lambda key: jax.random.fold_in(key, number))
+        return each(leaf.reshape(-1)).reshape(leaf.shape)
+
+    return jax.tree.map(fold, keys)
 
 
 def train_step(
@@ -134,13 +199,36 @@ def train_step(
     state: TrainState,
     pool_size: int | jax.Array | None = None,
     shards: Shards = ALONE,
+    data: Data = None,
 ) -> tuple[TrainState, StepMetrics]:
-    """Draws a batch, and updates the parameters on it; arguments as for `batch_gradient`."""
-    loss, grads = batch_gradient(learner, state, pool_size, shards)
+    """Draws a batch, and updates the variables on it; arguments as for `batch_gradient`."""
+    loss, grads, model_state = batch_gradient(learner, state, pool_size, shards, data)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    state = state._replace(params=params, opt_state=opt_state, step=state.step + 1)
+    variables = state.variables._replace(params=params, state=model_state)
+    state = state._replace(variables=variables, opt_state=opt_state, step=state.step + 1)
     return state, StepMetrics(loss, optax.global_norm(grads))
+
+
+class Program:
+    """A compiled chunk of steps, with the arguments that stay from call to call.
+
+    Args:
+      compiled: takes a `TrainState`, which it consumes, and the arguments.
+      arguments: on the devices.
+    """
+
+    def __init__(self, compiled: jax.stages.Compiled, *arguments: Any):
+        self.compiled = compiled
+        self._arguments = arguments
+
+    def __call__(self, state: TrainState) -> tuple[TrainState, StepMetrics]:
+        """The state after the steps, and their metrics."""
+        return self.compiled(state, *self._arguments)
+
+    def memory_analysis(self) -> Any:
+        """XLA's, of the compiled program."""
+        return self.compiled.memory_analysis()
 
 
 def compile_chunk(
@@ -149,17 +237,20 @@ def compile_chunk(
     state: TrainState,
     length: int,
     mesh: Mesh | None = None,
-) -> jax.stages.Compiled:
+    data: Data = None,
+) -> Program:
     """Compiles `length` training steps into one program that donates its state.
 
     Args:
-      mesh: the devices that share each batch, with `state` placed on all of them; None for one.
+      mesh: the devices that share each batch, with `state` and `data` placed on all of them; None
+        for one.
+      data: what `learner.family.load_data` returned, an argument of the program.
 
     Returns:
       A function from a `TrainState` to the one `length` steps later and `StepMetrics`.
     """
     step = partial(train_step, learner, optimizer, shards=Shards.of(mesh))
-    chunk = lambda state: jax.lax.scan(lambda s, _: step(s), state, length=length)
+    chunk = lambda state, data: jax.lax.scan(lambda s, _: step(s, data=data), state, length=length)
     if mesh is not None and mesh.size > 1:
         chunk = jax.shard_map(chunk, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec())
-    return jax.jit(chunk, donate_argnums=0).lower(state).compile()
+    return Program(jax.jit(chunk, donate_argnums=0).lower(state, data).compile(), data)

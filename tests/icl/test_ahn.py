@@ -132,8 +132,8 @@ def made_up(run, steps=(10,), size=1e-2):
 def test_a_run_shows_its_matrices_over_training(tmp_path):
     run = Run.create(tmp_path / "run", tiny())
     made_up(run, steps=(10, 20, 30, 40))
-    newest, params = run.params()
-    by_step = dict(run.params_by_step())
+    newest, params = run.variables()
+    by_step = dict(run.variables_by_step())
     assert list(by_step) == [40, 30, 20, 10] and newest == 40
     np.testing.assert_array_equal(by_step[40]["query"], params["query"])
     assert not np.array_equal(by_step[10]["query"], params["query"])
@@ -160,7 +160,7 @@ def test_a_run_shows_its_matrices_over_training(tmp_path):
         if file.is_file():
             file.write_bytes(b"")
     with pytest.warns(DamagedCheckpoint, match="20 is damaged"):
-        assert [step for step, _ in run.params_by_step()] == [40, 30, 10]
+        assert [step for step, _ in run.variables_by_step()] == [40, 30, 10]
 
 
 def test_a_trained_layer_without_values_has_none_to_show(tmp_path):

@@ -116,9 +116,9 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
     run = Run.open(tmp_path / "run")
     with warnings.catch_warnings():
         warnings.simplefilter("error", DamagedCheckpoint)
-        assert run.params()[0] == 10
+        assert run.variables()[0] == 10
         icl.resume(run, logging=QUIET)
-    assert_same_bits(run.params()[1], finished.params()[1])
+    assert_same_bits(run.variables()[1], finished.variables()[1])
     assert lines(run) == lines(finished)
 
 
@@ -136,7 +136,7 @@ def test_a_full_disk_under_the_metrics(tmp_path, monkeypatch, finished):
     assert [record["step"] for record in run.metrics()][:2] == [5, 10]
     icl.resume(run, logging=QUIET)
     assert lines(run) == lines(finished)
-    assert_same_bits(run.params()[1], finished.params()[1])
+    assert_same_bits(run.variables()[1], finished.variables()[1])
 
 
 def test_a_full_disk_under_the_settings_leaves_the_folder_free(tmp_path):
@@ -168,7 +168,7 @@ def test_a_save_that_the_system_refuses_keeps_the_last_good_checkpoint(
         icl.resume(run, logging=QUIET)
     assert contents(run_dir) == before
     icl.resume(run, logging=QUIET)
-    assert_same_bits(run.params()[1], finished.params()[1])
+    assert_same_bits(run.variables()[1], finished.variables()[1])
 
 
 def test_what_is_refused_and_not_damaged():
@@ -346,7 +346,7 @@ def test_out_of_memory_and_on_with_a_smaller_microbatch(tmp_path, monkeypatch):
         icl.train(config, tmp_path / "run", logging=QUIET)
     run = icl.resume(tmp_path / "run", microbatch_size=1, logging=QUIET)
     assert had[0] > had[1] == had[-1]
-    assert run.config.training.microbatch_size == 2 and run.params()[0] == 1
+    assert run.config.training.microbatch_size == 2 and run.variables()[0] == 1
     with pytest.raises(ValueError, match="must divide batch_size"):
         icl.resume(run, microbatch_size=3)
 
@@ -426,10 +426,10 @@ def test_a_stop_between_two_lines_of_metrics(tmp_path, monkeypatch, finished, ca
     assert "about 1 minutes on this CPU (20 steps of about 4 s)" in capsys.readouterr().out
     assert caught.value.step == 4
     run = Run.open(tmp_path / "run")
-    assert run.params()[0] == 4 and not run.metrics()
+    assert run.variables()[0] == 4 and not run.metrics()
     icl.resume(run, logging=QUIET)
     # Chunks of 2 steps there, of 5 here, and the same bits.
-    assert_same_bits(run.params()[1], finished.params()[1])
+    assert_same_bits(run.variables()[1], finished.variables()[1])
     assert [record["step"] for record in run.metrics()] == [10, 20]
     last = np.mean([record["loss"] for record in finished.metrics()[2:]])
     np.testing.assert_allclose(run.metrics()[1]["loss"], last, rtol=1e-5)
@@ -440,9 +440,9 @@ def stopped(tmp_path, finished, signum, **options):
     with pytest.raises(Interrupted, match="icl train --resume") as caught:
         icl.train(tiny(), tmp_path / "run", **options)
     run = Run.open(tmp_path / "run")
-    assert caught.value.signum == signum and 0 < run.params()[0] == caught.value.step < 20
+    assert caught.value.signum == signum and 0 < run.variables()[0] == caught.value.step < 20
     icl.resume(run, logging=QUIET)
-    assert_same_bits(run.params()[1], finished.params()[1])
+    assert_same_bits(run.variables()[1], finished.variables()[1])
 
 
 def test_a_terminal_that_closes_saves_the_run(tmp_path, monkeypatch, finished):
@@ -487,7 +487,7 @@ def test_a_signal_while_compiling_stops_before_the_chunk(tmp_path, monkeypatch, 
         with pytest.raises(Interrupted, match="stopped at step 0; continue with"):
             icl.train(tiny(), tmp_path / "run", logging=QUIET)
     run = icl.resume(tmp_path / "run", logging=QUIET)
-    assert_same_bits(run.params()[1], finished.params()[1])
+    assert_same_bits(run.variables()[1], finished.variables()[1])
 
 
 def test_memory_that_ends_while_a_model_is_made_is_told(tmp_path, monkeypatch):

@@ -44,7 +44,7 @@ def test_constructed_attention_is_gradient_descent(layers, plus_plus, shared, se
     attention = Learner(regression(model=model))
     params = construction(model, 4, 8, rates, gammas)
     shapes = lambda tree: jax.tree.map(jnp.shape, tree)
-    assert shapes(params) == shapes(attention.init(jax.random.key(0)))
+    assert shapes(params) == shapes(attention.init(jax.random.key(0)).params)
     descent = Learner(
         regression(model=GradientDescentConfig(layers=layers, shared=shared, plus_plus=plus_plus))
     )
@@ -95,7 +95,7 @@ def test_tuned_rates_are_optimal():
     episodes = icl.evaluation.draw_prompts(TASK, jax.random.key(3), 4096)
 
     def loss(descent, **changed):
-        total, count = descent.learner.loss_sum(descent.params | changed, episodes)
+        total, (count, _) = descent.learner.loss_sum(descent.params | changed, episodes)
         return float(total / count)
 
     best = loss(tuned)
@@ -159,7 +159,7 @@ def test_a_trained_layer_becomes_a_step_of_gradient_descent(run):
     np.testing.assert_allclose(result.losses["zero"], 1, rtol=0.3)
     last = run.metrics()[-1]
     np.testing.assert_allclose(result.loss[-1], last["error"], rtol=0.3)
-    np.testing.assert_allclose(last["error"], last["loss"] / TASK.error_scale, rtol=1e-6)
+    np.testing.assert_allclose(last["error"], last["loss"] / TASK.label_kind.scale, rtol=1e-6)
     saved = json.loads((run.path / "alignment.json").read_text())
     assert saved["loss"] == result.loss.tolist() and "path" not in saved
 

@@ -221,7 +221,7 @@ def test_the_dual_of_a_run_is_of_what_its_query_sees(run):
         learner = dual.Learner(config)
         episodes = dual.draw_prompts(config.task, jax.random.key(3), 4)
         tokens = jax.vmap(learner.layout.encode)(episodes)
-        _, params = run.params()
+        _, params = run.variables()
         of_layer = jax.jit(dual.problems_of_layer, static_argnums=0)
         problems, outputs = of_layer(learner, params, tokens)
         assert problems.keys.shape[2:] == (5, 3)

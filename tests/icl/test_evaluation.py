@@ -98,7 +98,7 @@ PROMPTS = 6000
 def errors(family, estimator):
     episodes = draw_prompts(family, jax.random.key(1), PROMPTS)
     x, y = np.asarray(episodes.x), np.asarray(episodes.y)
-    return (predictions(estimator, x, y) - y) ** 2 / family.error_scale
+    return (predictions(estimator, x, y) - y) ** 2 / family.label_kind.scale
 
 
 def within(measured, expected, spread=5.0):
@@ -209,11 +209,11 @@ def optimal_errors(family, prompts=300):
     """Mean error of the comparator that is said to be optimal, and of the others."""
     episodes = draw_prompts(family, jax.random.key(2), prompts)
     chosen, reference = comparators(family)
-    counted = np.asarray(episodes.counts)
+    counted = np.asarray(episodes.queries)
     means = {}
     for comparator in chosen:
         found = np.asarray(comparator.predict(episodes))
-        error = np.asarray(family.error(found, np.asarray(episodes.y)))
+        error = np.asarray(family.label_kind.error(found, np.asarray(episodes.y)))
         means[comparator.names[0]] = error[counted].mean()
     return means.pop(reference), means
 

@@ -28,7 +28,7 @@ def episode(points=5):
 
 def test_shapes_as_declared(layout):
     tokens = layout.encode(episode())
-    assert tokens.shape == (layout.tokens(5), layout.width(FAMILY))
+    assert tokens.shape == (layout.tokens(5), layout.width(3, FAMILY.label_kind))
     assert jnp.arange(layout.tokens(5))[layout.read].shape == (5,)
     assert layout.scored(episode()).shape == (5,)
 
@@ -71,8 +71,9 @@ def test_vector_labels_and_tokens_of_their_own_are_shown():
     outliers = ManyOutlierRegression(dim=3, points=5, outliers=0.5)
     drawn = sample_prompt(outliers, jax.random.key(0), outliers.full)
     np.testing.assert_array_equal(interleaved.encode(drawn)[1::2], drawn.label_tokens)
-    with pytest.raises(ValueError, match="interleaved"):
-        LAYOUTS["concatenated"].width(retrieval)
+    tokens = LAYOUTS["concatenated"].encode(shown, retrieval.label_kind)
+    np.testing.assert_array_equal(tokens[:4, 3:], shown.y[:4])
+    np.testing.assert_array_equal(tokens[4, 3:], 0)
 
 
 def test_concatenated_puts_the_query_where_the_curriculum_ends():

@@ -179,7 +179,7 @@ def test_looped_and_recurrent_models_learn(name, tmp_path):
         assert errors.shape == (3,) and len(set(errors)) == 3
         assert (run.path / "loops.png").stat().st_size > 10_000
         learner = Learner(config)
-        plain = learner_errors(learner, learner.predict, run.params()[1], 256, 0)[1]
+        plain = learner_errors(learner, learner.predict, run.variables()[1], 256, 0)[1]
         np.testing.assert_allclose(errors[0], plain[:, -1].mean(), rtol=1e-3)
         with pytest.raises(ValueError, match="at least 1"):
             errors_by_loop(run, [0])
@@ -272,7 +272,7 @@ def test_the_loss_of_loops_is_the_mean_over_them_at_the_steps_number():
         episodes = sample_batch(learner.family, key, jnp.arange(8), learner.family.full)
         tokens = jax.vmap(learner.layout.encode)(episodes)
         outputs = learner.model(state.params).outputs_by_loop(tokens, learner.layout.read)
-        total, count = learner.loss_sum(state.params, episodes)
+        total, (count, _) = learner.loss_sum(state.params, episodes)
         return ((outputs - episodes.y) ** 2).mean(axis=(1, 2)), total / count
 
     loss = jax.jit(lambda state: batch_gradient(learner, state)[0])

@@ -19,7 +19,7 @@ from icl.training.population import (
     compile_population,
     group_by_program,
     init_population,
-    numbers_of,
+    member_settings,
     shared_config,
 )
 from icl.training.step import microbatch_size
@@ -36,12 +36,12 @@ from tests.icl.test_parallel import CONFIG, MEMBERS
 from tests.icl.test_training import start
 
 KINDS = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all|collective-broadcast"
-collectives = lambda program: re.findall(rf" ({KINDS})(?:-start)?\\(", program.as_text())
+collectives = lambda program: re.findall(rf" ({KINDS})(?:-start)?\\(", program.compiled.as_text())
 
 
 def loops_around(program):
     inside, within, name = {}, [], None
-    for line in program.as_text().splitlines():
+    for line in program.compiled.as_text().splitlines():
         if line.endswith("{") and (found := re.match(r"(?:ENTRY )?%?([\\w.-]+) \\(", line)):
             name = found[1]
         for body in re.findall(r"\\bbody=%?([\\w.-]+)", line):
@@ -70,9 +70,9 @@ for devices, microbatch in ((2, None), (4, 2), (8, None)):
     state, metrics = chunk(state)
     result["solo"][devices] = [metrics.loss.tolist(), collectives(chunk), loops_around(chunk)]
 mesh = make_mesh(16, len(MEMBERS))
-state, own = place((init_population(MEMBERS), numbers_of(MEMBERS)), mesh, population=True)
+state, own = place((init_population(MEMBERS), member_settings(MEMBERS)), mesh, population=True)
 chunk = compile_population(shared_config(MEMBERS[0]), own, state, 4, mesh)
-state, metrics = chunk(state, own)
+state, metrics = chunk(state)
 result["population"] = [metrics.loss.tolist(), collectives(chunk), dict(mesh.shape)]
 print(json.dumps(result))
 """
@@ -138,9 +138,9 @@ def test_members_are_spread_over_devices_first(eight):
 
 def test_a_population_that_steps_together_is_the_same(monkeypatch, solo):
     monkeypatch.setattr(population.jax, "default_backend", lambda: "gpu")
-    state, numbers = init_population(MEMBERS), numbers_of(MEMBERS)
+    state, numbers = init_population(MEMBERS), member_settings(MEMBERS)
     chunk = compile_population(shared_config(MEMBERS[0]), numbers, state, 4)
-    _, metrics = chunk(state, numbers)
+    _, metrics = chunk(state)
     np.testing.assert_allclose(metrics.loss, solo, rtol=2e-5)
 
 

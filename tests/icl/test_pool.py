@@ -145,7 +145,7 @@ def test_tagged_tokens_say_what_they_are():
 )
 def test_tagged_shows_vector_labels_and_tokens_of_their_own(family, drawn):
     tokens = LAYOUTS["tagged"].encode(drawn)
-    assert tokens.shape == (10, LAYOUTS["tagged"].width(family))
+    assert tokens.shape == (10, LAYOUTS["tagged"].width(family.dim, family.label_kind))
     np.testing.assert_array_equal(tokens[::2, -3:], drawn.x)
     own = drawn.y if drawn.label_tokens is None else drawn.label_tokens
     np.testing.assert_array_equal(tokens[1::2, :3], own)

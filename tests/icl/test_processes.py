@@ -195,7 +195,7 @@ def test_processes_train_as_one_and_stop_together(launch, tmp_path):
     lost(folders[1], pair[1])
     other = said(folders[1])
     run = Run.open(path)
-    saved = run.params()[0]
+    saved = run.variables()[0]
 
     # What the lead refuses the other hears.
     assert "--distributed HOST:PORT" in other["auto"]
@@ -211,7 +211,7 @@ def test_processes_train_as_one_and_stop_together(launch, tmp_path):
     assert launch(folder, ALONE, config, devices=2).wait(SECONDS) == 0
     whole, copy = Run.open(folder / "run"), Run.open(folder / "copy")
     assert losses(copy) == losses(whole)
-    assert_same_bits(copy.params()[1], whole.params()[1])
+    assert_same_bits(copy.variables()[1], whole.variables()[1])
 
     assert {p.name for p in folders[0].iterdir()} == {"taken", "run"}
     assert list(folders[1].iterdir()) == []

@@ -295,9 +295,9 @@ def test_a_damaged_checkpoint_is_passed_over(run, finished, damage):
     damage(run.path / "checkpoints" / "20")
     with pytest.warns(DamagedCheckpoint, match="20 is damaged.*the one before"):
         icl.resume(run, logging=QUIET)
-    step, params = run.params()
+    step, params = run.variables()
     assert step == 20
-    assert_same_bits(params, finished.params()[1])
+    assert_same_bits(params, finished.variables()[1])
     assert (run.path / "damaged" / "20-2").exists() and (earlier / "precious").exists()
     losses = lambda records: [r["loss"] for r in records]
     assert losses(run.metrics()) == losses(finished.metrics())
@@ -318,7 +318,7 @@ def test_with_every_checkpoint_damaged_a_run_stops_and_says_how_to_start_afresh(
     assert resume == f"icl train --resume {run.path}"
     shutil.move(*move.removeprefix("mv ").split())
     icl.resume(run, logging=QUIET)
-    assert_same_bits(run.params()[1], finished.params()[1])
+    assert_same_bits(run.variables()[1], finished.variables()[1])
     assert len((run.path / "metrics-dropped.jsonl").read_text().splitlines()) == 4
 
 
@@ -327,7 +327,7 @@ def test_a_resume_that_does_not_fit_is_refused_and_changes_nothing(run, with_che
     if not with_checksums:  # as once written
         for step in run.checkpoints().steps():
             shutil.rmtree(run.path / "checkpoints" / str(step) / "checksums")
-        assert run.params()[0] == 20
+        assert run.variables()[0] == 20
     before = contents(run.path)
     with pytest.raises(RunError, match="state of the optimiser.*has other arrays"):
         icl.resume(run, optimizer=optax.sgd(1e-3), logging=QUIET)
@@ -348,7 +348,7 @@ def test_a_resume_that_does_not_fit_is_refused_and_changes_nothing(run, with_che
             icl.evaluate(run.path)
         edit(run, lambda data: data["config"]["task"].update(noise=0.0))
         edit(run, lambda data: data["config"]["optimizer"].update(learning_rate=1e-4))
-        assert Run.open(run.path).params()[0] == 20
+        assert Run.open(run.path).variables()[0] == 20
         with pytest.raises(RunError, match="learning_rate is 0.003 there, 0.0001 here.*--resume"):
             icl.resume(run.path, logging=QUIET)
 
@@ -388,10 +388,10 @@ def test_a_run_goes_on_with_other_settings_and_tells_of_it(run, finished):
     assert rates[:2] == old[:2]
     np.testing.assert_allclose(rates[2:], np.array(old[2:]) / 3, rtol=1e-5)
     # Again from the checkpoint whose optimiser did not clip, and from one that did.
-    end = changed.params()[1]
+    end = changed.variables()[1]
     shutil.rmtree(run.path / "checkpoints" / "20")
     again = icl.resume(run.path, logging=QUIET)
-    assert_same_bits(again.params()[1], end)
+    assert_same_bits(again.variables()[1], end)
     assert again.history == changed.history == Run.open(run.path).history
     # An optimiser from Python, whose state has the same arrays in other places.
     adam = optax.adam(lambda step: 1e-4)

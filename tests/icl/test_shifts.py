@@ -90,7 +90,7 @@ def test_predicting_nothing_has_error_one_under_every_shift(family):
         errors = np.asarray(shift.error(family, 0.0, shifted.labels))[:, first:past].mean(axis=1)
         expected = 1.0
         if name == "noise_paper":
-            expected += DIM / 20 / family.error_scale
+            expected += DIM / 20 / family.label_kind.scale
         tolerance = 6 * errors.std() / len(errors) ** 0.5
         assert abs(errors.mean() - expected) < tolerance, (name, errors.mean(), tolerance)
 

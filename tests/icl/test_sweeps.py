@@ -53,7 +53,7 @@ def test_every_member_is_a_run(finished):
         run = Run.open(member.path)
         assert run.config == member.config
         assert [record["step"] for record in run.metrics()] == [5, 10, 15, 20]
-        assert run.params()[0] == 20
+        assert run.variables()[0] == 20
     first = [member.run.metrics()[0]["loss"] for member in healthy]
     assert len(set(first)) == 4
     assert icl.evaluate(healthy[0].path, prompts=8, resamples=2).step == 20
@@ -74,13 +74,17 @@ def test_one_that_diverges_stops_nobody(finished):
     assert "diverged" in str(result)
     assert (finished.path / "sweep.png").stat().st_size > 10_000
     with pytest.raises(RunError, match="no checkpoint"):
-        next(m for m in finished.members if m.path.name == diverged[0]["member"]).run.params()
+        next(m for m in finished.members if m.path.name == diverged[0]["member"]).run.variables()
 
 
 def test_results_are_the_errors_of_the_members(finished):
     result = SweepResult.load(finished)
     record = result.records[0]
-    assert result.error_name == finished.config.task.error_name in " ".join(str(result).split())
+    assert (
+        result.error_name
+        == finished.config.task.label_kind.error_name
+        in " ".join(str(result).split())
+    )
     assert record["changes"] == {
         "optimizer_learning_rate": 3e-3, "training_pool_size": 4, "training_seed": 0,
     }  # fmt: skip
@@ -118,7 +122,7 @@ def test_a_sweep_that_was_stopped_goes_on_to_the_same_bits(finished, tmp_path, m
         SweepResult.load(Sweep.open(tmp_path / "sweep"))
     again = resume_sweep(tmp_path / "sweep", progress=False)
     for one, other in zip(again.members[:4], finished.members[:4]):
-        assert_same_bits(one.run.params()[1], other.run.params()[1])
+        assert_same_bits(one.run.variables()[1], other.run.variables()[1])
         assert [r["loss"] for r in one.run.metrics()] == [r["loss"] for r in other.run.metrics()]
     assert SweepResult.load(again).records == SweepResult.load(finished).records
 

@@ -62,7 +62,7 @@ def draw_batch(family, key, indices, difficulty, **options):
 
 def labels_of(family, task, episodes):
     """The oracle's labels where points count, and the drawn ones."""
-    counted = np.asarray(episodes.counts)
+    counted = np.asarray(episodes.queries)
     oracle = jax.jit(jax.vmap(lambda x: family.label(task, x)))(episodes.x)
     return np.asarray(oracle)[counted], np.asarray(episodes.y)[counted]
 
@@ -92,10 +92,10 @@ def test_a_batch_is_the_same_bits_however_it_is_split(family):
 
 def test_shapes_and_finiteness(family):
     episodes = batch(family)
-    labels = (16, 9) if family.outputs is None else (16, 9, family.outputs)
+    labels = (16, 9, *family.label_kind.shape)
     assert episodes.x.shape == (16, 9, family.dim) and episodes.x.dtype == jnp.float32
     assert episodes.y.shape == labels and episodes.y.dtype == jnp.float32
-    assert episodes.counts.shape == (16, 9) and episodes.counts.any()
+    assert episodes.queries.shape == (16, 9) and episodes.queries.any()
     if episodes.label_tokens is not None:
         assert episodes.label_tokens.shape == (16, 9, 4)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(episodes))
@@ -103,7 +103,7 @@ def test_shapes_and_finiteness(family):
 
 def test_moments(family):
     episodes = batch(family, size=MANY)
-    counted = np.asarray(episodes.counts)
+    counted = np.asarray(episodes.queries)
     x, y = np.asarray(episodes.x)[counted], np.asarray(episodes.y)[counted]
     # Standard errors: of x about 1 / sqrt(points counted), of y sqrt(3 / MANY) of its scale.
     near = 6 / len(x) ** 0.5
@@ -113,9 +113,9 @@ def test_moments(family):
     np.testing.assert_allclose(x.T @ x / len(x), covariance, atol=1.4 * near * size)
     # Half a period of phases leaves a sine a mean: E a * E sin(x) cos(phase) + cos(x) sin(phase).
     mean = 2.55 * np.sin(5) / 5 * 2 / np.pi if isinstance(family, SineRegression) else 0.0
-    assert np.abs(y.mean(axis=0) - mean).max() < 0.1 * family.error_scale**0.5
-    squared = y**2 if family.outputs is None else (y**2).sum(axis=-1)
-    np.testing.assert_allclose(squared.mean(), family.error_scale, rtol=0.1)
+    assert np.abs(y.mean(axis=0) - mean).max() < 0.1 * family.label_kind.scale**0.5
+    squared = y**2 if family.label_kind.shape == () else (y**2).sum(axis=-1)
+    np.testing.assert_allclose(squared.mean(), family.label_kind.scale, rtol=0.1)
 
 
 def covariance_of(family):
@@ -133,10 +133,10 @@ def test_difficulty_hides_coordinates_and_points_without_recompiling(family):
     for dim, points in ((1, 3), (min(3, family.dim), 9), (family.dim, 1)):
         episodes = jax.tree.map(np.asarray, batch(family, difficulty=Difficulty(dim, points)))
         np.testing.assert_array_equal(episodes.x[..., dim:], 0)
-        assert (np.abs(episodes.x[..., :dim][episodes.counts]) > 0).all()
-        assert not episodes.counts[:, points:].any()
+        assert (np.abs(episodes.x[..., :dim][episodes.queries]) > 0).all()
+        assert not episodes.queries[:, points:].any()
         if not isinstance(family, PARTLY_COUNTED):
-            assert episodes.counts[:, :points].all()
+            assert episodes.queries[:, :points].all()
         assert np.isfinite(episodes.y).all()
     assert draw_batch._cache_size() == compiled
 
@@ -242,8 +242,10 @@ def test_signs_are_scored_by_cross_entropy_and_misclassification():
     assert set(np.unique(batch(family).y)) == {-1.0, 1.0}
     y, log_odds = jnp.array([1.0, 1.0, -1.0]), jnp.array([2.0, 0.0, 1.0])
     probability = jax.nn.sigmoid(y * log_odds)
-    np.testing.assert_allclose(family.loss(log_odds, y), -jnp.log(probability), rtol=1e-6)
-    np.testing.assert_array_equal(family.error(log_odds, y), [0, 0.5, 1])
+    np.testing.assert_allclose(
+        family.label_kind.loss(log_odds, y), -jnp.log(probability), rtol=1e-6
+    )
+    np.testing.assert_array_equal(family.label_kind.error(log_odds, y), [0, 0.5, 1])
 
 
 def test_quadratic_and_network_labels_as_documented():
@@ -263,12 +265,12 @@ def test_quadratic_and_network_labels_as_documented():
 def test_many_outliers_are_ones_and_do_not_count():
     family = ManyOutlierRegression(dim=3, points=40, outliers=0.8)
     episodes = jax.tree.map(np.asarray, batch(family, size=50))
-    np.testing.assert_allclose(episodes.counts.mean(), 0.2, atol=0.04)
+    np.testing.assert_allclose(episodes.queries.mean(), 0.2, atol=0.04)
     for array in (episodes.x, episodes.label_tokens, episodes.y[..., None]):
-        np.testing.assert_array_equal(array[~episodes.counts], 1)
-    np.testing.assert_array_equal(episodes.label_tokens[episodes.counts][:, 1:], 0)
+        np.testing.assert_array_equal(array[~episodes.queries], 1)
+    np.testing.assert_array_equal(episodes.label_tokens[episodes.queries][:, 1:], 0)
     np.testing.assert_array_equal(
-        episodes.label_tokens[episodes.counts][:, 0], episodes.y[episodes.counts]
+        episodes.label_tokens[episodes.queries][:, 0], episodes.y[episodes.queries]
     )
     with pytest.raises(ValueError, match="task.outliers must be .* from 0 to 0.999"):
         ManyOutlierRegression(outliers=1.0)
@@ -278,8 +280,8 @@ def test_orthogonal_outliers_say_nothing_of_the_task():
     family = OrthogonalOutlierRegression(dim=5, points=30, outliers=0.5)
     task = family.sample_task(jax.random.key(0), family.full)
     episode = family.sample_episode(jax.random.key(1), task, family.full)
-    outliers = np.asarray(episode.x)[~np.asarray(episode.counts)]
-    tokens = np.asarray(episode.label_tokens)[~np.asarray(episode.counts)]
+    outliers = np.asarray(episode.x)[~np.asarray(episode.queries)]
+    tokens = np.asarray(episode.label_tokens)[~np.asarray(episode.queries)]
     both = np.concatenate([outliers, tokens])
     np.testing.assert_allclose(both @ np.asarray(task), 0, atol=1e-4 * np.abs(both).max())
     assert np.linalg.matrix_rank(both, tol=1e-4 * np.abs(both).max()) == 2
@@ -290,7 +292,7 @@ def test_retrieval_asks_for_a_key_that_was_shown():
     for points in (6, 3):
         episodes = batch(family, size=200, difficulty=Difficulty(4, points))
         query = points - 1
-        np.testing.assert_array_equal(np.flatnonzero(episodes.counts[0]), [query])
+        np.testing.assert_array_equal(np.flatnonzero(episodes.queries[0]), [query])
         same = (episodes.x[:, :query] == episodes.x[:, query, None]).all(axis=-1)
         np.testing.assert_array_equal(same.sum(axis=1), 1)
         asked = jnp.argmax(same, axis=1)
@@ -308,16 +310,16 @@ def test_renormalised_labels_are_divided_by_a_constant():
         ours, theirs = (batch(f, size=MANY, difficulty=Difficulty(dim, 9)) for f in (family, plain))
         np.testing.assert_allclose(ours.y, theirs.y * (4 / (dim + 1)) ** 0.5, rtol=1e-5)
     # Labels of a prompt share their w: a standard error is near sqrt(2 / (4 MANY)).
-    np.testing.assert_allclose(family.error(0.0, ours.y).mean(), 1, rtol=0.05)
+    np.testing.assert_allclose(family.label_kind.error(0.0, ours.y).mean(), 1, rtol=0.05)
     np.testing.assert_allclose(plain.error(0.0, theirs.y).mean(), 1.25, rtol=0.05)
-    assert dataclasses.replace(family, noise=9.0, input_scale=9.0).error_scale == 4
+    assert dataclasses.replace(family, noise=9.0, input_scale=9.0).label_kind.scale == 4
     sparse = SparseLinearRegression(dim=4, points=9, nonzeros=2, renormalize=True)
     np.testing.assert_allclose(sparse.label_factor(jnp.array([1, 2, 4])), [2, 2**0.5, 2**0.5])
-    assert sparse.error_scale == 4
+    assert sparse.label_kind.scale == 4
 
 
 def test_an_error_names_what_its_scale_leaves_out():
-    name = lambda **settings: LinearRegression(dim=4, points=9, **settings).error_name
+    name = lambda **settings: LinearRegression(dim=4, points=9, **settings).label_kind.error_name
     plain = "squared error / mean squared label"
     assert name() == name(noise=0.7, renormalize=True) == plain
     assert name(noise=0.7) == f"{plain} without noise"
@@ -328,7 +330,7 @@ def test_an_error_names_what_its_scale_leaves_out():
 def test_linear_regression_has_inputs_and_tasks_of_other_kinds_and_sizes(inputs):
     family = LinearRegression(dim=4, points=9, inputs=inputs, input_scale=0.5, task_scale=3.0)
     episodes = batch(family, size=MANY)
-    np.testing.assert_allclose((episodes.y**2).mean(), family.error_scale, rtol=0.1)
+    np.testing.assert_allclose((episodes.y**2).mean(), family.label_kind.scale, rtol=0.1)
     np.testing.assert_allclose(draw_tasks(family).std(), 3, rtol=0.05)
     x = np.asarray(episodes.x)
     low, high = {"uniform": (-0.5, 0.5), "exponential": (0, 9), "laplace": (-9, 9)}[inputs]

@@ -110,7 +110,7 @@ def test_the_loss_is_the_mean_over_scored_positions():
     draw = jax.jit(lambda key: sample_batch(learner.family, key, jnp.arange(8), at_start))
     episodes = draw(key)
     errors = (jax.jit(learner.predict)(state.params, episodes) - episodes.y) ** 2
-    loss, _ = jax.jit(lambda state: batch_gradient(learner, state))(state)
+    loss, *_ = jax.jit(lambda state: batch_gradient(learner, state))(state)
     np.testing.assert_allclose(loss, errors[:, :3].mean(), rtol=1e-5)
 
 
@@ -122,16 +122,16 @@ def test_the_loss_is_the_mean_over_scored_positions():
         (LinearRegression(dim=3, points=5), dict(x=(8, 5, 4)), r"x .*\[B, points, 3\].*8, 5, 4"),
         (
             LinearRegression(dim=3, points=5),
-            dict(x=(5, 3), y=(5,), counts=(5,)),
+            dict(x=(5, 3), y=(5,), queries=(5,)),
             r"x .*\[B, points",
         ),
-        (LinearRegression(dim=3, points=5), dict(counts=(8,)), r"counts .*got \(8,\)"),
+        (LinearRegression(dim=3, points=5), dict(queries=(8,)), r"queries .*got \(8,\)"),
         (LinearRegression(dim=3, points=5), dict(label_tokens=(8, 5, 9)), "label_tokens .*8, 5, 9"),
         (VectorRetrieval(dim=3, points=5), dict(), r"y .*shape \[B, points, 3\].*got \(8, 5\)"),
     ],
 )
 def test_episodes_of_another_shape_are_refused(task, changes, message):
-    shapes = dict(x=(8, 5, 3), y=(8, 5), counts=(8, 5)) | changes
+    shapes = dict(x=(8, 5, 3), y=(8, 5), queries=(8, 5), context=(8, 5)) | changes
     episodes = Episode(**{name: np.ones(shape) for name, shape in shapes.items()})
     learner = Learner(tiny(task=task))
     for ask in (learner.predict, learner.loss_sum):
@@ -177,7 +177,7 @@ def test_training_learns(tmp_path):
 def test_steps_need_not_be_a_multiple_of_anything(tmp_path):
     run = icl.train(tiny(training_steps=12), tmp_path / "run", logging=QUIET)
     assert [record["step"] for record in run.metrics()] == [5, 10, 12]
-    assert run.params()[0] == 12
+    assert run.variables()[0] == 12
 
 
 def test_a_curriculum_compiles_once(tmp_path):
@@ -206,7 +206,7 @@ def test_the_message_names_step_and_last_good_checkpoint(tmp_path):
     explode = optax.scale_by_schedule(lambda step: jnp.where(step < 16, -1e-3, 1e30))
     with pytest.raises(NonFiniteLoss, match="at step 1[78].*step 10.*resume.run, optimizer=..."):
         icl.train(tiny(), tmp_path / "run", optimizer=explode, logging=QUIET)
-    assert icl.Run.open(tmp_path / "run").params()[0] == 10
+    assert icl.Run.open(tmp_path / "run").variables()[0] == 10
 
 
 def test_any_optimizer_of_optax(tmp_path):

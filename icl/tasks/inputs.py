@@ -1,0 +1,85 @@
+"""Input kinds: what the inputs x of a family are, before a model reads them."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..ranges import SIZE, check_range
+
+
+@dataclasses.dataclass(frozen=True)
+class Vectors:
+    """Vectors of real numbers, float32 `[dim]`."""
+
+    dtype: ClassVar[Any] = np.float32
+
+    dim: int
+    """Number of coordinates."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.dim,)
+
+    def check(self, x: np.ndarray) -> None:
+        """Raises ValueError for an array `[..., dim]` that holds something else."""
+        if not np.issubdtype(x.dtype, np.number) or not np.isfinite(x).all():
+            raise ValueError("inputs must be finite real numbers")
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Images of bytes, uint8 `[height, width]`, or `[height, width, channels]`."""
+
+    dtype: ClassVar[Any] = np.uint8
+
+    height: int
+    """Rows of pixels."""
+    width: int
+    """Columns of pixels."""
+    channels: int | None = None
+    """Numbers of a pixel; None for grey images without an axis for them."""
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width", "channels"):
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), SIZE)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        depth = () if self.channels is None else (self.channels,)
+        return (self.height, self.width, *depth)
+
+    def check(self, x: np.ndarray) -> None:
+        """Raises ValueError for an array `[..., *shape]` that holds something else."""
+        if x.dtype != np.uint8:
+            raise ValueError(f"images must be uint8, from 0 to 255; got {x.dtype}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Symbols:
+    """Integers from 0 to `vocabulary - 1`, int32 `[]`."""
+
+    dtype: ClassVar[Any] = np.int32
+
+    vocabulary: int
+    """Number of different symbols."""
+
+    def __post_init__(self) -> None:
+        check_range("vocabulary", self.vocabulary, SIZE)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return ()
+
+    def check(self, x: np.ndarray) -> None:
+        """Raises ValueError for an array `[...]` that holds something else."""
+        inside = np.issubdtype(x.dtype, np.integer) and ((x >= 0) & (x < self.vocabulary)).all()
+        if not inside:
+            raise ValueError(
+                f"inputs of this task are symbols: each must be an integer from 0 to "
+                f"{self.vocabulary - 1}"
+            )
+
+
+InputKind = Vectors | Images | Symbols

@@ -1,0 +1,80 @@
+"""The arrays that a family's samplers draw from: read once, placed on devices, told apart."""
+
+import functools
+import hashlib
+import os
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..tasks import Data, TaskFamily
+from .disk import RunError
+
+Fingerprint = dict[str, Any]  # {"source": str | None, "sha256": str}
+
+
+def load_data(family: TaskFamily) -> Data:
+    """What `family.load_data` returns, NumPy arrays; read again only if its file has changed.
+
+    Raises:
+      RunError: the system refuses the file.
+      TypeError: a leaf is no array of numbers.
+    """
+    source = family.data_source
+    try:
+        found = os.stat(source) if source is not None and os.path.exists(source) else None
+        stamp = None if found is None else (found.st_mtime_ns, found.st_size)
+        return _load(family, stamp)
+    except OSError as error:
+        raise RunError(
+            f"the data of {type(family).__name__}, {source}, cannot be read: "
+            f"{error.strerror or error}"
+        ) from error
+
+
+@functools.lru_cache(maxsize=2)
+def _load(family: TaskFamily, stamp: Any) -> Data:
+    data = jax.tree.map(np.asarray, family.load_data())
+    for leaf in jax.tree.leaves(data):
+        if leaf.dtype.kind not in "biuf":
+            raise TypeError(
+                f"load_data of {type(family).__name__} must return arrays of numbers, got one of "
+                f"dtype {leaf.dtype}"
+            )
+    return data
+
+
+def fingerprint(family: TaskFamily) -> Fingerprint | None:
+    """Source and checksum of a family's data; None for a family without data.
+
+    Raises:
+      RunError, TypeError: as `load_data`.
+    """
+    data = load_data(family)
+    leaves = jax.tree_util.tree_leaves_with_path(data)
+    if not leaves:
+        return None
+    digest = hashlib.sha256()
+    for path, leaf in leaves:
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+        digest.update(np.ascontiguousarray(leaf).data)
+    return {"source": family.data_source, "sha256": digest.hexdigest()}
+
+
+def check_same(written: Fingerprint | None, family: TaskFamily, who: str) -> None:
+    """Raises RunError if a family's data are not those that were written down.
+
+    Args:
+      written: the fingerprint of a run's data; None for a run without data.
+      family: the family whose data would be used now.
+      who: the run, for the error.
+    """
+    now = fingerprint(family)
+    if (written or {}).get("sha256") == (now or {}).get("sha256"):
+        return
+    place = lambda it: "no data" if it is None else f"{it['source']} (sha256 {it['sha256'][:12]})"
+    raise RunError(
+        f"{who} was trained on other data: {place(written)} then, {place(now)} now. Bring back "
+        "the data it was trained on, or start another run; nothing was changed"
+    )
