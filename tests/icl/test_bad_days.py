@@ -43,8 +43,7 @@ from icl.training.config import TrainingConfig
 from icl.training.disk import full_disk, refused
 from icl.training.progress import ProgressDisplay
 
-from .test_runs import contents
-from .test_training import QUIET, assert_same_bits, tiny
+from .helpers import QUIET, assert_same_bits, contents, tiny
 
 pytestmark = pytest.mark.usefixtures("programs")
 

@@ -15,16 +15,7 @@ from sklearn.tree import DecisionTreeRegressor
 from icl.evaluation import baselines
 from icl.evaluation.baselines.lasso import PENALTIES
 
-from .test_evaluation import per_prefix, predictions
-
-
-def linear_prompts(prompts, points, dim, nonzero=None, noise=0.0, seed=0):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(prompts, points, dim))
-    w = rng.normal(size=(prompts, dim))
-    w[:, nonzero:] *= nonzero is None
-    return x, np.einsum("bpd,bd->bp", x, w) + noise * rng.normal(size=(prompts, points))
-
+from .helpers import linear_prompts, per_prefix, predictions
 
 ALL = {
     "lasso": baselines.lasso,

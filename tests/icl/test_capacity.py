@@ -8,7 +8,7 @@ from icl.evaluation.result import as_text
 from icl.experiments import PRESETS
 from icl.sweeps import Sweep, SweepResult
 
-from .test_training import tiny
+from .helpers import tiny
 
 
 def made_up(path, over):

@@ -17,8 +17,7 @@ from icl.models import GradientDescentConfig, SelfAttentionConfig, TransformerCo
 from icl.tasks import Curriculum, LinearRegression
 from icl.training import Learner, RunError
 
-from .test_self_attention import episodes_of, query_predictions
-from .test_training import QUIET, tiny
+from .helpers import QUIET, episodes_of, query_predictions, tiny
 
 TASK = LinearRegression(dim=4, points=9, inputs="uniform", input_scale=0.5)
 

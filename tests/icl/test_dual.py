@@ -32,7 +32,7 @@ from icl.tasks import LinearRegression
 from icl.training import Run, RunError, TrainingConfig, train
 from icl.training.config import Config, config_from_dict, config_to_dict
 
-from .test_training import QUIET
+from .helpers import QUIET
 
 TINY = Config(
     task=LinearRegression(dim=3, points=6, inputs="uniform"),

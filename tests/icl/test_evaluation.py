@@ -4,7 +4,6 @@ import importlib
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -22,23 +21,7 @@ from icl.tasks import (
     VectorRetrieval,
 )
 
-from .test_tasks import sized
-from .test_training import QUIET, tiny
-
-
-def predictions(function, x, y, jit=True):
-    with jax.enable_x64(True):
-        wide = jnp.asarray(x, jnp.float64), jnp.asarray(y, jnp.float64)
-        return np.asarray((jax.jit(function) if jit else function)(*wide))
-
-
-def per_prefix(predict, x, y):
-    """Refits for every prompt and prefix, as Garg et al. do."""
-    result = np.zeros(y.shape)
-    for b in range(len(x)):
-        for k in range(1, x.shape[1]):
-            result[b, k] = predict(x[b, :k], y[b, :k], x[b, k])
-    return result
+from .helpers import QUIET, per_prefix, predictions, sized, tiny
 
 
 def ridge_fit(x, y, query):

@@ -16,7 +16,7 @@ from icl.evaluation.result import Curve, Evaluation
 from icl.sweeps import Sweep, SweepResult
 from icl.sweeps.results import sweep_figure
 
-from .test_training import tiny
+from .helpers import tiny
 
 
 @pytest.fixture

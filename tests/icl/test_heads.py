@@ -14,7 +14,7 @@ from icl.models import LoopedTransformerConfig, LSTMConfig, SelfAttentionConfig,
 from icl.training import Learner
 from icl.training.run import Run, RunError
 
-from .test_training import tiny
+from .helpers import tiny
 
 TINY = TransformerConfig(layers=2, heads=2, width=16)
 

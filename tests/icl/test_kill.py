@@ -13,7 +13,7 @@ import time
 import icl
 from icl.training import Run
 
-from .test_training import QUIET, assert_same_bits, tiny
+from .helpers import QUIET, assert_same_bits, tiny
 
 KILLS = int(os.environ.get("ICL_KILLS", "6"))
 

@@ -18,8 +18,7 @@ from icl.layers import MIXERS
 from icl.layers.mesa import _inverse_factor, mesa_attention
 from icl.tasks import LinearRegression
 
-from .test_baselines import linear_prompts
-from .test_evaluation import predictions
+from .helpers import linear_prompts, predictions
 
 
 def inputs(shape, columns, seed=0):

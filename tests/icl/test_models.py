@@ -38,7 +38,7 @@ from icl.training import Learner
 from icl.training.config import config_from_dict, config_to_dict
 from icl.training.step import batch_gradient, microbatch_size
 
-from .test_training import QUIET, start, tiny
+from .helpers import QUIET, start, tiny
 
 TINY = TransformerConfig(layers=2, heads=2, width=16)
 LOOPED = LoopedTransformerConfig(

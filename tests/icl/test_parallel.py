@@ -24,7 +24,7 @@ from icl.training.population import (
 )
 from icl.training.step import microbatch_size
 
-from .test_training import start, tiny
+from .helpers import start, tiny
 
 PROGRAM = """
 import json, re, sys
@@ -33,7 +33,7 @@ from icl.training.parallel import make_mesh, place
 from icl.training.population import *
 from icl.training.step import compile_chunk
 from tests.icl.test_parallel import CONFIG, MEMBERS
-from tests.icl.test_training import start
+from tests.icl.helpers import start
 
 KINDS = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all|collective-broadcast"
 collectives = lambda program: re.findall(rf" ({KINDS})(?:-start)?\\(", program.compiled.as_text())

@@ -29,7 +29,7 @@ from icl.training import Learner, OptimizerConfig, Run, TrainingConfig
 from icl.training.optimizer import learning_rate_schedule, make_optimizer
 from icl.training.step import init_state, pool_key
 
-from .test_training import tiny
+from .helpers import tiny
 
 FAMILY = LinearRegression(dim=3, points=6, noise=0.5)
 KEY = jax.random.key(5)

@@ -19,7 +19,7 @@ from icl.training import LostProcess, Run, processes
 from icl.training.config import config_to_dict
 from icl.training.door import Door, NobodyCame, knock
 
-from .test_training import assert_same_bits, tiny
+from .helpers import assert_same_bits, tiny
 
 SECONDS = 240
 # Ends when it is stopped; a constant rate, so that the length changes no bit.

@@ -12,7 +12,7 @@ from icl.models import LoopedTransformerConfig, TransformerConfig
 from icl.tasks import Episode, LinearRegression, OrthogonalOutlierRegression, VectorRetrieval
 from icl.training.learner import Learner
 
-from .test_training import tiny
+from .helpers import tiny
 
 
 def learner_of(task, *, layers=1, heads=2, mixer="attention", layout="interleaved"):

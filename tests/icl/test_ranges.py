@@ -14,7 +14,7 @@ from icl.tasks import FAMILIES, Curriculum, LinearRegression, WhitenedRegression
 from icl.training import Config, OptimizerConfig
 from icl.training.config import TrainingConfig
 
-from .test_training import tiny
+from .helpers import tiny
 
 SECTIONS = {
     **{f"task {name}": family() for name, family in FAMILIES.items()},

@@ -18,7 +18,7 @@ from icl.training import LoggingConfig, Run, RunError, history
 from icl.training.checkpoints import DamagedCheckpoint
 from icl.training.run import free_path
 
-from .test_training import QUIET, assert_same_bits, tiny
+from .helpers import QUIET, assert_same_bits, contents, tiny
 
 pytestmark = pytest.mark.usefixtures("programs")
 
@@ -33,10 +33,6 @@ def run(finished, tmp_path):
     """A copy of a finished run that a test may spoil."""
     shutil.copytree(finished.path, tmp_path / "run")
     return Run.open(tmp_path / "run")
-
-
-def contents(folder):
-    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_a_run_reads_back(finished):

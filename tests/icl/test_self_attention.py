@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 import icl
-from icl.evaluation import draw_prompts
 from icl.models import GradientDescentConfig, PreconditionedConfig, SelfAttentionConfig
 from icl.models.flops import training_flops
 from icl.tasks import Curriculum, LinearRegression, ManyOutlierRegression, SineRegression
 from icl.training import Learner
 
-from .test_training import QUIET, tiny
+from .helpers import QUIET, episodes_of, query_predictions, tiny
 
 MODELS = {
     "linear": SelfAttentionConfig(layers=2, init_scale=1.0),
@@ -34,18 +33,10 @@ def learner(request):
     return Learner(tiny(model=MODELS[request.param], layout="concatenated"))
 
 
-def episodes_of(learner, count=6, seed=0):
-    return draw_prompts(learner.family, jax.random.key(seed), count)
-
-
 def initial(learner):
     params = jax.jit(learner.init)(jax.random.key(1))
     # Of gamma 0 nothing would tell.
     return params | ({"gamma": params["gamma"] + 0.05} if "gamma" in params else {})
-
-
-def query_predictions(learner, params, episodes):
-    return np.asarray(jax.jit(learner.predict)(params, episodes))[:, -1]
 
 
 def test_the_query_is_predicted_from_all_examples_without_its_label(learner):

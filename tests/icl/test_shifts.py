@@ -23,7 +23,7 @@ from icl.tasks import (
 )
 from icl.training import Run
 
-from .test_training import QUIET, tiny
+from .helpers import QUIET, tiny
 
 DIM, POINTS, PROMPTS = 6, 9, 2000
 FAMILY = LinearRegression(dim=DIM, points=POINTS)

@@ -16,7 +16,7 @@ from icl.sweeps.grid import grid, member_name, setting_name
 from icl.training import Config, Interrupted, NonFiniteLoss, Run, RunError, loop
 from icl.training.progress import ProgressDisplay
 
-from .test_training import QUIET, assert_same_bits, tiny
+from .helpers import QUIET, assert_same_bits, tiny
 
 OVER = {"optimizer_learning_rate": [3e-3, 1e30], "training_pool_size": [4, 64]}
 

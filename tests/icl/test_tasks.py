@@ -31,6 +31,8 @@ from icl.tasks import (
 from icl.tasks.base import Difficulty
 from icl.tasks.draws import normal, uniform
 
+from .helpers import sized
+
 FAMILY_IDS = sorted(FAMILIES)
 PARTLY_COUNTED = (ManyOutlierRegression, OrthogonalOutlierRegression, VectorRetrieval)
 MANY = 4000
@@ -39,14 +41,6 @@ MANY = 4000
 @pytest.fixture(params=FAMILY_IDS)
 def family(request):
     return sized(request.param, dim=4, points=9)
-
-
-def sized(name, dim, points):
-    """A family of that size, where it is one of vectors."""
-    if name == "sine":
-        return SineRegression(points=points)
-    more = dict(scales=(1.0, 0.5, 2.0, 1.5)[:dim]) if name == "whitened_regression" else {}
-    return FAMILIES[name](dim=dim, points=points, **more)
 
 
 def batch(family, seed=0, size=16, difficulty=None, **options):

@@ -20,36 +20,13 @@ from icl.tasks import (
     LinearRegression,
     VectorRetrieval,
 )
-from icl.training import Config, Learner, LoggingConfig, NonFiniteLoss, OptimizerConfig
-from icl.training.config import TrainingConfig, config_from_dict, config_to_dict
+from icl.training import Learner, LoggingConfig, NonFiniteLoss, OptimizerConfig
+from icl.training.config import config_from_dict, config_to_dict
 from icl.training.optimizer import learning_rate_schedule, make_optimizer
 from icl.training.progress import ProgressDisplay
-from icl.training.step import batch_gradient, compile_chunk, init_state, microbatch_size, train_step
+from icl.training.step import batch_gradient, compile_chunk, microbatch_size, train_step
 
-QUIET = LoggingConfig(progress=False)
-
-
-def tiny(**changes):
-    config = Config(
-        task=LinearRegression(dim=3, points=5),
-        model=TransformerConfig(layers=1, heads=2, width=16),
-        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=5),
-        training=TrainingConfig(steps=20, batch_size=8, log_every=5, checkpoint_every=10),
-    )
-    return config.replace(**changes)
-
-
-def start(config):
-    learner = Learner(config)
-    optimizer = make_optimizer(config.optimizer, config.training.steps)
-    return learner, optimizer, init_state(learner, optimizer)
-
-
-def assert_same_bits(a, b):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            x, y = jax.random.key_data(x), jax.random.key_data(y)
-        np.testing.assert_array_equal(x, y)
+from .helpers import QUIET, assert_same_bits, start, tiny
 
 
 @pytest.mark.parametrize("task", [LinearRegression(dim=3, points=5), DecisionTree(dim=3, points=5)])
