@@ -69,30 +69,35 @@ def _run(arguments: list[str]) -> int:
     if arguments[0] in ("train", "sweep") and arguments[1:] in ([], ["-h"], ["--help"]):
         print(USAGE, end="")
         return 0 if arguments[1:] else 2
-    from .training import (
-        CannotSave,
-        Interrupted,
-        LostProcess,
-        NonFiniteLoss,
-        OutOfMemory,
-        RunError,
-    )
-    from .training.disk import full_disk, refusal
-
     try:
         return commands[arguments[0]](arguments[1:])
-    except Interrupted as stop:
-        return _fail(str(stop), status=128 + stop.signum)
     except KeyboardInterrupt:
         return _fail("stopped at once; what was saved before can be resumed", status=130)
-    except (NonFiniteLoss, OutOfMemory, CannotSave, LostProcess) as error:
-        return _fail(str(error))
-    except (RunError, ValueError, ModuleNotFoundError) as error:
-        return _fail(str(error), status=2)
-    except OSError as error:
-        if full_disk(error):
-            return _fail(f"{error}; make room, then do this again")
-        return _fail(refusal(error.filename or "a file", error))
+    except Exception as error:
+        return _failed(error)
+
+
+def _failed(error: Exception) -> int:
+    """The exit status of a command that failed, after its message; an unknown error is raised."""
+    # Late, since a command such as `icl list` needs none of it.
+    from .training import CannotSave, Interrupted, LostProcess, NonFiniteLoss, OutOfMemory, RunError
+    from .training.disk import full_disk, refusal
+
+    match error:
+        case Interrupted():
+            return _fail(str(error), status=128 + error.signum)
+        case NonFiniteLoss() | OutOfMemory() | CannotSave() | LostProcess():
+            return _fail(str(error))
+        case RunError() | ValueError() | ModuleNotFoundError():
+            return _fail(str(error), status=2)
+        case BrokenPipeError():
+            raise error
+        case OSError():
+            if full_disk(error):
+                return _fail(f"{error}; make room, then do this again")
+            return _fail(refusal(error.filename or "a file", error))
+        case _:
+            raise error
 
 
 def _fail(message: str, status: int = 1) -> int:
@@ -104,11 +109,11 @@ def _fail(message: str, status: int = 1) -> int:
 def _list(arguments: list[str]) -> int:
     from rich.table import Table
 
-    from .experiments import PRESETS, STUDIES
+    from .experiments import PRESETS
     from .output import TABLE_WIDTH, console, show
 
-    lines = {preset.name: preset.summary for preset in PRESETS.values()}
-    lines |= {study.name: f"{study.summary} (icl study)" for study in STUDIES.values()}
+    lines = PRESETS.summaries()
+    lines |= {name: f"{study.summary} (icl study)" for name, study in _studies().items()}
     if arguments in (["-h"], ["--help"]):
         print(USAGE, end="")
         return 0
@@ -209,7 +214,7 @@ def _train(arguments: list[str]) -> int:
     lead = processes.is_lead()
     processes.finish()
     if options.evaluate and lead:
-        _show(run)
+        _evaluate(run)
     return 0
 
 
@@ -245,7 +250,8 @@ def _sweep(arguments: list[str]) -> int:
         resume: Folder
         """Folder of the sweep."""
         microbatch_size: int | None = None
-        """Prompts of a model whose gradient is computed at once from now on; None as before."""
+        """Prompts of a model whose gradient is computed at once from now on; None for as many as
+        its settings say."""
 
     if _resumes(arguments):
         options = tyro.cli(Resume, args=arguments, prog="icl sweep")
@@ -265,9 +271,9 @@ def _sweep(arguments: list[str]) -> int:
         )
     show(SweepResult.load(sweep).table())
     say(f"figure: {sweep.path / 'sweep.png'}; a model: icl eval {sweep.members[0].path}")
-    table = report(sweep)
-    if table is not None:
-        show(table)
+    found = report(sweep)
+    if found is not None:
+        _show_result(found)
     return 0
 
 
@@ -296,25 +302,43 @@ def _with_preset(command: str, options: type, arguments: list[str]) -> tuple[str
     )
 
 
-def _show(run, **options) -> None:
+def _evaluate(run, **options) -> None:
+    """Evaluates a run, draws its training, and shows both."""
     from .evaluation import evaluate, training_figure
     from .output import say, show
 
     result = evaluate(run, **options)
     training_figure(run, run.path / "training.png")
     show(result.table())
-    say(f"figures: {run.path / 'eval.png'}, {run.path / 'training.png'}")
+    say(f"figures: {result.figure_path}, {run.path / 'training.png'}")
+
+
+def _show_result(result) -> None:
+    """Shows the table of a result and says where its figure is."""
+    from .output import say, show
+
+    show(result.table())
+    if result.figure_path.exists():
+        say(f"figure: {result.figure_path}")
+
+
+def _studies() -> dict[str, Any]:
+    """The analyses that are asked of nothing, by name."""
+    from .analysis import ANALYSES
+
+    return {name: analysis for name, analysis in ANALYSES.items() if analysis.of == "nothing"}
 
 
 def _chosen(run, names: tuple[str, ...]) -> list[str]:
-    """The analyses of those names, "all" being those that the run allows."""
+    """The analyses of those names; "all" stands for those that the run allows."""
     from .analysis import ANALYSES, applicable
 
     allowed = applicable(run.config)
+    known = [name for name, analysis in ANALYSES.items() if analysis.of == "run"]
     for name in names:
-        if name not in ("all", "none", *ANALYSES):
-            raise ValueError(f"no analysis {name!r}; there are all, none, {', '.join(ANALYSES)}")
-        if name in ANALYSES and name not in allowed:
+        if name not in ("all", "none", *known):
+            raise ValueError(f"no analysis {name!r}; there are all, none, {', '.join(known)}")
+        if name in known and name not in allowed:
             raise ValueError(
                 f"{run.path} does not allow the analysis {name!r}; it allows "
                 f"{', '.join(allowed) or 'none'}"
@@ -325,14 +349,14 @@ def _chosen(run, names: tuple[str, ...]) -> list[str]:
 def _eval(arguments: list[str]) -> int:
     import tyro
 
-    from .analysis import ANALYSES, alignment
-    from .output import say, show
+    from .analysis import ANALYSES, ask
+    from .output import say
     from .ranges import SEED, SIZE, check_range
     from .training import Run
 
     def evaluate_run(
         run: tyro.conf.Positional[Folder],
-        prompts: int = 1280,
+        prompts: int | None = None,
         resamples: int = 1000,
         seed: int = 0,
         analyses: tuple[str, ...] = ("all",),
@@ -342,33 +366,39 @@ def _eval(arguments: list[str]) -> int:
 
         Args:
           run: Folder of the run.
-          prompts: Prompts to average over; analyses that need more, or bear fewer, have their own.
+          prompts: Number of prompts to average over; None for 1280 in the evaluation and for the
+            own number of each analysis.
           resamples: Bootstrap resamples for the 90% intervals.
           seed: Seed of prompts and resamples.
-          analyses: Names from icl.analysis.ANALYSES, as: shifts heads; all for those that the run
-            allows, none for the evaluation alone.
-          against: Folder of another run of the same task with a single query: only tells how
-            nearly both predict the same.
+          analyses: Names of analyses, as: shifts heads; all for those that the run allows, none for
+            the evaluation alone.
+          against: Folder of another run of this task with a single query; only the agreement of
+            both runs' predictions is computed.
         """
-        check_range("--prompts", prompts, SIZE)
+        if prompts is not None:
+            check_range("--prompts", prompts, SIZE)
         check_range("--resamples", resamples, SIZE)
         check_range("--seed", seed, SEED)
+        given = {} if prompts is None else {"prompts": prompts}
         opened = Run.open(run)
         if against is not None:
-            found = alignment(opened, Run.open(against), seed=seed)
-            show(found.table())
-            say(f"figure: {found.figure}")
+            other = Run.open(against)
+            _show_result(ask("alignment", opened, against=other, seed=seed, **given))
             return
         names = _chosen(opened, analyses)
-        _show(opened, prompts=prompts, resamples=resamples, seed=seed)
+        _evaluate(opened, resamples=resamples, seed=seed, **given)
         for name in names:
+            own = {option: value for option, value in given.items() if ANALYSES[name].takes(option)}
+            if given and not own:
+                say(f"{name} averages over no prompts: --prompts does not change it")
+            if ANALYSES[name].takes("seed"):
+                own["seed"] = seed
             try:
-                show(ANALYSES[name].ask(opened, prompts, seed))
+                result = ask(name, opened, **own)
             except ValueError as error:
                 print(f"no {name}: {error}", file=sys.stderr)
                 continue
-            if ANALYSES[name].figure:
-                say(f"figure: {opened.path / str(ANALYSES[name].figure)}")
+            _show_result(result)
 
     tyro.cli(evaluate_run, args=arguments, prog="icl eval")
     return 0
@@ -377,8 +407,9 @@ def _eval(arguments: list[str]) -> int:
 def _study(arguments: list[str]) -> int:
     import tyro
 
-    from .experiments import STUDIES, study
-    from .output import say, show
+    from .analysis import ask
+    from .experiments.presets import named as entry_named
+    from .output import say
     from .training.disk import usable
     from .training.run import free_path, named
 
@@ -387,20 +418,20 @@ def _study(arguments: list[str]) -> int:
 
         Args:
           name: Name of the study.
-          folder: Where to; None for a new folder below runs.
+          folder: Folder for the files; None for a new folder below runs.
         """
         try:
-            found = study(name)
+            entry_named(name, _studies(), "study")
         except KeyError as error:
             raise ValueError(error.args[0]) from None
         target = free_path(name) if folder is None else named(folder)
         with usable(target):
             target.mkdir(parents=True, exist_ok=True)
-        show(found.run(target))
+        _show_result(ask(name, target))
         say(f"folder: {target}")
 
     if not arguments:
-        return _fail(f"usage: icl study NAME; there are {', '.join(STUDIES)}", status=2)
+        return _fail(f"usage: icl study NAME; there are {', '.join(_studies())}", status=2)
     tyro.cli(run_study, args=arguments, prog="icl study")
     return 0
 
@@ -408,7 +439,7 @@ def _study(arguments: list[str]) -> int:
 def _plot(arguments: list[str]) -> int:
     import tyro
 
-    from .evaluation import Evaluation, evaluation_figure, training_figure
+    from .evaluation import Evaluation, training_figure
     from .output import say
     from .training import Run
 
@@ -421,8 +452,9 @@ def _plot(arguments: list[str]) -> int:
         opened = Run.open(run)
         training_figure(opened, opened.path / "training.png")
         say(str(opened.path / "training.png"))
-        evaluation_figure(Evaluation.load(opened), opened.path / "eval.png")
-        say(str(opened.path / "eval.png"))
+        evaluation = Evaluation.load(opened)
+        evaluation.draw()
+        say(str(evaluation.figure_path))
 
     tyro.cli(plot_run, args=arguments, prog="icl plot")
     return 0

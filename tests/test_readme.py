@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from icl.experiments import PRESETS, STUDIES
+from icl.analysis import ANALYSES
+from icl.experiments import PRESETS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -22,7 +23,7 @@ def test_the_papers_it_names_have_their_presets():
         names = re.findall(r"`([\w/-]+)`", group)
         paper = names[0].partition("/")[0]
         named |= {name if "/" in name else f"{paper}/{name}" for name in names}
-    assert named <= {*PRESETS, *STUDIES}
+    assert named <= {*PRESETS, *ANALYSES}
     assert {name.partition("/")[0] for name in PRESETS} == {n.partition("/")[0] for n in named}
 
 

@@ -8,6 +8,7 @@ trained ones and the construction, over training.
 import dataclasses
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,24 +16,30 @@ from rich.table import Table
 
 from ..evaluation.chunks import in_chunks
 from ..evaluation.curves import draw_prompts
-from ..evaluation.figures import STYLE, in_lines, pyplot, save_figure
-from ..evaluation.result import as_text, show_number
 from ..models import SelfAttentionConfig
+from ..report import Result, in_lines, open_run, show_number
 from ..tasks import Episode, LinearRegression
+from ..tasks.draws import stream
 from ..training.config import Config
 from ..training.learner import Learner, Params
-from ..training.run import Run, RunError, write_json
-from ..training.step import initial_variables
-from .descent import Descent, comparable_descents, construction, interpolated, query_only, rates_of
+from ..training.run import Run, RunError
+from ..training.step import initial_params
+from .descent import (
+    TunedDescent,
+    comparable_descents,
+    construction,
+    interpolated,
+    query_only,
+    rates_of,
+)
 
-ALIGNMENT_STREAM = 0x616C6967
 MOST_CHECKPOINTS = 20
 # |prediction - its|; cosine, and norm of the difference, of both gradients by the query.
 MEASURES = ("prediction difference", "sensitivity cosine", "sensitivity difference")
 
 
 @dataclasses.dataclass(frozen=True)
-class Alignment:
+class Alignment(Result):
     """A learner beside others on the same prompts of fresh tasks.
 
     Attributes:
@@ -60,17 +67,6 @@ class Alignment:
     error_name: str
     file: str = "alignment"
 
-    @property
-    def figure(self) -> Path:
-        """Where the figure is."""
-        return self.path / f"{self.file}.png"
-
-    def save(self) -> None:
-        """Writes a JSON file in the run's folder."""
-        data = dataclasses.asdict(self)
-        del data["path"], data["file"]
-        write_json(self.path / f"{self.file}.json", data)
-
     def table(self) -> Table:
         """At the last checkpoint, a row for the learner and each of the others."""
         result = Table(
@@ -93,14 +89,38 @@ class Alignment:
             result.add_row(named(name), f"{loss:.4f}", *found)
         return result
 
+    def figure(self, plt: Any) -> Any:
+        """Loss over training beside the others', and the measures against the last of them."""
+        nearest = list(self.measures)[-1]
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+        marker = dict(marker="o", markersize=3)
+        left.plot(self.steps, self.loss, label="learner", linewidth=2.5, **marker)
+        if np.isfinite(self.interpolated).any():
+            left.plot(self.steps, self.interpolated, label="half constructed", **marker)
+        for index, (name, loss) in enumerate(self.losses.items()):
+            left.axhline(loss, label=name, linestyle="--", linewidth=1.3, color=f"C{index + 2}")
+        left.set(ylabel=in_lines(self.error_name), title=self.path.name)
+        worst = max(self.losses.values())
+        highest = min(max(worst, self.loss.max()), 2 * worst)
+        lowest = min(*self.losses.values(), self.loss.min())
+        left.set_ylim(0.8 * lowest, 1.15 * highest)
+        left.legend(fontsize=8)
+        for index, (name, values) in enumerate(self.measures[nearest].items()):
+            right.plot(self.steps, values, label=name, color=f"C{index}", **marker)
+        right.axhline(1, color="0.7", linewidth=1, linestyle=":")
+        right.set(title=f"against {nearest}", ylim=(min(0, right.get_ylim()[0]), None))
+        right.legend(fontsize=8, loc="center left")
+        for axes in (left, right):
+            axes.set_xscale("symlog", linthresh=max(1, self.steps[1]))
+            axes.set_xlim(0, None)
+            axes.set_xlabel("step")
+        return figure
+
     def _rates(self, name: str) -> str:
         return ", ".join(
             f"{which} {' '.join(f'{value:.3g}' for value in values)}"
             for which, values in self.rates[name].items()
         )
-
-    def __str__(self) -> str:
-        return as_text(self.table())
 
 
 def has_descent(config: Config) -> bool:
@@ -135,26 +155,23 @@ def alignment(
       ValueError: fewer than one prompt, prompts without a query, a task other than linear
         regression where there is no other run, or another run of another task.
     """
-    if prompts < 1:
-        raise ValueError(f"prompts must be at least 1, got {prompts}")
-    run = run if isinstance(run, Run) else Run.open(run)
-    config, learner = run.config, Learner(run.config)
+    run, learner = open_run(run, prompts=prompts)
+    config = run.config
     if not query_only(config):
         raise ValueError(
             f"{run.path} predicts every label; alignment is at a single query, as in the "
             "concatenated layout"
         )
-    checkpoints = sorted(run.variables_by_step(), key=lambda one: one[0])
+    checkpoints = sorted(run.params_by_step(), key=lambda one: one[0])
     if not checkpoints:
         raise RunError(f"{run.path} has no checkpoint yet; train it first")
-    checkpoints = [(0, initial_variables(learner)), *_log_spaced(checkpoints)]
-    checkpoints = [(step, variables.params) for step, variables in checkpoints]
+    checkpoints = [(0, initial_params(learner)), *_log_spaced(checkpoints)]
     others = comparable_descents(config, seed) if against is None else [_other(config, against)]
-    key = jax.random.fold_in(jax.random.key(seed), ALIGNMENT_STREAM)
+    key = stream("alignment", seed)
     episodes = draw_prompts(learner.family, key, prompts)
     y = np.asarray(episodes.y[:, -1])
     found = [_look(other.learner, other.params, episodes) for other in others]
-    error = lambda predictions: float(learner.family.label_kind.error(predictions, y).mean())
+    error = lambda predictions: float(learner.family.error(predictions, y).mean())
     losses = {other.name: error(one[0]) for other, one in zip(others, found)}
     losses["zero"] = error(np.zeros_like(y))
     measures = {other.name: {name: [] for name in MEASURES} for other in others}
@@ -172,7 +189,7 @@ def alignment(
     rates = {other.name: other.rates for other in others if against is None}
     if constructed is not None:
         rates["learner"] = rates_of(checkpoints[-1][1], learner.family.points - 1)
-    result = Alignment(
+    return Alignment(
         np.array(steps),
         np.array(loss),
         np.array(between),
@@ -181,12 +198,9 @@ def alignment(
         rates,
         prompts,
         run.path,
-        learner.family.label_kind.error_name,
+        learner.family.error_name,
         "alignment" if against is None else f"alignment-{others[0].name}",
-    )
-    result.save()
-    _figure(result, result.figure)
-    return result
+    ).written()
 
 
 def _log_spaced(checkpoints: list[tuple[int, Params]]) -> list[tuple[int, Params]]:
@@ -199,12 +213,12 @@ def _log_spaced(checkpoints: list[tuple[int, Params]]) -> list[tuple[int, Params
     return [checkpoints[index] for index in np.unique(nearest)]
 
 
-def _other(config: Config, against: Run | str | Path) -> Descent:
+def _other(config: Config, against: Run | str | Path) -> TunedDescent:
     against = against if isinstance(against, Run) else Run.open(against)
     theirs = against.config
     if (theirs.task, query_only(theirs)) != (config.task, True):
         raise ValueError(f"{against.path} has another task, or prompts without a single query")
-    return Descent(against.path.name, Learner(theirs), against.variables()[1])
+    return TunedDescent(against.path.name, Learner(theirs), against.params()[1])
 
 
 def _look(learner: Learner, params: Params, episodes: Episode) -> tuple[np.ndarray, np.ndarray]:
@@ -232,7 +246,7 @@ def _differences(p: np.ndarray, g: np.ndarray, q: np.ndarray, h: np.ndarray) -> 
     return {name: float(value) for name, value in zip(MEASURES, values)}
 
 
-def _constructed(learner: Learner, descent: Descent) -> Params | None:
+def _constructed(learner: Learner, descent: TunedDescent) -> Params | None:
     """Weights with which the learner's model is the descent; None where there are none."""
     model, family = learner.config.model, learner.family
     if not isinstance(model, SelfAttentionConfig):
@@ -243,33 +257,3 @@ def _constructed(learner: Learner, descent: Descent) -> Params | None:
         )
     except ValueError:
         return None
-
-
-def _figure(result: Alignment, path: Path) -> None:
-    """Loss over training beside the others', and the measures against the last of them."""
-    plt = pyplot()
-    nearest = list(result.measures)[-1]
-    with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-        marker = dict(marker="o", markersize=3)
-        left.plot(result.steps, result.loss, label="learner", linewidth=2.5, **marker)
-        if np.isfinite(result.interpolated).any():
-            left.plot(result.steps, result.interpolated, label="half constructed", **marker)
-        for index, (name, loss) in enumerate(result.losses.items()):
-            left.axhline(loss, label=name, linestyle="--", linewidth=1.3, color=f"C{index + 2}")
-        left.set(ylabel=in_lines(result.error_name), title=result.path.name)
-        worst = max(result.losses.values())
-        highest = min(max(worst, result.loss.max()), 2 * worst)
-        lowest = min(*result.losses.values(), result.loss.min())
-        left.set_ylim(0.8 * lowest, 1.15 * highest)
-        left.legend(fontsize=8)
-        for index, (name, values) in enumerate(result.measures[nearest].items()):
-            right.plot(result.steps, values, label=name, color=f"C{index}", **marker)
-        right.axhline(1, color="0.7", linewidth=1, linestyle=":")
-        right.set(title=f"against {nearest}", ylim=(min(0, right.get_ylim()[0]), None))
-        right.legend(fontsize=8, loc="center left")
-        for axes in (left, right):
-            axes.set_xscale("symlog", linthresh=max(1, result.steps[1]))
-            axes.set_xlim(0, None)
-            axes.set_xlabel("step")
-        save_figure(figure, path)

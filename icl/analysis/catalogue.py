@@ -1,141 +1,173 @@
-"""Everything that can be asked of a finished run, by name, and of which runs.
+"""The catalogue of analyses: each is asked of a run, of a sweep, or of nothing.
 
-`icl eval RUN` asks all that applies; add an `Analysis` to `ANALYSES` to have it asked too.
+`icl eval RUN` asks a run all that apply to it, `icl sweep` asks what the preset of the sweep names,
+and `icl study NAME` asks those of nothing. An analysis is imported when it is asked for; a new one
+is a file in this folder and an entry here.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
 
-from rich.table import Table
-
-from ..evaluation import errors_by_loop, evaluate_pool, evaluate_shifts, shifts_of
-from ..evaluation.pool import has_pool
-from ..evaluation.result import show_number
-from ..models import LoopedTransformerConfig
-from ..tasks import LinearRegression, SparseLinearRegression
-from ..training.config import Config
-from ..training.run import Run
-from .alignment import alignment, has_descent
-from .copying import copying, has_labels_apart
-from .descent import query_only
-from .descent_shifts import descent_shifts
-from .dual import dual_of_run, has_dual
-from .heads import has_heads, heads
-from .learned_function import learned_function
-from .preconditioning import has_preconditioners, preconditioning
+if TYPE_CHECKING:
+    from ..report import Result
+    from ..training.config import Config
 
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """A question to a run.
+    """A question.
 
     Attributes:
-      summary: what it tells, in a line.
-      applies: whether runs of some settings can be asked.
-      ask: from a run, a number of prompts and a seed to a table; it leaves its numbers and a figure
-        in the run's folder.
-      figure: the figure's name there; None where there is none.
+      of: what it is asked of: a finished run, a finished sweep, or nothing.
+      summary: what it tells, in one line.
+      function: takes a `Run`, a `Sweep`, or the folder of a study, and options by keyword, among
+        them `prompts` (their number) and `seed` if it draws any; returns a `Result`, whose files
+        it leaves in that folder, or None for a sweep that it does not apply to. It is given as
+        "module:function", with a module relative to `icl.analysis` if it starts with a dot.
+      applies: from the `Config` of a run, whether the run can be asked; given likewise. Only of
+        analyses of runs.
     """
 
+    of: Literal["run", "sweep", "nothing"]
     summary: str
-    applies: Callable[[Config], bool]
-    ask: Callable[[Run, int, int], Table]
-    figure: str | None = None
+    function: str | Callable[..., "Result | None"]
+    applies: str | Callable[["Config"], bool] | None = None
+
+    def takes(self, option: str) -> bool:
+        """Whether the function has that option."""
+        return option in inspect.signature(_resolved(self.function)).parameters
+
+    def applies_to(self, config: "Config") -> bool:
+        """Whether runs with these settings can be asked."""
+        return self.of == "run" and (self.applies is None or _resolved(self.applies)(config))
 
 
-def applicable(config: Config) -> list[str]:
-    """The names of the analyses that runs of these settings allow."""
-    return [name for name, analysis in ANALYSES.items() if analysis.applies(config)]
+def ask(name: str, what: Any, **options: Any) -> Any:
+    """Asks one of `ANALYSES`, and leaves its numbers and figure in a folder.
+
+    Args:
+      name: of the analysis.
+      what: a run or its folder, a sweep, or the folder for a study, as `Analysis.of` says.
+      **options: of the analysis, such as `prompts` and `seed`.
+
+    Returns:
+      The analysis' `Result`; None if a sweep is not one that it applies to.
+
+    Raises:
+      KeyError: no analysis of that name.
+      RunError: no run there, or it has no checkpoint.
+      ValueError: the analysis does not apply to the run, or has no such option.
+    """
+    if name not in ANALYSES:
+        raise KeyError(f"no analysis {name!r}; there are {', '.join(ANALYSES)}")
+    analysis = ANALYSES[name]
+    for option in options:
+        if not analysis.takes(option):
+            raise ValueError(f"the analysis {name} has no option {option}; leave it out")
+    return _resolved(analysis.function)(what, **options)
 
 
-def _asks(function: Callable[..., Any]) -> Callable[[Run, int, int], Table]:
-    return lambda run, prompts, seed: function(run, prompts=prompts, seed=seed).table()
+def applicable(config: "Config") -> list[str]:
+    """The names of the analyses that runs with these settings can be asked."""
+    return [name for name, analysis in ANALYSES.items() if analysis.applies_to(config)]
 
 
-def _has_shifts(config: Config) -> bool:
-    return not query_only(config) and bool(shifts_of(config.task))
-
-
-def _is_linear(config: Config) -> bool:
-    task = config.task
-    if not isinstance(task, LinearRegression) or query_only(config):
-        return False
-    known = type(task) in (LinearRegression, SparseLinearRegression) and not task.random_labels
-    return known and (task.inputs, task.input_scale) == ("normal", 1.0)
-
-
-def _loops(run: Run, prompts: int, seed: int) -> Table:
-    model = run.config.model
-    assert isinstance(model, LoopedTransformerConfig)
-    loops = sorted({1, 2, 4, *range(model.window, 3 * model.loops, 4)})
-    errors = errors_by_loop(run, loops, prompts=prompts, seed=seed)
-    table = Table(title=f"error after all examples by loops ({run.path})")
-    table.add_column("loops")
-    table.add_column(run.config.task.label_kind.error_name, justify="right")
-    for count, error in zip(loops, errors):
-        table.add_row(str(count), show_number(error))
-    return table
+def _resolved(what: Any) -> Any:
+    if callable(what):
+        return what
+    module, _, name = what.partition(":")
+    return getattr(import_module(module, __package__), name)
 
 
 ANALYSES: dict[str, Analysis] = {
     "shifts": Analysis(
+        "run",
         "errors on prompts unlike those of training (Garg et al.)",
-        _has_shifts,
-        _asks(evaluate_shifts),
-        "shifts.png",
+        ".shifts:evaluate_shifts",
+        ".shifts:has_shifts",
     ),
     "function": Analysis(
+        "run",
         "the function learned from a prompt and its gradient (Garg et al.)",
-        _is_linear,
-        _asks(learned_function),
-        "function.png",
+        ".learned_function:learned_function",
+        ".learned_function:is_linear",
     ),
     "loops": Analysis(
+        "run",
         "error by the number of loops (Yang et al.)",
-        lambda config: isinstance(config.model, LoopedTransformerConfig),
-        _loops,
-        "loops.png",
+        ".loops:errors_by_loop",
+        ".loops:has_loops",
     ),
     "pool": Analysis(
+        "run",
         "difference from ridge and from dMMSE (Raventós et al.)",
-        has_pool,
-        lambda run, prompts, seed: evaluate_pool(run, seed=seed).table(),
+        ".pool:evaluate_pool",
+        ".pool:has_pool",
     ),
     "alignment": Analysis(
+        "run",
         "agreement with gradient descent, over training (von Oswald et al.)",
-        has_descent,
-        lambda run, prompts, seed: alignment(run, seed=seed).table(),
-        "alignment.png",
+        ".alignment:alignment",
+        ".alignment:has_descent",
     ),
     "descent-shifts": Analysis(
+        "run",
         "the learner and gradient descent under shifts (von Oswald et al.)",
-        has_descent,
-        _asks(descent_shifts),
-        "descent-shifts.png",
+        ".descent_shifts:descent_shifts",
+        ".alignment:has_descent",
     ),
     "copying": Analysis(
+        "run",
         "what the first layer moves between tokens (von Oswald et al.)",
-        has_labels_apart,
-        lambda run, prompts, seed: copying(run, seed=seed).table(),
-        "copying.png",
+        ".copying:copying",
+        ".copying:has_labels_apart",
     ),
     "dual": Analysis(
+        "run",
         "the dual model's descent to a softmax layer's output (Ren and Liu)",
-        has_dual,
-        lambda run, prompts, seed: dual_of_run(run, seed=seed).table(),
-        "dual.png",
+        ".dual:dual_of_run",
+        ".dual:has_dual",
     ),
     "preconditioning": Analysis(
+        "run",
         "the learned preconditioners and their distance to identity (Ahn et al.)",
-        has_preconditioners,
-        lambda run, prompts, seed: preconditioning(run).table(),
-        "preconditioning.png",
+        ".preconditioning:preconditioning",
+        ".preconditioning:has_preconditioners",
     ),
     "heads": Analysis(
+        "run",
         "what attention heads compare and write",
-        has_heads,
-        lambda run, prompts, seed: heads(run, seed=seed).table(),
-        "heads.png",
+        ".heads:heads",
+        ".heads:has_heads",
+    ),
+    "threshold": Analysis(
+        "sweep",
+        "from how many tasks on a pool teaches the distribution (Raventós et al.)",
+        ".threshold:threshold",
+    ),
+    "capacity": Analysis(
+        "sweep", "error by model size and dimension (Garg et al.)", ".capacity:capacity"
+    ),
+    "layers": Analysis(
+        "sweep", "error by layers, beside as many steps of descent (Ahn et al.)", ".layers:layers"
+    ),
+    "losses": Analysis(
+        "sweep", "a bar for each model's error (von Oswald et al.)", ".final_losses:final_losses"
+    ),
+    "variants": Analysis(
+        "sweep", "variants of attention in training (Ren and Liu)", ".variants:variants"
+    ),
+    "oswald/descent": Analysis(
+        "nothing",
+        "losses of gradient descent and GD++ in context, and the construction that equals them",
+        ".descent_study:descent_study",
+    ),
+    "ren/random-features": Analysis(
+        "nothing",
+        "the gap between a softmax layer and its dual model, by the number of random features",
+        ".random_features:random_features",
     ),
 }

@@ -7,6 +7,7 @@ Von Oswald et al. 2023 (arXiv 2212.07677, section 5 and figure 8): from tokens (
 import dataclasses
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +15,19 @@ import numpy as np
 from rich.table import Table
 
 from ..evaluation.curves import draw_prompts
-from ..evaluation.figures import STYLE, pyplot, save_figure
-from ..evaluation.result import as_text, show_number
 from ..models import SelfAttention, SelfAttentionConfig
+from ..report import Result, open_run, show_number, spread
+from ..tasks.draws import stream
 from ..training.config import Config
 from ..training.learner import Learner, Params
-from ..training.run import Run, write_json
+from ..training.run import Run
 
-COPY_STREAM = 0x636F7079
 LOSS_PROMPTS = 16_384  # one program; gradients take some hundred times as long
 GROUPS = ("itself", "the next token", "the others, each")
 
 
 @dataclasses.dataclass(frozen=True)
-class Copying:
+class Copying(Result):
     """What tokens of inputs x_j depend on after the first layer, over training.
 
     Attributes:
@@ -48,17 +48,8 @@ class Copying:
     prompts: int
     path: Path
 
-    def save(self) -> None:
-        """Writes `copying.json` in the run's folder."""
-        data = {
-            "steps": self.steps,
-            "gradient_norm": self.norms,
-            "gradient_norm_of_pairs": self.matrix,
-            "error": self.error,
-            "error_name": self.error_name,
-            "prompts": self.prompts,
-        }
-        write_json(self.path / "copying.json", data)
+    file = "copying"
+    saved_as = {"norms": "gradient_norm", "matrix": "gradient_norm_of_pairs"}
 
     def table(self) -> Table:
         """A row a checkpoint: of the first, some between, and the last."""
@@ -71,13 +62,22 @@ class Copying:
         )
         for column in ("step", *GROUPS, "error"):
             result.add_column(column, justify="right")
-        for index in np.unique(np.linspace(0, len(self.steps) - 1, 6).round().astype(int)):
+        for index in spread(len(self.steps), 6):
             norms = (show_number(float(self.norms[name][index])) for name in GROUPS)
             result.add_row(str(self.steps[index]), *norms, f"{self.error[index]:.4f}")
         return result
 
-    def __str__(self) -> str:
-        return as_text(self.table())
+    def figure(self, plt: Any) -> Any:
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+        for name, values in self.norms.items():
+            left.plot(self.steps, values, label=name, marker="o", markersize=3)
+        left.set(xlabel="step", ylabel="norm of the gradient", title=self.path.name)
+        left.legend(fontsize=8)
+        image = right.imshow(self.matrix, cmap="magma")
+        right.set(xlabel="with respect to token", ylabel="token after the first layer")
+        right.grid(False)
+        figure.colorbar(image, ax=right)
+        return figure
 
 
 def has_labels_apart(config: Config) -> bool:
@@ -99,25 +99,22 @@ def copying(run: Run | str | Path, *, prompts: int = 64, seed: int = 0) -> Copyi
       RunError: no run there, or it has no checkpoint.
       ValueError: fewer than one prompt, or a run of another model or layout.
     """
-    if prompts < 1:
-        raise ValueError(f"prompts must be at least 1, got {prompts}")
-    run = run if isinstance(run, Run) else Run.open(run)
+    run, learner = open_run(run, prompts=prompts)
     if not has_labels_apart(run.config):
         raise ValueError(f"{run.path} is no run of self-attention in the separate layout")
-    learner = Learner(run.config)
-    key = jax.random.fold_in(jax.random.key(seed), COPY_STREAM)
-    prompt_key, loss_key = jax.random.split(key)
+    prompt_key, loss_key = jax.random.split(stream("copying", seed))
     episodes = draw_prompts(learner.family, prompt_key, prompts)
     many = draw_prompts(learner.family, loss_key, LOSS_PROMPTS)
-    tokens = learner.encode(run.variables()[1], episodes)
+    tokens = jax.vmap(learner.layout.encode)(episodes)
     look = jax.jit(partial(_gradient_norms, learner))
     loss_of = jax.jit(learner.loss_sum)
-    scale = learner.family.label_kind.training_measure.scale
+    scale = learner.family.training_measure.scale
     matrices, errors, steps = [], [], []
-    for step, params in sorted(run.variables_by_step(), key=lambda one: one[0]):
+    run.params()  # with its error where there is no checkpoint
+    for step, params in sorted(run.params_by_step(), key=lambda one: one[0]):
         steps.append(step)
         matrices.append(np.asarray(look(params, tokens)))
-        total, (count, _) = loss_of(params, many)
+        total, count = loss_of(params, many)
         errors.append(float(total / count) / scale)
     # Rows of inputs that have a label after them.
     rows = np.arange(0, tokens.shape[1] - 1, 2)
@@ -126,13 +123,10 @@ def copying(run: Run | str | Path, *, prompts: int = 64, seed: int = 0) -> Copyi
     others = (inputs.sum(axis=-1) - own - following) / (inputs.shape[-1] - 2)
     norms: dict[str, np.ndarray] = {}
     norms.update(zip(GROUPS, (own.mean(axis=1), following.mean(axis=1), others.mean(axis=1))))
-    result = Copying(
-        np.array(steps), norms, matrices[-1], np.array(errors),
-        learner.labels.error_name, prompts, run.path,
-    )  # fmt: skip
-    result.save()
-    _figure(result, run.path / "copying.png")
-    return result
+    return Copying(
+        np.array(steps), norms, matrices[-1], np.array(errors), learner.family.error_name, prompts,
+        run.path,
+    ).written()  # fmt: skip
 
 
 def _gradient_norms(learner: Learner, params: Params, tokens: jax.Array) -> jax.Array:
@@ -147,18 +141,3 @@ def _gradient_norms(learner: Learner, params: Params, tokens: jax.Array) -> jax.
         return jnp.sqrt((jax.jacrev(after)(prompt) ** 2).sum(axis=(1, 3)))
 
     return jax.lax.map(norms, tokens).mean(axis=0)
-
-
-def _figure(result: Copying, path: Path) -> None:
-    plt = pyplot()
-    with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-        for name, values in result.norms.items():
-            left.plot(result.steps, values, label=name, marker="o", markersize=3)
-        left.set(xlabel="step", ylabel="norm of the gradient", title=result.path.name)
-        left.legend(fontsize=8)
-        image = right.imshow(result.matrix, cmap="magma")
-        right.set(xlabel="with respect to token", ylabel="token after the first layer")
-        right.grid(False)
-        figure.colorbar(image, ax=right)
-        save_figure(figure, path)

@@ -16,18 +16,18 @@ from jax.flatten_util import ravel_pytree
 from ..evaluation.curves import draw_prompts
 from ..models import GradientDescentConfig, SelfAttentionConfig
 from ..tasks import LAYOUTS, LinearRegression
+from ..tasks.draws import stream
 from ..training.config import Config
 from ..training.learner import Learner, Params
 
-# Prompts come from another stream than those of training and evaluations, whatever the seeds.
-TUNING_STREAM = 0x72617465
 TUNING_PROMPTS = 8192
 ITERATIONS = 40
+QUERY_BATCHES, QUERY_PROMPTS = 16, 8192  # of `mean_query_error`
 CANDIDATES = 60  # learning rates of the line search
 
 
 @dataclasses.dataclass(frozen=True)
-class Descent:
+class TunedDescent:
     """Gradient descent with the rates that suit a distribution of tasks best.
 
     Attributes:
@@ -57,7 +57,7 @@ class Descent:
 
 def tuned_descent(
     config: Config, steps: int = 1, *, plus_plus: bool = False, shared: bool = True, seed: int = 0
-) -> Descent:
+) -> TunedDescent:
     """The learning rates of least error at the query, by a line search and then by least squares.
 
     Both on `TUNING_PROMPTS` prompts of fresh tasks. Rates of single steps start from the best
@@ -81,14 +81,15 @@ def tuned_descent(
     return _tuned(config.task, steps, plus_plus, shared, seed)
 
 
-# Several analyses of a run ask for the same.
+# Several analyses of a run need one descent.
 @lru_cache(maxsize=32)
-def _tuned(task: LinearRegression, steps: int, plus_plus: bool, shared: bool, seed: int) -> Descent:
+def _tuned(
+    task: LinearRegression, steps: int, plus_plus: bool, shared: bool, seed: int
+) -> TunedDescent:
     config = Config(task=task, layout="concatenated", model=GradientDescentConfig())
     model = GradientDescentConfig(layers=steps, plus_plus=plus_plus, shared=True)
     learner = _learner(config, model)
-    key = jax.random.fold_in(jax.random.key(seed), TUNING_STREAM)
-    episodes = draw_prompts(learner.family, key, TUNING_PROMPTS)
+    episodes = draw_prompts(learner.family, stream("rates", seed), TUNING_PROMPTS)
     params = jax.jit(partial(_line_search, learner))(episodes)
     x = episodes.x[:, :-1]
     # So that 1 is the size of either rate.
@@ -98,7 +99,7 @@ def _tuned(task: LinearRegression, steps: int, plus_plus: bool, shared: bool, se
         learner = _learner(config, dataclasses.replace(model, shared=False))
         params = {name: jnp.tile(rate, steps) for name, rate in params.items()}
         params = jax.jit(partial(_minimised, learner))(params, sizes, episodes)
-    return Descent(f"GD{'++' * plus_plus}, {steps} step{'s' * (steps > 1)}", learner, params)
+    return TunedDescent(f"GD{'++' * plus_plus}, {steps} step{'s' * (steps > 1)}", learner, params)
 
 
 def _learner(config: Config, model: GradientDescentConfig) -> Learner:
@@ -270,7 +271,7 @@ def rates_of(params: Params, examples: int) -> dict[str, list[float]]:
     return rates
 
 
-def comparable_descents(config: Config, seed: int = 0) -> list[Descent]:
+def comparable_descents(config: Config, seed: int = 0) -> list[TunedDescent]:
     """Tuned gradient descent of as many steps as a model has layers; behind it GD++ beyond one.
 
     Steps share their rates where the model says that its layers share their weights.
@@ -278,6 +279,19 @@ def comparable_descents(config: Config, seed: int = 0) -> list[Descent]:
     steps, shared = config.model.layers, getattr(config.model, "shared", False)
     tune = partial(tuned_descent, config, steps, shared=shared, seed=seed)
     return [tune(), tune(plus_plus=True)] if steps > 1 else [tune()]
+
+
+def mean_query_error(learner: Learner, params: Any) -> float:
+    """Mean error at the query over `QUERY_BATCHES * QUERY_PROMPTS` prompts of fresh tasks."""
+
+    def add(total: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
+        episodes = draw_prompts(learner.family, key, QUERY_PROMPTS)
+        found, count = learner.loss_sum(params, episodes)
+        return total + found / count, None
+
+    keys = jax.random.split(jax.random.key(1), QUERY_BATCHES)
+    total, _ = jax.jit(lambda keys: jax.lax.scan(add, jnp.float32(0), keys))(keys)
+    return float(total) / QUERY_BATCHES / learner.family.training_measure.scale
 
 
 def query_only(config: Config) -> bool:

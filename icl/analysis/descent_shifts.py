@@ -16,16 +16,15 @@ from rich.table import Table
 
 from ..evaluation.chunks import in_chunks
 from ..evaluation.curves import draw_prompts
-from ..evaluation.figures import STYLE, pyplot, save_figure
-from ..evaluation.result import as_text, show_number, spread
 from ..models import SelfAttention, SelfAttentionConfig
+from ..report import Result, open_run, show_number, spread
 from ..tasks import Episode, LinearRegression
+from ..tasks.draws import stream
 from ..training.learner import Learner, Params
-from ..training.run import Run, write_json
+from ..training.run import Run
 from .alignment import has_descent
-from .descent import Descent, comparable_descents, construction
+from .descent import TunedDescent, comparable_descents, construction
 
-SHIFT_STREAM = 0x6F6F6464
 INPUT_RANGES = np.linspace(0.5, 2.0, 7)
 TASK_SCALES = np.array([0.5, 1.0, 2.0, 3.0, 4.0, 5.0])
 REPEATS, DAMPING = 50, 0.75
@@ -49,7 +48,7 @@ class ShiftCurves:
 
 
 @dataclasses.dataclass(frozen=True)
-class DescentShifts:
+class DescentShifts(Result):
     """Errors of a learner and of gradient descent under each shift.
 
     Attributes:
@@ -64,11 +63,8 @@ class DescentShifts:
     prompts: int
     path: Path
 
-    def save(self) -> None:
-        """Writes `descent-shifts.json` in the run's folder."""
-        sweeps = {name: dataclasses.asdict(sweep) for name, sweep in self.sweeps.items()}
-        data = {"step": self.step, "prompts": self.prompts, "normalised_error": sweeps}
-        write_json(self.path / "descent-shifts.json", data)
+    file = "descent-shifts"
+    saved_as = {"sweeps": "normalised_error"}
 
     def table(self) -> Table:
         """A row for each shift and predictor, at some of the shift's values."""
@@ -89,11 +85,25 @@ class DescentShifts:
             result.add_section()
         return result
 
-    def __str__(self) -> str:
-        return as_text(self.table())
+    def figure(self, plt: Any) -> Any:
+        columns = min(PANELS, len(self.sweeps))
+        rows = -(-len(self.sweeps) // columns)
+        figure, grid = plt.subplots(
+            rows, columns, figsize=(3.2 * columns, 2.6 * rows + 0.4), layout="constrained",
+            squeeze=False,
+        )  # fmt: skip
+        for axes in list(grid.flat)[len(self.sweeps) :]:
+            axes.set_visible(False)
+        for axes, (name, sweep) in zip(grid.flat, self.sweeps.items()):
+            _draw_panel(axes, sweep)
+            axes.set_xlabel(name)
+            axes.legend(fontsize=7)
+        figure.supylabel("squared error / mean squared label", fontsize=10)
+        figure.suptitle(f"{self.path.name}, step {self.step}", fontsize=10)
+        return figure
 
 
-def descent_shifts(run: Run | str | Path, *, prompts: int = 4096, seed: int = 0) -> DescentShifts:
+def descent_shifts(run: Run | str | Path, *, prompts: int = 1280, seed: int = 0) -> DescentShifts:
     """Holds a run's newest checkpoint against gradient descent tuned to the training prompts.
 
     Writes `descent-shifts.json` and `descent-shifts.png` in the run's folder. The shifts:
@@ -110,11 +120,8 @@ def descent_shifts(run: Run | str | Path, *, prompts: int = 4096, seed: int = 0)
       RunError: no run there, or it has no checkpoint.
       ValueError: fewer than one prompt, or a run of another task or layout.
     """
-    if prompts < 1:
-        raise ValueError(f"prompts must be at least 1, got {prompts}")
-    run = run if isinstance(run, Run) else Run.open(run)
-    config, learner = run.config, Learner(run.config)
-    family = config.task
+    run, learner = open_run(run, prompts=prompts)
+    config, family = run.config, run.config.task
     if not has_descent(config) or not isinstance(family, LinearRegression):
         raise ValueError(
             f"{run.path} is no run on linear regression in the concatenated layout, where "
@@ -125,8 +132,8 @@ def descent_shifts(run: Run | str | Path, *, prompts: int = 4096, seed: int = 0)
     predictors = {"learner": partial(jax.jit(learner.predict), params)} | {
         one.name: partial(jax.jit(one.learner.predict), one.params) for one in descents
     }
-    key = jax.random.fold_in(jax.random.key(seed), SHIFT_STREAM)
-    prompt_key, label_key = jax.random.split(key)
+    # The name means: out of distribution, descent.
+    prompt_key, label_key = jax.random.split(stream("oodd", seed))
     draw = lambda family: draw_prompts(family, prompt_key, prompts)
     plain = draw(family)
     noise = family.label_kind.scale**0.5 * jax.random.normal(label_key, plain.y.shape)
@@ -159,10 +166,7 @@ def descent_shifts(run: Run | str | Path, *, prompts: int = 4096, seed: int = 0)
     if isinstance(model, SelfAttentionConfig) and (model.shared or model.layers == 1):
         if not model.features and not model.positions:  # tokens are of one kind throughout
             sweeps["times applied"] = _repeated(learner, params, descents[0], plain)
-    result = DescentShifts(sweeps, step, prompts, run.path)
-    result.save()
-    _figure(result, run.path / "descent-shifts.png")
-    return result
+    return DescentShifts(sweeps, step, prompts, run.path).written()
 
 
 def _error(predictions: np.ndarray, episodes: Episode) -> float:
@@ -170,7 +174,9 @@ def _error(predictions: np.ndarray, episodes: Episode) -> float:
     return float(((predictions[:, -1] - y) ** 2).mean() / (y**2).mean())
 
 
-def _repeated(learner: Learner, params: Params, descent: Descent, episodes: Episode) -> ShiftCurves:
+def _repeated(
+    learner: Learner, params: Params, descent: TunedDescent, episodes: Episode
+) -> ShiftCurves:
     """Errors of one layer applied 1 to `REPEATS` times, damped, and of the constructed layer."""
     config, model = learner.config, learner.config.model
     assert isinstance(model, SelfAttentionConfig)
@@ -200,26 +206,6 @@ def _repeated(learner: Learner, params: Params, descent: Descent, episodes: Epis
         list(range(1, REPEATS + 1)),
         {who: (np.asarray(values) / size).tolist() for who, values in found.items()},
     )
-
-
-def _figure(result: DescentShifts, path: Path) -> None:
-    plt = pyplot()
-    columns = min(PANELS, len(result.sweeps))
-    rows = -(-len(result.sweeps) // columns)
-    with plt.rc_context(STYLE):
-        figure, grid = plt.subplots(
-            rows, columns, figsize=(3.2 * columns, 2.6 * rows + 0.4), layout="constrained",
-            squeeze=False,
-        )  # fmt: skip
-        for axes in list(grid.flat)[len(result.sweeps) :]:
-            axes.set_visible(False)
-        for axes, (name, sweep) in zip(grid.flat, result.sweeps.items()):
-            _draw_panel(axes, sweep)
-            axes.set_xlabel(name)
-            axes.legend(fontsize=7)
-        figure.supylabel("squared error / mean squared label", fontsize=10)
-        figure.suptitle(f"{result.path.name}, step {result.step}", fontsize=10)
-        save_figure(figure, path)
 
 
 def _draw_panel(axes: Any, sweep: ShiftCurves) -> None:

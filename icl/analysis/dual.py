@@ -26,16 +26,13 @@ import numpy as np
 from rich.table import Table
 
 from ..evaluation.curves import draw_prompts
-from ..evaluation.figures import STYLE, pyplot, save_figure
-from ..evaluation.result import as_text, show_number, spread
 from ..models import SelfAttentionConfig
+from ..report import Result, open_run, show_number, spread
+from ..tasks.draws import stream
 from ..training.config import Config
-from ..training.disk import reading
 from ..training.learner import Learner
-from ..training.run import Run, RunError, write_json
+from ..training.run import Run
 
-# Another stream than training's and those of evaluations, whatever the seeds.
-DUAL_STREAM = 0x6475616C
 KERNEL = "kernel"  # the exact feature map
 QUANTILES = (0.05, 0.5, 0.95)
 MAX_COLUMNS = 5  # of the table
@@ -55,7 +52,7 @@ class DualProblem(NamedTuple):
     start_values: jax.Array  # [M, V]
 
 
-class Descent(NamedTuple):
+class DualDescent(NamedTuple):
     """The dual model before its first step and after each."""
 
     outputs: jax.Array  # [N + 1, V], f(W_Q x')
@@ -114,7 +111,9 @@ def positive_features(vectors: jax.Array, directions: jax.Array) -> jax.Array:
     return jnp.exp(vectors @ directions.T - half_square) / len(directions) ** 0.5
 
 
-def feature_descent(problem: DualProblem, directions: jax.Array, *, rate: float = 1.0) -> Descent:
+def feature_descent(
+    problem: DualProblem, directions: jax.Array, *, rate: float = 1.0
+) -> DualDescent:
     """Gradient descent on L, one demonstration a step, with random features in place of phi.
 
     D' is the softmax's own, as in the paper, not the features' estimate of it.
@@ -125,7 +124,7 @@ def feature_descent(problem: DualProblem, directions: jax.Array, *, rate: float 
       rate: eta, of which the result does not depend but for rounding.
 
     Returns:
-      A `Descent` in float32, computed with exact products.
+      A `DualDescent` in float32, computed with exact products.
     """
     with jax.default_matmul_precision("highest"):
         total = denominator(problem)
@@ -140,11 +139,11 @@ def feature_descent(problem: DualProblem, directions: jax.Array, *, rate: float 
             weights = weights - rate * jax.grad(loss)(weights, *pair)
             return weights, look(weights)
 
-        look = lambda weights: Descent(weights @ tested, jnp.linalg.norm(weights))
+        look = lambda weights: DualDescent(weights @ tested, jnp.linalg.norm(weights))
         return _with_start(look(start), jax.lax.scan(step, start, (problem.values, trained))[1])
 
 
-def kernel_descent(problem: DualProblem, *, rate: float = 1.0) -> Descent:
+def kernel_descent(problem: DualProblem, *, rate: float = 1.0) -> DualDescent:
     """The same descent with the exponential kernel's own features, which nothing writes out.
 
     W is held as its expansion sum_j c_j phi(k_j)^T over the tokens. With respect to f, as a vector
@@ -170,29 +169,29 @@ def kernel_descent(problem: DualProblem, *, rate: float = 1.0) -> Descent:
             coefficients = coefficients.at[index].add(-rate * slope)
             return coefficients, look(coefficients)
 
-        def look(coefficients: jax.Array) -> Descent:
+        def look(coefficients: jax.Array) -> DualDescent:
             squares = coefficients * (gram @ coefficients)
-            return Descent(tested @ coefficients, jnp.sqrt(jnp.maximum(squares.sum(), 0)))
+            return DualDescent(tested @ coefficients, jnp.sqrt(jnp.maximum(squares.sum(), 0)))
 
         examples = jnp.arange(len(problem.values)), problem.values
         return _with_start(look(start), jax.lax.scan(step, start, examples)[1])
 
 
-def _with_start(start: Descent, steps: Descent) -> Descent:
+def _with_start(start: DualDescent, steps: DualDescent) -> DualDescent:
     return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), start, steps)
 
 
-def sum_of_heads(descents: Descent) -> Descent:
+def sum_of_heads(descents: DualDescent) -> DualDescent:
     """The dual of several heads, whose features stand side by side in one W.
 
     Args:
       descents: with a leading axis of heads.
     """
-    return Descent(descents.outputs.sum(axis=0), jnp.sqrt((descents.norms**2).sum(axis=0)))
+    return DualDescent(descents.outputs.sum(axis=0), jnp.sqrt((descents.norms**2).sum(axis=0)))
 
 
 @dataclasses.dataclass(frozen=True)
-class DualCurves:
+class DualCurves(Result):
     """How the dual of a trained layer comes to what the layer computes.
 
     Attributes:
@@ -211,36 +210,9 @@ class DualCurves:
     step: int
     prompts: int
     path: Path
+    quantiles: tuple[float, ...] = QUANTILES
 
-    def save(self) -> None:
-        """Writes `dual.json` in the run's folder."""
-        lists = lambda named: {which: values.tolist() for which, values in named.items()}
-        data = {
-            "step": self.step,
-            "prompts": self.prompts,
-            "quantiles": QUANTILES,
-            "size": self.size,
-            "gap": lists(self.gap),
-            "norm": lists(self.norm),
-        }
-        write_json(self.path / "dual.json", data)
-
-    @classmethod
-    def load(cls, run: Run) -> "DualCurves":
-        """Reads the newest analysis of a run.
-
-        Raises:
-          RunError: it has none, or it cannot be read.
-        """
-        file = run.path / "dual.json"
-        if not file.exists():
-            raise RunError(f"{run.path} was not analysed yet: icl.analysis.dual.dual_of_run(run)")
-        arrays = lambda named: {which: np.array(values) for which, values in named.items()}
-        with reading(file, "make it again with: icl.analysis.dual.dual_of_run(run)") as data:
-            return cls(
-                arrays(data["gap"]), arrays(data["norm"]), data["size"], data["step"],
-                data["prompts"], run.path,
-            )  # fmt: skip
+    file = "dual"
 
     def table(self) -> Table:
         """Median gap and |W| by steps of the dual's descent."""
@@ -259,11 +231,15 @@ class DualCurves:
                 result.add_row(f"{title}, {feature_label(which)}", *cells)
         return result
 
-    def __rich__(self) -> Table:
-        return self.table()
-
-    def __str__(self) -> str:
-        return as_text(self.table())
+    def figure(self, plt: Any) -> Any:
+        """The gap and |W| by steps of the dual's descent."""
+        figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4), layout="constrained")
+        draw_curves(left, self.gap)
+        draw_curves(right, self.norm)
+        left.set(ylabel=GAP_LABEL, title=f"medians over {self.prompts} prompts")
+        right.set(ylabel="$|W|$", title=f"{self.path.name}, step {self.step}")
+        left.legend(fontsize=8)
+        return figure
 
 
 def has_dual(config: Config) -> bool:
@@ -299,23 +275,18 @@ def dual_of_run(
       ValueError: fewer than one prompt or feature, a model other than one layer of softmax
         attention, or scores whose exponentials float32 does not hold.
     """
-    if prompts < 1 or min(features, default=1) < 1:
-        raise ValueError(f"prompts and features must be at least 1, got {prompts} and {features}")
-    run = run if isinstance(run, Run) else Run.open(run)
+    run, learner = open_run(run, prompts=prompts, features=min(features, default=1))
     config = run.config.model
     if not has_dual(run.config):
         raise ValueError(
             "the dual model is of one layer of softmax attention: a self_attention model with "
             f"layers 1 and softmax all; {run.path} is a {config.title} model, {config}"
         )
-    step, params = run.variables()
-    learner = Learner(run.config)
-    prompt_key, *keys = jax.random.split(
-        jax.random.fold_in(jax.random.key(seed), DUAL_STREAM), 1 + len(features)
-    )
+    step, params = run.params()
+    prompt_key, *keys = jax.random.split(stream("dual", seed), 1 + len(features))
     episodes = draw_prompts(learner.family, prompt_key, prompts)
     problems, outputs = jax.jit(problems_of_layer, static_argnums=0)(
-        learner, params, learner.encode(params, episodes)
+        learner, params, jax.vmap(learner.layout.encode)(episodes)
     )
     exact = jax.vmap(lambda heads: sum_of_heads(jax.vmap(kernel_descent)(heads)))(problems)
     descents = {KERNEL: exact} | {
@@ -329,14 +300,11 @@ def dual_of_run(
     if not all(np.isfinite(values).all() for values in found):
         raise ValueError(f"the scores of {run.path} are too large for exponentials in float32")
     quantiles = lambda values: np.quantile(np.asarray(values, np.float64), QUANTILES, axis=0)
-    result = DualCurves(
+    return DualCurves(
         {which: quantiles(gap) for which, gap in gaps.items()},
         {which: quantiles(descent.norms) for which, descent in descents.items()},
         float(np.median(np.linalg.norm(outputs, axis=-1))), step, prompts, run.path,
-    )  # fmt: skip
-    result.save()
-    dual_figure(result, run.path / "dual.png")
-    return result
+    ).written()  # fmt: skip
 
 
 def problems_of_layer(
@@ -365,11 +333,11 @@ def problems_of_layer(
     return jax.vmap(jax.vmap(of_head))(query, keys, values), outputs
 
 
-def _with_features(problems: DualProblem, key: jax.Array, count: int) -> Descent:
+def _with_features(problems: DualProblem, key: jax.Array, count: int) -> DualDescent:
     """Descents `[B, ...]` of problems `[B, heads, ...]` with features drawn anew for each."""
     batch, heads, size = problems.query.shape
 
-    def of_prompt(given: tuple[jax.Array, DualProblem]) -> Descent:
+    def of_prompt(given: tuple[jax.Array, DualProblem]) -> DualDescent:
         directions = jax.random.normal(given[0], (heads, count, size))
         return sum_of_heads(jax.vmap(feature_descent)(given[1], directions))
 
@@ -390,16 +358,3 @@ def draw_curves(axes: Any, curves: dict[str, np.ndarray]) -> None:
         line: dict[str, Any] = dict(color="0.8", linewidth=5) if which == KERNEL else {}
         axes.plot(median, label=feature_label(which), **line)
     axes.set_xlabel("steps of the dual's gradient descent")
-
-
-def dual_figure(result: DualCurves, path: Path) -> None:
-    """The gap and |W| by steps of the dual's descent."""
-    plt = pyplot()
-    with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4), layout="constrained")
-        draw_curves(left, result.gap)
-        draw_curves(right, result.norm)
-        left.set(ylabel=GAP_LABEL, title=f"medians over {result.prompts} prompts")
-        right.set(ylabel="$|W|$", title=f"{result.path.name}, step {result.step}")
-        left.legend(fontsize=8)
-        save_figure(figure, path)

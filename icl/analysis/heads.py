@@ -17,20 +17,18 @@ import numpy as np
 from rich.table import Table
 
 from ..evaluation.curves import draw_prompts
-from ..evaluation.figures import STYLE, pyplot, save_figure
-from ..evaluation.result import as_text, spread
 from ..models.base import HeadWeights
+from ..report import Result, open_run, spread
+from ..tasks.draws import stream
 from ..training.config import Config
 from ..training.learner import Learner, Params
 from ..training.run import Run, RunError
 
-# Another stream than training's and those of evaluations, whatever the seeds.
-HEADS_STREAM = 0x68656164
 MAX_ROWS = 12  # of the figure
 
 
 @dataclasses.dataclass(frozen=True)
-class Heads:
+class Heads(Result):
     """Weights and scores of all heads of a run; of all matrices L layers and N heads lead.
 
     Weights act on what enters the heads, which in a transformer its layer norm has scaled; that
@@ -65,6 +63,8 @@ class Heads:
     causal: bool
     path: Path
 
+    file = "heads"
+
     @property
     def key_query(self) -> np.ndarray:
         """`W_K^T W_Q`, `[L, N, width, width]`: a score is `x_key . M x_query`, less the biases."""
@@ -90,8 +90,7 @@ class Heads:
 
     def save(self) -> None:
         """Writes `heads.npz` in the run's folder: the attributes, and the eigenvalues."""
-        arrays = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        del arrays["path"]
+        arrays = {name: getattr(self, name) for name, _ in self._saved()}
         file = self.path / "heads.npz"
         temporary = file.with_name("heads.npz.tmp")
         with open(temporary, "wb") as handle:
@@ -99,23 +98,19 @@ class Heads:
         os.replace(temporary, file)
 
     @classmethod
-    def load(cls, run: Run) -> "Heads":
-        """Reads the newest analysis of a run.
-
-        Raises:
-          RunError: it has none, or it cannot be read.
-        """
-        file = run.path / "heads.npz"
-        if not file.exists():
-            raise RunError(f"{run.path} was not analysed yet: icl.analysis.heads.heads(run)")
+    def load(cls, where: Any, file: str | None = None) -> "Heads":
+        path = Path(getattr(where, "path", where))
+        found, again = path / f"{file or cls.file}.npz", cls.again.format(path=path)
+        if not found.exists():
+            raise RunError(f"{path} has no {found.name}; make it with: {again}")
         try:
-            with np.load(file) as saved:
+            with np.load(found) as saved:
                 data = {name: saved[name] for name in saved.files if name != "eigenvalues"}
             single = {name: data[name].item() for name in ("step", "prompts", "causal")}
-            return cls(**data | single, path=run.path)
+            return cls(**data | single, path=path)
         except (OSError, ValueError, TypeError, LookupError, zipfile.BadZipFile) as error:
             raise RunError(
-                f"{file} cannot be read: {error}; make it again with icl.analysis.heads.heads(run)"
+                f"{found} cannot be read: {error}; make it again with: {again}"
             ) from error
 
     def table(self) -> Table:
@@ -145,11 +140,40 @@ class Heads:
             result.add_row(str(layer + 1), str(head + 1), *cells)
         return result
 
-    def __rich__(self) -> Table:
-        return self.table()
-
-    def __str__(self) -> str:
-        return as_text(self.table())
+    def figure(self, plt: Any) -> Any:
+        """Four views, a row a head; of more than `MAX_ROWS` heads some, evenly spaced."""
+        layers, count = self.copying.shape
+        chosen = [divmod(int(i), count) for i in spread(layers * count, MAX_ROWS)]
+        seen = self.scores
+        if self.causal:
+            seen = np.where(np.tri(seen.shape[-1], dtype=bool), seen, np.nan)
+        views = {
+            "$K^T Q$ of a prompt (row: query)": seen,
+            "$W_K^T W_Q$": self.key_query,
+            "$W_O W_V$": self.output_value,
+        }
+        size = (8.4, 2.2 * len(chosen) + 0.6)
+        figure, rows = plt.subplots(
+            len(chosen), 4, figsize=size, squeeze=False, layout="constrained"
+        )
+        for axes, (layer, head) in zip(rows, chosen):
+            for axis, matrices in zip(axes, views.values()):
+                matrix = matrices[layer, head]
+                limit = float(np.nanmax(np.abs(matrix))) or 1.0
+                axis.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit)
+                axis.set_xlabel(f"white 0, red {limit:.2g}, blue −{limit:.2g}", fontsize=7)
+            _complex_plane(axes[3], self.eigenvalues[layer, head])
+            axes[0].set_ylabel(f"layer {layer + 1}, head {head + 1}", fontsize=9)
+            for axis in axes:
+                axis.tick_params(labelsize=6)
+                axis.grid(False)
+        for axis, title in zip(rows[0], [*views, "eigenvalues of $W_O W_V$"]):
+            axis.set_title(title, fontsize=9)
+        which = (
+            "" if len(chosen) == layers * count else f", {len(chosen)} of {layers * count} heads"
+        )
+        figure.suptitle(f"{self.path.name}, step {self.step}{which}", fontsize=10)
+        return figure
 
 
 def has_heads(config: Config) -> bool:
@@ -178,25 +202,18 @@ def heads(run: Run | str | Path, *, prompts: int = 64, seed: int = 0) -> Heads:
       ValueError: fewer than one prompt.
       NotImplementedError: the model has no attention heads.
     """
-    if prompts < 1:
-        raise ValueError(f"prompts must be at least 1, got {prompts}")
-    run = run if isinstance(run, Run) else Run.open(run)
-    learner = Learner(run.config)
-    step, params = run.variables()
-    key = jax.random.fold_in(jax.random.key(seed), HEADS_STREAM)
-    episodes = draw_prompts(learner.family, key, prompts)
-    tokens = learner.encode(params, episodes)
+    run, learner = open_run(run, prompts=prompts)
+    step, params = run.params()
+    episodes = draw_prompts(learner.family, stream("heads", seed), prompts)
+    tokens = jax.vmap(learner.layout.encode)(episodes)
     causal = run.config.model.causal
     layers = jax.jit(lambda params: learner.model(params).heads())(params)
     weights = lambda name: np.stack([np.asarray(getattr(l, name), np.float32) for l in layers])
     first, mean, positional = _scores_of_prompts(learner, params, tokens, causal)
-    result = Heads(
+    return Heads(
         weights("query"), weights("key"), weights("value"), weights("output"),
         first, mean, positional, step, prompts, causal, run.path,
-    )  # fmt: skip
-    result.save()
-    heads_figure(result, run.path / "heads.png")
-    return result
+    ).written()  # fmt: skip
 
 
 def scores(weights: HeadWeights, inputs: jax.Array) -> jax.Array:
@@ -252,44 +269,6 @@ def _norm(matrices: np.ndarray) -> np.ndarray:
 
 def _show(value: float) -> str:
     return "–" if np.isnan(value) else f"{value:.3f}" if abs(value) < 1e3 else f"{value:.0e}"
-
-
-def heads_figure(result: Heads, path: Path) -> None:
-    """Four views, a row a head; where there are more than `MAX_ROWS` heads, some, evenly chosen."""
-    plt = pyplot()
-    layers, count = result.copying.shape
-    chosen = [divmod(int(i), count) for i in spread(layers * count, MAX_ROWS)]
-    seen = result.scores
-    if result.causal:
-        seen = np.where(np.tri(seen.shape[-1], dtype=bool), seen, np.nan)
-    views = {
-        "$K^T Q$ of a prompt (row: query)": seen,
-        "$W_K^T W_Q$": result.key_query,
-        "$W_O W_V$": result.output_value,
-    }
-    style: dict[Any, Any] = STYLE | {"axes.grid": False}
-    size = (8.4, 2.2 * len(chosen) + 0.6)
-    with plt.rc_context(style):
-        figure, rows = plt.subplots(
-            len(chosen), 4, figsize=size, squeeze=False, layout="constrained"
-        )
-        for axes, (layer, head) in zip(rows, chosen):
-            for axis, matrices in zip(axes, views.values()):
-                matrix = matrices[layer, head]
-                limit = float(np.nanmax(np.abs(matrix))) or 1.0
-                axis.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit)
-                axis.set_xlabel(f"white 0, red {limit:.2g}, blue −{limit:.2g}", fontsize=7)
-            _complex_plane(axes[3], result.eigenvalues[layer, head])
-            axes[0].set_ylabel(f"layer {layer + 1}, head {head + 1}", fontsize=9)
-            for axis in axes:
-                axis.tick_params(labelsize=6)
-        for axis, title in zip(rows[0], [*views, "eigenvalues of $W_O W_V$"]):
-            axis.set_title(title, fontsize=9)
-        which = (
-            "" if len(chosen) == layers * count else f", {len(chosen)} of {layers * count} heads"
-        )
-        figure.suptitle(f"{result.path.name}, step {result.step}{which}", fontsize=10)
-        save_figure(figure, path)
 
 
 def _complex_plane(axis: Any, values: np.ndarray) -> None:

@@ -14,22 +14,20 @@ from rich.table import Table
 
 from ..evaluation import baselines
 from ..evaluation.chunks import in_chunks
-from ..evaluation.figures import STYLE, pyplot, save_figure
 from ..evaluation.queries import predict_queries
-from ..evaluation.result import as_text, show_number, spread
-from ..tasks import Episode, FunctionFamily, LinearRegression, SparseLinearRegression
-from ..training.disk import reading
-from ..training.learner import Learner
-from ..training.run import Run, RunError, write_json
+from ..report import Result, open_run, show_number, spread
+from ..tasks import Episode, LinearRegression, SparseLinearRegression, TaskFamily
+from ..tasks.draws import stream
+from ..training.config import Config
+from ..training.run import Run
+from .descent import query_only
 
-# Another stream than training's and those of evaluations, whatever the seeds.
-FUNCTION_STREAM = 0x66756E63
 NORMS = np.linspace(-2, 2, 17)  # of queries, in units of sqrt(dim), the size of a training input
 MAX_COLUMNS = 5  # of the table
 
 
 @dataclasses.dataclass(frozen=True)
-class LearnedFunction:
+class LearnedFunction(Result):
     """A learner's predictions along a line, and the direction of its gradient.
 
     Attributes:
@@ -57,32 +55,7 @@ class LearnedFunction:
     prompts: int
     path: Path
 
-    def save(self) -> None:
-        """Writes `function.json` in the run's folder; null for NaN."""
-        data = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name != "path"
-        }
-        write_json(self.path / "function.json", data)
-
-    @classmethod
-    def load(cls, run: Run) -> "LearnedFunction":
-        """Reads the newest analysis of a run.
-
-        Raises:
-          RunError: it has none, or it cannot be read.
-        """
-        file = run.path / "function.json"
-        if not file.exists():
-            raise RunError(f"{run.path} was not analysed yet: icl.analysis.learned_function(run)")
-        array = lambda values: np.array(values, np.float64)
-        arrays = lambda named: {name: array(values) for name, values in named.items()}
-        with reading(file, "make it again with: icl.analysis.learned_function(run)") as data:
-            return cls(
-                array(data["norms"]), arrays(data["example"]), arrays(data["error"]),
-                arrays(data["cosine"]), data["step"], data["prompts"], run.path,
-            )  # fmt: skip
+    file = "function"
 
     def table(self) -> Table:
         """Error at several norms and cosines of the gradient, by number of examples."""
@@ -110,8 +83,37 @@ class LearnedFunction:
             result.add_row(f"cosine with {which}", *numbers)
         return result
 
-    def __str__(self) -> str:
-        return as_text(self.table())
+    def figure(self, plt: Any) -> Any:
+        """Predictions along a line in one prompt; the gradient's cosines by number of examples."""
+        styles: dict[str, dict[str, Any]] = {
+            "truth": dict(color="0.8", linewidth=5),  # seen behind what agrees with it
+            "learner": dict(color="C0", linewidth=2),
+            "least squares": dict(color="C1", linestyle="--"),
+        }
+        figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4), layout="constrained")
+        for who, values in self.example.items():
+            left.plot(self.norms, values, label=who, **styles[who])
+        left.set_xlabel("signed length of the query")
+        left.set_ylabel("prediction")
+        left.set_title(f"one prompt, {len(self.cosine['w']) - 1} examples", fontsize=10)
+        left.legend(fontsize=8)
+        for which, values in self.cosine.items():
+            right.plot(np.arange(len(values)), values, label=which)
+        right.set_ylim(-0.05, 1.05)
+        right.set_xlabel("in-context examples")
+        right.set_ylabel("cosine of the gradient")
+        right.set_title(f"{self.path.name}, step {self.step}", fontsize=10)
+        right.legend(fontsize=8)
+        return figure
+
+
+def is_linear(config: Config) -> bool:
+    """Whether runs with these settings learn linear functions of normal inputs."""
+    task = config.task
+    if not isinstance(task, LinearRegression) or query_only(config):
+        return False
+    known = type(task) in (LinearRegression, SparseLinearRegression) and not task.random_labels
+    return known and (task.inputs, task.input_scale) == ("normal", 1.0)
 
 
 def learned_function(
@@ -134,18 +136,16 @@ def learned_function(
       ValueError: fewer than one prompt, a family other than (sparse) linear regression, or the
         concatenated layout.
     """
-    if prompts < 1:
-        raise ValueError(f"prompts must be at least 1, got {prompts}")
-    run = run if isinstance(run, Run) else Run.open(run)
-    learner, family = Learner(run.config), run.config.task
+    run, learner = open_run(run, prompts=prompts)
+    family = run.config.task
     if type(family) not in (LinearRegression, SparseLinearRegression):
         raise ValueError(
             f"the learned function is compared with a linear one; {type(family).__name__} is none"
         )
     assert isinstance(family, LinearRegression)
-    step, params = run.variables()
-    key = jax.random.fold_in(jax.random.key(seed), FUNCTION_STREAM)
-    tasks, episodes, directions = jax.tree.map(np.asarray, draw_lines(family, key, prompts))
+    step, params = run.params()
+    drawn = draw_lines(family, stream("function", seed), prompts)
+    tasks, episodes, directions = jax.tree.map(np.asarray, drawn)
     norms = NORMS * family.dim**0.5
     # w.v, as large as w.x / |x| is on average
     slopes = (tasks.astype(np.float64) * directions[:, 0]).sum(axis=-1)
@@ -160,26 +160,23 @@ def learned_function(
     predictions = {"learner": ours, "least squares": slope[..., None] * norms}
 
     truth = (slopes[:, None] * norms)[:, None]
-    size = norms**2 * family.label_kind.scale / family.dim
+    size = norms**2 * family.error_scale / family.dim
     size = np.where(norms == 0, np.nan, size)
     error = {who: ((p - truth) ** 2).mean(axis=0) / size for who, p in predictions.items()}
     example = {"truth": truth[0, 0]} | {who: p[0, -1] for who, p in predictions.items()}
 
     predict = lambda e, q: predict_queries(learner, params, e, q)
     gradient = jax.jit(lambda e, q: query_gradients(predict, e, q))
-    cosines = in_chunks(lambda w, e: alignment(gradient(e, e.x), w, e.x), tasks, episodes)
+    cosines = in_chunks(lambda w, e: gradient_cosines(gradient(e, e.x), w, e.x), tasks, episodes)
     cosine = {
         name: _mean(values.astype(np.float64))
         for name, values in zip(("w", "projected w"), cosines)
     }
-    result = LearnedFunction(norms, example, error, cosine, step, prompts, run.path)
-    result.save()
-    function_figure(result, run.path / "function.png")
-    return result
+    return LearnedFunction(norms, example, error, cosine, step, prompts, run.path).written()
 
 
 def draw_lines(
-    family: FunctionFamily, key: jax.Array, prompts: int
+    family: TaskFamily, key: jax.Array, prompts: int
 ) -> tuple[jax.Array, Episode, jax.Array]:
     """Fresh tasks w `[prompts, dim]`, an episode of each, and a unit vector at every point of it.
 
@@ -206,7 +203,9 @@ def query_gradients(predict: Any, episodes: Episode, queries: jax.Array) -> jax.
 
 
 @jax.jit
-def alignment(gradients: jax.Array, w: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def gradient_cosines(
+    gradients: jax.Array, w: jax.Array, x: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Cosines `[B, P]` of gradients with w, and with w's projection on the points before each.
 
     Args:
@@ -238,29 +237,3 @@ def _mean(cosines: np.ndarray) -> np.ndarray:
     there = ~np.isnan(cosines)
     count = there.sum(axis=0)
     return np.where(count, np.where(there, cosines, 0).sum(axis=0) / np.maximum(count, 1), np.nan)
-
-
-def function_figure(result: LearnedFunction, path: Path) -> None:
-    """Predictions along a line in one prompt, and the gradient's cosines by number of examples."""
-    plt = pyplot()
-    styles: dict[str, dict[str, Any]] = {
-        "truth": dict(color="0.8", linewidth=5),  # seen behind what agrees with it
-        "learner": dict(color="C0", linewidth=2),
-        "least squares": dict(color="C1", linestyle="--"),
-    }
-    with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4), layout="constrained")
-        for who, values in result.example.items():
-            left.plot(result.norms, values, label=who, **styles[who])
-        left.set_xlabel("signed length of the query")
-        left.set_ylabel("prediction")
-        left.set_title(f"one prompt, {len(result.cosine['w']) - 1} examples", fontsize=10)
-        left.legend(fontsize=8)
-        for which, values in result.cosine.items():
-            right.plot(np.arange(len(values)), values, label=which)
-        right.set_ylim(-0.05, 1.05)
-        right.set_xlabel("in-context examples")
-        right.set_ylabel("cosine of the gradient")
-        right.set_title(f"{result.path.name}, step {result.step}", fontsize=10)
-        right.legend(fontsize=8)
-        save_figure(figure, path)

@@ -9,6 +9,7 @@ the inverse covariance of the inputs, and those of the values of the identity (t
 import dataclasses
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,21 +17,19 @@ import numpy as np
 from rich.table import Table
 
 from ..evaluation.curves import draw_prompts
-from ..evaluation.figures import STYLE, pyplot, save_figure
-from ..evaluation.result import as_text
 from ..models import PreconditionedConfig
+from ..report import Result, open_run
 from ..tasks import Episode, WhitenedRegression
+from ..tasks.draws import stream
 from ..training.config import Config
 from ..training.learner import Params
-from ..training.run import Run, RunError, write_json
+from ..training.run import Run, RunError
 
-# Rates are chosen on tasks of another stream than training's and evaluations', whatever the seeds.
-RATES_STREAM = 0x72617465
 RATES = np.geomspace(1e-3, 1e1, 400)  # neighbours are 2% apart
 
 
 @dataclasses.dataclass(frozen=True)
-class Preconditioning:
+class Preconditioning(Result):
     """Matrices of a run of L layers in d dimensions, and how far they are from the identity.
 
     The values of the last layer's inputs are read by none; only those of the K = L - 1 layers
@@ -52,16 +51,12 @@ class Preconditioning:
     values_distance: np.ndarray
     path: Path
 
+    file = "preconditioning"
+
     @property
     def step(self) -> int:
         """The training step of the matrices."""
         return int(self.steps[-1])
-
-    def save(self) -> None:
-        """Writes `preconditioning.json` in the run's folder."""
-        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        del data["path"]
-        write_json(self.path / "preconditioning.json", data)
 
     def table(self) -> Table:
         """A row a layer."""
@@ -84,11 +79,39 @@ class Preconditioning:
             result.add_row(str(layer + 1), *cells)
         return result
 
-    def __rich__(self) -> Table:
-        return self.table()
+    def figure(self, plt: Any) -> Any:
+        """Each layer's matrices as heat maps, those of queries above, and their distances by step.
 
-    def __str__(self) -> str:
-        return as_text(self.table())
+        A row has one scale of colours.
+        """
+        rows = {
+            "$(UD)^T Q\\, UD$": (self.query, self.query_distance),
+            "$U^T P\\, U$": (self.values, self.values_distance),
+        }
+        rows = {name: row for name, row in rows.items() if len(row[0])}
+        layers = len(self.query)
+        figure, axes = plt.subplots(
+            len(rows), layers + 1,
+            figsize=(2.3 * layers + 3.6, 2.3 * len(rows) + 0.4), layout="constrained",
+            squeeze=False, width_ratios=[1.0] * layers + [1.5],
+        )  # fmt: skip
+        for row, (name, (matrices, distances)) in zip(axes, rows.items()):
+            limit = float(np.abs(matrices).max()) or 1.0  # shared, so that layers can be compared
+            for axis in row[len(matrices) : -1]:
+                axis.set_axis_off()
+            for layer, (axis, matrix) in enumerate(zip(row, matrices)):
+                drawn = axis.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit)
+                axis.set(xticks=[], yticks=[])
+                axis.grid(False)
+                axis.set_title(f"layer {layer + 1}: {name}", fontsize=8)
+            bar = figure.colorbar(drawn, ax=list(row[:-1]), shrink=0.8, aspect=15)
+            bar.ax.tick_params(labelsize=7)
+            for layer in range(len(matrices)):
+                row[-1].plot(self.steps, distances[:, layer], ".-", label=f"layer {layer + 1}")
+            row[-1].set(ylim=(0, 1.03), xlabel="step", ylabel="distance to identity")
+            row[-1].legend(fontsize=7)
+        figure.suptitle(f"{self.path.name}, step {self.step}", fontsize=10)
+        return figure
 
 
 def has_preconditioners(config: Config) -> bool:
@@ -110,7 +133,7 @@ def preconditioning(run: Run | str | Path) -> Preconditioning:
       RunError: no run there, or it has no checkpoint.
       ValueError: it is not of preconditioned attention on whitened regression.
     """
-    run = run if isinstance(run, Run) else Run.open(run)
+    run, _ = open_run(run)
     if not has_preconditioners(run.config):
         raise ValueError(
             f"{run.path} has no preconditioners: they are of the model preconditioned_attention "
@@ -124,13 +147,10 @@ def preconditioning(run: Run | str | Path) -> Preconditioning:
         raise RunError(f"{run.path} has no checkpoint yet; train it first")
     steps = sorted(found)
     query, values = (np.stack(matrices) for matrices in zip(*(found[step] for step in steps)))
-    result = Preconditioning(
+    return Preconditioning(
         query[-1], values[-1], np.array(steps),
         distance_to_identity(query), distance_to_identity(values), run.path,
-    )  # fmt: skip
-    result.save()
-    preconditioning_figure(result, run.path / "preconditioning.png")
-    return result
+    ).written()  # fmt: skip
 
 
 def in_eigenbasis(task: WhitenedRegression, params: Params) -> tuple[np.ndarray, np.ndarray]:
@@ -194,47 +214,10 @@ def best_rates(
 
     The best of `RATES`, on prompts drawn apart from those of training and evaluation.
     """
-    episodes = draw_prompts(task, jax.random.key(RATES_STREAM), prompts)
+    episodes = draw_prompts(task, stream("rates"), prompts)
     losses = descent_losses(episodes, preconditioner, jnp.asarray(RATES, jnp.float32), steps)
     losses = np.asarray(losses, np.float64)[:, 1:]
     return RATES[np.argmin(np.where(np.isfinite(losses), losses, np.inf), axis=0)]
-
-
-def preconditioning_figure(result: Preconditioning, path: Path) -> None:
-    """Each layer's matrices as heat maps, those of queries above, and their distances by step.
-
-    A row has one scale of colours.
-    """
-    plt = pyplot()
-    rows = {
-        "$(UD)^T Q\\, UD$": (result.query, result.query_distance),
-        "$U^T P\\, U$": (result.values, result.values_distance),
-    }
-    rows = {name: row for name, row in rows.items() if len(row[0])}
-    layers = len(result.query)
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            len(rows), layers + 1,
-            figsize=(2.3 * layers + 3.6, 2.3 * len(rows) + 0.4), layout="constrained",
-            squeeze=False, width_ratios=[1.0] * layers + [1.5],
-        )  # fmt: skip
-        for row, (name, (matrices, distances)) in zip(axes, rows.items()):
-            limit = float(np.abs(matrices).max()) or 1.0  # shared, so that layers can be compared
-            for axis in row[len(matrices) : -1]:
-                axis.set_axis_off()
-            for layer, (axis, matrix) in enumerate(zip(row, matrices)):
-                drawn = axis.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit)
-                axis.set(xticks=[], yticks=[])
-                axis.grid(False)
-                axis.set_title(f"layer {layer + 1}: {name}", fontsize=8)
-            bar = figure.colorbar(drawn, ax=list(row[:-1]), shrink=0.8, aspect=15)
-            bar.ax.tick_params(labelsize=7)
-            for layer in range(len(matrices)):
-                row[-1].plot(result.steps, distances[:, layer], ".-", label=f"layer {layer + 1}")
-            row[-1].set(ylim=(0, 1.03), xlabel="step", ylabel="distance to identity")
-            row[-1].legend(fontsize=7)
-        figure.suptitle(f"{result.path.name}, step {result.step}", fontsize=10)
-        save_figure(figure, path)
 
 
 def _multiple(matrix: np.ndarray) -> str:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..report import spread
 from ..tasks import (
     Classes,
     DecisionTree,
@@ -31,7 +32,7 @@ from ..tasks import (
 )
 from . import baselines
 from .baselines.lasso import PENALTIES
-from .result import MAX_COLUMNS, spread
+from .result import MAX_COLUMNS
 
 # Estimators that fit a model to every prompt and position are asked for so many prompts only, at
 # the positions that a table shows.

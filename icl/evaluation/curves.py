@@ -10,17 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..report import open_run
 from ..tasks import Episode, TaskFamily, sample_batch
+from ..tasks.draws import stream
 from ..training.data import load_data
 from ..training.learner import Learner
 from ..training.run import Run
 from .chunks import CHUNK, in_chunks
 from .comparators import Comparator, comparators
-from .figures import evaluation_figure
 from .result import Curve, Evaluation
-
-# Evaluation draws from another stream than training, whatever the two seeds.
-EVALUATION_STREAM = 0x6576616C
 
 
 def evaluate(
@@ -43,10 +41,7 @@ def evaluate(
       RunError: no run there, or it has no checkpoint.
       ValueError: fewer than one prompt or resample.
     """
-    if prompts < 1 or resamples < 1:
-        raise ValueError(f"prompts ({prompts}) and resamples ({resamples}) must be at least 1")
-    run = run if isinstance(run, Run) else Run.open(run)
-    learner = Learner(run.config)
+    run, learner = open_run(run, prompts=prompts, resamples=resamples)
     step, variables = run.variables()
     prompt_key, resample_key = _keys(seed)
     episodes = draw_prompts(learner.family, prompt_key, prompts)
@@ -69,9 +64,7 @@ def evaluate(
     result = Evaluation(
         examples, curves, reference, step, prompts, run.path, costs, learner.labels.error_name
     )
-    result.save()
-    evaluation_figure(result, run.path / "eval.png")
-    return result
+    return result.written()
 
 
 def _predictions(comparator: Comparator, episodes: Episode) -> tuple[np.ndarray, float]:
@@ -146,7 +139,7 @@ def learner_errors(
 
 def _keys(seed: int) -> jax.Array:
     """The keys of an evaluation's prompts and resamples, `[2]`."""
-    return jax.random.split(jax.random.fold_in(jax.random.key(seed), EVALUATION_STREAM))
+    return jax.random.split(stream("evaluation", seed))
 
 
 def _scored(learner: Learner, episodes: Episode) -> np.ndarray:

@@ -2,13 +2,13 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
-from ..training.disk import reading
-from ..training.run import Run, RunError, write_json
+from ..report import Result, draw_rows, in_lines, show_number, spread
+from ..report.figures import MOST_ERROR
 
 MAX_COLUMNS = 5  # fits 80 characters
 
@@ -27,7 +27,7 @@ class Curve:
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Result):
     """Errors of a learner and of its comparators on the same fresh prompts.
 
     Attributes:
@@ -50,51 +50,19 @@ class Evaluation:
     costs: dict[str, float] = dataclasses.field(default_factory=dict)
     error_name: str = "squared error / mean squared label"
 
+    file = "eval"
+    saved_as = {"curves": "normalised_error", "costs": "milliseconds_a_prompt"}
+
     @property
     def learner(self) -> str:
         """The name of the learner's curve."""
         return next(iter(self.curves))
 
-    def save(self) -> None:
-        """Writes `eval.json` in the run's folder."""
-        data = {
-            "step": self.step,
-            "prompts": self.prompts,
-            "reference": self.reference,
-            "examples": self.examples,
-            "error_name": self.error_name,
-            "normalised_error": {name: vars(curve) for name, curve in self.curves.items()},
-            "milliseconds_a_prompt": self.costs,
-        }
-        write_json(self.path / "eval.json", data)
-
-    @classmethod
-    def load(cls, run: Run) -> "Evaluation":
-        """Reads the newest evaluation of a run.
-
-        Raises:
-          RunError: it has none, or it cannot be read.
-        """
-        file = run.path / "eval.json"
-        if not file.exists():
-            raise RunError(f"{run.path} was not evaluated yet; run: icl eval {run.path}")
-        with reading(file, f"make it again with: icl eval {run.path}") as data:
-            curves = {
-                name: Curve(**{end: np.array(values, np.float64) for end, values in curve.items()})
-                for name, curve in data["normalised_error"].items()
-            }
-            examples = np.array(data["examples"], np.int64)
-            shapes = {values.shape for curve in curves.values() for values in vars(curve).values()}
-            if shapes != {examples.shape} or examples.ndim != 1 or not examples.size:
-                raise ValueError("its curves and its examples are not equally many")
-            names = {"costs": "milliseconds_a_prompt", "error_name": "error_name"}
-            newer = {name: data[saved] for name, saved in names.items() if saved in data}
-            found = cls(
-                examples, curves, data["reference"], int(data["step"]), int(data["prompts"]),
-                run.path, **newer,
-            )  # fmt: skip
-            found.table()  # shows what else is no number
-            return found
+    def check(self) -> None:
+        ends = {values.shape for curve in self.curves.values() for values in vars(curve).values()}
+        if ends != {self.examples.shape} or self.examples.ndim != 1 or not self.examples.size:
+            raise ValueError("each curve needs as many errors as there are numbers of examples")
+        super().check()
 
     def table(self) -> Table:
         """Error by number of examples, a row an estimator, the learner first, and its cost."""
@@ -121,25 +89,48 @@ class Evaluation:
                 result.add_row("", *(f"±{show_number(v)}" for v in half), style="dim")
         return result
 
-    def __str__(self) -> str:
-        return as_text(self.table())
+    def figure(self, plt: Any) -> Any:
+        """Error against the number of in-context examples (as Garg et al. 2022, figure 2).
 
+        Where prompts end with the only query, a row for each estimator instead, with its interval.
+        """
+        title = f"{self.path.name}, step {self.step}"
+        if len(self.examples) == 1:
+            height = 1.2 + 0.3 * len(self.curves)
+            figure, axes = plt.subplots(layout="constrained", figsize=(6.4, height))
+            intervals = {
+                name + (" (optimal)" if name == self.reference else ""): (
+                    curve.mean[0], curve.low[0], curve.high[0],
+                )
+                for name, curve in self.curves.items()
+            }  # fmt: skip
+            draw_rows(axes, intervals, [self.learner])
+            axes.set_xlabel(in_lines(f"{self.error_name}, 90% interval"))
+            title += f", after {self.examples[0]} examples"
+        else:
+            figure, axes = plt.subplots(layout="constrained")
+            self._draw_curves(axes)
+        axes.set_title(title, fontsize=10)
+        return figure
 
-def as_text(table: Table) -> str:
-    """A table as plain text, 100 characters wide."""
-    console = Console(width=100, color_system=None, markup=False, emoji=False)
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get()
-
-
-def spread(count: int, most: int) -> np.ndarray:
-    """At most so many of the positions 0 to `count - 1`, evenly, first and last among them."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
-
-
-def show_number(value: float) -> str:
-    """Three decimals, a power of ten for what would show none or many, a dash for NaN."""
-    if np.isnan(value):
-        return "–"
-    return "0" if value < 5e-7 else f"{value:.3f}" if 1e-3 <= value < 1e3 else f"{value:.0e}"
+    def _draw_curves(self, axes: Any) -> None:
+        for name, curve in self.curves.items():
+            line: dict[str, Any] = dict(linewidth=1.3, linestyle="--")
+            asked = np.isfinite(curve.mean)
+            if name == self.learner:
+                line = dict(linewidth=2.5, zorder=3)
+            if name == "zero":
+                line |= dict(color="0.6", linestyle=":")
+            if asked.sum() < 15:
+                line |= dict(marker="o", markersize=4)
+            examples, mean, low, high = (
+                values[asked] for values in (self.examples, curve.mean, curve.low, curve.high)
+            )
+            [drawn] = axes.plot(examples, mean, label=name, **line)
+            # The bands of few prompts would hide everything else.
+            if asked.all():
+                axes.fill_between(examples, low, high, alpha=0.25, color=drawn.get_color())
+        axes.set_xlabel("in-context examples")
+        axes.set_ylabel(in_lines(self.error_name))
+        axes.set_ylim(-0.03, MOST_ERROR)
+        axes.legend(fontsize=8)

@@ -2,12 +2,17 @@
 
 Paper size follows appendix A.2: Adam at 1e-4, no warm-up, no clipping, batches of 64,
 500,001 steps in the public code and 500,000 here, and the curriculum over dimensions and
-points. The `-xs` presets train on two CPU cores in minutes: a higher learning rate with warm-up
-and a cosine, a shorter memory of squared gradients (b2 0.95), which leaves the first plateau
-sooner, no clipping, which prolongs it, and a curriculum only where they are stuck without.
+points. The `-xs` presets train on two CPU cores in minutes. They have a higher learning rate with
+warm-up and a cosine; b2 0.95, with which they leave the first plateau sooner; no clipping, which
+would prolong the plateau; and a curriculum only if they do not learn without one.
+
+`garg/capacity` is figure 6 as a sweep: models of three sizes learn linear regression in d = 10 to 50
+dimensions from 2d + 1 points (the paper has three seeds: `--seeds 3`). `garg/capacity-xs` has models
+of one to three layers in 2 to 5 dimensions.
 """
 
 import dataclasses
+from collections.abc import Iterable
 
 from ..models import SMALL, STANDARD, XS, TransformerConfig
 from ..tasks import (
@@ -48,7 +53,7 @@ def _paper(
     curriculum: Curriculum = garg_curriculum(),  # noqa: B008, it is frozen
     max_tokens: int = 101,
 ) -> Config:
-    """The paper's training, with as many learned positions as the public checkpoints have."""
+    """The paper's training; `max_tokens` is the number of positions of the public checkpoints."""
     return Config(
         task=task,
         model=dataclasses.replace(model, max_tokens=max_tokens),
@@ -61,97 +66,86 @@ def _paper(
 LONG = garg_curriculum(points_start=26, points_increment=5)
 LINEAR_XS = xs(LinearRegression(dim=5, points=11))
 
-register(
-    "garg/linear-xs",
-    "linear regression, d=5, 11 points, xs model: minutes on a CPU",
-    LINEAR_XS,
-)
-for _mixer, _what in (("linear_attention", "linear attention"), ("delta_rule", "the delta rule")):
+register("garg/linear-xs", LINEAR_XS)
+for _mixer in ("linear_attention", "delta_rule"):
     register(
         f"garg/linear-xs-{_mixer.replace('_', '-')}",
-        f"linear regression, d=5, 11 points, xs model with {_what}: minutes on a CPU",
         dataclasses.replace(LINEAR_XS, model=dataclasses.replace(XS, mixer=_mixer)),
     )
-register(
-    "garg/linear-small",
-    "linear regression as in figure 2, d=20, 41 points, small model",
-    _paper(LinearRegression(), SMALL),
-)
-register(
-    "garg/linear",
-    "linear regression as in figure 2, d=20, 41 points, standard model (for a GPU)",
-    _paper(LinearRegression()),
-)
-register(
-    "garg/sparse-xs",
-    "sparse linear regression, 1 of d=3 coordinates, 9 points, xs model: minutes on a CPU",
-    xs(SparseLinearRegression(dim=3, points=9, nonzeros=1)),
-)
-register(
-    "garg/sparse",
-    "sparse linear regression as in figure 5a, 3 of d=20 coordinates, 41 points (for a GPU)",
-    _paper(SparseLinearRegression(), max_tokens=200),
-)
-register(
-    "garg/tree-xs",
-    "decision trees of depth 3, d=5, 26 points, xs model: minutes on a CPU",
-    xs(DecisionTree(dim=5, points=26, depth=3), steps=6_000),
-)
-register(
-    "garg/tree",
-    "decision trees of depth 4 as in figure 5b, d=20, 101 points, standard model (for a GPU)",
-    _paper(DecisionTree(), curriculum=LONG, max_tokens=202),
-)
-register(
-    "garg/relu-xs",
-    "two-layer ReLU networks, 20 hidden units, d=5, 21 points, xs model: minutes on a CPU",
-    xs(ReLUNetwork(dim=5, points=21, hidden=20), steps=6_000),
-)
-register(
-    "garg/relu",
-    "two-layer ReLU networks as in figure 5c, 100 hidden units, d=20, 101 points (for a GPU)",
-    _paper(ReLUNetwork(), curriculum=LONG, max_tokens=202),
-)
+register("garg/linear-small", _paper(LinearRegression(), SMALL))
+register("garg/linear", _paper(LinearRegression()))
+register("garg/sparse-xs", xs(SparseLinearRegression(dim=3, points=9, nonzeros=1)))
+register("garg/sparse", _paper(SparseLinearRegression(), max_tokens=200))
+register("garg/tree-xs", xs(DecisionTree(dim=5, points=26, depth=3), steps=6_000))
+register("garg/tree", _paper(DecisionTree(), curriculum=LONG, max_tokens=202))
+register("garg/relu-xs", xs(ReLUNetwork(dim=5, points=21, hidden=20), steps=6_000))
+register("garg/relu", _paper(ReLUNetwork(), curriculum=LONG, max_tokens=202))
 register(
     "garg/noisy-xs",
-    "linear regression with noise 0.5, d=5, 16 points, xs model: minutes on a CPU",
     xs(
         LinearRegression(dim=5, points=16, noise=0.5),
         steps=6_000,
         curriculum=Curriculum(dim_start=2, interval=300),
     ),
 )
-register(
-    "garg/noisy",
-    "linear regression with noise of variance d/20, d=20, 41 points, as the text (for a GPU)",
-    _paper(LinearRegression(noise=1.0)),
-)
-register(
-    "garg/noisy-code",
-    "the same with renormalised labels, as the public code (for a GPU)",
-    _paper(LinearRegression(noise=1.0, renormalize=True)),
-)
-register(
-    "garg/quadratic-xs",
-    "quadratic regression, d=4, 17 points, xs model: minutes on a CPU",
-    xs(QuadraticRegression(dim=4, points=17), steps=5_000),
-)
-register(
-    "garg/quadratic",
-    "quadratic regression of the public code, d=20, 41 points, standard model (for a GPU)",
-    _paper(QuadraticRegression()),
-)
+register("garg/noisy", _paper(LinearRegression(noise=1.0)))
+register("garg/noisy-code", _paper(LinearRegression(noise=1.0, renormalize=True)))
+register("garg/quadratic-xs", xs(QuadraticRegression(dim=4, points=17), steps=5_000))
+register("garg/quadratic", _paper(QuadraticRegression()))
 register(
     "garg/classification-xs",
-    "linear classification, d=4, 17 points, xs model: minutes on a CPU",
     xs(
         LinearClassification(dim=4, points=17),
         steps=5_000,
         curriculum=Curriculum(dim_start=1, interval=500),
     ),
 )
+register("garg/classification", _paper(LinearClassification()))
+
+MODEL = ("model_layers", "model_heads", "model_width")
+DIM, POINTS = "task_dim", "task_points"
+
+
+def _models(models: Iterable[TransformerConfig]) -> dict[str, dict[str, int]]:
+    return {
+        f"{model.layers} layers, width {model.width}": {
+            name: getattr(model, name.partition("_")[2]) for name in MODEL
+        }
+        for model in models
+    }
+
+
+def _dimensions(dims: Iterable[int]) -> dict[str, dict[str, int]]:
+    return {f"d={dim}": {DIM: dim, POINTS: 2 * dim + 1} for dim in dims}
+
+
 register(
-    "garg/classification",
-    "linear classification of the public code, d=20, 41 points, standard model (for a GPU)",
-    _paper(LinearClassification()),
+    "garg/capacity",
+    Config(
+        task=LinearRegression(dim=20, points=41),
+        model=dataclasses.replace(STANDARD, max_tokens=None),
+        curriculum=garg_curriculum(),
+        optimizer=PAPER_OPTIMIZER,
+        training=PAPER_TRAINING,
+    ),
+    over={
+        "model": _models([XS, SMALL, STANDARD]),
+        "dimension": _dimensions([10, 20, 30, 40, 50]),
+    },
+    report="capacity",
+)
+register(
+    "garg/capacity-xs",
+    Config(
+        task=LinearRegression(dim=3, points=7),
+        model=dataclasses.replace(XS, max_tokens=None),
+        curriculum=Curriculum(),
+        optimizer=FAST_OPTIMIZER,
+        training=TrainingConfig(steps=2_000),
+    ),
+    over={
+        "model": _models([dataclasses.replace(XS, layers=layers) for layers in (1, 2, 3)]),
+        "dimension": _dimensions([2, 3, 5]),
+    },
+    report="capacity",
 )

@@ -30,15 +30,14 @@ POSITIONS = 203  # of the public code: 2 * 101 + 1
 SLOW = dataclasses.replace(garg_curriculum(), interval=5000)
 SLOW_LONG = dataclasses.replace(garg_curriculum(26, 5), interval=5000)
 
-for _name, _what, _task, _loops, _window in (
-    ("linear", "linear regression, d=20, 41 points", LinearRegression(), 30, 15),
-    ("sparse", "3-sparse linear regression, d=20, 41 points", SparseLinearRegression(), 20, 10),
-    ("tree", "decision trees of depth 4, d=20, 101 points", DecisionTree(), 70, 15),
-    ("relu", "two-layer ReLU networks, d=20, 101 points", ReLUNetwork(), 12, 5),
+for _name, _task, _loops, _window in (
+    ("linear", LinearRegression(), 30, 15),
+    ("sparse", SparseLinearRegression(), 20, 10),
+    ("tree", DecisionTree(), 70, 15),
+    ("relu", ReLUNetwork(), 12, 5),
 ):
     register(
         f"looped/{_name}",
-        f"{_what}, a looped transformer of {_loops} loops (for a GPU)",
         Config(
             task=_task,
             model=LoopedTransformerConfig(max_tokens=POSITIONS, loops=_loops, window=_window),
@@ -49,7 +48,6 @@ for _name, _what, _task, _loops, _window in (
     )
 register(
     "looped/linear-xs",
-    "linear regression, d=5, 11 points, 8 loops of an xs block: minutes on a CPU",
     Config(
         task=LINEAR_XS.task,
         model=LoopedTransformerConfig(
@@ -62,7 +60,6 @@ register(
 )
 register(
     "lstm/linear",
-    "linear regression, d=20, 41 points, an LSTM of 3 layers and width 256 (for a GPU)",
     Config(
         task=LinearRegression(),
         model=LSTMConfig(),
@@ -73,7 +70,6 @@ register(
 )
 register(
     "lstm/linear-xs",
-    "linear regression, d=5, 11 points, an LSTM of 2 layers and width 64: minutes on a CPU",
     Config(
         task=LINEAR_XS.task,
         model=LSTMConfig(layers=2, width=64),

@@ -38,45 +38,22 @@ def _paper(task: TaskFamily, learning_rate: float = 1e-4, clip_norm: float = 10.
 
 register(
     "park/parity-xs",
-    "parities of 2 of d=5 bits, 21 points, xs model: minutes on a CPU",
     xs(Parity(dim=5, points=21), curriculum=Curriculum(dim_start=2, interval=600)),
 )
-register(
-    "park/parity",
-    "parities of 2 of d=10 bits, 140 points, standard model (for a GPU)",
-    _paper(Parity(), learning_rate=4e-4),
-)
+register("park/parity", _paper(Parity(), learning_rate=4e-4))
 register(
     "park/many-outliers-xs",
-    "linear regression, d=3, 16 points of which half are ones, xs model: minutes on a CPU",
     xs(
         ManyOutlierRegression(dim=3, points=16, outliers=0.5),
         steps=5_000,
         curriculum=FEW_DIMENSIONS,
     ),
 )
-register(
-    "park/many-outliers",
-    "linear regression, d=20, 512 points of which 90% are ones, standard model (for a GPU)",
-    _paper(ManyOutlierRegression()),
-)
+register("park/many-outliers", _paper(ManyOutlierRegression()))
 register(
     "park/orthogonal-outliers-xs",
-    "linear regression, d=3, 16 points of which half are orthogonal to w: minutes on a CPU",
     xs(OrthogonalOutlierRegression(dim=3, points=16), steps=5_000, curriculum=FEW_DIMENSIONS),
 )
-register(
-    "park/orthogonal-outliers",
-    "linear regression, d=20, 101 points of which half are orthogonal to w (for a GPU)",
-    _paper(OrthogonalOutlierRegression()),
-)
-register(
-    "park/retrieval-xs",
-    "retrieval of one of 8 vectors, d=8, xs model: minutes on a CPU",
-    xs(VectorRetrieval(dim=8, points=9)),
-)
-register(
-    "park/retrieval",
-    "retrieval of one of 64 vectors, d=20, standard model (for a GPU)",
-    _paper(VectorRetrieval(), learning_rate=2e-4, clip_norm=100.0),
-)
+register("park/orthogonal-outliers", _paper(OrthogonalOutlierRegression()))
+register("park/retrieval-xs", xs(VectorRetrieval(dim=8, points=9)))
+register("park/retrieval", _paper(VectorRetrieval(), learning_rate=2e-4, clip_norm=100.0))

@@ -1,19 +1,20 @@
-"""The registries of presets and studies: a name, one line, and what there is to run."""
+"""The registry of presets, whose files are imported when one of their presets is asked for."""
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
-from ..training.config import Config
+from ..analysis import ANALYSES, ask
+from .index import FILES
 
 if TYPE_CHECKING:
+    from ..report import Result
     from ..sweeps import Sweep
+    from ..training.config import Config
 
-Report = Callable[["Sweep"], Table | None]
+SUMMARIES = {name: line for presets in FILES.values() for name, line in presets.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,90 +22,104 @@ class Preset:
     """A named experiment.
 
     Attributes:
-      name: `paper/experiment`.
-      summary: one line.
+      name: `paper/experiment`, with `-xs` for the size of a CPU.
       config: the settings.
-      over: what a sweep of it is over where nothing else is asked for, as `icl.sweep` takes it.
-      report: is called with its finished sweeps, and again when they are resumed: writes figures
-        into the sweep's folder, and returns a table to print, or None where there is nothing to
-        tell, as of a sweep over other settings.
+      summary: one line.
+      over: the default grid of a sweep, as `icl.sweep` takes it.
+      report: the name in `icl.analysis.ANALYSES` of what is asked of its finished sweeps.
     """
 
     name: str
-    summary: str
-    config: Config
+    config: "Config"
+    summary: str = ""
     over: Mapping[str, Any] | None = None
-    report: Report | None = None
+    report: str | None = None
 
 
-PRESETS: dict[str, Preset] = {}
+class _Presets(MutableMapping[str, Preset]):
+    """Presets by name, those of the library first; looking one up imports its file."""
+
+    def __init__(self) -> None:
+        self._registered: dict[str, Preset] = {}
+
+    def __getitem__(self, name: str) -> Preset:
+        if name not in self._registered and name in SUMMARIES:
+            [file] = (file for file, presets in FILES.items() if name in presets)
+            import_module(f".{file}", __package__)
+        return self._registered[name]
+
+    def __setitem__(self, name: str, preset: Preset) -> None:
+        self._registered[name] = preset
+
+    def __delitem__(self, name: str) -> None:
+        del self._registered[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in SUMMARIES or name in self._registered
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*SUMMARIES, *self._registered]))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def summaries(self) -> dict[str, str]:
+        """One line for each preset, without importing any file."""
+        own = {name: preset.summary for name, preset in self._registered.items()}
+        return {name: SUMMARIES.get(name) or own[name] for name in self}
+
+
+PRESETS = _Presets()
 
 
 def register(
     name: str,
-    summary: str,
-    config: Config,
+    config: "Config",
+    summary: str | None = None,
+    *,
     over: Mapping[str, Sequence[Any] | Mapping[str, Mapping[str, Any]]] | None = None,
-    report: Report | None = None,
+    report: str | None = None,
 ) -> None:
-    """Adds a preset; its name is `paper/experiment`, with `-xs` for the size of a CPU.
+    """Adds a preset.
 
-    Arguments are the attributes of `Preset`.
+    Args:
+      name, config, over, report: as of `Preset`.
+      summary: one line; None for a preset of the library, whose line is in `index.py`.
+
+    Raises:
+      ValueError: there is a preset of that name, or no line about it, or no analysis `report` of
+        sweeps.
     """
-    if name in PRESETS:
+    if name in PRESETS and (name not in SUMMARIES or summary is not None):
         raise ValueError(f"there is a preset {name!r} already")
-    PRESETS[name] = Preset(name, summary, config, over, report)
+    summary = SUMMARIES.get(name) if summary is None else summary
+    if summary is None:
+        raise ValueError(f"the preset {name!r} needs a summary of one line")
+    if report is not None and (report not in ANALYSES or ANALYSES[report].of != "sweep"):
+        raise ValueError(f"no analysis {report!r} of a sweep is in icl.analysis.ANALYSES")
+    PRESETS[name] = Preset(name, config, summary, over, report)
 
 
-@dataclasses.dataclass(frozen=True)
-class Study:
-    """What a paper shows without a training of one's own: `icl study NAME`.
+def report(sweep: "Sweep") -> "Result | None":
+    """Asks a finished sweep what its preset reports; None if it has no report.
 
-    Attributes:
-      name: `paper/study`.
-      summary: one line.
-      run: from a folder, where it leaves its numbers and figures, to a table.
-    """
-
-    name: str
-    summary: str
-    run: Callable[[Path], Table]
-
-
-STUDIES: dict[str, Study] = {}
-
-
-def register_study(name: str, summary: str, run: Callable[[Path], Table]) -> None:
-    """Adds a study; arguments are the attributes of `Study`."""
-    if name in STUDIES or name in PRESETS:
-        raise ValueError(f"there is a preset or study {name!r} already")
-    STUDIES[name] = Study(name, summary, run)
-
-
-def study(name: str) -> Study:
-    """The study of that name; KeyError as for `preset`."""
-    return _named(name, STUDIES, "study")
-
-
-def report(sweep: "Sweep") -> Table | None:
-    """What the preset of a finished sweep tells of it; None where it has no report.
-
-    Its figures are written again.
+    The files of the result are written again.
     """
     known = PRESETS.get(sweep.preset or "")
-    return known.report(sweep) if known and known.report else None
+    return ask(known.report, sweep) if known and known.report else None
 
 
-def preset(name: str) -> Config:
+def preset(name: str) -> "Config":
     """The settings of a preset.
 
     Raises:
-      KeyError: no preset of that name; the message suggests the near ones.
+      KeyError: no preset of that name; the message suggests near ones.
     """
-    return _named(name, PRESETS, "preset").config
+    return named(name, PRESETS, "preset").config
 
 
-def _named(name: str, known: Mapping[str, Any], kind: str) -> Any:
+def named(name: str, known: Mapping[str, Any], kind: str) -> Any:
+    """The entry of that name; KeyError that suggests near names if there is none."""
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)

@@ -10,11 +10,17 @@ import numpy as np
 from rich.table import Table
 
 from ..evaluation.curves import learner_errors
-from ..evaluation.figures import STYLE, draw_rows, in_lines, pyplot, save_figure
-from ..evaluation.result import as_text, show_number, spread
-from ..training.disk import reading
+from ..report import (
+    STYLE,
+    Result,
+    draw_rows,
+    in_lines,
+    pyplot,
+    save_figure,
+    show_number,
+    spread,
+)
 from ..training.learner import Learner, Params
-from ..training.run import RunError, write_json
 from .folder import Member, Sweep
 from .grid import SEED, short_name
 
@@ -54,7 +60,7 @@ def member_errors(
 
 
 @dataclasses.dataclass(frozen=True)
-class SweepResult:
+class SweepResult(Result):
     """The errors of a sweep's members, by what they change.
 
     Attributes:
@@ -71,32 +77,9 @@ class SweepResult:
     records: list[dict[str, Any]]
     error_name: str = "squared error / mean squared label"
 
-    def save(self) -> None:
-        """Writes `results.json` in the sweep's folder."""
-        data = {
-            "prompts": self.prompts,
-            "error_name": self.error_name,
-            "members": self.records,
-        }
-        write_json(self.path / "results.json", data)
-
-    @classmethod
-    def load(cls, sweep: Sweep) -> "SweepResult":
-        """Reads the results of a sweep.
-
-        Raises:
-          RunError: it has none, or it cannot be read.
-        """
-        file = sweep.path / "results.json"
-        if not file.exists():
-            raise RunError(
-                f"{sweep.path} has no results yet; finish it with: icl sweep --resume {sweep.path}"
-            )
-        with reading(file, f"make it again with: icl sweep --resume {sweep.path}") as data:
-            newer = {name: data[name] for name in ("error_name",) if name in data}
-            found = cls(sweep.path, data["prompts"], data["members"], **newer)
-            found.table()  # shows what is missing
-            return found
+    file = "results"
+    again = "icl sweep --resume {path}"
+    saved_as = {"records": "members"}
 
     def combinations(self) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
         """The members that differ in their seed alone, by what else they change."""
@@ -144,9 +127,6 @@ class SweepResult:
         if len(combinations) > MAX_ROWS:
             result.add_row(f"{len(combinations) - MAX_ROWS} more in results.json")
         return result
-
-    def __str__(self) -> str:
-        return as_text(self.table())
 
 
 def sweep_figure(sweep: Sweep, result: SweepResult, path: Path) -> None:

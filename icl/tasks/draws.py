@@ -64,3 +64,16 @@ def _threefry2x32(
         first = first + schedule[(group + 1) % 3]
         second = second + schedule[(group + 2) % 3] + jnp.uint32(group + 1)
     return first, second
+
+
+def stream(name: str, seed: int | None = None) -> jax.Array:
+    """A key for one purpose, whose draws differ from those of training and of other purposes.
+
+    Args:
+      name: the purpose, of which the first four letters count.
+      seed: seed of the evaluation or analysis; None for a purpose without a seed.
+    """
+    number = int.from_bytes(name[:4].encode("ascii"), "big")
+    return (
+        jax.random.key(number) if seed is None else jax.random.fold_in(jax.random.key(seed), number)
+    )

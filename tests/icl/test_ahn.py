@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import icl
+from icl.analysis import ask, layers
 from icl.analysis.preconditioning import (
     best_rates,
     descent_losses,
@@ -19,8 +20,7 @@ from icl.analysis.preconditioning import (
     preconditioning,
 )
 from icl.evaluation.curves import draw_prompts
-from icl.evaluation.result import as_text
-from icl.experiments import PRESETS, ahn, report
+from icl.experiments import PRESETS, ahn
 from icl.models import PreconditionedConfig, TransformerConfig
 from icl.sweeps import Sweep, SweepResult
 from icl.tasks import LinearRegression, WhitenedRegression
@@ -185,8 +185,7 @@ def test_what_has_no_preconditioners_is_refused(tmp_path):
         preconditioning(Run.create(tmp_path / "new", tiny()))
 
 
-def test_a_sweep_over_layers_ends_with_the_papers_figure(tmp_path, monkeypatch):
-    monkeypatch.setattr(ahn, "PROMPTS", 1000)
+def test_a_sweep_over_layers_ends_with_the_papers_figure(tmp_path):
     sweep = Sweep.create(tmp_path / "sweep", tiny(), {"layers": [1, 2]}, 2, "ahn/layers-xs")
     for member in sweep.members:
         made_up(member.run, size=1e-4)
@@ -198,10 +197,10 @@ def test_a_sweep_over_layers_ends_with_the_papers_figure(tmp_path, monkeypatch):
     del records[-1]["examples"]  # as of one that diverged
     SweepResult(sweep.path, 10, records).save()
 
-    text = as_text(report(sweep))
+    text = str(ask(PRESETS["ahn/layers-xs"].report, sweep, prompts=1000))
     saved = json.loads((sweep.path / "layers.json").read_text())
     assert saved["layers"] == [1, 2] and "preconditioned" in text and "diverged" not in text
-    plain, inverse = (saved["error"][name] for name in (ahn.DESCENT, ahn.PRECONDITIONED))
+    plain, inverse = (saved["error"][name] for name in (layers.DESCENT, layers.PRECONDITIONED))
     assert 1.05 > saved["zero_error"] > plain[0] > plain[1] > inverse[1]
     # The learner's matrices are those of descent at the rate 0.7, near the best of one step.
     learner = saved["error"]["learner"]
@@ -212,19 +211,19 @@ def test_a_sweep_over_layers_ends_with_the_papers_figure(tmp_path, monkeypatch):
     assert (sweep.path / "layers.png").stat().st_size > 5_000
 
     over = lambda over: Sweep(sweep.path, sweep.config, over, 1)
-    assert ahn.layers(over({"learning_rate": [0.1, 0.2]})) is None
-    assert ahn.layers(over({"layers": [1, 2], "learning_rate": [0.1]})) is None
+    assert layers.layers(over({"learning_rate": [0.1, 0.2]})) is None
+    assert layers.layers(over({"layers": [1, 2], "learning_rate": [0.1]})) is None
 
 
 def test_the_settings_are_those_of_the_public_code():
-    layers, rotated = PRESETS["ahn/layers"], PRESETS["ahn/rotated"].config
-    assert layers.over == {"model_layers": [1, 2, 3, 4]}
+    by_layers, rotated = PRESETS["ahn/layers"], PRESETS["ahn/rotated"].config
+    assert by_layers.over == {"model_layers": [1, 2, 3, 4]}
     assert (rotated.model.layers, rotated.training.steps) == (3, 100_000)
     for name in ("ahn/isotropic", "ahn/layers", "ahn/rotated"):
         config = PRESETS[name].config
         assert (config.task.dim, config.task.points, config.layout) == (5, 21, "concatenated")
         assert has_preconditioners(config) and config.optimizer.name == "adam"
-    rate = learning_rate_schedule(layers.config.optimizer, layers.config.training.steps)
+    rate = learning_rate_schedule(by_layers.config.optimizer, by_layers.config.training.steps)
     np.testing.assert_allclose([rate(0), rate(3999), rate(4000), rate(19_999)],
                                [0.01, 0.01, 0.005, 0.01 / 16])  # fmt: skip
 

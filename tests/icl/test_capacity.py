@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from icl.evaluation.result import as_text
+from icl.analysis.capacity import Capacity, capacity
 from icl.experiments import PRESETS
 from icl.sweeps import Sweep, SweepResult
 
@@ -30,21 +30,20 @@ def made_up(path, over):
 def test_the_error_is_that_after_twice_the_dimension(tmp_path):
     sizes = {f"d={d}": {"task_dim": d, "task_points": 2 * d + 1} for d in (2, 4)}
     sweep = made_up(tmp_path / "sweep", {"layers": [1, 3], "size": sizes})
-    report = PRESETS["garg/capacity-xs"].report
-    text = as_text(report(sweep))
+    text = str(capacity(sweep))
     saved = json.loads((sweep.path / "capacity.json").read_text())["error_after_2d_examples"]
     assert list(saved) == ["1 layers, width 16", "3 layers, width 16"]
     np.testing.assert_allclose(saved["3 layers, width 16"]["2"], [0.3 / 4] * 2)
     np.testing.assert_allclose(saved["1 layers, width 16"]["4"], [0.1 / 8] * 2)
     assert "d=4" in text and "0.075" in text
     assert (sweep.path / "capacity.png").stat().st_size > 5_000
+    assert str(Capacity.load(sweep)) == text
 
 
 def test_sweeps_over_something_else_have_no_such_figure(tmp_path):
-    report = PRESETS["garg/capacity-xs"].report
-    assert report(made_up(tmp_path / "a", {"layers": [1, 2]})) is None
+    assert capacity(made_up(tmp_path / "a", {"layers": [1, 2]})) is None
     assert (
-        report(made_up(tmp_path / "b", {"size": {"d=4": {"task_dim": 4, "task_points": 5}}}))
+        capacity(made_up(tmp_path / "b", {"size": {"d=4": {"task_dim": 4, "task_points": 5}}}))
         is None
     )
 

@@ -10,11 +10,14 @@ import sys
 import time
 import types
 
+import numpy as np
 import pytest
 
 from icl import cli
+from icl.analysis import ANALYSES, Analysis
 from icl.cli import main
-from icl.experiments import PRESETS, STUDIES, Study
+from icl.evaluation import Curve, Evaluation
+from icl.experiments import PRESETS
 
 TINY = [
     "--task.dim=3", "--task.points=5", "--model.layers=1", "--model.width=16",
@@ -40,7 +43,7 @@ def test_list_shows_every_preset_with_a_line(capsys, monkeypatch):
     for name in PRESETS:
         assert name in lines
     # Piped whole, and cut at the width of a terminal.
-    assert len(lines.splitlines()) == 1 + len(PRESETS) + len(STUDIES)
+    assert len(lines.splitlines()) == 3 + len(PRESETS)  # two studies
     assert all(preset.summary in lines for preset in PRESETS.values())
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("COLUMNS", "80")
@@ -241,13 +244,14 @@ def test_eval_asks_what_it_is_told_to(folder, capsys):
 
 def test_a_study_leaves_a_folder(tmp_path, capsys, monkeypatch):
     def study(folder):
-        (folder / "study.json").write_text("{}")
-        return "a table"
+        return Evaluation(
+            np.arange(1), {"a": Curve(*np.ones((3, 1)))}, None, 1, 2, folder
+        ).written()
 
-    monkeypatch.setitem(STUDIES, "mine/study", Study("mine/study", "a line", study))
+    monkeypatch.setitem(ANALYSES, "mine/study", Analysis("nothing", "a line", study))
     assert main(["study", "mine/study", "--folder", str(tmp_path / "new" / "folder")]) == 0
-    assert "a table" in capsys.readouterr().out
-    assert (tmp_path / "new" / "folder" / "study.json").exists()
+    assert "folder/eval.png" in capsys.readouterr().out
+    assert (tmp_path / "new" / "folder" / "eval.json").exists()
     assert main(["list"]) == 0 and "mine/study" in capsys.readouterr().out
     for arguments, message in (
         (["study"], "oswald/descent"),

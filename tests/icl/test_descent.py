@@ -10,9 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import icl
-from icl.analysis import ANALYSES, alignment, applicable, construction, copying, descent_shifts
-from icl.analysis.descent import interpolated, rates_of, tuned_descent
-from icl.experiments import oswald
+from icl.analysis import applicable, descent
+from icl.analysis.alignment import Alignment, alignment
+from icl.analysis.copying import copying
+from icl.analysis.descent import construction, interpolated, rates_of, tuned_descent
+from icl.analysis.descent_shifts import descent_shifts
+from icl.analysis.descent_study import descent_study
+from icl.analysis.final_losses import final_losses
 from icl.models import GradientDescentConfig, SelfAttentionConfig, TransformerConfig
 from icl.tasks import Curriculum, LinearRegression
 from icl.training import Learner, RunError
@@ -161,6 +165,7 @@ def test_a_trained_layer_becomes_a_step_of_gradient_descent(run):
     np.testing.assert_allclose(last["error"], last["loss"] / TASK.label_kind.scale, rtol=1e-6)
     saved = json.loads((run.path / "alignment.json").read_text())
     assert saved["loss"] == result.loss.tolist() and "path" not in saved
+    assert str(Alignment.load(run)) == str(result)
 
 
 def test_a_run_against_itself_is_the_same(run):
@@ -170,6 +175,7 @@ def test_a_run_against_itself_is_the_same(run):
     np.testing.assert_allclose(measures["sensitivity cosine"][-1], 1, atol=1e-5)
     assert np.isnan(result.interpolated).all()
     assert (run.path / f"alignment-{run.path.name}.json").exists()
+    assert str(Alignment.load(run, result.file)) == str(result)
 
 
 def test_shifts_hold_a_layer_against_descent(run):
@@ -210,7 +216,6 @@ def test_copying_sees_what_a_layer_moves(tmp_path):
 def test_questions_are_asked_of_runs_that_allow_them(run, tmp_path):
     assert applicable(run.config) == ["alignment", "descent-shifts", "heads"]
     assert set(applicable(tiny())) == {"shifts", "function", "heads"}
-    assert set(ANALYSES) >= {"pool", "loops", "copying", "dual", "preconditioning"}
     plain = icl.train(tiny(training_steps=5), tmp_path / "run", logging=QUIET)
     with pytest.raises(ValueError, match="predicts every label"):
         alignment(plain)
@@ -227,15 +232,15 @@ def test_questions_are_asked_of_runs_that_allow_them(run, tmp_path):
 
 
 def test_the_study_of_descent_equals_its_construction(tmp_path, monkeypatch):
-    monkeypatch.setattr(oswald, "STUDY_BATCHES", 2)
-    table = oswald.descent(tmp_path, kinds=[(1, False, True)], examples=[10])
+    monkeypatch.setattr(descent, "QUERY_BATCHES", 2)
+    result = descent_study(tmp_path, kinds=[(1, False, True)], examples=[10])
     found = json.loads((tmp_path / "descent.json").read_text())
     step = found["descent"]["GD, 1 step"]
     assert step["construction differs by"] < 1e-6
     np.testing.assert_allclose([step["error"], step["learning_rate"][0]], [0.4949, 6.06], rtol=0.04)
     np.testing.assert_allclose(found["gamma_by_examples"]["10"], 0.176, rtol=0.04)
     assert found["descent"]["zero"]["error"] == 1
-    assert table.row_count == 3 and (tmp_path / "descent.png").stat().st_size > 10_000
+    assert result.table().row_count == 3 and (tmp_path / "descent.png").stat().st_size > 10_000
 
 
 def test_a_sweep_of_single_layers_ends_with_their_losses(tmp_path):
@@ -244,9 +249,9 @@ def test_a_sweep_of_single_layers_ends_with_their_losses(tmp_path):
     sweep = icl.sweeps.train_sweep(
         config, {"attention": kinds}, sweep_dir=tmp_path / "sweep", progress=False
     )
-    table = oswald.final_losses(sweep)
+    result = final_losses(sweep)
     found = json.loads((sweep.path / "losses.json").read_text())
-    assert list(found["error"]) == ["linear", "softmax"] and table.row_count == 3
+    assert list(found["error"]) == ["linear", "softmax"] and result.table().row_count == 3
     assert 0 < found["one step of gradient descent"] < found["error"]["linear"][0]
     assert (sweep.path / "losses.png").stat().st_size > 1000
 

@@ -23,8 +23,9 @@ from icl.analysis.dual import (
     positive_features,
     sum_of_heads,
 )
-from icl.evaluation.result import as_text
-from icl.experiments import PRESETS, ren
+from icl.analysis.random_features import gaps, random_features
+from icl.analysis.variants import PLAIN, variant_label, variants
+from icl.experiments import PRESETS
 from icl.kernels import dot_product_attention
 from icl.models import ContrastiveAttentionConfig, SelfAttentionConfig
 from icl.sweeps import Sweep, SweepResult
@@ -164,7 +165,7 @@ def test_features_have_the_exponential_kernel_as_their_mean():
 
 def test_the_gap_falls_with_the_number_of_features():
     keys = jax.random.split(jax.random.key(0), 40)
-    ends = [np.median(ren.gaps(jax.random.clone(keys), count)[:, -1]) for count in (30, 3_000)]
+    ends = [np.median(gaps(jax.random.clone(keys), count)[:, -1]) for count in (30, 3_000)]
     assert ends[0] > 4 * ends[1]
 
 
@@ -186,7 +187,7 @@ def test_the_denominator_is_the_softmaxs():
 
 
 def test_the_study_writes_what_it_found(tmp_path):
-    table = as_text(ren.random_features(tmp_path, features=(30, 3_000), draws=40))
+    table = str(random_features(tmp_path, features=(30, 3_000), draws=40))
     saved = json.loads((tmp_path / "random-features.json").read_text())
     assert set(saved["gap_by_step"]) == {"kernel", "30", "3000"}
     assert np.shape(saved["gap_by_step"]["30"]) == (3, 16)
@@ -194,7 +195,7 @@ def test_the_study_writes_what_it_found(tmp_path):
     assert "3,000" in table and "0.592" in table
     assert (tmp_path / "random-features.png").stat().st_size > 5_000
     with pytest.raises(ValueError, match="at least 1"):
-        ren.random_features(tmp_path, draws=0)
+        random_features(tmp_path, draws=0)
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +211,7 @@ def test_the_dual_of_a_trained_layer_ends_at_its_output(run):
     assert result.norm["kernel"].shape == (3, 6)
     saved = DualCurves.load(run)
     np.testing.assert_allclose(saved.gap["5000"], result.gap["5000"])
-    assert as_text(saved.table()) == str(result)
+    assert str(saved) == str(result)
     assert (run.path / "dual.png").stat().st_size > 5_000
 
 
@@ -406,10 +407,10 @@ def test_what_variants_cost():
 def test_the_presets_sweep_is_over_variants_and_can_be_read_back():
     known = PRESETS["ren/variants-xs"]
     labels = {
-        ren.variant_label(known.config.replace(**settings).model)
+        variant_label(known.config.replace(**settings).model)
         for settings in known.over["variant"].values()
     }
-    assert len(labels) == len(known.over["variant"]) and ren.PLAIN in labels
+    assert len(labels) == len(known.over["variant"]) and PLAIN in labels
     assert "regularised, alpha 0.5" in labels and "5 negatives, beta 0.5" in labels
     assert config_from_dict(config_to_dict(known.config)) == known.config
     assert type(PRESETS["ren/linear-xs"].config.model) is SelfAttentionConfig
@@ -432,13 +433,12 @@ def made_up(path, over, config):
 
 def test_the_report_compares_variants_with_the_plain_one(tmp_path):
     config = TINY.replace(model=ContrastiveAttentionConfig(query_in_context=True))
-    report = PRESETS["ren/variants-xs"].report
     sweep = made_up(tmp_path / "a", {"regularization": [0.0, 0.5]}, config)
-    text = as_text(report(sweep))
+    text = str(variants(sweep))
     saved = json.loads((sweep.path / "variants.json").read_text())
     assert saved["variants"]["regularised, alpha 0.5"]["error"] == [0.4]
     np.testing.assert_allclose(saved["variants"]["plain"]["loss"][0][0], 0.1 / 1.0)
     assert "+0.100" in text
     assert (sweep.path / "variants.png").stat().st_size > 5_000
-    assert report(made_up(tmp_path / "b", {"learning_rate": [0.1, 0.2]}, config)) is None
-    assert report(made_up(tmp_path / "c", {"learning_rate": [0.1, 0.2]}, TINY)) is None
+    assert variants(made_up(tmp_path / "b", {"learning_rate": [0.1, 0.2]}, config)) is None
+    assert variants(made_up(tmp_path / "c", {"learning_rate": [0.1, 0.2]}, TINY)) is None

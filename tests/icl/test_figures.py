@@ -9,9 +9,7 @@ from matplotlib.figure import Figure
 import icl
 from icl.analysis.alignment import MOST_CHECKPOINTS, _log_spaced
 from icl.analysis.descent_shifts import DescentShifts, ShiftCurves
-from icl.analysis.descent_shifts import _figure as shifts_figure
-from icl.analysis.preconditioning import Preconditioning, preconditioning_figure
-from icl.evaluation.figures import evaluation_figure
+from icl.analysis.preconditioning import Preconditioning
 from icl.evaluation.result import Curve, Evaluation
 from icl.sweeps import Sweep, SweepResult
 from icl.sweeps.results import sweep_figure
@@ -36,7 +34,7 @@ def evaluation(tmp_path, **errors):
 
 def test_a_single_query_is_a_row_for_each_estimator(drawn, tmp_path):
     found = evaluation(tmp_path, learner=(0.5, 0.02), ridge=(0.3, 0.01), far=(5e3, 2e3))
-    evaluation_figure(found, tmp_path / "eval.png")
+    found.draw()
     assert set(drawn) == {"eval.png", "eval.pdf"}
     [axes] = drawn["eval.png"].axes
     labels = [label.get_text() for label in axes.get_yticklabels()]
@@ -73,8 +71,10 @@ def test_shifts_have_axes_that_suit_them(drawn, tmp_path):
         "inputs": ShiftCurves(["uniform", "normal"], pair([0.5, 170.0], [0.5, 168.0])),
         "times applied": ShiftCurves([1, 2, 3], pair([0.5, 0.3, 0.1], [0.5, 1e3, 1e8])),
     }
-    shifts_figure(DescentShifts(sweeps, 7, 100, tmp_path / "run"), tmp_path / "shifts.png")
-    tasks, inputs, applied = (axes for axes in drawn["shifts.pdf"].axes if axes.get_visible())
+    DescentShifts(sweeps, 7, 100, tmp_path / "run").draw()
+    tasks, inputs, applied = (
+        axes for axes in drawn["descent-shifts.pdf"].axes if axes.get_visible()
+    )
     assert tasks.get_yscale() == "linear" and tasks.get_ylim()[0] == 0
     assert {line.get_linestyle() for line in inputs.lines} == {"None"}
     assert [label.get_text() for label in inputs.get_xticklabels()] == ["uniform", "normal"]
@@ -87,8 +87,10 @@ def test_matrices_of_a_row_share_their_colours(drawn, tmp_path):
     found = Preconditioning(
         query, 3 * query[1:], steps, np.ones((2, 2)), np.ones((2, 1)), tmp_path / "run"
     )
-    preconditioning_figure(found, tmp_path / "matrices.png")
-    scales = [image.get_clim() for axes in drawn["matrices.pdf"].axes for image in axes.images]
+    found.draw()
+    scales = [
+        image.get_clim() for axes in drawn["preconditioning.pdf"].axes for image in axes.images
+    ]
     assert scales == [(-1, 1), (-1, 1), (-3, 3)]
 
 
@@ -108,8 +110,11 @@ def test_every_figure_is_saved_in_both_forms():
 
 def test_equal_figures_are_equal_files(tmp_path):
     found = evaluation(tmp_path, learner=(0.5, 0.02))
-    for name in ("a.png", "b.png"):
-        evaluation_figure(found, tmp_path / name)
-    for suffix, start in ((".png", b"\x89PNG"), (".pdf", b"%PDF")):
-        ours, theirs = ((tmp_path / name).with_suffix(suffix).read_bytes() for name in "ab")
+    found.path.mkdir()
+    files = [found.figure_path, found.figure_path.with_suffix(".pdf")]
+    drawn = []
+    for _ in range(2):
+        found.draw()
+        drawn.append([file.read_bytes() for file in files])
+    for ours, theirs, start in zip(*drawn, (b"\x89PNG", b"%PDF")):
         assert ours == theirs and ours.startswith(start)

@@ -189,7 +189,7 @@ def test_models_without_heads_are_told_apart(run, tmp_path):
     other = untrained(tmp_path / "run", model=recurrent.model)
     with pytest.raises(NotImplementedError, match="a LSTM has no attention heads; transformers"):
         heads(other)
-    with pytest.raises(RunError, match="not analysed yet"):
+    with pytest.raises(RunError, match="no heads.npz.*icl eval"):
         Heads.load(other)
     with pytest.raises(ValueError, match="at least 1"):
         heads(run, prompts=0)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import icl
-from icl.evaluation import errors_by_loop
+from icl.analysis.loops import errors_by_loop
 from icl.evaluation.curves import learner_errors
 from icl.layers import MIXERS, layer_norm
 from icl.layers.linear import linear_dot_general
@@ -175,7 +175,7 @@ def test_looped_and_recurrent_models_learn(name, tmp_path):
     losses = [record["loss"] for record in run.metrics()]
     assert losses[-1] < 0.5 * losses[0]
     if name == "looped_transformer":
-        errors = errors_by_loop(run, [7, 1, 20], prompts=256)
+        errors = errors_by_loop(run, [7, 1, 20], prompts=256).errors
         assert errors.shape == (3,) and len(set(errors)) == 3
         assert (run.path / "loops.png").stat().st_size > 10_000
         learner = Learner(config)

@@ -9,10 +9,11 @@ import pytest
 
 import icl
 from icl import api
+from icl.analysis import pool, threshold
+from icl.analysis.pool import PoolEvaluation, discrete_mmse, evaluate_pool
 from icl.cli import main
-from icl.evaluation import baselines, pool
-from icl.evaluation.pool import PoolEvaluation, discrete_mmse, evaluate_pool
-from icl.experiments import PRESETS, raventos, register
+from icl.evaluation import baselines
+from icl.experiments import PRESETS, register
 from icl.sweeps import Sweep
 from icl.sweeps import train as sweep_training
 from icl.sweeps.grid import check_over, grid, member_name
@@ -177,9 +178,9 @@ def swept(tmp_path_factory):
     training = TrainingConfig(steps=2, batch_size=4)
     config = tiny(task_noise=0.5, layout="tagged", training=training, optimizer_warmup_steps=0)
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
-        register("raventos/tiny", "tiny", config, over={"pool": [1, 4]}, report=raventos.threshold)
+        register("raventos/tiny", config, "tiny", over={"pool": [1, 4]}, report="threshold")
         patch.setattr(sweep_training, "PROMPTS", 64)
-        patch.setattr(raventos, "PROMPTS", 64)
+        patch.setitem(threshold.threshold.__kwdefaults__, "prompts", 64)
         assert main(["sweep", "raventos/tiny", f"--sweep-dir={folder}"]) == 0
         yield folder, output.getvalue()
         del PRESETS["raventos/tiny"]
@@ -198,6 +199,9 @@ def test_a_preset_sweeps_its_own_grid_and_reports(swept):
     assert of_one < of_four
     assert line["seeds"] == [0] and np.shape(line["own_error"]) == (2, 1)
     assert "pool size" in printed and "threshold.png" in printed
+    assert (
+        str(threshold.Threshold.load(sweep)).split() == str(icl.experiments.report(sweep)).split()
+    )
 
 
 def test_resuming_a_finished_sweep_draws_its_figures_again(swept, capsys):
@@ -269,7 +273,7 @@ def line_of(tmp_path, *seeds):
 
     The learner is on the way to ridge, and has an error of its own beside that.
     """
-    line = raventos._Line({})
+    found = {}
     for seed, by_size in enumerate(seeds):
         for size, (share, own, apart) in by_size.items():
             parts = {
@@ -277,10 +281,10 @@ def line_of(tmp_path, *seeds):
                 "learner, ridge": np.array([(1 - share) ** 2 * apart + own]),
                 "ridge, dMMSE": np.array([apart]),
             }
-            line.found.setdefault(seed, {})[size] = PoolEvaluation(
+            found.setdefault(seed, {})[size] = PoolEvaluation(
                 np.arange(1), {}, {"fresh": parts}, size, 1, 1, 0, tmp_path
             )
-    return line
+    return threshold.Line.of({}, found)
 
 
 def test_the_threshold_is_where_ridge_becomes_nearer(tmp_path):

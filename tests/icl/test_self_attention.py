@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import icl
+from icl.analysis.pool import evaluate_pool
 from icl.models import GradientDescentConfig, PreconditionedConfig, SelfAttentionConfig
 from icl.models.flops import training_flops
 from icl.tasks import Curriculum, LinearRegression, ManyOutlierRegression, SineRegression
@@ -207,7 +208,7 @@ def test_a_pool_of_prompts_is_learned_by_heart(tmp_path):
     with pytest.raises(ValueError, match="needs its size"):
         config.replace(training_pool_size=None)
     with pytest.raises(ValueError, match="pool of prompts, not of tasks"):
-        icl.evaluation.evaluate_pool(
+        evaluate_pool(
             icl.training.Run.create(
                 tmp_path / "noisy", config.replace(task_noise=0.5, model_features=None)
             )

@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 
 import icl
-from icl.analysis import LearnedFunction, learned_function
-from icl.analysis.learned_function import alignment, draw_lines, query_gradients
+from icl.analysis.learned_function import (
+    LearnedFunction,
+    draw_lines,
+    gradient_cosines,
+    learned_function,
+    query_gradients,
+)
+from icl.analysis.shifts import SHIFTS, Shifts, error_name_of, evaluate_shifts, shifts_of
 from icl.evaluation import baselines
-from icl.evaluation.shifts import SHIFTS, Shifts, error_name_of, evaluate_shifts, shifts_of
 from icl.tasks import (
     DecisionTree,
     LinearClassification,
@@ -173,7 +178,7 @@ def run(tmp_path_factory):
 
 def test_an_evaluation_under_shifts_is_saved_shown_and_drawn(run, monkeypatch):
     names = "none half_subspace scale_x=1/3 scale_y=3 orthogonal_query overlapping_query".split()
-    monkeypatch.setattr("icl.evaluation.shifts.SHIFTS", {name: SHIFTS[name] for name in names})
+    monkeypatch.setattr("icl.analysis.shifts.SHIFTS", {name: SHIFTS[name] for name in names})
     result = evaluate_shifts(run, prompts=150, resamples=20)
     assert list(result.curves) == names
     assert str(Shifts.load(run)) == str(result) and "half_subspace" in str(result)
@@ -195,13 +200,13 @@ def test_an_evaluation_under_shifts_is_saved_shown_and_drawn(run, monkeypatch):
 def test_the_gradient_of_an_exact_linear_predictor_lies_along_w(points):
     w, episodes, _ = draw_lines(LinearRegression(dim=4, points=points), jax.random.key(0), 10)
     exact = lambda episodes, queries: (queries * w[:, None]).sum(axis=-1)
-    along, projected = alignment(query_gradients(exact, episodes, episodes.x), w, episodes.x)
+    along, projected = gradient_cosines(query_gradients(exact, episodes, episodes.x), w, episodes.x)
     np.testing.assert_allclose(along, 1, rtol=1e-5)
     assert np.isnan(projected[:, 0]).all()
     np.testing.assert_allclose(projected[:, 4:], 1, rtol=1e-5)
     # Least squares from fewer points than dimensions knows the projection and no more.
     fit = lambda episodes, queries: baselines.least_squares(episodes.x, episodes.y, queries)
-    _, projected = alignment(query_gradients(fit, episodes, episodes.x), w, episodes.x)
+    _, projected = gradient_cosines(query_gradients(fit, episodes, episodes.x), w, episodes.x)
     np.testing.assert_allclose(projected[:, 1:4], 1, rtol=1e-3)
 
 

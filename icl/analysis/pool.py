@@ -16,18 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
+from ..evaluation.baselines import ridge
+from ..report import Result, at_least_one, open_run, show_number
 from ..tasks import LinearRegression, TaskFamily, pool_task, sample_batch, sample_prompt
+from ..tasks.draws import stream
 from ..training.config import Config
-from ..training.disk import reading
 from ..training.learner import Learner, Params
 from ..training.population import group_by_program, shared_config
-from ..training.run import Run, RunError, write_json
+from ..training.run import Run
 from ..training.step import pool_key
-from .baselines import ridge
-from .result import as_text, show_number
 
-# Prompts come from another stream than training and other evaluations, whatever the seeds.
-POOL_STREAM = 0x706F6F6C
 PROMPTS_AT_ONCE = 256
 PREDICTORS = ("learner", "ridge", "dMMSE")
 PAIRS = (("learner", "ridge"), ("learner", "dMMSE"), ("ridge", "dMMSE"))
@@ -115,7 +113,7 @@ def _check_family(family: TaskFamily) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class PoolEvaluation:
+class PoolEvaluation(Result):
     """A pool-trained learner beside ridge regression and dMMSE, on fresh and on the pool's tasks.
 
     Attributes:
@@ -141,28 +139,7 @@ class PoolEvaluation:
     seed: int
     path: Path
 
-    def save(self) -> None:
-        """Writes `pool.json` in the run's folder."""
-        data = {name: value for name, value in vars(self).items() if name != "path"}
-        write_json(self.path / "pool.json", data)
-
-    @classmethod
-    def load(cls, run: Run) -> "PoolEvaluation":
-        """Reads the newest one of a run.
-
-        Raises:
-          RunError: it has none, or it cannot be read.
-        """
-        file = run.path / "pool.json"
-        if not file.exists():
-            raise RunError(f"{run.path} has no pool.json; icl.evaluation.evaluate_pool makes it")
-        with reading(file, "make it again with icl.evaluation.evaluate_pool") as data:
-            for name in ("error", "difference"):
-                data[name] = {
-                    kind: {key: np.array(values, np.float64) for key, values in parts.items()}
-                    for kind, parts in data[name].items()
-                }
-            return cls(**(data | {"examples": np.array(data["examples"]), "path": run.path}))
+    file = "pool"
 
     def table(self) -> Table:
         """Errors and differences, averaged over the numbers of examples."""
@@ -183,9 +160,6 @@ class PoolEvaluation:
             result.add_row(f"squared difference of {pair}", *row(self.difference, pair))
         return result
 
-    def __str__(self) -> str:
-        return as_text(self.table())
-
 
 def evaluate_pool(run: Run | str | Path, *, prompts: int = 2048, seed: int = 0) -> PoolEvaluation:
     """Holds a run's newest checkpoint against ridge and dMMSE; writes `pool.json` in its folder.
@@ -202,7 +176,7 @@ def evaluate_pool(run: Run | str | Path, *, prompts: int = 2048, seed: int = 0) 
       RunError: no run there, or it has no checkpoint.
       ValueError: fewer than one prompt, or a run without a pool or of another task.
     """
-    run = run if isinstance(run, Run) else Run.open(run)
+    run, _ = open_run(run, prompts=prompts)
     [result] = evaluate_pools([run], prompts=prompts, seed=seed)
     return result
 
@@ -211,8 +185,7 @@ def evaluate_pools(
     runs: Sequence[Run], *, prompts: int = 2048, seed: int = 0
 ) -> Iterator[PoolEvaluation]:
     """`evaluate_pool` of many runs in turn, compiled once for those that share a program."""
-    if prompts < 1:
-        raise ValueError(f"prompts must be at least 1, got {prompts}")
+    at_least_one(prompts=prompts)
     sizes = [_pool_size(run) for run in runs]
     configs = [run.config for run in runs]
     programs: dict[int, Any] = {}
@@ -220,16 +193,15 @@ def evaluate_pools(
         compare = jax.jit(_comparison(shared_config(configs[group[0]]), prompts))
         programs |= dict.fromkeys(group, compare)
     for index, (run, size) in enumerate(zip(runs, sizes)):
-        step, params = run.variables()
-        prompt_key = jax.random.fold_in(jax.random.key(seed), POOL_STREAM)
+        step, params = run.params()
+        prompt_key = stream("pool", seed)
         sums = programs[index](params, pool_key(run.config), jnp.int32(size), prompt_key)
         scored = _scored(Learner(run.config))
         error, difference = jax.tree.map(partial(_mean, scored, prompts), sums)
         result = PoolEvaluation(
             np.flatnonzero(scored), error, difference, size, step, prompts, seed, run.path
         )
-        result.save()
-        yield result
+        yield result.written()
 
 
 def _comparison(config: Config, prompts: int):

@@ -15,28 +15,28 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
+from ..evaluation import baselines
+from ..evaluation.chunks import in_chunks
+from ..evaluation.curves import bootstrap
+from ..evaluation.queries import predict_queries
+from ..evaluation.result import Curve
+from ..report import Result, open_run, show_number, spread
 from ..tasks import (
     DecisionTree,
     Episode,
-    FunctionFamily,
     LinearClassification,
     LinearRegression,
     QuadraticRegression,
     ReLUNetwork,
     SparseLinearRegression,
+    TaskFamily,
 )
-from ..training.disk import reading
+from ..tasks.draws import stream
+from ..training.config import Config
 from ..training.learner import Learner
-from ..training.run import Run, RunError, write_json
-from . import baselines
-from .chunks import in_chunks
-from .curves import bootstrap
-from .figures import STYLE, pyplot, save_figure
-from .queries import predict_queries
-from .result import Curve, as_text, show_number, spread
+from ..training.run import Run
+from .descent import query_only
 
-# Another stream than training's and that of `evaluate`, whatever the seeds.
-SHIFT_STREAM = 0x73686966
 MAX_COLUMNS = 5  # of the table
 PANELS = 5  # of the figure, in a row
 LEARNER, LEAST_SQUARES = "learner", "least squares"
@@ -60,7 +60,7 @@ class Shifted(NamedTuple):
 
 # Apart from what the shifts do, so that the random numbers of all of them compile once.
 @partial(jax.jit, static_argnums=(0, 2))
-def _unshifted(family: FunctionFamily, key: jax.Array, prompts: int) -> tuple[Any, jax.Array]:
+def _unshifted(family: TaskFamily, key: jax.Array, prompts: int) -> tuple[Any, jax.Array]:
     """Tasks and inputs as in training."""
 
     def draw(key):
@@ -72,7 +72,7 @@ def _unshifted(family: FunctionFamily, key: jax.Array, prompts: int) -> tuple[An
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _shifted(
-    shift: "Shift", family: FunctionFamily, key: jax.Array, tasks: Any, x: jax.Array
+    shift: "Shift", family: TaskFamily, key: jax.Array, tasks: Any, x: jax.Array
 ) -> Shifted:
     keys = jax.random.split(key, len(x))
     return jax.vmap(lambda *given: shift.apply(family, *given))(keys, tasks, x)
@@ -93,15 +93,15 @@ class Shift:
     description: str
     change: Change = lambda key, x: (x, None)
     """From a key and inputs `[points, dim]` as in training, those of the prompt and its queries."""
-    relabel: Callable[[FunctionFamily], FunctionFamily] = lambda family: family
+    relabel: Callable[[TaskFamily], TaskFamily] = lambda family: family
     """The family that draws the labels."""
-    label_size: Callable[[FunctionFamily], float] = lambda family: 1.0
+    label_size: Callable[[TaskFamily], float] = lambda family: 1.0
     """Mean squared label over that in training."""
     examples: Callable[[int], tuple[int, int | None]] = lambda dim: (0, None)
     """The numbers of examples, from and below, after which there is such a query."""
-    families: tuple[type[FunctionFamily], ...] = GAUSSIAN
+    families: tuple[type[TaskFamily], ...] = GAUSSIAN
 
-    def draw(self, family: FunctionFamily, key: jax.Array, prompts: int) -> Shifted:
+    def draw(self, family: TaskFamily, key: jax.Array, prompts: int) -> Shifted:
         """Draws prompts of fresh tasks under the shift, leading axis `prompts`.
 
         With one key all shifts start from the same tasks, inputs and noise. It is consumed.
@@ -110,7 +110,7 @@ class Shift:
         tasks, x = _unshifted(family, start_key, prompts)
         return _shifted(self, family, shift_key, tasks, x)
 
-    def apply(self, family: FunctionFamily, key: jax.Array, task: Any, x: jax.Array) -> Shifted:
+    def apply(self, family: TaskFamily, key: jax.Array, task: Any, x: jax.Array) -> Shifted:
         """One prompt under the shift, of a task and inputs as in training; the key is consumed."""
         change_key, episode_key = jax.random.split(key)
         x, queries = self.change(change_key, x)
@@ -128,14 +128,14 @@ class Shift:
         episode = jax.tree.map(lambda a: a[:points], labelled)
         return Shifted(episode, queries, labelled.y[-points:])
 
-    def error(self, family: FunctionFamily, prediction: Any, labels: Any) -> Any:
+    def error(self, family: TaskFamily, prediction: Any, labels: Any) -> Any:
         """Normalised errors `[..., points]` under the shift."""
         # Renormalised labels have the same mean square under every shift.
         size = 1.0 if getattr(family, "renormalize", False) else self.label_size(family)
-        return family.label_kind.error(prediction, labels) / size
+        return family.error(prediction, labels) / size
 
 
-def _with(family: FunctionFamily, **methods: Callable[..., Any]) -> FunctionFamily:
+def _with(family: TaskFamily, **methods: Callable[..., Any]) -> TaskFamily:
     """The family with methods replaced."""
     return type(type(family).__name__, (type(family),), methods)(**vars(family))
 
@@ -164,7 +164,7 @@ def _half(dim: int) -> jax.Array:
     return (jnp.arange(dim) < max(dim // 2, 1)).astype(jnp.float32)
 
 
-def _fourth_moment(spectrum: Callable[[int], jax.Array]) -> Callable[[FunctionFamily], float]:
+def _fourth_moment(spectrum: Callable[[int], jax.Array]) -> Callable[[TaskFamily], float]:
     """Squares of inputs grow with their covariance's spectrum C: E x_j^4 over a uniform basis."""
 
     def size(family):
@@ -200,19 +200,18 @@ def _scaled_labels(scale: float) -> Shift:
     )
 
 
-def _noisy(family: FunctionFamily) -> FunctionFamily:
+def _noisy(family: TaskFamily) -> TaskFamily:
     """Noise of variance dim/20, as in the paper's text."""
     return dataclasses.replace(family, noise=(family.dim / 20) ** 0.5)
 
 
-def _noisy_renormalised(family: FunctionFamily) -> FunctionFamily:
+def _noisy_renormalised(family: TaskFamily) -> TaskFamily:
     """Noise of deviation 1, after which labels are brought back to their former size.
 
     The public code divides by the deviation of a whole batch, here by what that estimates.
     """
     plain = dataclasses.replace(family, renormalize=False)
-    assert isinstance(family, LinearRegression) and isinstance(plain, LinearRegression)
-    factor = (family.mean_squared_label / (plain.mean_squared_label + 1)) ** 0.5
+    factor = (family.error_scale / (plain.error_scale + 1)) ** 0.5
     noisy = dataclasses.replace(plain, noise=factor)
     return _with(noisy, label=lambda self, task, x: factor * family.label(task, x))
 
@@ -291,7 +290,7 @@ SHIFTS: dict[str, Shift] = {
 }
 
 
-def shifts_of(family: FunctionFamily) -> dict[str, Shift]:
+def shifts_of(family: TaskFamily) -> dict[str, Shift]:
     """The shifts that make sense for a family, by name; none for one whose inputs are special."""
     if isinstance(family, LinearRegression) and (family.inputs != "normal" or family.random_labels):
         return {}
@@ -299,8 +298,13 @@ def shifts_of(family: FunctionFamily) -> dict[str, Shift]:
     return {name: shift for name, shift in SHIFTS.items() if type(family) in shift.families}
 
 
+def has_shifts(config: Config) -> bool:
+    """Whether runs with these settings can be evaluated under shifts."""
+    return not query_only(config) and bool(shifts_of(config.task))
+
+
 @dataclasses.dataclass(frozen=True)
-class Shifts:
+class Shifts(Result):
     """Errors of a learner and of least squares under each shift.
 
     Attributes:
@@ -320,40 +324,8 @@ class Shifts:
     prompts: int
     path: Path
 
-    def save(self) -> None:
-        """Writes `shifts.json` in the run's folder; null where a shift has no query."""
-        data = {
-            "step": self.step,
-            "prompts": self.prompts,
-            "examples": self.examples,
-            "error_name": self.error_name,
-            "error": {
-                shift: {who: vars(curve) for who, curve in of.items()}
-                for shift, of in self.curves.items()
-            },
-        }
-        write_json(self.path / "shifts.json", data)
-
-    @classmethod
-    def load(cls, run: Run) -> "Shifts":
-        """Reads the newest evaluation under shifts of a run.
-
-        Raises:
-          RunError: it has none, or it cannot be read.
-        """
-        file = run.path / "shifts.json"
-        if not file.exists():
-            raise RunError(f"{run.path} was not evaluated under shifts yet: evaluate_shifts(run)")
-        curve = lambda ends: Curve(**{end: np.array(v, np.float64) for end, v in ends.items()})
-        with reading(file, "make it again with: evaluate_shifts(run)") as data:
-            curves = {
-                shift: {who: curve(ends) for who, ends in of.items()}
-                for shift, of in data["error"].items()
-            }
-            return cls(
-                np.array(data["examples"]), curves, data["error_name"], data["step"],
-                data["prompts"], run.path,
-            )  # fmt: skip
+    file = "shifts"
+    saved_as = {"curves": "error"}
 
     def table(self) -> Table:
         """Error by number of examples, a row a shift for the learner and one for least squares."""
@@ -374,8 +346,39 @@ class Shifts:
                 result.add_row(name, who, *numbers, style=None if own else "dim")
         return result
 
-    def __str__(self) -> str:
-        return as_text(self.table())
+    def figure(self, plt: Any) -> Any:
+        """Error against the number of examples, a panel a shift (as Garg et al. 2022, figure 4)."""
+        rows = -(-len(self.curves) // PANELS)
+        columns = min(PANELS, len(self.curves))
+        figure, grid = plt.subplots(
+            rows,
+            columns,
+            sharex=True,
+            sharey=True,
+            squeeze=False,
+            figsize=(2.1 * columns, 1.7 * rows + 0.6),
+            layout="constrained",
+        )
+        panels = list(grid.flat)
+        for axes, (name, of) in zip(panels, self.curves.items()):
+            for who, curve in of.items():
+                own = who == LEARNER
+                line: dict[str, Any] = dict(linewidth=2 if own else 1.3)
+                [drawn] = axes.plot(
+                    self.examples, curve.mean, "-" if own else "--", label=who, **line
+                )
+                axes.fill_between(
+                    self.examples, curve.low, curve.high, alpha=0.25, color=drawn.get_color()
+                )
+            axes.set_title(name, fontsize=9)
+        for axes in panels[len(self.curves) :]:
+            axes.set_visible(False)
+        panels[0].set_ylim(-0.05, 1.55)
+        figure.supxlabel("in-context examples", fontsize=10)
+        figure.supylabel(self.error_name, fontsize=10)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=9)
+        return figure
 
 
 def evaluate_shifts(
@@ -397,17 +400,13 @@ def evaluate_shifts(
       ValueError: fewer than one prompt or resample, a family without shifts, or the concatenated
         layout.
     """
-    if prompts < 1 or resamples < 1:
-        raise ValueError(f"prompts ({prompts}) and resamples ({resamples}) must be at least 1")
-    run = run if isinstance(run, Run) else Run.open(run)
-    learner, family = Learner(run.config), run.config.task
+    run, learner = open_run(run, prompts=prompts, resamples=resamples)
+    family = run.config.task
     shifts = shifts_of(family)
     if not shifts:
         raise ValueError(f"no shift is known for {type(family).__name__}")
-    step, params = run.variables()
-    draw_key, resample_key = jax.random.split(
-        jax.random.fold_in(jax.random.key(seed), SHIFT_STREAM)
-    )
+    step, params = run.params()
+    draw_key, resample_key = jax.random.split(stream("shifts", seed))
     draw = lambda shift: shift.draw(family, jax.random.clone(draw_key), prompts)
     drawn = {name: jax.tree.map(np.asarray, draw(shift)) for name, shift in shifts.items()}
     errors = np.zeros((prompts, len(shifts), 2, family.points))
@@ -431,19 +430,14 @@ def evaluate_shifts(
         curves[name] = {
             who: Curve(*(end[w] for end in ends)) for w, who in enumerate((LEARNER, LEAST_SQUARES))
         }
-    result = Shifts(examples, curves, error_name_of(family, shifts), step, prompts, run.path)
-    result.save()
-    shifts_figure(result, run.path / "shifts.png")
-    return result
+    name = error_name_of(family, shifts)
+    return Shifts(examples, curves, name, step, prompts, run.path).written()
 
 
-def error_name_of(family: FunctionFamily, shifts: dict[str, Shift]) -> str:
+def error_name_of(family: TaskFamily, shifts: dict[str, Shift]) -> str:
     """What `Shift.error` is under these shifts, in words."""
-    noisy = (
-        "noise_paper" in shifts
-        and _noisy(family).label_kind.error_name != family.label_kind.error_name
-    )
-    return family.label_kind.error_name + (" (of noise_paper without its noise)" if noisy else "")
+    noisy = "noise_paper" in shifts and _noisy(family).error_name != family.error_name
+    return family.error_name + (" (of noise_paper without its noise)" if noisy else "")
 
 
 def _predict(learner: Learner, params: Any, shifted: Shifted) -> tuple[np.ndarray, np.ndarray]:
@@ -460,40 +454,3 @@ def _predict(learner: Learner, params: Any, shifted: Shifted) -> tuple[np.ndarra
         least_squares = jax.jit(baselines.least_squares)
         theirs = in_chunks(least_squares, episodes.x, episodes.y, asked, dtype=np.float64)
     return ours, theirs
-
-
-def shifts_figure(shifts: Shifts, path: Path) -> None:
-    """Error against the number of examples, a panel a shift (as Garg et al. 2022, figure 4)."""
-    plt = pyplot()
-    rows = -(-len(shifts.curves) // PANELS)
-    columns = min(PANELS, len(shifts.curves))
-    with plt.rc_context(STYLE):
-        figure, grid = plt.subplots(
-            rows,
-            columns,
-            sharex=True,
-            sharey=True,
-            squeeze=False,
-            figsize=(2.1 * columns, 1.7 * rows + 0.6),
-            layout="constrained",
-        )
-        panels = list(grid.flat)
-        for axes, (name, of) in zip(panels, shifts.curves.items()):
-            for who, curve in of.items():
-                own = who == LEARNER
-                line: dict[str, Any] = dict(linewidth=2 if own else 1.3)
-                [drawn] = axes.plot(
-                    shifts.examples, curve.mean, "-" if own else "--", label=who, **line
-                )
-                axes.fill_between(
-                    shifts.examples, curve.low, curve.high, alpha=0.25, color=drawn.get_color()
-                )
-            axes.set_title(name, fontsize=9)
-        for axes in panels[len(shifts.curves) :]:
-            axes.set_visible(False)
-        panels[0].set_ylim(-0.05, 1.55)
-        figure.supxlabel("in-context examples", fontsize=10)
-        figure.supylabel(shifts.error_name, fontsize=10)
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=9)
-        save_figure(figure, path)

@@ -1,0 +1,81 @@
+# ruff: noqa: E501
+"""Every preset of the library: the file that registers it, its name, and one line about it.
+
+It is apart from the settings so that `icl list` need not import what they are made of.
+"""
+
+FILES = {
+    "ahn": {
+        "ahn/isotropic": "preconditioned attention, d=5, identity covariance, 3 layers (for a GPU)",
+        "ahn/isotropic-xs": "preconditioned attention, d=5, identity covariance, 3 layers: minutes on a CPU",
+        "ahn/rotated": "preconditioned attention, d=5, rotated covariance, 3 layers, 100,000 steps (for a GPU)",
+        "ahn/layers": "loss of 1 to 4 layers of preconditioned attention beside descent (a sweep, for a GPU)",
+        "ahn/layers-xs": "loss of 1 to 4 layers of preconditioned attention beside descent (a sweep, a CPU)",
+    },
+    "garg": {
+        "garg/linear-xs": "linear regression, d=5, 11 points, xs model: minutes on a CPU",
+        "garg/linear-xs-linear-attention": "linear regression, d=5, 11 points, xs model with linear attention: minutes on a CPU",
+        "garg/linear-xs-delta-rule": "linear regression, d=5, 11 points, xs model with the delta rule: minutes on a CPU",
+        "garg/linear-small": "linear regression as in figure 2, d=20, 41 points, small model",
+        "garg/linear": "linear regression as in figure 2, d=20, 41 points, standard model (for a GPU)",
+        "garg/sparse-xs": "sparse linear regression, 1 of d=3 coordinates, 9 points, xs model: minutes on a CPU",
+        "garg/sparse": "sparse linear regression as in figure 5a, 3 of d=20 coordinates, 41 points (for a GPU)",
+        "garg/tree-xs": "decision trees of depth 3, d=5, 26 points, xs model: minutes on a CPU",
+        "garg/tree": "decision trees of depth 4 as in figure 5b, d=20, 101 points, standard model (for a GPU)",
+        "garg/relu-xs": "two-layer ReLU networks, 20 hidden units, d=5, 21 points, xs model: minutes on a CPU",
+        "garg/relu": "two-layer ReLU networks as in figure 5c, 100 hidden units, d=20, 101 points (for a GPU)",
+        "garg/noisy-xs": "linear regression with noise 0.5, d=5, 16 points, xs model: minutes on a CPU",
+        "garg/noisy": "linear regression with noise of variance d/20, d=20, 41 points, as the text (for a GPU)",
+        "garg/noisy-code": "linear regression with noise of variance d/20, labels renormalised as in the public code (for a GPU)",
+        "garg/quadratic-xs": "quadratic regression, d=4, 17 points, xs model: minutes on a CPU",
+        "garg/quadratic": "quadratic regression of the public code, d=20, 41 points, standard model (for a GPU)",
+        "garg/classification-xs": "linear classification, d=4, 17 points, xs model: minutes on a CPU",
+        "garg/classification": "linear classification of the public code, d=20, 41 points, standard model (for a GPU)",
+        "garg/capacity": "figure 6: three models in 10 to 50 dimensions (a sweep, for GPUs)",
+        "garg/capacity-xs": "figure 6 in small: models of one to three layers in 2 to 5 dimensions (a sweep, a CPU)",
+    },
+    "looped": {
+        "looped/linear": "linear regression, d=20, 41 points, a looped transformer of 30 loops (for a GPU)",
+        "looped/sparse": "3-sparse linear regression, d=20, 41 points, a looped transformer of 20 loops (for a GPU)",
+        "looped/tree": "decision trees of depth 4, d=20, 101 points, a looped transformer of 70 loops (for a GPU)",
+        "looped/relu": "two-layer ReLU networks, d=20, 101 points, a looped transformer of 12 loops (for a GPU)",
+        "looped/linear-xs": "linear regression, d=5, 11 points, 8 loops of an xs block: minutes on a CPU",
+        "lstm/linear": "linear regression, d=20, 41 points, an LSTM of 3 layers and width 256 (for a GPU)",
+        "lstm/linear-xs": "linear regression, d=5, 11 points, an LSTM of 2 layers and width 64: minutes on a CPU",
+    },
+    "oswald": {
+        "oswald/one-layer": "one linear attention layer, d=N=10, x in ±1/2 (the code): figure 2, a minute on a CPU",
+        "oswald/one-layer-paper-range": "one linear attention layer, d=N=10, x in ±1 (the text): a minute on a CPU",
+        "oswald/two-layers": "one linear attention layer applied twice: figure 3 a, minutes on a CPU",
+        "oswald/five-layers": "five linear attention layers with their own weights: figure 3 b (for a GPU)",
+        "oswald/five-layers-xs": "five linear attention layers with their own weights, fewer and smaller batches: a CPU",
+        "oswald/sine": "sines from a learned representation and one linear attention layer (the code's amplitudes)",
+        "oswald/sine-paper-range": "oswald/sine with the text's amplitudes, up to 5",
+        "oswald/sine-descent": "the comparator of oswald/sine: a step of gradient descent on a learned representation",
+        "oswald/sine-xs": "oswald/sine with batches of 256 and fewer steps: minutes on a CPU",
+        "oswald/sine-descent-xs": "oswald/sine-descent with batches of 256 and fewer steps: minutes on a CPU",
+        "oswald/copying": "inputs and labels in tokens apart, softmax then linear attention: figure 8 (for a GPU)",
+        "oswald/copying-xs": "oswald/copying with d=5 and batches of 256: minutes on a CPU",
+        "oswald/softmax": "one layer with linear or softmax attention, one head or two: figure 12 (a sweep, a CPU)",
+        "oswald/data-sets": "one layer trained on 128 to 8,192 prompts again and again (a sweep, a CPU)",
+    },
+    "park": {
+        "park/parity-xs": "parities of 2 of d=5 bits, 21 points, xs model: minutes on a CPU",
+        "park/parity": "parities of 2 of d=10 bits, 140 points, standard model (for a GPU)",
+        "park/many-outliers-xs": "linear regression, d=3, 16 points of which half are ones, xs model: minutes on a CPU",
+        "park/many-outliers": "linear regression, d=20, 512 points of which 90% are ones, standard model (for a GPU)",
+        "park/orthogonal-outliers-xs": "linear regression, d=3, 16 points of which half are orthogonal to w: minutes on a CPU",
+        "park/orthogonal-outliers": "linear regression, d=20, 101 points of which half are orthogonal to w (for a GPU)",
+        "park/retrieval-xs": "retrieval of one of 8 vectors, d=8, xs model: minutes on a CPU",
+        "park/retrieval": "retrieval of one of 64 vectors, d=20, standard model (for a GPU)",
+    },
+    "raventos": {
+        "raventos/pool": "linear regression from a pool of tasks, d=8, 16 points, 8 layers (for a GPU)",
+        "raventos/pool-small": "linear regression from a pool of tasks, d=8, 16 points, 4 layers (for a GPU)",
+        "raventos/pool-xs": "linear regression from a pool of tasks, d=3, 8 points, 3 layers: minutes on a CPU",
+    },
+    "ren": {
+        "ren/linear-xs": "one softmax layer on linear regression, d=10, 16 points: a minute on a CPU",
+        "ren/variants-xs": "one softmax layer, regularised, augmented, with negatives (a sweep, minutes on a CPU)",
+    },
+}
