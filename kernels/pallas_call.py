@@ -6,14 +6,15 @@ batch row with the query heads that share it: of every array it sees `[heads, ro
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from .dispatch import Target, interpreting, target
+
+if TYPE_CHECKING:
+    from jax.experimental import pallas as pl
 
 # Of the 16 MiB that the compiler gives a program.
 BYTES_ON_CHIP = 12 * 2**20
@@ -58,6 +59,10 @@ def pallas_call(kernel: Callable, grid: tuple[int, int], inputs: tuple, outputs:
     Returns:
       Arrays with the shapes and dtypes of `outputs`.
     """
+    # Imported here, since Pallas takes as long to import as half of JAX.
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import tpu as pltpu
+
     # In a shard_map all inputs vary over the same axes, and so do the outputs.
     kind = jax.typeof(jax.tree.leaves(inputs)[0]).manual_axis_type
     outputs = jax.tree.map(lambda out: out.update(manual_axis_type=kind), outputs)
@@ -73,8 +78,11 @@ def pallas_call(kernel: Callable, grid: tuple[int, int], inputs: tuple, outputs:
     )(*inputs)
 
 
-def block(key_heads: int, array: Any) -> pl.BlockSpec:
+def block(key_heads: int, array: Any) -> "pl.BlockSpec":
     """One batch row, and the heads that share a key head; an axis of 1 serves all programs."""
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import tpu as pltpu
+
     rows, heads, *rest = array.shape
     return pl.BlockSpec(
         (None, max(1, heads // key_heads), *rest),
