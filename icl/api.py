@@ -15,18 +15,18 @@ __all__ = ["evaluate", "preset", "resume", "sweep", "train"]
 
 
 def train(what: str | Config, run_dir: str | Path | None = None, **options: Any) -> Run:
-    """Trains a preset, or settings of your own.
+    """Trains a preset or settings of your own.
 
     Args:
-      what: a preset's name, or a `Config`, as `icl.preset(name).replace(training_steps=500)`.
-      run_dir: folder of the run; None for a new one below `runs`.
+      what: a preset's name, or a `Config` such as `icl.preset(name).replace(training_steps=500)`.
+      run_dir: folder of the run; None for a new folder below `runs`.
       **options: `optimizer` and `logging`, as in `icl.training.train`.
 
     Returns:
       The finished `Run`.
 
     Raises:
-      KeyError: no preset of that name.
+      KeyError: no preset has that name.
       RunError, NonFiniteLoss, Interrupted: as in `icl.training.train`.
     """
     if isinstance(what, Config):
@@ -41,22 +41,21 @@ def sweep(
     sweep_dir: str | Path | None = None,
     **options: Any,
 ) -> Sweep:
-    """Trains a preset, or settings of your own, for every combination of values and seeds.
+    """Trains a preset or settings of your own for every combination of values and seeds.
 
     `icl.sweep("garg/linear-xs", {"learning_rate": [3e-4, 1e-3]}, seeds=4)`
 
     Args:
       what: a preset's name, or a `Config`.
-      over: values by setting, as `icl.sweeps.train_sweep` takes them; None for what the preset is
-        about.
-      sweep_dir: folder of the sweep; None for a new one below `runs`.
+      over: values by setting, as for `icl.sweeps.train_sweep`; None for the preset's grid.
+      sweep_dir: folder of the sweep; None for a new folder below `runs`.
       **options: `seeds` and `progress`, as in `icl.sweeps.train_sweep`.
 
     Returns:
-      The finished `Sweep`; the tables and figures that the preset makes of it are in its folder.
+      The finished `Sweep`; its folder has the files of the preset's report.
 
     Raises:
-      KeyError: no preset of that name.
+      KeyError: no preset has that name.
       ValueError, RunError, NonFiniteLoss, Interrupted: as in `icl.sweeps.train_sweep`.
     """
     if isinstance(what, Config):

@@ -11,20 +11,20 @@ from .signals import end_at_once
 
 Folder = str  # because Path("") is the current folder
 USAGE = """\
-usage: icl list [PART]                   every preset, a line each; with PART those whose name
-                                         has it, in full
+usage: icl list [PART]                   one line about every preset; with PART, about those with
+                                         PART in their name
        icl train NAME [--option value]   train an in-context learner and evaluate it
        icl train --resume RUN [--option value]
-                                         continue a run that was stopped; --optimizer.learning-rate
-                                         and others may change, which config.json then tells
+                                         continue a run that was stopped; some settings such as
+                                         --optimizer.learning-rate may change
        icl train ... --distributed auto  together with other processes: docs/many-devices.md
        icl sweep NAME --over SETTING=VALUES [--seeds N]
                                          train many at once; a table and a figure for all;
-                                         without --over what the preset is about
+                                         without --over the preset's own grid
        icl sweep --resume SWEEP          continue a sweep that was stopped
-       icl eval RUN [--prompts N]        evaluate a run beside classical estimators, and all that
-                                         can be asked of it; tables, JSON, figures in its folder
-       icl study NAME                    what a paper shows without a trained model of one's own
+       icl eval RUN [--prompts N]        evaluate a run beside classical estimators, and analyse
+                                         it; tables, and JSON and figures in its folder
+       icl study NAME                    an analysis that needs no run
        icl plot RUN                      draw a run's figures again, and training.png
        icl train NAME --help             the options of a preset, with defaults and units
 """
@@ -33,13 +33,13 @@ usage: icl list [PART]                   every preset, a line each; with PART th
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns the exit status.
 
-    0 done, 1 the run failed, 2 the command was wrong, 128 + n stopped by signal n (13: nobody
-    reads the output any more).
+    0 is success, 1 a failed run, 2 a wrong command, 128 + n a stop by signal n (13: nobody reads
+    the output any more).
     """
     if argv is None:
-        end_at_once()  # before what takes long to import
+        end_at_once()  # before slow imports
         sys.unraisablehook = _unraisable
-        if isinstance(sys.stdout, io.TextIOWrapper):  # not where it is closed from the start
+        if isinstance(sys.stdout, io.TextIOWrapper):  # it is None if it was closed from the start
             sys.stdout.reconfigure(errors="replace")
     try:
         return _run(sys.argv[1:] if argv is None else argv)
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _unraisable(raised: Any) -> None:
-    """Leaves out what TensorStore's threads say after a restore that failed, once an array."""
+    """Drops messages of TensorStore's threads after a failed restore, one for each array."""
     if str(raised.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(raised)
 
@@ -101,7 +101,7 @@ def _failed(error: Exception) -> int:
 
 
 def _fail(message: str, status: int = 1) -> int:
-    with contextlib.suppress(OSError):  # nobody reads it any more
+    with contextlib.suppress(OSError):  # nobody can read it any more
         print(f"icl: {message}", file=sys.stderr)
     return status
 
@@ -151,13 +151,13 @@ def _train(arguments: list[str]) -> int:
         evaluate: bool = True
         """Evaluate at the end: a table, eval.json and eval.png."""
         logging: LoggingConfig = LoggingConfig()
-        """Where metrics go."""
+        """Outputs of metrics."""
         distributed: str | None = None
-        """Train together with other processes: auto under SLURM and the like, else HOST:PORT."""
+        """Train together with other processes: auto under SLURM and similar, else HOST:PORT."""
         processes: int | None = None
-        """How many processes there are, with HOST:PORT."""
+        """Number of processes, with HOST:PORT."""
         process: int | None = None
-        """Which of them this one is, from 0, with HOST:PORT."""
+        """Index of this process, from 0, with HOST:PORT."""
 
         def start(self, purpose: str) -> None:
             if self.distributed is not None:
@@ -167,23 +167,23 @@ def _train(arguments: list[str]) -> int:
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Train(Common):
-        """Trains an in-context learner, evaluates it, and leaves a folder with all of it."""
+        """Trains an in-context learner and evaluates it; everything is kept in a folder."""
 
         config: Annotated[Config, tyro.conf.arg(name="")]
         run_dir: Folder | None = None
-        """Folder of the run; None for a new one below runs/."""
+        """Folder of the run; None for a new folder below runs/."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Resume(Common):
-        """Continues a run from its newest checkpoint, with its settings where none is given.
+        """Continues a run from its newest checkpoint, with its settings unless others are given.
 
-        Settings that are given hold from there on; config.json tells since which step.
+        A setting that is given holds from there on; config.json has the step of the change.
         """
 
         resume: Folder
         """Folder of the run."""
         microbatch_size: int | None = None
-        """Prompts whose gradient is computed at once until it stops; None for the run's own."""
+        """Number of prompts whose gradient is computed at once, for now; None for the setting."""
         optimizer: OptimizerChanges = dataclasses.field(default_factory=OptimizerChanges)
         training: TrainingChanges = dataclasses.field(default_factory=TrainingChanges)
         model: ModelChanges = dataclasses.field(default_factory=ModelChanges)
@@ -231,27 +231,27 @@ def _sweep(arguments: list[str]) -> int:
     class Train:
         """Trains a model for every combination of values and seeds; one table and figure for all.
 
-        Models that differ in seed, learning rate or pool size alone train in one program.
+        Models that differ only in seed, learning rate or pool size train in one program.
         """
 
         config: Annotated[Config, tyro.conf.arg(name="")]
         over: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-        """NAME=VALUES, once for each setting: learning_rate=1e-4,1e-3 or pool=2^4..2^14; what the
-        preset says where none is given."""
+        """NAME=VALUES, once for each setting: learning_rate=1e-4,1e-3 or pool=2^4..2^14; the
+        preset's grid if none is given."""
         seeds: int = 1
-        """Models of each combination, with the seed of the settings and those after it."""
+        """Number of models of each combination; their seeds start at that of the settings."""
         sweep_dir: Folder | None = None
-        """Folder of the sweep; None for a new one below runs/."""
+        """Folder of the sweep; None for a new folder below runs/."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Resume:
-        """Continues a sweep where it stopped."""
+        """Continues a sweep from its last checkpoints."""
 
         resume: Folder
         """Folder of the sweep."""
         microbatch_size: int | None = None
-        """Prompts of a model whose gradient is computed at once from now on; None for as many as
-        its settings say."""
+        """Number of prompts of a model whose gradient is computed at once from now on; None for
+        that of its settings."""
 
     if _resumes(arguments):
         options = tyro.cli(Resume, args=arguments, prog="icl sweep")
@@ -282,7 +282,7 @@ def _resumes(arguments: list[str]) -> bool:
 
 
 def _with_preset(command: str, options: type, arguments: list[str]) -> tuple[str, Any]:
-    """The name of a preset and the options after it, with the preset's settings as defaults."""
+    """A preset's name and the options after it, whose defaults are the preset's settings."""
     import tyro
 
     from .experiments import preset

@@ -1,4 +1,4 @@
-"""What a person sees: output that cannot end a program, whatever it is sent to."""
+"""Output to a person; a closed pipe, a full disk or an encoding cannot end the program."""
 
 import contextlib
 import os
@@ -8,16 +8,16 @@ from typing import Any, TextIO
 from rich.console import Console, RenderableType
 from rich.measure import Measurement
 
-# As wide as what they stand for, so that tables stay straight.
+# Replacements of one character each, so that tables stay aligned.
 PLAIN = str.maketrans("±–−Δ…é", "~--d.e")
 TABLE_WIDTH = 100
 
 
 class Output:
-    """A stream of text; once nobody reads it any more, nowhere.
+    """A stream of text that drops its output once nobody can read it.
 
     Attributes:
-      gone: whether nobody reads it any more: a closed pipe or terminal, or a full disk.
+      gone: whether nobody can read it any more: a closed pipe or terminal, or a full disk.
     """
 
     def __init__(self, stream: TextIO):
@@ -51,16 +51,16 @@ class Output:
 
 
 def discard(stream: TextIO) -> None:
-    """Lets what a stream still holds, and all that is written to it, go nowhere."""
-    with contextlib.suppress(OSError, ValueError):  # one without a file
+    """Drops the buffer of a stream, and everything that is written to it later."""
+    with contextlib.suppress(OSError, ValueError):  # the stream has no file
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
 
 
 def console(quiet: bool = False) -> Console:
-    """A console on the standard output that takes text as it is: paths are no markup."""
-    # Where standard output is closed from the start there is none.
+    """A console on standard output that prints text as it is, without markup."""
+    # None if standard output was closed from the start.
     file: Any = None if sys.stdout is None else Output(sys.stdout)
     return Console(file=file, quiet=quiet, markup=False, emoji=False, highlight=False)
 
@@ -71,9 +71,9 @@ def say(text: str) -> None:
 
 
 def show(table: RenderableType, width: int = TABLE_WIDTH) -> None:
-    """Prints a table as wide as it needs, up to `width`, in a narrower terminal too.
+    """Prints a table as wide as it needs, up to `width`.
 
-    There its lines wrap, but no number is cut.
+    In a narrower terminal its lines wrap, and no number is cut.
     """
     target = console()
     if not isinstance(table, str):

@@ -1,4 +1,4 @@
-"""What signals do: a run that trains saves itself first; the command `icl` ends at once."""
+"""Handling of signals: a training run saves itself first; the command `icl` ends at once."""
 
 import contextlib
 import os
@@ -6,34 +6,33 @@ import signal
 import threading
 from collections.abc import Iterator
 
-# Ctrl-C, what schedulers send, and what a terminal that closes sends.
+# Sent by Ctrl-C, by schedulers, and by a terminal that closes.
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 WORDS = "stopping after what is compiled or run now; a second signal stops at once"
 SHOW_CURSOR = b"\x1b[?25h\n"
 
-_saving = 0  # how many wait for a signal to save
-_watched = False  # whether `end_at_once` holds
+_saving = 0  # number of open `saves_first` blocks
+_watched = False  # whether `end_at_once` was called
 
 
 @contextlib.contextmanager
 def saves_first() -> Iterator[list[int]]:
-    """Yields a list that gets the first of the `ENDING` signals; another acts as it would have.
+    """Yields a list that gets the first of the `ENDING` signals; a second one acts as before.
 
-    SIGHUP stays ignored where it is, as under nohup. In another thread than the main one no signal
-    is caught.
+    SIGHUP stays ignored if it was ignored, as under nohup. Only the main thread catches signals.
     """
     global _saving
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught
         return
-    # None is a handler that is not Python's.
+    # None stands for a handler that was not installed from Python.
     previous = {s: signal.getsignal(s) or signal.SIG_DFL for s in _caught()}
 
     def handle(signum, frame):
         caught.append(signum)
         for s, old in previous.items():
-            # A terminal that closes says so more than once.
+            # A terminal that closes sends SIGHUP more than once.
             signal.signal(s, signal.SIG_IGN if signum == s == signal.SIGHUP else old)
 
     _saving += 1
@@ -48,15 +47,16 @@ def saves_first() -> Iterator[list[int]]:
 
 
 def words_are_mine() -> bool:
-    """Whether whoever saves must say `WORDS` itself, since nobody watches the signals."""
+    """Whether the caller of `saves_first` must print `WORDS`, since no thread does."""
     return not _watched
 
 
 def end_at_once() -> None:
-    """Makes the `ENDING` signals end this process at once, with a sentence and 128 + the signal.
+    """Makes the `ENDING` signals end this process at once, with a message and status 128 + signal.
 
-    Inside of compiled code too, where Python's own handlers wait. Under `saves_first` the first
-    is left to it. For programs alone: nothing is cleaned up.
+    A thread does so, since Python's own handlers wait for compiled code to return. Inside
+    `saves_first` the first signal is left to that block. Nothing is cleaned up, so this is for
+    programs and not for libraries.
     """
     global _watched
     _watched, handled = True, _caught()
@@ -74,7 +74,7 @@ def _caught() -> list[signal.Signals]:
 
 
 def _leave_to_watch(signum, frame) -> None:
-    """Python writes to the pipe only for signals that have a handler."""
+    """Does nothing; Python writes a signal to the pipe only if it has a handler."""
 
 
 def _watch(read: int, handled: list[signal.Signals]) -> None:

@@ -1,8 +1,8 @@
-"""How nearly a learner predicts as another: as gradient descent in context, above all.
+"""How closely a learner agrees with gradient descent in context, or with another learner.
 
-Von Oswald et al. 2023 (arXiv 2212.07677, section 3 and figures 2 and 3): difference of predictions,
-cosine and difference of their sensitivities to the query, and the loss of weights between the
-trained ones and the construction, over training.
+Von Oswald et al. 2023 (arXiv 2212.07677, section 3 and figures 2 and 3): over training, the
+difference of predictions, the cosine and the difference of their gradients with respect to the
+query, and the loss of weights half way between trained and constructed weights.
 """
 
 import dataclasses
@@ -34,26 +34,27 @@ from .descent import (
 )
 
 MOST_CHECKPOINTS = 20
-# |prediction - its|; cosine, and norm of the difference, of both gradients by the query.
+# |difference of predictions|; cosine, and norm of the difference, of the gradients by the query.
 MEASURES = ("prediction difference", "sensitivity cosine", "sensitivity difference")
 
 
 @dataclasses.dataclass(frozen=True)
 class Alignment(Result):
-    """A learner beside others on the same prompts of fresh tasks.
+    """A learner and its comparators on prompts of fresh tasks.
 
     Attributes:
       steps: 0, and training steps of checkpoints, int `[S]`.
       loss: mean error of the learner at the query by checkpoint, as the family's `error`, `[S]`.
-      interpolated: that of weights half trained, half constructed, `[S]`; NaN where there are none.
-      losses: that of the others, and of predicting 0, by name.
-      measures: by the other's name and that of the measure (`MEASURES`), `[S]`.
-      rates: learning rates and gammas by name: of those that are gradient descent, and where the
-        model allows the construction those nearest to the learner's last weights.
-      prompts: how many prompts were averaged.
+      interpolated: error of weights half trained and half constructed, `[S]`; NaN if the model has
+        no construction.
+      losses: error of each comparator, and of predicting 0, by name.
+      measures: by comparator and measure (`MEASURES`), `[S]`.
+      rates: learning rates and gammas by name: of each gradient descent and, if the model has a
+        construction, those nearest to the learner's last weights.
+      prompts: number of prompts that were averaged.
       path: the run's folder.
       error_name: what an error is.
-      file: what the files in it are called.
+      file: name of its files there.
     """
 
     steps: np.ndarray
@@ -68,7 +69,7 @@ class Alignment(Result):
     file: str = "alignment"
 
     def table(self) -> Table:
-        """At the last checkpoint, a row for the learner and each of the others."""
+        """A row for the learner and each comparator, at the last checkpoint."""
         result = Table(
             title=f"in-context descent ({self.path}, step {self.steps[-1]})",
             caption=(
@@ -90,7 +91,7 @@ class Alignment(Result):
         return result
 
     def figure(self, plt: Any) -> Any:
-        """Loss over training beside the others', and the measures against the last of them."""
+        """Left the losses over training, right the measures against the last comparator."""
         nearest = list(self.measures)[-1]
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
         marker = dict(marker="o", markersize=3)
@@ -124,7 +125,7 @@ class Alignment(Result):
 
 
 def has_descent(config: Config) -> bool:
-    """Whether runs of these settings can be held against gradient descent on linear weights."""
+    """Whether runs with these settings can be compared with gradient descent on linear weights."""
     return config.layout == "concatenated" and type(config.task) is LinearRegression
 
 
@@ -135,32 +136,31 @@ def alignment(
     prompts: int = 65_536,
     seed: int = 0,
 ) -> Alignment:
-    """Holds a run over training against gradient descent, or against another run.
+    """Compares a run over training with gradient descent, or with another run.
 
-    It is looked at before the first step and at its checkpoints, at most `MOST_CHECKPOINTS` of
-    them, more of the early ones.
-
-    Gradient descent takes as many steps as the model has layers, beyond one also as GD++
-    (`icl.analysis.descent.comparable_descents`). Writes `alignment.json` and `alignment.png` in
-    the run's folder, against another run `alignment-NAME.json` and `.png` with that run's name.
+    The run is compared before the first step and at its checkpoints: at most `MOST_CHECKPOINTS`,
+    more of them early. Gradient descent takes as many steps as the model has layers; for more than
+    one layer there is also GD++ (`icl.analysis.descent.comparable_descents`). Writes
+    `alignment.json` and `alignment.png` in the run's folder; for another run `alignment-NAME.json`
+    and `alignment-NAME.png`, with the name of that run.
 
     Args:
       run: a run whose prompts end with a query, or its folder.
-      against: another run of the same task; None for gradient descent with tuned rates.
+      against: another run of this task; None for gradient descent with tuned rates.
       prompts: number of prompts of fresh tasks.
       seed: seed of the prompts.
 
     Raises:
       RunError: no run there, or it has no checkpoint.
-      ValueError: fewer than one prompt, prompts without a query, a task other than linear
-        regression where there is no other run, or another run of another task.
+      ValueError: fewer than one prompt, prompts without a query, no other run and a task other than
+        linear regression, or another run of another task.
     """
     run, learner = open_run(run, prompts=prompts)
     config = run.config
     if not query_only(config):
         raise ValueError(
-            f"{run.path} predicts every label; alignment is at a single query, as in the "
-            "concatenated layout"
+            f"{run.path} predicts every label; alignment needs prompts with a single query, as "
+            "in the concatenated layout"
         )
     checkpoints = sorted(run.params_by_step(), key=lambda one: one[0])
     if not checkpoints:
@@ -204,7 +204,7 @@ def alignment(
 
 
 def _log_spaced(checkpoints: list[tuple[int, Params]]) -> list[tuple[int, Params]]:
-    """At most `MOST_CHECKPOINTS`, first and last among them: more of the early ones."""
+    """At most `MOST_CHECKPOINTS`, with the first and the last, spaced evenly in their logarithm."""
     if len(checkpoints) <= MOST_CHECKPOINTS:
         return checkpoints
     steps = np.array([step for step, _ in checkpoints])
@@ -238,7 +238,7 @@ def _look_at(learner: Learner, params: Params, episodes: Episode) -> tuple[jax.A
 
 
 def _differences(p: np.ndarray, g: np.ndarray, q: np.ndarray, h: np.ndarray) -> dict[str, float]:
-    """The measures of predictions p and gradients g against q and h."""
+    """The measures between predictions p and q, and gradients g and h."""
     norm = partial(np.linalg.norm, axis=-1)
     size = norm(g) * norm(h)
     cosine = np.where(size > 0, (g * h).sum(axis=-1) / np.where(size > 0, size, 1), 0)
@@ -247,7 +247,7 @@ def _differences(p: np.ndarray, g: np.ndarray, q: np.ndarray, h: np.ndarray) -> 
 
 
 def _constructed(learner: Learner, descent: TunedDescent) -> Params | None:
-    """Weights with which the learner's model is the descent; None where there are none."""
+    """Weights with which the learner's model equals the descent; None if it has no construction."""
     model, family = learner.config.model, learner.family
     if not isinstance(model, SelfAttentionConfig):
         return None

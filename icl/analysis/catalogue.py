@@ -1,8 +1,8 @@
 """The catalogue of analyses: each is asked of a run, of a sweep, or of nothing.
 
-`icl eval RUN` asks a run all that apply to it, `icl sweep` asks what the preset of the sweep names,
-and `icl study NAME` asks those of nothing. An analysis is imported when it is asked for; a new one
-is a file in this folder and an entry here.
+`icl eval RUN` asks a run every analysis that applies to it, `icl sweep` asks the one that the
+sweep's preset names, and `icl study NAME` asks one that needs no run. An analysis is imported when
+it is asked; a new one is a file in this folder and an entry here.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """A question.
+    """A question to a run, to a sweep, or to nothing.
 
     Attributes:
       of: what it is asked of: a finished run, a finished sweep, or nothing.
@@ -145,7 +145,7 @@ ANALYSES: dict[str, Analysis] = {
     ),
     "threshold": Analysis(
         "sweep",
-        "from how many tasks on a pool teaches the distribution (Raventós et al.)",
+        "the pool size above which the distribution is learned (Raventós et al.)",
         ".threshold:threshold",
     ),
     "capacity": Analysis(

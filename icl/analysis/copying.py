@@ -1,7 +1,8 @@
 """Does the first layer copy each label to its input? Token gradients after a layer.
 
-Von Oswald et al. 2023 (arXiv 2212.07677, section 5 and figure 8): from tokens (x_i, 0) and
-(0, y_i) apart, gradient descent needs both in one, as an induction head's first layer makes it.
+Von Oswald et al. 2023 (arXiv 2212.07677, section 5 and figure 8): tokens
+(x_i, 0) and (0, y_i) are separate, gradient descent needs (x_i, y_i) in one token, and the first
+layer of an induction head can put both into one.
 """
 
 import dataclasses
@@ -22,21 +23,22 @@ from ..training.config import Config
 from ..training.learner import Learner, Params
 from ..training.run import Run
 
-LOSS_PROMPTS = 16_384  # one program; gradients take some hundred times as long
+LOSS_PROMPTS = 16_384  # of the error; the gradients take about a hundred times as long a prompt
 GROUPS = ("itself", "the next token", "the others, each")
 
 
 @dataclasses.dataclass(frozen=True)
 class Copying(Result):
-    """What tokens of inputs x_j depend on after the first layer, over training.
+    """On which tokens the tokens of inputs x_j depend after the first layer, over training.
 
     Attributes:
       steps: training steps of the checkpoints, int `[S]`.
       norms: Frobenius norms of a token's gradient with respect to itself, to the next token (its
-        label's) and to each other one, means over prompts and inputs, `[S]` by group.
-      matrix: of the last checkpoint, the norm for each pair of tokens, `[T, T]`.
+        label) and to each other token; means over prompts and inputs, `[S]` by group.
+      matrix: the norm for each pair of tokens at the last checkpoint, `[T, T]`.
       error: mean error at the query over `LOSS_PROMPTS` prompts, as the family's `error`, `[S]`.
-      prompts: how many prompts the norms are averaged over.
+      error_name: what an error is.
+      prompts: number of prompts that the norms are averaged over.
       path: the run's folder.
     """
 
@@ -52,12 +54,12 @@ class Copying(Result):
     saved_as = {"norms": "gradient_norm", "matrix": "gradient_norm_of_pairs"}
 
     def table(self) -> Table:
-        """A row a checkpoint: of the first, some between, and the last."""
+        """A row for each of at most six checkpoints, with the first and the last."""
         result = Table(
-            title=f"what an input's token depends on after a layer ({self.path})",
+            title=f"gradient of an input's token after the first layer ({self.path})",
             caption=(
-                f"norm of its gradient with respect to tokens, mean over {self.prompts} prompts; "
-                f"the next token is its label's; error: {self.error_name}, at the query"
+                f"norm of the gradient with respect to tokens, mean over {self.prompts} prompts; "
+                f"the next token is the label; error: {self.error_name}, at the query"
             ),
         )
         for column in ("step", *GROUPS, "error"):
@@ -81,12 +83,12 @@ class Copying(Result):
 
 
 def has_labels_apart(config: Config) -> bool:
-    """Whether runs of these settings have tokens of inputs and labels apart."""
+    """Whether runs with these settings have separate tokens of inputs and labels."""
     return config.layout == "separate" and isinstance(config.model, SelfAttentionConfig)
 
 
 def copying(run: Run | str | Path, *, prompts: int = 64, seed: int = 0) -> Copying:
-    """Measures at every checkpoint what the first layer moves between tokens.
+    """Measures at every checkpoint which tokens the first layer mixes.
 
     Writes `copying.json` and `copying.png` in the run's folder.
 
@@ -110,13 +112,13 @@ def copying(run: Run | str | Path, *, prompts: int = 64, seed: int = 0) -> Copyi
     loss_of = jax.jit(learner.loss_sum)
     scale = learner.family.training_measure.scale
     matrices, errors, steps = [], [], []
-    run.params()  # with its error where there is no checkpoint
+    run.params()  # raises if there is no checkpoint
     for step, params in sorted(run.params_by_step(), key=lambda one: one[0]):
         steps.append(step)
         matrices.append(np.asarray(look(params, tokens)))
         total, count = loss_of(params, many)
         errors.append(float(total / count) / scale)
-    # Rows of inputs that have a label after them.
+    # Rows of inputs that are followed by their label.
     rows = np.arange(0, tokens.shape[1] - 1, 2)
     inputs = np.stack(matrices)[:, rows]
     own, following = inputs[:, range(len(rows)), rows], inputs[:, range(len(rows)), rows + 1]
@@ -130,7 +132,7 @@ def copying(run: Run | str | Path, *, prompts: int = 64, seed: int = 0) -> Copyi
 
 
 def _gradient_norms(learner: Learner, params: Params, tokens: jax.Array) -> jax.Array:
-    """Of token i after the first layer with respect to token j before it, mean: `[T, T]`."""
+    """Mean norm of the gradient of token i after the first layer by token j before it, `[T, T]`."""
     model = learner.model(params)
     assert isinstance(model, SelfAttention)
 

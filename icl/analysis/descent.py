@@ -1,4 +1,4 @@
-"""Gradient descent in context: its best learning rates, and attention weights that do it.
+"""Gradient descent in context: its best learning rates, and attention weights that equal it.
 
 Von Oswald et al. 2023, "Transformers learn in-context by gradient descent" (arXiv 2212.07677,
 section 2, proposition 1, and appendix A.10 for GD++).
@@ -28,12 +28,12 @@ CANDIDATES = 60  # learning rates of the line search
 
 @dataclasses.dataclass(frozen=True)
 class TunedDescent:
-    """Gradient descent with the rates that suit a distribution of tasks best.
+    """Gradient descent with the best rates for a distribution of tasks.
 
     Attributes:
-      name: as tables have it.
-      learner: whose model is a `GradientDescent`.
-      params: its learning rates, and gammas of GD++, each `[1]` or `[steps]`.
+      name: shown in tables.
+      learner: its model is a `GradientDescent`.
+      params: learning rates, and gammas of GD++, each `[1]` or `[steps]`.
     """
 
     name: str
@@ -60,14 +60,14 @@ def tuned_descent(
 ) -> TunedDescent:
     """The learning rates of least error at the query, by a line search and then by least squares.
 
-    Both on `TUNING_PROMPTS` prompts of fresh tasks. Rates of single steps start from the best
-    shared ones.
+    Both use `TUNING_PROMPTS` prompts of fresh tasks. If each step has its own rate, the search
+    starts from the best shared rate.
 
     Args:
-      config: a run's settings; its task and layout are used.
+      config: settings of a run; only task and layout are used.
       steps: steps of gradient descent.
-      plus_plus: GD++, with gamma tuned as well.
-      shared: one rate for all steps, or one for each.
+      plus_plus: whether to use GD++, and tune gamma as well.
+      shared: whether all steps share one rate; else each has its own.
       seed: seed of the prompts.
 
     Raises:
@@ -92,7 +92,7 @@ def _tuned(
     episodes = draw_prompts(learner.family, stream("rates", seed), TUNING_PROMPTS)
     params = jax.jit(partial(_line_search, learner))(episodes)
     x = episodes.x[:, :-1]
-    # So that 1 is the size of either rate.
+    # In these units both rates are of order 1.
     sizes = {"learning_rate": params["learning_rate"], "gamma": 1 / (x**2).sum(axis=(1, 2)).mean()}
     params = jax.jit(partial(_minimised, learner))(params, sizes, episodes)
     if not shared:
@@ -112,10 +112,10 @@ def _loss(learner: Learner, params: Params, episodes: Any) -> jax.Array:
 
 
 def _line_search(learner: Learner, episodes: Any) -> Params:
-    """Initial parameters with the best of learning rates spaced evenly in their logarithm."""
+    """Initial parameters with the best of `CANDIDATES` log-spaced learning rates."""
     params = learner.init(jax.random.key(0)).params
     examples = episodes.x[:, :-1]
-    curvature = (examples**2).sum(axis=-1).mean()  # no stable rate is above twice its inverse
+    curvature = (examples**2).sum(axis=-1).mean()  # rates above twice its inverse are unstable
     rates = jnp.geomspace(0.01, 100, CANDIDATES)[:, None] / curvature
     at = lambda rate: _loss(learner, params | {"learning_rate": rate}, episodes)
     losses = jax.lax.map(at, rates)
@@ -125,7 +125,7 @@ def _line_search(learner: Learner, episodes: Any) -> Params:
 def _minimised(learner: Learner, params: Params, sizes: dict[str, Any], episodes: Any) -> Params:
     """The parameters at a minimum of the loss on the episodes, searched in units of `sizes`.
 
-    By Levenberg's and Marquardt's method (Marquardt 1963): the loss is a sum of squares, of few
+    Uses the Levenberg-Marquardt method (Marquardt 1963): the loss is a sum of squares with few
     parameters.
     """
     start, unravel = ravel_pytree({name: params[name] / sizes[name] for name in params})
@@ -143,7 +143,7 @@ def _minimised(learner: Learner, params: Params, sizes: dict[str, Any], episodes
         damped = normal + damping * jnp.diag(jnp.diagonal(normal) + 1e-6 * jnp.trace(normal))
         moved = scaled - jnp.linalg.solve(damped, moment)
         found = residuals(moved)
-        better = (found**2).mean() < (residual**2).mean()  # not where it is NaN
+        better = (found**2).mean() < (residual**2).mean()  # False if it is NaN
         pick = lambda new, old: jnp.where(better, new, old)
         damping = damping * jnp.where(better, 0.3, 4.0)
         return (pick(moved, scaled), pick(found, residual), damping), None
@@ -164,24 +164,23 @@ def construction(
 ) -> Params:
     """Weights of linear self-attention whose layers are steps of gradient descent.
 
-    Proposition 1: keys and queries see x, W_K = W_Q = diag(I, 0); values are the negative
-    residual, W_V = [[0, 0], [w0, -1]]; and P = (rate / examples) I. For GD++ values also have x,
-    which P takes times -gamma.
+    Proposition 1: keys and queries are x, with W_K = W_Q = diag(I, 0); values are the negative
+    residual, with W_V = [[0, 0], [w0, -1]]; and P = (rate / examples) I. For GD++ values also hold
+    x, which P multiplies by -gamma.
 
     Args:
-      config: a model of linear attention with one head, of tokens as they are.
+      config: a model of linear attention with one head, without features or positions.
       dim: dimension of x; a token is (x, y).
-      examples: examples of a prompt, without the query.
-      learning_rates: a number a layer, or one for all.
-      gammas: of GD++, likewise; None for plain gradient descent.
-      weights: w0 `[dim]`; 0 when None. Of w0.x at the query, which its label would hold, the
-        prediction lacks the part.
+      examples: number of examples of a prompt, without the query.
+      learning_rates: one number for each layer, or one for all layers.
+      gammas: gammas of GD++, in the form of the rates; None for plain gradient descent.
+      weights: w0 `[dim]`; 0 when None. The prediction omits w0.x at the query.
 
     Returns:
       Parameters of `SelfAttention`, as `Learner.init` returns them.
 
     Raises:
-      ValueError: a model that does not allow it, or different rates for a shared layer.
+      ValueError: the model has no construction, or a shared layer has several rates.
     """
     plain = config.softmax == "none" and config.heads == 1 and config.key_size in (None, dim + 1)
     if not plain or config.features or config.positions or config.query_in_context:
@@ -226,11 +225,11 @@ def construction(
 def interpolated(params: Params, constructed: Params) -> Params | None:
     """Half trained and half constructed weights (section 3: the average of both).
 
-    The products that layers compute with, W_Q W_K^T and W_V P, are averaged, after the mean
-    diagonal b of the former over the inputs was moved from it to the latter.
+    The products W_Q W_K^T and W_V P are averaged. Before that the former is divided and the latter
+    multiplied by b, the mean diagonal of W_Q W_K^T over the inputs.
 
     Returns:
-      Parameters of the same model; None where it does not allow the construction, or b is 0.
+      Parameters of the model; None if it has no construction, or b is 0.
     """
     layers = {}
     for index, ours in params["layers"].items():
@@ -255,12 +254,12 @@ def interpolated(params: Params, constructed: Params) -> Params | None:
 def rates_of(params: Params, examples: int) -> dict[str, list[float]]:
     """The learning rate and gamma of GD++ that each layer of trained weights is nearest to.
 
-    Read off as in the construction: the mean diagonal b of W_Q W_K^T over the inputs, times what
-    W_V P writes from labels to labels, and on average from each input to itself.
+    Compared with the construction: b, the mean diagonal of W_Q W_K^T over the inputs, times the
+    diagonal of W_V P, at the label for the rate, and averaged over the inputs for gamma.
 
     Args:
       params: of a `SelfAttention` that allows the construction.
-      examples: examples of a prompt, without the query.
+      examples: number of examples of a prompt, without the query.
     """
     rates: dict[str, list[float]] = {"gamma": [], "learning_rate": []}
     for layer in params["layers"].values():
@@ -272,9 +271,9 @@ def rates_of(params: Params, examples: int) -> dict[str, list[float]]:
 
 
 def comparable_descents(config: Config, seed: int = 0) -> list[TunedDescent]:
-    """Tuned gradient descent of as many steps as a model has layers; behind it GD++ beyond one.
+    """Tuned gradient descent of as many steps as the model has layers; then GD++ if more than one.
 
-    Steps share their rates where the model says that its layers share their weights.
+    Steps share their rates if the model's layers share their weights.
     """
     steps, shared = config.model.layers, getattr(config.model, "shared", False)
     tune = partial(tuned_descent, config, steps, shared=shared, seed=seed)
@@ -295,5 +294,5 @@ def mean_query_error(learner: Learner, params: Any) -> float:
 
 
 def query_only(config: Config) -> bool:
-    """Whether a run's prompts end with a query that alone is predicted."""
+    """Whether the layout predicts only one query, at the end of each prompt."""
     return LAYOUTS[config.layout].query_only

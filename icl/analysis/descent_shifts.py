@@ -1,7 +1,7 @@
 """A learner and gradient descent in context on prompts unlike those of training.
 
 Von Oswald et al. 2023 (arXiv 2212.07677, figure 2 and appendix A.2 to A.7): inputs of another range
-or distribution, tasks of another size, labels that are noise, and a layer applied again and again.
+or distribution, larger or smaller tasks, labels that are noise, and a layer applied repeatedly.
 """
 
 import dataclasses
@@ -29,7 +29,8 @@ INPUT_RANGES = np.linspace(0.5, 2.0, 7)
 TASK_SCALES = np.array([0.5, 1.0, 2.0, 3.0, 4.0, 5.0])
 REPEATS, DAMPING = 50, 0.75
 MAX_COLUMNS = 5  # of the table
-# Of the figure: panels in a row, values with a mark each, and the range that takes a log axis.
+# Of the figure: panels in a row, most values with a marker each, and the ratio above which an axis
+# is logarithmic.
 PANELS, MOST_MARKERS, LOG_RANGE = 3, 15, 30
 
 
@@ -38,9 +39,9 @@ class ShiftCurves:
     """Errors over the values of one shift.
 
     Attributes:
-      values: what the prompts were given, numbers or names, `[V]`.
-      errors: squared error at the query over the mean squared label under the shift, `[V]`, by
-        name, the learner's first.
+      values: values of the shift, numbers or names, `[V]`.
+      errors: squared error at the query / mean squared label under the shift, `[V]`, by name; the
+        learner's is first.
     """
 
     values: list[Any]
@@ -52,9 +53,9 @@ class DescentShifts(Result):
     """Errors of a learner and of gradient descent under each shift.
 
     Attributes:
-      sweeps: by the shift's name.
+      sweeps: errors over the values of a shift, by its name.
       step: the training step of the parameters.
-      prompts: how many prompts were averaged.
+      prompts: number of prompts that were averaged.
       path: the run's folder.
     """
 
@@ -67,7 +68,7 @@ class DescentShifts(Result):
     saved_as = {"sweeps": "normalised_error"}
 
     def table(self) -> Table:
-        """A row for each shift and predictor, at some of the shift's values."""
+        """A row for each shift and predictor, with at most `MAX_COLUMNS` values of the shift."""
         result = Table(
             title=f"in-context descent under shifts ({self.path}, step {self.step})",
             caption=(
@@ -104,12 +105,13 @@ class DescentShifts(Result):
 
 
 def descent_shifts(run: Run | str | Path, *, prompts: int = 1280, seed: int = 0) -> DescentShifts:
-    """Holds a run's newest checkpoint against gradient descent tuned to the training prompts.
+    """Compares a run's newest checkpoint with gradient descent tuned to the training prompts.
 
     Writes `descent-shifts.json` and `descent-shifts.png` in the run's folder. The shifts:
     x times 0.5 to 2; w times 0.5 to 5; inputs of other distributions; the first 0 to N labels
-    replaced by N(0, 1) times the size of labels; and, of a model with one shared layer, the layer
-    applied up to 50 times with each addition damped by 0.75, beside as many steps of descent.
+    replaced by N(0, 1) times the root mean square of labels. If the model has one layer or shares
+    it, the layer is also applied up to 50 times, with each addition damped by 0.75, and compared
+    with as many steps of descent.
 
     Args:
       run: a run on linear regression in the concatenated layout, or its folder.
@@ -124,8 +126,8 @@ def descent_shifts(run: Run | str | Path, *, prompts: int = 1280, seed: int = 0)
     config, family = run.config, run.config.task
     if not has_descent(config) or not isinstance(family, LinearRegression):
         raise ValueError(
-            f"{run.path} is no run on linear regression in the concatenated layout, where "
-            "gradient descent predicts the query"
+            f"{run.path} is no run on linear regression in the concatenated layout; gradient "
+            "descent is compared with such runs"
         )
     step, params = run.variables()
     descents = comparable_descents(config, seed)
@@ -164,7 +166,7 @@ def descent_shifts(run: Run | str | Path, *, prompts: int = 1280, seed: int = 0)
     }
     model = config.model
     if isinstance(model, SelfAttentionConfig) and (model.shared or model.layers == 1):
-        if not model.features and not model.positions:  # tokens are of one kind throughout
+        if not model.features and not model.positions:  # so that a layer's output can be its input
             sweeps["times applied"] = _repeated(learner, params, descents[0], plain)
     return DescentShifts(sweeps, step, prompts, run.path).written()
 
@@ -209,7 +211,7 @@ def _repeated(
 
 
 def _draw_panel(axes: Any, sweep: ShiftCurves) -> None:
-    """A line for each predictor; dots where values have no order."""
+    """A line for each predictor; only markers if the values are names."""
     named = any(isinstance(value, str) for value in sweep.values)
     for index, (who, errors) in enumerate(sweep.errors.items()):
         own = index == 0
@@ -218,7 +220,7 @@ def _draw_panel(axes: Any, sweep: ShiftCurves) -> None:
             look |= dict(marker="o" if own else "x", markersize=4 if own else 5)
         at = sweep.values
         if named:
-            # Beside each other, so that equal ones are both seen.
+            # Markers of predictors stand beside each other, so that equal errors are both visible.
             at = np.arange(len(errors)) + 0.2 * (index - (len(sweep.errors) - 1) / 2)
             look["linestyle"] = ""
         axes.plot(at, errors, label=who, **look)
@@ -230,7 +232,7 @@ def _draw_panel(axes: Any, sweep: ShiftCurves) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         own = np.array(next(iter(sweep.errors.values())))
-        # Who diverges leaves the panel, and the learner's curve its shape.
+        # A predictor that diverges may leave the panel; the learner's curve must stay readable.
         axes.set_ylim(0.7 * known.min(), min(1.4 * known.max(), 100 * np.nanmax(own)))
     else:
         axes.set_ylim(0, 1.15 * known.max() if known.size else None)

@@ -20,7 +20,7 @@ from ..report import Result, show_number
 from ..training.learner import Learner
 from .descent import QUERY_BATCHES, QUERY_PROMPTS, construction, mean_query_error, tuned_descent
 
-# Half the squared error that other implementations reached, x in +-1/2, d = N = 10.
+# Half the squared error of other implementations, x in +-1/2, d = N = 10.
 REFERENCE = {
     "zero": 0.4167,
     "GD, 1 step": 0.2062,
@@ -31,7 +31,7 @@ REFERENCE = {
     "GD, 5 steps, own rates": 0.109,
     "GD++, 5 steps, own rates": 0.063,
 }
-HALF = REGRESSION.error_scale / 2  # half the squared error at which an error is 1
+HALF = REGRESSION.error_scale / 2  # half the squared error that corresponds to error 1
 GAMMAS = {10: 0.179, 25: 0.099, 50: 0.056, 100: 0.029}  # figure 3 and appendix A.10 of the paper
 KINDS = (
     (1, False, True),
@@ -43,12 +43,12 @@ KINDS = (
 
 @dataclasses.dataclass(frozen=True)
 class DescentStudy(Result):
-    """What gradient descent in context reaches.
+    """Errors and rates of gradient descent in context.
 
     Attributes:
       error_name: what an error is.
-      rows: by the name of the descent: its error and rates, and the largest difference between its
-        predictions and those of constructed attention.
+      rows: by the name of the descent: its error and rates, and the largest difference from the
+        predictions of constructed attention.
       gammas: tuned gamma of two steps of GD++ by number of examples.
       path: the folder.
     """
@@ -117,14 +117,14 @@ def descent_study(
     kinds: Sequence[tuple[int, bool, bool]] = KINDS,
     examples: Sequence[int] = tuple(GAMMAS),
 ) -> DescentStudy:
-    """What gradient descent in context reaches, and attention that does the same by construction.
+    """Errors of gradient descent in context, and its difference from constructed attention layers.
 
-    Proposition 1 and appendix A.10: for some numbers of steps the error with the best rates, and
-    the largest difference between its predictions and those of constructed attention layers; gamma
-    of two steps of GD++ by the number of examples. Writes descent.json and descent.png.
+    Proposition 1 and appendix A.10: for some numbers of steps, the error with the best rates and
+    the largest difference between predictions of descent and of constructed attention layers; and
+    gamma of two steps of GD++ by the number of examples. Writes descent.json and descent.png.
 
     Args:
-      folder: where to write; it must exist.
+      folder: an existing folder for the files.
       kinds: steps, whether of GD++, and whether all steps share their rates.
       examples: numbers of examples at which gamma is tuned.
     """

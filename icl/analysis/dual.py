@@ -5,14 +5,15 @@ learning lens" (arXiv 2310.13220). For tokens x_1 to x_N (demonstrations) and x'
 
     h' = W_V X softmax((W_K X)^T W_Q x' / sqrt(d))
 
-is the output at W_Q x' of a model f(z) = W phi(z), where phi(a) . phi(b) = exp(a . b), after one
+is the output at W_Q x' of a model f(z) = W phi(z), with phi(a) . phi(b) = exp(a . b), after one
 step of gradient descent for each demonstration on
 
     L = -1 / (eta D') sum_i (W_V x_i) . W phi(W_K x_i)
 
-with rate eta, D' being the softmax's denominator. W starts from what the query part itself adds, 0
-where it is not among the keys. Here phi is either the exponential kernel's own, exactly, or random
-features. Everything is of one prompt and one query; `jax.vmap` makes batches.
+with rate eta and the softmax's denominator D'. W starts from the contribution of the query part,
+which is 0 if the query is not among the keys. Here phi is either the exact feature map of the
+exponential kernel or random features. Functions take one prompt and one query; `jax.vmap` makes
+batches.
 """
 
 import dataclasses
@@ -40,7 +41,7 @@ GAP_LABEL = "$|f(W_Q x') - h'|$"  # in figures
 
 
 class DualProblem(NamedTuple):
-    """What the dual model of one head is trained on, started from and tested at.
+    """The training examples, the start and the test point of the dual model of one head.
 
     Query and keys are scaled so that their products are the softmax's scores.
     """
@@ -48,7 +49,7 @@ class DualProblem(NamedTuple):
     query: jax.Array  # [K]
     keys: jax.Array  # [N, K], of the demonstrations
     values: jax.Array  # [N, V]
-    start_keys: jax.Array  # [M, K], of the query part; M is 0 where it is not among the keys
+    start_keys: jax.Array  # [M, K], of the query part; M is 0 if the query is not among the keys
     start_values: jax.Array  # [M, V]
 
 
@@ -70,13 +71,13 @@ def dual_problem(
 
     Args:
       query: `[K]`.
-      keys: `[S, K]`, those of the demonstrations first.
+      keys: `[S, K]`, the demonstrations' keys first.
       values: `[S, V]`.
-      demonstrations: how many of the keys are trained on; the others are the query part.
+      demonstrations: number of keys that are trained on; the others are the query part.
       scale: factor of the scores; `1 / sqrt(K)` when None.
 
     Raises:
-      ValueError: not from 0 to S demonstrations.
+      ValueError: the number of demonstrations is not from 0 to S.
     """
     if not 0 <= demonstrations <= len(keys):
         raise ValueError(f"there are {len(keys)} keys, not {demonstrations} demonstrations")
@@ -116,12 +117,12 @@ def feature_descent(
 ) -> DualDescent:
     """Gradient descent on L, one demonstration a step, with random features in place of phi.
 
-    D' is the softmax's own, as in the paper, not the features' estimate of it.
+    D' is the softmax's denominator, as in the paper, and not the features' estimate of it.
 
     Args:
       problem: as from `dual_problem`.
       directions: of the features, `[m, K]`.
-      rate: eta, of which the result does not depend but for rounding.
+      rate: eta; it changes the result only by rounding.
 
     Returns:
       A `DualDescent` in float32, computed with exact products.
@@ -144,11 +145,11 @@ def feature_descent(
 
 
 def kernel_descent(problem: DualProblem, *, rate: float = 1.0) -> DualDescent:
-    """The same descent with the exponential kernel's own features, which nothing writes out.
+    """Gradient descent on L with the exact features of the exponential kernel, by the kernel trick.
 
-    W is held as its expansion sum_j c_j phi(k_j)^T over the tokens. With respect to f, as a vector
-    of functions, the loss at k_i has the gradient (dL / df(k_i)) exp(k_i . z), so that a step
-    changes c_i alone. After all steps the output is softmax attention's.
+    W is stored as its expansion sum_j c_j phi(k_j)^T over the tokens. With respect to f, as a
+    vector of functions, the loss at k_i has the gradient (dL / df(k_i)) exp(k_i . z), so a step
+    changes only c_i. After all steps the output is that of softmax attention.
 
     Args and returns as for `feature_descent`.
     """
@@ -182,7 +183,7 @@ def _with_start(start: DualDescent, steps: DualDescent) -> DualDescent:
 
 
 def sum_of_heads(descents: DualDescent) -> DualDescent:
-    """The dual of several heads, whose features stand side by side in one W.
+    """The dual of several heads, whose features are concatenated in one W.
 
     Args:
       descents: with a leading axis of heads.
@@ -192,15 +193,15 @@ def sum_of_heads(descents: DualDescent) -> DualDescent:
 
 @dataclasses.dataclass(frozen=True)
 class DualCurves(Result):
-    """How the dual of a trained layer comes to what the layer computes.
+    """How the dual of a trained layer approaches the output of the layer.
 
     Attributes:
       gap: |f(W_Q x') - h'| before the first step and after each, quantiles 0.05, 0.5 and 0.95 over
         prompts and features, float `[3, N + 1]`, by number of features or "kernel".
-      norm: |W|, likewise.
+      norm: |W|, in the same form as `gap`.
       size: the median of |h'|.
       step: the training step of the parameters.
-      prompts: how many prompts there were.
+      prompts: number of prompts.
       path: the run's folder.
     """
 
@@ -243,9 +244,9 @@ class DualCurves(Result):
 
 
 def has_dual(config: Config) -> bool:
-    """Whether runs of these settings are of one softmax layer, of which there is a dual model."""
+    """Whether runs with these settings have one softmax layer, which has a dual model."""
     model = config.model
-    # Of a variant of attention the dual is another one.
+    # A subclass is a variant of attention and has another dual.
     return type(model) is SelfAttentionConfig and model.layers == 1 and model.softmax != "none"
 
 
@@ -256,14 +257,14 @@ def dual_of_run(
     prompts: int = 64,
     seed: int = 0,
 ) -> DualCurves:
-    """The dual model of a run's newest checkpoint, a model of one softmax layer.
+    """Runs the dual model of a run's newest checkpoint, a model of one softmax layer.
 
-    Each prompt and head has features of its own. Writes `dual.json` and `dual.png` in the run's
+    Each prompt and head draws its own features. Writes `dual.json` and `dual.png` in the run's
     folder.
 
     Args:
       run: the run or its folder.
-      features: numbers of random features; the exact kernel is always among the results.
+      features: numbers of random features; the exact kernel is always included.
       prompts: number of prompts, of fresh tasks.
       seed: seed of prompts and features.
 
@@ -273,13 +274,13 @@ def dual_of_run(
     Raises:
       RunError: no run there, or it has no checkpoint.
       ValueError: fewer than one prompt or feature, a model other than one layer of softmax
-        attention, or scores whose exponentials float32 does not hold.
+        attention, or scores whose exponentials overflow float32.
     """
     run, learner = open_run(run, prompts=prompts, features=min(features, default=1))
     config = run.config.model
     if not has_dual(run.config):
         raise ValueError(
-            "the dual model is of one layer of softmax attention: a self_attention model with "
+            "the dual model needs one layer of softmax attention: a self_attention model with "
             f"layers 1 and softmax all; {run.path} is a {config.title} model, {config}"
         )
     step, params = run.params()
@@ -310,7 +311,7 @@ def dual_of_run(
 def problems_of_layer(
     learner: Learner, params: Any, tokens: jax.Array
 ) -> tuple[DualProblem, jax.Array]:
-    """The duals of the heads of a model of one layer, and what the layer adds to the query.
+    """The duals of the heads of a model of one layer, and the output h' of the layer.
 
     Args:
       learner: of a `SelfAttentionConfig`.
@@ -341,20 +342,20 @@ def _with_features(problems: DualProblem, key: jax.Array, count: int) -> DualDes
         directions = jax.random.normal(given[0], (heads, count, size))
         return sum_of_heads(jax.vmap(feature_descent)(given[1], directions))
 
-    # One prompt at a time, since the weights of many would not fit.
+    # One prompt at a time, since the weights of many prompts need too much memory.
     run_all = jax.jit(lambda keys, problems: jax.lax.map(of_prompt, (keys, problems)))
     return run_all(jax.random.split(key, batch), problems)
 
 
 def feature_label(which: str) -> str:
-    """What the curve of so many features, or of the kernel, is called."""
+    """The label of a curve, from the number of features or "kernel"."""
     return "exact kernel" if which == KERNEL else f"{int(which):,} features"
 
 
 def draw_curves(axes: Any, curves: dict[str, np.ndarray]) -> None:
     """Medians by step, of quantiles `[3, N + 1]` as in `DualCurves`."""
     for which, (_, median, _) in curves.items():
-        # Seen behind what agrees with it.
+        # Wide, so that it shows behind curves that agree with it.
         line: dict[str, Any] = dict(color="0.8", linewidth=5) if which == KERNEL else {}
         axes.plot(median, label=feature_label(which), **line)
     axes.set_xlabel("steps of the dual's gradient descent")

@@ -1,8 +1,9 @@
 """What the attention heads of a learner compare and what they write.
 
-The views of a head in RobvanGastel/meta-in-context-learning: its scores `K^T Q` on a prompt,
-`W_K^T W_Q` that makes them, and `P W_V = W_O W_V` that it writes with, whose eigenvalues tell a
-head that copies (Elhage et al. 2021, "A mathematical framework for transformer circuits").
+The views of a head are those of RobvanGastel/meta-in-context-learning: the scores `K^T Q` on a
+prompt, the product `W_K^T W_Q` behind the scores, and the product `P W_V = W_O W_V` behind the
+output, whose eigenvalues show whether a head copies (Elhage et al. 2021, "A mathematical framework
+for transformer circuits").
 """
 
 import dataclasses
@@ -29,12 +30,13 @@ MAX_ROWS = 12  # of the figure
 
 @dataclasses.dataclass(frozen=True)
 class Heads(Result):
-    """Weights and scores of all heads of a run; of all matrices L layers and N heads lead.
+    """Weights and scores of all heads of a run; all matrices have leading axes `[L, N]`.
 
-    Weights act on what enters the heads, which in a transformer its layer norm has scaled; that
-    scale is not in them. Scores are of query (row) and key (column): products with their biases,
-    before the scale, the unit lengths of the linear, delta-rule and mesa mixers, any softmax, decay
-    or correction. Of a layer that is applied again and again they are those of the last time.
+    L is the number of layers, N that of heads. Weights act on the input of the heads, which in a
+    transformer is the output of a layer norm; the scale of the norm is not part of the weights.
+    Scores of query (row) and key (column) are dot products with biases, before the scale, the
+    normalisation of the linear, delta-rule and mesa mixers, and any softmax, decay or correction.
+    For a layer that is applied repeatedly they are the scores of its last application.
 
     Attributes:
       query, key: `[L, N, width, H]`.
@@ -42,12 +44,12 @@ class Heads(Result):
       output: `[L, N, V, width]`.
       scores: of the first prompt, `[L, N, T, T]`.
       mean_scores: over the prompts, `[L, N, T, T]`.
-      positional: of the variance of the scores over prompts and pairs of tokens, the share that
-        their mean over the prompts has, `[L, N]`: 1 where positions alone decide. Where the model
-        is causal, of the pairs whose key is not later.
+      positional: the variance of the mean scores, relative to the variance of the scores over
+        prompts and pairs of tokens, `[L, N]`; 1 if scores depend on positions alone. If the model
+        is causal, over pairs whose key is not after the query.
       step: the training step of the parameters.
-      prompts: how many prompts there were.
-      causal: whether the model is.
+      prompts: number of prompts.
+      causal: whether the model is causal.
       path: the run's folder.
     """
 
@@ -67,23 +69,23 @@ class Heads(Result):
 
     @property
     def key_query(self) -> np.ndarray:
-        """`W_K^T W_Q`, `[L, N, width, width]`: a score is `x_key . M x_query`, less the biases."""
+        """`W_K^T W_Q`, `[L, N, width, width]`: a score without biases is `x_key . M x_query`."""
         return self.key @ np.swapaxes(self.query, -1, -2)
 
     @property
     def output_value(self) -> np.ndarray:
-        """`W_O W_V`, `[L, N, width, width]`: what is written of a token is `M x`, and a bias."""
+        """`W_O W_V`, `[L, N, width, width]`: a token x adds `M x` and a bias to the output."""
         return np.swapaxes(self.value @ self.output, -1, -2)
 
     @property
     def eigenvalues(self) -> np.ndarray:
-        """Those of `W_O W_V` that can differ from 0, complex `[L, N, V]`."""
-        # A B and B A share them, and one of the two is small.
+        """Eigenvalues of `W_O W_V` that can differ from 0, complex `[L, N, V]`."""
+        # A B and B A have equal nonzero eigenvalues; the smaller product is used.
         return np.linalg.eigvals((self.output @ self.value).astype(np.float64)).astype(complex)
 
     @property
     def copying(self) -> np.ndarray:
-        """Copying score, `[L, N]`: sum of the eigenvalues over that of their sizes, NaN of none."""
+        """Copying score, `[L, N]`: sum of eigenvalues / sum of their sizes; NaN if all are 0."""
         sizes = np.abs(self.eigenvalues).sum(axis=-1)
         total = np.real(self.eigenvalues.sum(axis=-1))
         return np.where(sizes > 0, total / np.where(sizes > 0, sizes, 1), np.nan)
@@ -120,7 +122,7 @@ class Heads(Result):
             caption=(
                 "copying: sum of the eigenvalues of W_O W_V / sum of their sizes; largest: the "
                 "size of the largest; symmetric: share of W_K^T W_Q's squared norm, 0.5 at "
-                "random; positional: share of the scores' variance that no prompt changes"
+                "random; positional: share of the scores' variance that is common to all prompts"
             ),
         )
         for name in ("layer", "head", "copying", "largest", "|W_O W_V|", "|W_K^T W_Q|"):
@@ -141,7 +143,7 @@ class Heads(Result):
         return result
 
     def figure(self, plt: Any) -> Any:
-        """Four views, a row a head; of more than `MAX_ROWS` heads some, evenly spaced."""
+        """Four views of each head, a row each; at most `MAX_ROWS` heads, evenly spaced."""
         layers, count = self.copying.shape
         chosen = [divmod(int(i), count) for i in spread(layers * count, MAX_ROWS)]
         seen = self.scores
@@ -217,7 +219,7 @@ def heads(run: Run | str | Path, *, prompts: int = 64, seed: int = 0) -> Heads:
 
 
 def scores(weights: HeadWeights, inputs: jax.Array) -> jax.Array:
-    """`[B, N, T, T]` (query, key) of what enters a layer, `[B, T, width]`, as `Heads` defines them.
+    """Scores `[B, N, T, T]` (query, key) of a layer's inputs `[B, T, width]`, as in `Heads`.
 
     Computed in float32 with exact products.
     """
@@ -229,7 +231,7 @@ def scores(weights: HeadWeights, inputs: jax.Array) -> jax.Array:
 
 
 def symmetric_share(matrices: np.ndarray) -> np.ndarray:
-    """The squared norm of `(M + M^T) / 2` over that of M, `[...]` of `[..., W, W]`; NaN of 0."""
+    """|(M + M^T) / 2|^2 / |M|^2 for each matrix `[..., W, W]`; NaN for the zero matrix."""
     symmetric = (matrices + np.swapaxes(matrices, -1, -2)) / 2
     size = _norm(matrices)
     share = (_norm(symmetric) / np.where(size > 0, size, 1)) ** 2
@@ -247,7 +249,7 @@ def _scores_of_prompts(
         inputs = model.head_inputs(prompt[None])
         return jnp.stack([scores(w, x)[0] for w, x in zip(model.heads(), inputs, strict=True)])
 
-    # One prompt at a time, since the scores of many would not fit.
+    # One prompt at a time, since the scores of many prompts need too much memory.
     first = np.asarray(of_one(params, tokens[0]), np.float64)
     total, squares = first, first**2
     for prompt in tokens[1:]:

@@ -1,6 +1,6 @@
-"""The function that a learner makes of its context (Garg et al. 2022, arXiv 2208.01066, figure 3).
+"""The function that a learner infers from a prompt (Garg et al. 2022, arXiv 2208.01066, figure 3).
 
-How its prediction goes along a line through the origin, and whether its gradient points along w.
+Its predictions along a line through the origin, and the cosine of its gradient with w.
 """
 
 import dataclasses
@@ -31,20 +31,20 @@ class LearnedFunction(Result):
     """A learner's predictions along a line, and the direction of its gradient.
 
     Attributes:
-      norms: signed lengths s of the queries s v, float `[S]`; v is uniform on the unit sphere, one
-        a prompt.
-      example: by "truth", "learner" and "least squares", the labels that one prompt's queries get
-        after all of its examples, `[S]`.
+      norms: signed lengths s of the queries s v, float `[S]`; each prompt has one v, uniform on the
+        unit sphere.
+      example: by "truth", "learner" and "least squares", the labels of one prompt's queries after
+        all of its examples, `[S]`.
       error: by "learner" and "least squares", the mean squared error at each norm divided by the
         mean squared label at that norm, `[E, S]`; NaN at s = 0.
       cosine: by "w" and "projected w", the mean cosine of the gradient of the prediction at the
         prompt's next input with w, and with w's projection on the span of the examples, `[E]`;
-        NaN where there is none.
+        NaN if it is undefined.
       step: the training step of the parameters.
-      prompts: how many prompts were averaged.
+      prompts: number of prompts that were averaged.
       path: the run's folder.
 
-    E counts the numbers of examples 0, 1, 2, ...
+    E is the number of points: 0, 1, 2, ... examples.
     """
 
     norms: np.ndarray
@@ -86,7 +86,9 @@ class LearnedFunction(Result):
     def figure(self, plt: Any) -> Any:
         """Predictions along a line in one prompt; the gradient's cosines by number of examples."""
         styles: dict[str, dict[str, Any]] = {
-            "truth": dict(color="0.8", linewidth=5),  # seen behind what agrees with it
+            "truth": dict(
+                color="0.8", linewidth=5
+            ),  # wide, so that it shows behind curves that agree with it
             "learner": dict(color="C0", linewidth=2),
             "least squares": dict(color="C1", linestyle="--"),
         }
@@ -119,7 +121,7 @@ def is_linear(config: Config) -> bool:
 def learned_function(
     run: Run | str | Path, *, prompts: int = 1280, seed: int = 0
 ) -> LearnedFunction:
-    """Looks at what a run's newest checkpoint learns in context from linear functions.
+    """Measures the function that a run's newest checkpoint infers from linear prompts.
 
     Writes `function.json` and `function.png` in its folder.
 
@@ -140,14 +142,15 @@ def learned_function(
     family = run.config.task
     if type(family) not in (LinearRegression, SparseLinearRegression):
         raise ValueError(
-            f"the learned function is compared with a linear one; {type(family).__name__} is none"
+            f"the learned function is compared with a linear function; {type(family).__name__} has "
+            "none"
         )
     assert isinstance(family, LinearRegression)
     step, params = run.params()
     drawn = draw_lines(family, stream("function", seed), prompts)
     tasks, episodes, directions = jax.tree.map(np.asarray, drawn)
     norms = NORMS * family.dim**0.5
-    # w.v, as large as w.x / |x| is on average
+    # Slopes w.v along v.
     slopes = (tasks.astype(np.float64) * directions[:, 0]).sum(axis=-1)
     slopes *= float(family.label_factor(family.dim))
 
@@ -180,7 +183,8 @@ def draw_lines(
 ) -> tuple[jax.Array, Episode, jax.Array]:
     """Fresh tasks w `[prompts, dim]`, an episode of each, and a unit vector at every point of it.
 
-    A prompt has one, uniform on the sphere: `[prompts, points, dim]`. The key is consumed.
+    The unit vector is uniform on the sphere and equal at all points of a prompt:
+    `[prompts, points, dim]`. The key is consumed.
     """
 
     def draw(key):
@@ -196,8 +200,8 @@ def draw_lines(
 def query_gradients(predict: Any, episodes: Episode, queries: jax.Array) -> jax.Array:
     """The gradient of each prediction with respect to its query, `[B, points, dim]`.
 
-    `predict(episodes, queries)` is as `predict_queries`: a query reaches its own prediction only,
-    so that one backward pass of their sum has all gradients.
+    `predict(episodes, queries)` is like `predict_queries`. A query changes only its own prediction,
+    so one backward pass of the sum gives all gradients.
     """
     return jax.grad(lambda queries: predict(episodes, queries).sum())(queries)
 
@@ -214,7 +218,7 @@ def gradient_cosines(
       x: points `[B, P, D]`.
 
     Returns:
-      Both, NaN where a vector is 0.
+      Both cosines, NaN if a vector is 0.
     """
     points, dim = x.shape[1:]
     with jax.default_matmul_precision("highest"):
@@ -233,7 +237,7 @@ def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _mean(cosines: np.ndarray) -> np.ndarray:
-    """Over the prompts that have one; NaN where none has."""
+    """Mean over prompts without NaN; NaN if all are NaN."""
     there = ~np.isnan(cosines)
     count = there.sum(axis=0)
     return np.where(count, np.where(there, cosines, 0).sum(axis=0) / np.maximum(count, 1), np.nan)

@@ -1,8 +1,8 @@
-"""Did a learner trained on a pool of tasks learn the pool, or the distribution it is from?
+"""Whether a learner trained on a pool of tasks learned the pool or the distribution behind it.
 
-Raventós, Paul, Chen & Ganguli 2023 (arXiv 2306.15063, sections 2 and 3): its predictions are held
-against two optimal ones, ridge regression for tasks w ~ N(0, I), and the discrete minimum mean
-square error estimator (dMMSE) for tasks that are uniform among the pool's.
+Raventós, Paul, Chen & Ganguli 2023 (arXiv 2306.15063, sections 2 and 3): its predictions are
+compared with two optimal ones: ridge regression for tasks w ~ N(0, I), and the discrete minimum
+mean square error estimator (dMMSE) for tasks drawn uniformly from the pool.
 """
 
 import dataclasses
@@ -42,17 +42,18 @@ def discrete_mmse(
 ) -> jax.Array:
     """The optimal prediction of y_i for tasks of a pool, from the i points before it.
 
-    It is w.x_i with w = sum_m w_m p_m / sum_m p_m, p_m = exp(-|y - X w_m|^2 / (2 noise^2)) over
-    those points, the mean of the pool where there are none (Raventós et al. 2023, section 2.2).
-    The pool is remade from its indices, some tasks at a time: memory does not grow with it.
+    The prediction is w.x_i with w = sum_m w_m p_m / sum_m p_m and p_m = exp(-|y - X w_m|^2 /
+    (2 noise^2)) over those points; for i = 0, w is the mean of the pool (Raventós et al. 2023,
+    section 2.2). Tasks are recomputed from their indices, `tasks_at_once` at a time, so memory does
+    not grow with the pool.
 
     Args:
-      family: whose tasks they are; its noise is a standard deviation in units of y.
+      family: the family of the tasks; its noise is a standard deviation in units of y.
       x: inputs `[B, P, dim]`.
       y: labels `[B, P]`.
       tasks_key: the key of the pool, from `icl.training.step.pool_key`.
-      pool_size: tasks in the pool; may be traced, so that one program serves all sizes.
-      tasks_at_once: how many tasks are remade at once; None for what suits the backend.
+      pool_size: number of tasks in the pool; may be traced, so that one program serves all sizes.
+      tasks_at_once: number of tasks recomputed at once; None for a number that suits the backend.
 
     Returns:
       Predictions `[B, P]`, float32.
@@ -80,7 +81,7 @@ def discrete_mmse(
             log_weight -= ((y[:, None] - labels) / family.noise) ** 2 / 2
             return log_weight, (peak, total, weighted)
 
-        # Every chunk begins inside the pool, so that no maximum is over nothing.
+        # Every chunk begins inside the pool, so that no maximum is over an empty set.
         prior = jnp.where(index < pool_size, 0.0, -jnp.inf)
         prior = jnp.broadcast_to(prior, (len(x), size))
         return jax.lax.scan(add_point, prior, (points, sums))[1]
@@ -93,7 +94,7 @@ def discrete_mmse(
 
 
 def has_pool(config: Config) -> bool:
-    """Whether runs of these settings have a pool of tasks whose estimators are known."""
+    """Whether runs with these settings have a pool of tasks with known estimators."""
     pooled = config.training.pool_size is not None and config.training.pooled == "tasks"
     return pooled and _known(config.task)
 
@@ -114,18 +115,18 @@ def _check_family(family: TaskFamily) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class PoolEvaluation(Result):
-    """A pool-trained learner beside ridge regression and dMMSE, on fresh and on the pool's tasks.
+    """A learner trained on a pool, ridge regression and dMMSE, on fresh tasks and on the pool's.
 
     Attributes:
       examples: numbers of in-context examples, int `[E]`.
       error: by kind of tasks ("fresh" and "pool", the paper's latent and pretrain) and by name
         ("learner", "ridge", "dMMSE"): mean squared error against the labels as drawn, noise
         included, divided by dim, float64 `[E]`.
-      difference: by kind of tasks and by a pair of names as "learner, ridge": the mean squared
-        difference of their predictions, divided by dim, `[E]`; the paper's delta, by position.
-      pool_size: tasks in the pool.
+      difference: by kind of tasks and by a pair of names such as "learner, ridge": the mean squared
+        difference of their predictions, divided by dim, `[E]` (the paper's delta, by position).
+      pool_size: number of tasks in the pool.
       step: the training step of the parameters.
-      prompts: prompts of each kind that were averaged.
+      prompts: number of prompts of each kind that were averaged.
       seed: the seed of the prompts.
       path: the run's folder.
     """
@@ -162,14 +163,14 @@ class PoolEvaluation(Result):
 
 
 def evaluate_pool(run: Run | str | Path, *, prompts: int = 2048, seed: int = 0) -> PoolEvaluation:
-    """Holds a run's newest checkpoint against ridge and dMMSE; writes `pool.json` in its folder.
+    """Compares a run's newest checkpoint with ridge and dMMSE; writes `pool.json`.
 
-    The public code of the paper draws 1,048,576 sequences of either kind every 1,000 steps, which
-    makes its evaluation cost 2.7 times its training; the default here is good to a few per cent.
+    The paper's public code draws 1,048,576 sequences of each kind every 1,000 steps, so that its
+    evaluation costs 2.7 times its training. The default here gives errors to a few per cent.
 
     Args:
       run: the run or its folder, trained on a pool of linear regression tasks with noise.
-      prompts: prompts of fresh tasks, and of the pool's.
+      prompts: number of prompts of fresh tasks, and of prompts of the pool's tasks.
       seed: seed of the prompts.
 
     Raises:
@@ -184,7 +185,7 @@ def evaluate_pool(run: Run | str | Path, *, prompts: int = 2048, seed: int = 0) 
 def evaluate_pools(
     runs: Sequence[Run], *, prompts: int = 2048, seed: int = 0
 ) -> Iterator[PoolEvaluation]:
-    """`evaluate_pool` of many runs in turn, compiled once for those that share a program."""
+    """`evaluate_pool` of many runs in turn; runs that share a program are compiled once."""
     at_least_one(prompts=prompts)
     sizes = [_pool_size(run) for run in runs]
     configs = [run.config for run in runs]
@@ -205,7 +206,7 @@ def evaluate_pools(
 
 
 def _comparison(config: Config, prompts: int):
-    """A function of parameters, pool and prompts' key to sums over prompts, each `[points]`."""
+    """A function from parameters, pool and prompts' key to sums over prompts, each `[points]`."""
     learner = Learner(config)
     family = learner.family
     assert isinstance(family, LinearRegression)
@@ -221,7 +222,7 @@ def _comparison(config: Config, prompts: int):
                 sample_batch(family, own_key, index, family.full, *own)
                 for own_key, *own in kinds.values()
             ]
-            # Together: two eigendecompositions at once can wait for each other forever on a CPU.
+            # In one batch, since two eigendecompositions at once can deadlock on a CPU.
             episodes = jax.tree.map(lambda *parts: jnp.concatenate(parts), *drawn)
             x, y = episodes.x, episodes.y
             predictions = {
@@ -229,7 +230,7 @@ def _comparison(config: Config, prompts: int):
                 "ridge": ridge(x, y, (family.noise / family.task_scale) ** 2),
                 "dMMSE": discrete_mmse(family, x, y, tasks_key, pool_size),
             }
-            # The last prompts may be fewer than are drawn at once.
+            # The last batch may have more prompts than are left.
             counted = (index < prompts)[:, None] / family.dim
             squares = lambda a, b: (counted * (a - b).reshape(2, size, -1) ** 2).sum(axis=1)
             errors = {name: squares(predictions[name], y) for name in PREDICTORS}
@@ -249,13 +250,13 @@ def _comparison(config: Config, prompts: int):
 
 
 def _scored(learner: Learner) -> np.ndarray:
-    """Which positions are predicted without sight of the label, bool `[points]`."""
+    """Positions whose prediction does not see their label, bool `[points]`."""
     family = learner.family
     return np.asarray(learner.layout.scored(sample_prompt(family, jax.random.key(0), family.full)))
 
 
 def _pool_size(run: Run) -> int:
-    """Tasks of a run's pool; ValueError where there is none, or no estimator is known for it."""
+    """Number of tasks in a run's pool; ValueError if it has no pool with known estimators."""
     _check_family(run.config.task)
     size = run.config.training.pool_size
     if size is None:

@@ -1,9 +1,9 @@
-"""The preconditioners that attention learns, and descent with those known beforehand.
+"""The preconditioners that attention learns, and descent with known preconditioners.
 
 Ahn et al. 2023, "Transformers learn to implement preconditioned gradient descent for in-context
 learning" (arXiv 2306.00297, section 6). The loss of `PreconditionedAttention` on
-`WhitenedRegression` has critical points where the matrices of the queries are multiples of minus
-the inverse covariance of the inputs, and those of the values of the identity (theorems 3 and 4).
+`WhitenedRegression` has critical points at which query matrices are multiples of minus the inverse
+covariance of the inputs, and value matrices are multiples of the identity (theorems 3 and 4).
 """
 
 import dataclasses
@@ -30,17 +30,17 @@ RATES = np.geomspace(1e-3, 1e1, 400)  # neighbours are 2% apart
 
 @dataclasses.dataclass(frozen=True)
 class Preconditioning(Result):
-    """Matrices of a run of L layers in d dimensions, and how far they are from the identity.
+    """Matrices of a run of L layers in d dimensions, and their distances to the identity.
 
-    The values of the last layer's inputs are read by none; only those of the K = L - 1 layers
-    before are here, or of none where the model's inputs stay as they are.
+    The value matrix of the last layer changes no prediction, so there are K = L - 1 value matrices,
+    or K = 0 if the model does not transform its inputs.
 
     Attributes:
       query: (U D)^T Q (U D) of each layer at the last checkpoint, `[L, d, d]`.
       values: U^T P U of each layer, `[K, d, d]`.
       steps: training steps of the checkpoints, ascending, int `[S]`.
-      query_distance: `distance_to_identity` of the first at those steps, `[S, L]`.
-      values_distance: of the second, `[S, K]`.
+      query_distance: `distance_to_identity` of the query matrices at those steps, `[S, L]`.
+      values_distance: `distance_to_identity` of the value matrices at those steps, `[S, K]`.
       path: the run's folder.
     """
 
@@ -80,9 +80,9 @@ class Preconditioning(Result):
         return result
 
     def figure(self, plt: Any) -> Any:
-        """Each layer's matrices as heat maps, those of queries above, and their distances by step.
+        """Heat maps of each layer's matrices, queries above, and their distances by step.
 
-        A row has one scale of colours.
+        A row has one colour scale.
         """
         rows = {
             "$(UD)^T Q\\, UD$": (self.query, self.query_distance),
@@ -96,7 +96,7 @@ class Preconditioning(Result):
             squeeze=False, width_ratios=[1.0] * layers + [1.5],
         )  # fmt: skip
         for row, (name, (matrices, distances)) in zip(axes, rows.items()):
-            limit = float(np.abs(matrices).max()) or 1.0  # shared, so that layers can be compared
+            limit = float(np.abs(matrices).max()) or 1.0  # one for all layers
             for axis in row[len(matrices) : -1]:
                 axis.set_axis_off()
             for layer, (axis, matrix) in enumerate(zip(row, matrices)):
@@ -115,13 +115,13 @@ class Preconditioning(Result):
 
 
 def has_preconditioners(config: Config) -> bool:
-    """Whether runs with these settings have preconditioners to look at."""
+    """Whether runs with these settings learn preconditioners."""
     known = isinstance(config.model, PreconditionedConfig)
     return known and isinstance(config.task, WhitenedRegression)
 
 
 def preconditioning(run: Run | str | Path) -> Preconditioning:
-    """Looks at all checkpoints of a run; writes `preconditioning.json` and `.png` in its folder.
+    """Reads the matrices of all checkpoints; writes `preconditioning.json` and `.png`.
 
     Args:
       run: the run or its folder.
@@ -131,13 +131,13 @@ def preconditioning(run: Run | str | Path) -> Preconditioning:
 
     Raises:
       RunError: no run there, or it has no checkpoint.
-      ValueError: it is not of preconditioned attention on whitened regression.
+      ValueError: the run is not of preconditioned attention on whitened regression.
     """
     run, _ = open_run(run)
     if not has_preconditioners(run.config):
         raise ValueError(
-            f"{run.path} has no preconditioners: they are of the model preconditioned_attention "
-            "on the task whitened_regression"
+            f"{run.path} has no preconditioners: only the model preconditioned_attention on the "
+            "task whitened_regression has them"
         )
     assert isinstance(run.config.task, WhitenedRegression)
     found = {
@@ -154,10 +154,10 @@ def preconditioning(run: Run | str | Path) -> Preconditioning:
 
 
 def in_eigenbasis(task: WhitenedRegression, params: Params) -> tuple[np.ndarray, np.ndarray]:
-    """(U D)^T Q (U D), `[L, d, d]`, and U^T P U of the layers whose P matters, `[K, d, d]`.
+    """(U D)^T Q (U D), `[L, d, d]`, and U^T P U of all layers but the last, `[K, d, d]`.
 
     Args:
-      task: has the covariance U D^2 U^T.
+      task: its inputs have the covariance U D^2 U^T.
       params: of a `PreconditionedAttention` of L layers.
     """
     rotation, root = (np.asarray(a, np.float64) for a in (task.rotation(), task.root()))
@@ -167,7 +167,7 @@ def in_eigenbasis(task: WhitenedRegression, params: Params) -> tuple[np.ndarray,
 
 
 def distance_to_identity(matrices: np.ndarray) -> np.ndarray:
-    """|M - (tr M / d) I| / |M| in Frobenius norms, `[...]` of `[..., d, d]`; NaN of 0."""
+    """|M - (tr M / d) I| / |M| in Frobenius norms for each matrix `[..., d, d]`; NaN for 0."""
     dim = matrices.shape[-1]
     mean = np.trace(matrices, axis1=-2, axis2=-1)[..., None, None] / dim
     size = np.linalg.norm(matrices, axis=(-2, -1))
@@ -184,7 +184,7 @@ def descent_losses(
     w <- w + rate A (1/N) sum_i (y_i - w.x_i) x_i from w = 0, over the N examples before the query.
 
     Args:
-      episodes: batch of prompts, all of whose points count; the last is the query.
+      episodes: batch of prompts in which all points count; the last point is the query.
       preconditioner: A, `[d, d]`.
       rates: `[R]`.
       steps: of descent.
@@ -210,9 +210,9 @@ def descent_losses(
 def best_rates(
     task: WhitenedRegression, preconditioner: jax.Array, steps: int, prompts: int
 ) -> np.ndarray:
-    """For 1 to so many steps of `descent_losses` the constant rate of least loss, `[steps]`.
+    """The best constant rate among `RATES` for 1 to `steps` steps of `descent_losses`, `[steps]`.
 
-    The best of `RATES`, on prompts drawn apart from those of training and evaluation.
+    The prompts differ from those of training and evaluation.
     """
     episodes = draw_prompts(task, stream("rates"), prompts)
     losses = descent_losses(episodes, preconditioner, jnp.asarray(RATES, jnp.float32), steps)

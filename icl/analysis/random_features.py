@@ -1,4 +1,4 @@
-"""How near the dual model with random features comes to attention, by their number.
+"""The gap between attention and its dual model with random features, by their number.
 
 Ren & Liu 2023 (arXiv 2310.13220), on untrained layers: 15 demonstrations of linear regression in 10
 dimensions, as in the paper.
@@ -30,7 +30,7 @@ from .dual import (
 )
 
 FEATURES = (100, 1_000, 12_000, 100_000)
-# |f(W_Q x') - h'| by number of features, 0 for that before the first step, in one draw.
+# |f(W_Q x') - h'| by number of features in one draw; 0 stands for the gap before the first step.
 REFERENCE = {0: 0.592, 100: 0.417, 1_000: 0.111, 12_000: 0.060, 100_000: 0.006}
 DRAWS = 200
 
@@ -105,8 +105,8 @@ class FeatureGaps(Result):
 def random_layer(key: jax.Array) -> tuple[DualProblem, jax.Array]:
     """An untrained softmax layer on a regression prompt: its dual, and h' `[11]`.
 
-    Tokens (x, y) of x ~ U(-1, 1)^10 and w ~ N(0, I), the query (x, 0) a key too; W_Q, W_K and W_V
-    with entries N(0, 1/11); scores divided by sqrt(11). The key is consumed.
+    Tokens (x, y) have x ~ U(-1, 1)^10 and w ~ N(0, I); the query (x, 0) is also a key. W_Q, W_K and
+    W_V have entries N(0, 1/11); scores are divided by sqrt(11). The key is consumed.
     """
     task_key, episode_key, weight_key = jax.random.split(key, 3)
     task = TASK.sample_task(task_key, TASK.full)
@@ -123,9 +123,9 @@ def random_layer(key: jax.Array) -> tuple[DualProblem, jax.Array]:
 
 @functools.partial(jax.jit, static_argnums=1)
 def gaps(keys: jax.Array, count: int | None) -> jax.Array:
-    """|f(W_Q x') - h'| of layers drawn from keys `[B]`, with new features each, `[B, N + 1]`.
+    """|f(W_Q x') - h'| of layers drawn from keys `[B]`, `[B, N + 1]`.
 
-    With so many features, or the exact kernel where None.
+    Each layer draws `count` features of its own; None stands for the exact kernel.
     """
 
     def of_one(key: jax.Array) -> jax.Array:
@@ -147,13 +147,13 @@ def random_features(
     """The gap between attention and its dual by number of random features.
 
     Writes `random-features.json` and `random-features.png` in the folder, which must exist. Each
-    draw is a prompt, a layer and features, all new; prompts and layers are as of `random_layer`.
+    draw has a new prompt, layer (`random_layer`) and features.
 
     Args:
-      folder: where to write.
+      folder: folder for the files.
       features: numbers of features.
-      draws: draws of each number.
-      seed: seed of them all.
+      draws: number of draws for each number of features.
+      seed: seed of the draws.
 
     Raises:
       ValueError: fewer than one draw or feature.
@@ -161,10 +161,10 @@ def random_features(
     at_least_one(draws=draws, features=min(features))
     keys = jax.random.split(jax.random.key(seed), draws)
     counts = {KERNEL: None} | {str(count): count for count in features}
-    # The same prompts and layers for every number of features.
+    # All numbers of features get equal prompts and layers.
     again = lambda: jax.random.clone(keys)
     found = {which: np.asarray(gaps(again(), count)) for which, count in counts.items()}
-    # The exact start, which those of features scatter about.
+    # With the exact features; random features start near it.
     start = np.quantile(found[KERNEL][:, 0], QUANTILES)
     curves = {which: np.quantile(gap, QUANTILES, axis=0) for which, gap in found.items()}
     return FeatureGaps(draws, seed, start, curves, folder).written()

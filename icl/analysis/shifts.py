@@ -1,7 +1,7 @@
 """Prompts unlike those of training: the shifts of Garg et al. 2022 (arXiv 2208.01066, section 4).
 
-A shift changes the inputs, the labels or the noise of a prompt, or asks at a query that is not
-drawn as the examples are. In the last case the query after i examples takes the place of x_i.
+A shift changes the inputs, the labels or the noise of a prompt, or asks for queries that are not
+distributed like the examples. In the last case the query after i examples takes the place of x_i.
 """
 
 import dataclasses
@@ -51,14 +51,14 @@ GAUSSIAN = (
 
 
 class Shifted(NamedTuple):
-    """Prompts under a shift, and what is asked after every prefix of them."""
+    """Prompts under a shift, and the query after every prefix of them."""
 
     episodes: Episode
-    queries: jax.Array | None  # [B, points, dim]; None where the prompt's own points are asked
+    queries: jax.Array | None  # [B, points, dim]; None if the prompt's own points are the queries
     labels: jax.Array  # [B, points]: of the queries, or of the points
 
 
-# Apart from what the shifts do, so that the random numbers of all of them compile once.
+# Separate from the shifts, so that the random numbers compile once for all shifts.
 @partial(jax.jit, static_argnums=(0, 2))
 def _unshifted(family: TaskFamily, key: jax.Array, prompts: int) -> tuple[Any, jax.Array]:
     """Tasks and inputs as in training."""
@@ -85,41 +85,42 @@ Change = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]]
 class Shift:
     """A shift of the prompts of a family with Gaussian inputs.
 
-    Errors under it are divided by the mean squared label under it, so that 1 is the error of
-    predicting 0; fractions misclassified are left as they are. Noise is left out of that mean
-    (as in Garg et al.) unless labels are renormalised or brought back to their size.
+    Errors under a shift are divided by the mean squared label under the shift, so that predicting
+    0 has error 1; fractions misclassified are not divided. Noise is left out of the mean squared
+    label (as in Garg et al.) unless labels are renormalised or rescaled.
     """
 
     description: str
     change: Change = lambda key, x: (x, None)
-    """From a key and inputs `[points, dim]` as in training, those of the prompt and its queries."""
+    """From a key and training inputs `[points, dim]` to inputs and queries of the prompt."""
     relabel: Callable[[TaskFamily], TaskFamily] = lambda family: family
     """The family that draws the labels."""
     label_size: Callable[[TaskFamily], float] = lambda family: 1.0
-    """Mean squared label over that in training."""
+    """Mean squared label, relative to that in training."""
     examples: Callable[[int], tuple[int, int | None]] = lambda dim: (0, None)
-    """The numbers of examples, from and below, after which there is such a query."""
+    """The numbers of examples, from and below, for which the query exists."""
     families: tuple[type[TaskFamily], ...] = GAUSSIAN
 
     def draw(self, family: TaskFamily, key: jax.Array, prompts: int) -> Shifted:
         """Draws prompts of fresh tasks under the shift, leading axis `prompts`.
 
-        With one key all shifts start from the same tasks, inputs and noise. It is consumed.
+        All shifts that are given one key start from equal tasks, inputs and noise. The key is
+        consumed.
         """
         start_key, shift_key = jax.random.split(key)
         tasks, x = _unshifted(family, start_key, prompts)
         return _shifted(self, family, shift_key, tasks, x)
 
     def apply(self, family: TaskFamily, key: jax.Array, task: Any, x: jax.Array) -> Shifted:
-        """One prompt under the shift, of a task and inputs as in training; the key is consumed."""
+        """One prompt under the shift, from a task and training inputs; the key is consumed."""
         change_key, episode_key = jax.random.split(key)
         x, queries = self.change(change_key, x)
         family, points = self.relabel(family), family.points
-        # Queries are labelled together with the points, so that noise and scale are the same.
+        # Queries are labelled together with the points, so that they share noise and scale.
         everything = x if queries is None else jnp.concatenate([x, queries])
         methods: dict[str, Any] = dict(sample_inputs=lambda self, key: everything)
         if isinstance(family, LinearRegression):
-            # What renormalised labels are divided by, as under the shift.
+            # Renormalised labels are divided by their size under the shift.
             size, signal = self.label_size(family), family.signal
             methods["signal"] = lambda self, dim: size * signal(dim)
         labelled = _with(
@@ -130,7 +131,7 @@ class Shift:
 
     def error(self, family: TaskFamily, prediction: Any, labels: Any) -> Any:
         """Normalised errors `[..., points]` under the shift."""
-        # Renormalised labels have the same mean square under every shift.
+        # Renormalised labels have equal mean squares under all shifts.
         size = 1.0 if getattr(family, "renormalize", False) else self.label_size(family)
         return family.error(prediction, labels) / size
 
@@ -141,7 +142,7 @@ def _with(family: TaskFamily, **methods: Callable[..., Any]) -> TaskFamily:
 
 
 def _linear_map(spectrum: Callable[[int], jax.Array]) -> Change:
-    """x U diag(s) U^T with U uniform, one a prompt, and s scaled such that E |x|^2 = dim."""
+    """x U diag(s) U^T with a uniform U for each prompt, and s scaled such that E |x|^2 = dim."""
 
     def change(key, x):
         dim = x.shape[1]
@@ -165,7 +166,7 @@ def _half(dim: int) -> jax.Array:
 
 
 def _fourth_moment(spectrum: Callable[[int], jax.Array]) -> Callable[[TaskFamily], float]:
-    """Squares of inputs grow with their covariance's spectrum C: E x_j^4 over a uniform basis."""
+    """Size of squared inputs: E x_j^4 over a uniform basis, from the covariance's spectrum."""
 
     def size(family):
         if not isinstance(family, QuadraticRegression):
@@ -206,9 +207,9 @@ def _noisy(family: TaskFamily) -> TaskFamily:
 
 
 def _noisy_renormalised(family: TaskFamily) -> TaskFamily:
-    """Noise of deviation 1, after which labels are brought back to their former size.
+    """Noise of deviation 1, after which labels are rescaled to their size without noise.
 
-    The public code divides by the deviation of a whole batch, here by what that estimates.
+    The public code divides by the deviation of a batch; here the divisor is its expectation.
     """
     plain = dataclasses.replace(family, renormalize=False)
     factor = (family.error_scale / (plain.error_scale + 1)) ** 0.5
@@ -228,10 +229,10 @@ def _quadrants(queries: Callable[[jax.Array, jax.Array], jax.Array]) -> Change:
 
 
 def orthogonal_queries(key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """x_i less its projection on the points before, at its former length.
+    """x_i minus its projection on the points before it, rescaled to the length of x_i.
 
-    It needs i < dim; the queries after are 0. Of the QR decomposition of X^T the column i has
-    that direction.
+    Such a query exists for i < dim; later queries are 0. Its direction is column i of Q in the QR
+    decomposition of X^T.
     """
     points, dim = x.shape
     basis, triangle = jnp.linalg.qr(x[:dim].T)
@@ -241,7 +242,7 @@ def orthogonal_queries(key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Arr
 
 
 def overlapping_queries(key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """One of the points before, each as likely; x_0 itself after none."""
+    """One of the points before, all equally likely; x_0 if there are none."""
     position = jnp.arange(len(x))
     chosen = (jax.random.uniform(key, (len(x),)) * position).astype(int)
     return x, x[jnp.minimum(chosen, jnp.maximum(position - 1, 0))]
@@ -266,7 +267,7 @@ SHIFTS: dict[str, Shift] = {
     "scale_y=2": _scaled_labels(2.0),
     "scale_y=3": _scaled_labels(3.0),
     "noise": Shift(
-        "noise of deviation 1, labels brought back to their size (public code)",
+        "noise of deviation 1, labels rescaled to their size (public code)",
         relabel=_noisy_renormalised,
         families=(LinearRegression, SparseLinearRegression),
     ),
@@ -291,10 +292,10 @@ SHIFTS: dict[str, Shift] = {
 
 
 def shifts_of(family: TaskFamily) -> dict[str, Shift]:
-    """The shifts that make sense for a family, by name; none for one whose inputs are special."""
+    """The shifts that apply to a family, by name; none if its inputs are not standard normal."""
     if isinstance(family, LinearRegression) and (family.inputs != "normal" or family.random_labels):
         return {}
-    # By its very class: a family of outliers is a linear regression whose inputs are not Gaussian.
+    # By the exact class: subclasses of linear regression with outliers have other inputs.
     return {name: shift for name, shift in SHIFTS.items() if type(family) in shift.families}
 
 
@@ -310,10 +311,10 @@ class Shifts(Result):
     Attributes:
       examples: numbers of in-context examples, int `[E]`.
       curves: by shift, then by "learner" or "least squares", a `Curve` over `examples`, NaN
-        where the shift has no query; its errors are those of `Shift.error`.
-      error_name: what the errors are, in words.
+        if the shift has no query; errors are those of `Shift.error`.
+      error_name: what an error is.
       step: the training step of the parameters.
-      prompts: how many prompts were averaged for each shift.
+      prompts: number of prompts that were averaged for each shift.
       path: the run's folder.
     """
 
@@ -384,10 +385,10 @@ class Shifts(Result):
 def evaluate_shifts(
     run: Run | str | Path, *, prompts: int = 1280, resamples: int = 1000, seed: int = 0
 ) -> Shifts:
-    """Evaluates a run's newest checkpoint under every shift, with least squares beside it.
+    """Evaluates a run's newest checkpoint and least squares under every shift.
 
-    Writes `shifts.json` and `shifts.png` in its folder. All shifts start from the same tasks and
-    inputs; prompts are at full difficulty. The number of prompts is that of Garg et al.
+    Writes `shifts.json` and `shifts.png` in its folder. All shifts start from equal tasks and
+    inputs; prompts are at full difficulty. The default number of prompts is that of Garg et al.
 
     Args:
       run: the run or its folder.
@@ -435,13 +436,13 @@ def evaluate_shifts(
 
 
 def error_name_of(family: TaskFamily, shifts: dict[str, Shift]) -> str:
-    """What `Shift.error` is under these shifts, in words."""
+    """The name of `Shift.error` under these shifts."""
     noisy = "noise_paper" in shifts and _noisy(family).error_name != family.error_name
     return family.error_name + (" (of noise_paper without its noise)" if noisy else "")
 
 
 def _predict(learner: Learner, params: Any, shifted: Shifted) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions `[B, points]` of the learner and of least squares at what is asked."""
+    """Predictions `[B, points]` of the learner and of least squares at the queries."""
     episodes, queries = shifted.episodes, shifted.queries
     if queries is None:
         predict = jax.jit(learner.predict)

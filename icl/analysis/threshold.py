@@ -1,8 +1,8 @@
 """The pool size from which on a learner predicts for all tasks and not for the pool alone.
 
 Raventós, Paul, Chen & Ganguli 2023 (arXiv 2306.15063), figure 2: of a sweep over pool sizes. With
-several seeds the threshold has an interval; there is none where it would be in the learner's own
-error.
+several seeds the threshold has an interval. There is no threshold at pool sizes at which ridge and
+dMMSE are closer than the learner's own error.
 """
 
 import dataclasses
@@ -262,7 +262,7 @@ class Threshold(Result):
 def threshold(sweep: "Sweep", *, prompts: int = PROMPTS) -> Threshold | None:
     """Figure 2 of the paper for a finished sweep over pool sizes: threshold.json and .png.
 
-    Each model is held against ridge and dMMSE as by `icl.analysis.pool.evaluate_pool`, if its
+    Each model is compared with ridge and dMMSE by `icl.analysis.pool.evaluate_pool`, if its
     folder does not have that yet. Settings that the sweep is over beside pool size and seed get a
     row of the figure for each combination.
 

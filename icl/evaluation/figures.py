@@ -7,7 +7,7 @@ from ..training.run import Run, RunError
 
 
 def training_figure(run: Run, path: Path) -> None:
-    """Training loss against the step, on the scale of the evaluation where the task allows.
+    """Training loss against the step, on the scale of the evaluation if the task allows it.
 
     Raises:
       RunError: nothing was logged yet.

@@ -1,4 +1,4 @@
-"""What an evaluation found: curves of error, saved as JSON and shown as a table."""
+"""The result of an evaluation: curves of error, saved as JSON and shown as a table."""
 
 import dataclasses
 from pathlib import Path
@@ -17,8 +17,8 @@ MAX_COLUMNS = 5  # fits 80 characters
 class Curve:
     """Mean error by number of in-context examples, with a 90% bootstrap interval.
 
-    Each a float64 array over `Evaluation.examples`, as the family's `error` defines it; NaN where
-    an estimator was not asked.
+    Each is a float64 array over `Evaluation.examples`, as the family's `error` defines it; NaN
+    where an estimator made no prediction.
     """
 
     mean: np.ndarray
@@ -33,11 +33,11 @@ class Evaluation(Result):
     Attributes:
       examples: numbers of in-context examples, int `[E]`.
       curves: a `Curve` by name, the learner's first.
-      reference: the name of the optimal estimator; None where no comparator is.
+      reference: the name of the optimal estimator; None if no comparator is optimal.
       step: the training step of the parameters.
-      prompts: how many prompts were averaged.
+      prompts: number of prompts that were averaged.
       path: the run's folder.
-      costs: milliseconds a prompt by name, measured here without compiling.
+      costs: milliseconds a prompt by name, measured on this machine without compilation.
       error_name: what an error is.
     """
 
@@ -92,7 +92,7 @@ class Evaluation(Result):
     def figure(self, plt: Any) -> Any:
         """Error against the number of in-context examples (as Garg et al. 2022, figure 2).
 
-        Where prompts end with the only query, a row for each estimator instead, with its interval.
+        If prompts have only one query, a row for each estimator with its interval.
         """
         title = f"{self.path.name}, step {self.step}"
         if len(self.examples) == 1:

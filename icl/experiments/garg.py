@@ -6,9 +6,9 @@ points. The `-xs` presets train on two CPU cores in minutes. They have a higher 
 warm-up and a cosine; b2 0.95, with which they leave the first plateau sooner; no clipping, which
 would prolong the plateau; and a curriculum only if they do not learn without one.
 
-`garg/capacity` is figure 6 as a sweep: models of three sizes learn linear regression in d = 10 to 50
-dimensions from 2d + 1 points (the paper has three seeds: `--seeds 3`). `garg/capacity-xs` has models
-of one to three layers in 2 to 5 dimensions.
+`garg/capacity` is figure 6 as a sweep: models of three sizes learn linear regression in d = 10 to
+50 dimensions from 2d + 1 points (the paper has three seeds: `--seeds 3`). `garg/capacity-xs` has
+models of one to three layers in 2 to 5 dimensions.
 """
 
 import dataclasses

@@ -1,14 +1,14 @@
 """Looped transformers, and LSTMs beside them.
 
 "Looped transformers are better at learning learning algorithms", Yang, Lee, Nowak and
-Papailiopoulos 2023 (arXiv 2311.12424), section 5 and appendix; loops (b), window (T), schedules and
-sizes as in the public code (Leiay/looped_transformer): one block of 8 heads and width 256, Adam at
-1e-4, batches of 64, 500,000 steps, and Garg et al.'s curriculum at intervals of 5,000 steps. The
-code's decision trees and sparse weights ignore the curriculum over dimensions; those here follow
-it, as Garg et al.'s do.
+Papailiopoulos 2023 (arXiv 2311.12424), section 5 and appendix. Loops (b), window (T), schedules and
+sizes are those of the public code (Leiay/looped_transformer): one block of 8 heads and width 256,
+Adam at 1e-4, batches of 64, 500,000 steps, and Garg et al.'s curriculum at intervals of 5,000
+steps. The code's decision trees and sparse weights ignore the curriculum over dimensions; here they
+follow it, as in Garg et al.
 
-The LSTM has the depth and width that make it as large as a transformer of two blocks: 3 layers of
-width 256, 1.6M parameters. `-xs` presets are of Garg's xs problem, for two CPU cores.
+The LSTM is as large as a transformer of two blocks: 3 layers of width 256, 1.6M parameters. The
+`-xs` presets learn the task of `garg/linear-xs`, on two CPU cores.
 """
 
 import dataclasses

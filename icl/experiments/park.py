@@ -1,7 +1,7 @@
 """Can Mamba learn how to learn? A comparative study on in-context learning tasks. Park et al. 2024.
 
-Garg et al.'s set-up on tasks that tell transformers and state-space models apart: parities,
-regression among outliers, retrieval of vectors. Paper size: Adam at 1e-4 (4e-4 for parities, 2e-4
+Garg et al.'s set-up on tasks at which transformers and state-space models differ: parities,
+regression with outliers, retrieval of vectors. Paper size: Adam at 1e-4 (4e-4 for parities, 2e-4
 for retrieval), gradients clipped at 10 (100 for retrieval), at most a million steps.
 """
 

@@ -9,9 +9,10 @@ on the pool.
 0.25, tokens (0, x) and (y, 0), GPT-2 of 8 layers without biases at its ends, Adam with the
 "triangle" learning rate, 500,000 batches of 256, the loss on all labels. The initial weights of
 the read-in and read-out are uniform, as elsewhere in this library, and not N(0, 0.02^2).
-`raventos/pool-small` is the paper's smaller model (section 3.3). `raventos/pool-xs` has 3 dimensions, 8 points and 1/500 of the prompts,
-for two CPU cores. Its pools end at 32 tasks: ridge and dMMSE come nearer to each other as the pool
-grows, and the learner's own error must stay below their distance.
+`raventos/pool-small` is the paper's smaller model (section 3.3). `raventos/pool-xs` has 3
+dimensions, 8 points and 1/500 of the prompts, for two CPU cores. Its largest pool has 32 tasks: the
+distance between ridge and dMMSE falls as the pool grows, and must stay above the learner's own
+error.
 
 A sweep of one of them over pool sizes ends with the paper's figure 2 (`icl.analysis.threshold`).
 """

@@ -4,9 +4,9 @@ Ren & Liu 2023 (arXiv 2310.13220). A softmax layer computes what a dual model do
 descent on the demonstrations (`icl.analysis.dual`).
 
 The task is the paper's: 15 demonstrations of linear regression in 10 dimensions. `ren/linear-xs`
-trains a softmax layer, and `icl eval RUN` runs its dual model. `ren/variants-xs` is a sweep over the
-variants of attention that the paper proposes. `icl study ren/random-features` compares untrained
-layers with their dual models of random features.
+trains a softmax layer, and `icl eval RUN` runs its dual model. `ren/variants-xs` is a sweep over
+the variants of attention that the paper proposes. `icl study ren/random-features` compares
+untrained layers with their dual models of random features.
 """
 
 from typing import Any

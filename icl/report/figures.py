@@ -29,12 +29,12 @@ MOST_ERROR = 1.35  # upper end of an axis of errors; predicting 0 has error 1
 def draw_rows(
     axes: Any, intervals: Mapping[str, tuple[float, float, float]], own: Sequence[str] = ()
 ) -> None:
-    """A row a name, from the top: a dot, its interval and its number; an arrow for what is far out.
+    """A row a name, from the top: a dot, its interval and its number; an arrow beyond the axis.
 
     Args:
-      axes: of matplotlib.
-      intervals: errors by name: mean, low and high, low and high equal where no interval is known.
-      own: names that stand out.
+      axes: axes of matplotlib.
+      intervals: errors by name: mean, low and high; low equals high if no interval is known.
+      own: names of highlighted rows.
     """
     known = [mean for mean, _, _ in intervals.values() if 0 < mean <= MOST_ERROR]
     limit = 1.15 * max(known) if known else MOST_ERROR
@@ -58,18 +58,18 @@ def draw_rows(
 def save_figure(figure: Any, path: Path) -> None:
     """Saves a figure as `path`, a PNG, and as a PDF beside it, and closes it."""
     figure.savefig(path)
-    # Without the date, so that equal figures are equal files.
+    # Without its date, so that equal figures give equal files.
     figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
     pyplot().close(figure)
 
 
 def in_lines(name: str) -> str:
-    """A name that may be long, in lines that fit beside an axis."""
+    """Breaks a long name into lines that fit beside an axis."""
     return textwrap.fill(name, 50)
 
 
 def pyplot():
-    """matplotlib.pyplot, drawing to files."""
+    """matplotlib.pyplot, set up to draw to files."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""A sweep is a folder: sweep.json, a run a member, checkpoints a program, results, a figure."""
+"""A sweep is a folder: sweep.json, a run of each member, checkpoints, results, a figure."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,7 @@ class Member:
     """One model of a sweep.
 
     Attributes:
-      changes: what sets it apart, by full setting name.
+      changes: the settings in which it differs from the sweep's, by full name.
       config: its settings.
       path: folder of its run.
     """
@@ -36,11 +36,11 @@ class Sweep:
 
     Attributes:
       path: the folder.
-      config: what all members share.
-      over: values by setting name; settings that go together by label, under a name of their own.
-      seeds: members of each combination.
-      members: every one, seeds varying fastest.
-      preset: the name of the preset it is of; None for settings given from Python.
+      config: settings that all members share.
+      over: values by setting name; a group of settings has a name of its own, and values by label.
+      seeds: number of members of each combination.
+      members: all members, seeds varying fastest.
+      preset: the name of its preset; None for settings given from Python.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Sweep:
         seeds: int,
         preset: str | None = None,
     ) -> "Sweep":
-        """Makes the folder, with a run for each member, none of them trained.
+        """Makes the folder and the untrained run of each member.
 
         Raises:
           RunError: the folder exists and is not empty, or the system refuses it; nothing in it is
@@ -84,7 +84,7 @@ class Sweep:
         for member in sweep.members:
             Run.create(member.path, member.config)
         data = {"config": config_to_dict(config), "over": sweep.over, "seeds": seeds}
-        # Last, so that a folder with it is whole.
+        # Last, so that a folder with sweep.json is complete.
         write_json(path / "sweep.json", data | ({"preset": preset} if preset else {}))
         return sweep
 
@@ -110,7 +110,7 @@ class Sweep:
             return cls(path, config, data["over"], seeds, data.get("preset"))
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
-        """Holds the folder for writing; RunError where another process holds it."""
+        """Locks the folder for writing; RunError if another process holds the lock."""
         return locked(self.path)
 
     def programs(self) -> list[list[Member]]:
@@ -124,7 +124,7 @@ class Sweep:
         return f"icl sweep --resume {self.path}"
 
     def program_folder(self, index: int) -> Path:
-        """Where the checkpoints of one program's members together are."""
+        """The folder of the checkpoints of all members of one program."""
         return self.path / "programs" / str(index)
 
     def __repr__(self) -> str:

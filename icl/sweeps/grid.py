@@ -1,4 +1,4 @@
-"""What a sweep is over: settings by name, their values, and the members of their grid."""
+"""The grid of a sweep: settings by name, their values, and the members."""
 
 import itertools
 import math
@@ -18,11 +18,11 @@ RANGE = re.compile(r"(?:(\d+)\^)?(-?\d+)\.\.(?:(\d+)\^)?(-?\d+)(?::(\d+))?")
 def setting_name(config: Config, name: str) -> str:
     """The name, as `Config.replace` takes it, of a setting given in any of its short forms.
 
-    `optimizer_learning_rate`, `optimizer.learning_rate` and `learning_rate` are the same, and so
-    is `pool` for `training_pool_size`, as the start of one field's name alone.
+    `optimizer_learning_rate`, `optimizer.learning_rate` and `learning_rate` name one setting, and
+    `pool` names `training_pool_size`, the only field whose name starts with it.
 
     Raises:
-      ValueError: no setting of that name, or several.
+      ValueError: no setting has that name, or several have it.
     """
     known = [full for full in config.flat() if full not in ("task_family", "optimizer_options")]
     wanted = name.strip().replace(".", "_").replace("-", "_")
@@ -43,7 +43,7 @@ def parse_over(config: Config, text: str) -> tuple[str, list[Any]]:
     """A setting and its values from `name=values`.
 
     Values are separated by commas; `1..4` are whole numbers, `2^4..2^14` powers, `2^4..2^14:2`
-    every second one; `none` is None.
+    every second power; `none` is None.
 
     Raises:
       ValueError: the text cannot be read, or the values do not suit the setting.
@@ -99,7 +99,7 @@ def check_values(config: Config, full: str, values: Sequence[Any]) -> list[Any]:
     """The values as the setting's type.
 
     Raises:
-      ValueError: one is of another type, or there is none, or one twice.
+      ValueError: a value has another type or is given twice, or there is no value.
     """
     if not values:
         raise ValueError(f"no values for {full}")
@@ -133,7 +133,7 @@ def _as_kind(full: str, value: Any, kind: Any) -> Any:
 
 
 def _words(kind: Any) -> list[str]:
-    """What a value of that type may be."""
+    """The allowed values of a type, in words."""
     if typing.get_origin(kind) is typing.Literal:
         return list(map(str, typing.get_args(kind)))
     return ["None" if kind is type(None) else getattr(kind, "__name__", str(kind))]
@@ -143,12 +143,12 @@ Over = Mapping[str, Sequence[Any] | Mapping[str, Mapping[str, Any]]]
 
 
 def check_over(config: Config, over: Over) -> dict[str, Any]:
-    """What a sweep is over, with settings by their full names and values of their types.
+    """The grid of a sweep, with full setting names and values of the settings' types.
 
     Args:
-      config: what the members share.
-      over: values by setting, in any form of its name, as `{"pool": [1, 2]}`; or, under a name of
-        its own, settings that go together by a label, as
+      config: settings that the members share.
+      over: values by setting, in any form of its name, as `{"pool": [1, 2]}`; or a group of
+        settings under a name of its own, with values by label, as
         `{"size": {"d=5": {"task_dim": 5, "task_points": 16}, "d=10": {...}}}`.
 
     Raises:
@@ -194,16 +194,16 @@ def _check_together(
 
 
 def grid(config: Config, over: Over, seeds: int) -> list[tuple[dict[str, Any], Config]]:
-    """The members of a sweep: what each changes, and its settings; seeds vary fastest.
+    """The members of a sweep: the changes of each, and its settings; seeds vary fastest.
 
     Args:
-      config: what they share; its seed is the first.
-      over: as for `check_over`; every combination is a member.
-      seeds: members of each combination.
+      config: settings that the members share; its seed is the first.
+      over: as for `check_over`; every combination of values is a member.
+      seeds: number of members of each combination.
 
     Raises:
-      ValueError: seeds are below 1, in `over` too, or the members too many; or settings that do
-        not fit together.
+      ValueError: seeds are below 1 or also in `over`, there are too many members, or the settings
+        of a member do not fit together.
     """
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
@@ -232,7 +232,7 @@ def grid(config: Config, over: Over, seeds: int) -> list[tuple[dict[str, Any], C
 
 
 def member_name(changes: Mapping[str, Any]) -> str:
-    """A folder's name for what a member changes, as `learning_rate=0.001,seed=3`."""
+    """The name of a member's folder, from its changes, as `learning_rate=0.001,seed=3`."""
     return ",".join(f"{short_name(name)}={value}" for name, value in changes.items()) or "only"
 
 

@@ -1,4 +1,4 @@
-"""What a sweep found: the error of every member, a table, and one figure for all."""
+"""The results of a sweep: the error of every member, a table, and one figure for all."""
 
 import dataclasses
 import json
@@ -37,11 +37,11 @@ def member_errors(
     Args:
       members: they share shapes.
       params: their parameters, each leaf with a leading axis `[members]`.
-      prompts: how many prompts are averaged.
+      prompts: number of prompts that are averaged.
       seed: seed of the prompts.
 
     Returns:
-      A record a member: its name, what it changes, `examples` `[E]` and `normalised_error` `[E]`.
+      A record a member: its name, its changes, `examples` `[E]` and `normalised_error` `[E]`.
     """
     learner = Learner(members[0].config)
     predict = lambda params, episodes: jax.lax.map(
@@ -61,15 +61,15 @@ def member_errors(
 
 @dataclasses.dataclass(frozen=True)
 class SweepResult(Result):
-    """The errors of a sweep's members, by what they change.
+    """The errors of a sweep's members, by their changes.
 
     Attributes:
       path: the sweep's folder.
-      prompts: prompts that were averaged.
+      prompts: number of prompts that were averaged.
       error_name: what an error is.
       records: one a member, in the sweep's order: `member`, `changes`, `examples`,
-        `normalised_error`; of one whose loss became infinite `diverged_after`, the last step that
-        its metrics have, instead of the last two.
+        `normalised_error`. A member whose loss became infinite has `diverged_after`, the last step
+        in its metrics, in place of the last two.
     """
 
     path: Path
@@ -82,7 +82,7 @@ class SweepResult(Result):
     saved_as = {"records": "members"}
 
     def combinations(self) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
-        """The members that differ in their seed alone, by what else they change."""
+        """The members that differ only in their seed, grouped by their other changes."""
         groups: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
         for record in self.records:
             changes = {name: value for name, value in record["changes"].items() if name != SEED}
@@ -101,7 +101,7 @@ class SweepResult(Result):
         combinations = self.combinations()
         settings = list(combinations[0][0])
         trained = [record for record in self.records if "examples" in record]
-        # Prompts of several lengths have several numbers of examples; these are everybody's.
+        # If prompts differ in length, only the numbers of examples that all members have.
         common = [set(record["examples"]) for record in trained]
         examples = sorted(set.intersection(*common)) if common else []
         several = any(len(records) > 1 for _, records in combinations)
@@ -130,11 +130,12 @@ class SweepResult(Result):
 
 
 def sweep_figure(sweep: Sweep, result: SweepResult, path: Path) -> None:
-    """Left the training loss of every member, as its measure says; right the error after training.
+    """Left the training loss of every member, right the error after training.
 
-    The error is drawn against the setting with the most numbers as values, one line for each
-    combination of the others, with the range over seeds; against the number of in-context examples
-    where no such setting is, and where prompts have one query alone a row for each combination.
+    The error is drawn against the numeric setting with the most values, with one line for each
+    combination of the other settings and the range over seeds. Without a numeric setting it is
+    drawn against the number of in-context examples, or as a row for each combination if prompts
+    have only one query.
     """
     plt = pyplot()
     numeric = [
@@ -193,7 +194,7 @@ def _against_setting(axes, result: SweepResult, setting: str, values: list[Any])
 
 
 def _by_combination(axes, error_name: str, combinations) -> None:
-    """A row for each combination, of prompts that end with the only query."""
+    """A row for each combination, for prompts with only one query."""
     intervals = {}
     for changes, records in combinations[:MAX_ROWS]:
         last = [record["normalised_error"][-1] for record in records if "examples" in record]

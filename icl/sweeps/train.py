@@ -47,25 +47,25 @@ def train_sweep(
 ) -> Sweep:
     """Trains a model for every combination of values and seeds, and evaluates them.
 
-    Models that differ in their seed, learning rate or pool size alone train in one compiled
-    program; every other setting makes another one.
+    Models that differ only in seed, learning rate or pool size train in one compiled program; a
+    difference in another setting makes another program.
 
     Args:
-      config: what they share.
-      over: values by setting, as `{"learning_rate": [1e-4, 1e-3]}`, by the names of
-        `Config.replace` or short for them; settings that go together by a label, as
+      config: settings that the members share.
+      over: values by setting, as `{"learning_rate": [1e-4, 1e-3]}`, under names of `Config.replace`
+        or short forms of them; or a group of settings with values by label, as
         `{"size": {"d=5": {"task_dim": 5, "task_points": 16}, "d=10": {...}}}`.
-      seeds: models of each combination, with the config's seed and those after it.
+      seeds: number of models of each combination; their seeds start at the config's.
       sweep_dir: folder of the sweep; None for a new one below `runs`.
-      progress: show a progress bar, or lines where the output is not a terminal.
-      preset: the name of the preset whose sweep it is, kept in its folder.
+      progress: show a progress bar, or lines if the output is not a terminal.
+      preset: the name of the sweep's preset, which its folder keeps.
 
     Returns:
-      The sweep. A model whose loss became infinite is marked so, and stops nobody else.
+      The sweep. A model whose loss becomes infinite is marked as diverged; the others go on.
 
     Raises:
-      RunError: the folder is taken. Nothing in it is touched.
-      ValueError: settings or values that do not exist or do not fit together.
+      RunError: the folder is taken; nothing in it is changed.
+      ValueError: settings or values do not exist or do not fit together.
       NonFiniteLoss: the loss of every model became NaN or infinite.
       OutOfMemory, DiskFull, Interrupted: as in `icl.training.train`.
     """
@@ -82,16 +82,16 @@ def train_sweep(
 def resume_sweep(
     sweep: Sweep | str | Path, *, progress: bool = True, microbatch_size: int | None = None
 ) -> Sweep:
-    """Continues a sweep where it stopped, and evaluates it.
+    """Continues a sweep from its last checkpoints, and evaluates it.
 
     Args:
       sweep: the sweep or its folder.
       progress: as for `train_sweep`.
-      microbatch_size: prompts of each model whose gradient is computed at once from now on; None
-        for the settings' own.
+      microbatch_size: number of prompts of each model whose gradient is computed at once from now
+        on; None for that of the settings.
 
     Raises:
-      RunError: no sweep there, or another process is training it.
+      RunError: there is no sweep, or another process is training it.
       NonFiniteLoss, OutOfMemory, DiskFull, Interrupted: as for `train_sweep`.
     """
     _take_all_cores()
@@ -123,7 +123,7 @@ def resume_sweep(
 
 
 def _check_members(members: list[tuple[dict[str, Any], Config]]) -> None:
-    """Raises ValueError or OutOfMemory where one of them cannot be trained."""
+    """Raises ValueError or OutOfMemory if a member cannot be trained."""
     for indices in group_by_program([config for _, config in members]):
         changes, config = members[indices[0]]
         try:
@@ -133,7 +133,7 @@ def _check_members(members: list[tuple[dict[str, Any], Config]]) -> None:
 
 
 def _take_all_cores() -> None:
-    """Takes all cores of a CPU; ValueError in a program of several processes."""
+    """Uses all cores of a CPU; ValueError in a program of several processes."""
     use_cpu_cores()
     if jax.process_count() > 1:
         raise ValueError(
@@ -158,7 +158,7 @@ class _Program:
         self.shared = shared
 
     def checkpoints(self) -> Checkpoints:
-        """Those of the states of all members together."""
+        """Checkpoints of the states of all members together."""
         keep = self.shared.training.keep_checkpoints
         return Checkpoints(self.folder / "checkpoints", keep, self.resume)
 
@@ -174,7 +174,7 @@ class _Program:
         """Trains all members to their last step; returns their states.
 
         Raises:
-          NonFiniteLoss: no member's loss is finite any more.
+          NonFiniteLoss: the loss of every member became NaN or infinite.
         """
         training = self.shared.training
         shapes = jax.eval_shape(lambda: init_population(self.configs).items())
@@ -218,7 +218,7 @@ class _Program:
             )
 
     def evaluate(self, state: TrainState) -> list[dict[str, Any]]:
-        """Leaves the last checkpoint of each member that got there in its folder; their records."""
+        """Saves the last checkpoint of each member that reached it; returns their records."""
         steps = self.shared.training.steps
         kept = np.flatnonzero([_last_line(member) == steps for member in self.members])
         state = jax.tree.map(lambda a: a[kept], on_one_device(state))
@@ -260,7 +260,7 @@ class _Journal:
         self._lost = np.array([_last_line(member) < written for member in program.members])
 
     def check(self, first: int, metrics: StepMetrics) -> None:
-        """Marks members whose loss is not finite; raises NonFiniteLoss where none is left."""
+        """Marks members whose loss is not finite; raises NonFiniteLoss if none is left."""
         finite = np.isfinite(metrics.loss + metrics.grad_norm).all(axis=1)
         self._lost |= ~finite
         if self._lost.all():
@@ -268,7 +268,7 @@ class _Journal:
             raise NonFiniteLoss(f"no loss of {self._program.folder} is finite after step {step}")
 
     def record(self, step: int, metrics: StepMetrics, seconds: float) -> dict[str, Any]:
-        """The median loss of the members, and the speed of all together."""
+        """The median loss of the members, and the speed of all members together."""
         members, steps = metrics.loss.shape
         rate = steps / seconds
         learner = self._learners[0]

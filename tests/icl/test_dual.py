@@ -241,7 +241,7 @@ def test_what_has_no_dual_says_so(run, tmp_path):
         other = Run.create(tmp_path / "-".join(changes), TINY.replace(model=model))
         with pytest.raises(ValueError, match="one layer of softmax attention"):
             dual_of_run(other)
-    with pytest.raises(RunError, match="not analysed yet"):
+    with pytest.raises(RunError, match="no dual.json; make it with: icl eval"):
         DualCurves.load(other)
     with pytest.raises(RunError, match="no checkpoint"):
         dual_of_run(Run.create(tmp_path / "new", TINY))

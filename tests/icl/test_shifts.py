@@ -224,5 +224,5 @@ def test_the_learned_function_is_saved_shown_and_drawn(run):
 def test_the_learned_function_is_of_linear_regression(tmp_path):
     config = tiny(task=DecisionTree(dim=3, points=5))
     run = Run.create(tmp_path / "run", config)
-    with pytest.raises(ValueError, match="DecisionTree is none"):
+    with pytest.raises(ValueError, match="DecisionTree has none"):
         learned_function(run)
