@@ -1,7 +1,9 @@
-"""Where processes meet before JAX joins them: the first lets the others in, and nobody else.
+"""Where processes meet before JAX connects them: the first one admits the others and nobody else.
 
-JAX's own coordination service takes whoever comes for the process of that number, and then ends
-those that were there. So it listens on a port that the first process tells those it lets in.
+JAX's coordinator accepts any process, whatever program it belongs to. If two processes have the
+same number, it ends those that were connected, and it does not say which process is missing. So
+the first process checks the others here. It starts the coordinator on another port, which it tells
+the admitted processes only.
 """
 
 import contextlib
@@ -17,17 +19,17 @@ RETRY_SECONDS = 0.2
 
 
 class NobodyCame(RuntimeError):
-    """The first process does not answer, or others did not come."""
+    """The first process does not answer, or another process did not come."""
 
 
 class Door:
-    """Held by the first process, at a port that is this program's alone.
+    """The socket at which the first process admits the others.
 
     Args:
-      host: a name or an address of this machine; nothing listens on others.
-      port: a free one.
-      processes: how many there are.
-      purpose: what they do together; one that does something else is refused.
+      host: a name or an address of this machine; the door listens at no other address.
+      port: a free port.
+      processes: the number of processes.
+      purpose: what the program does; a process with another purpose is refused.
 
     Raises:
       ValueError: the address is not this machine's, or the port is taken.
@@ -41,10 +43,13 @@ class Door:
         self._host = self._socket.getsockname()[0]
 
     def gather(self, seconds: float) -> str:
-        """Waits until every other process is here; returns the address where JAX is to listen.
+        """Waits until every other process has come.
+
+        Returns:
+          The address at which JAX's coordinator is to listen.
 
         Raises:
-          NobodyCame: some did not within so many seconds; the others are told.
+          NobodyCame: a process did not come within `seconds`; the others are told.
         """
         end = time.monotonic() + seconds
         while len(self._inside) < self._count - 1:
@@ -62,22 +67,22 @@ class Door:
         self._tell_all(port=port)
         self._socket.settimeout(None)
         threading.Thread(target=self._refuse, daemon=True).start()
-        return f"[{self._host}]:{port}" if ":" in self._host else f"{self._host}:{port}"
+        return _joined(self._host, port)
 
     def close(self) -> None:
-        """Lets nobody knock any more."""
+        """Stops listening."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
     def _refuse(self) -> None:
-        """Tells whoever comes later that the program is complete."""
+        """Refuses every process that comes after all were admitted."""
         with contextlib.suppress(OSError):  # closed
             while True:
                 self._hear(self._socket.accept()[0], late=True)
 
     def _hear(self, guest: socket.socket, late: bool = False) -> None:
-        """Keeps a guest that may come in, until all are there; tells another why not."""
+        """Admits a process, whose connection stays open, or refuses it and says why."""
         said = _read(guest)
         if (why := self._objection(said, late)) is not None:
             _send(guest, refused=why)
@@ -100,7 +105,7 @@ class Door:
                 "another number, or another address if it belongs to another run"
             )
         if said.get("purpose") != self._purpose:
-            return "this process has other settings than the first one"
+            return "the settings of this process differ from those of the first process"
         return None
 
     def _tell_all(self, **words: Any) -> None:
@@ -109,15 +114,45 @@ class Door:
             guest.close()
 
 
-def knock(host: str, port: int, processes: int, process: int, purpose: str, seconds: float) -> str:
-    """Asks the first process to be let in, as process `process`.
+def meet(
+    address: str, processes: int, process: int, purpose: str, seconds: float
+) -> tuple[str, Door | None]:
+    """Waits for all processes, as the first one or as one that asks it.
 
     Returns:
-      The address where JAX listens.
+      The address where JAX is to meet, and on the first process its open door.
 
     Raises:
-      ValueError: the first process refuses it, and says why.
-      NobodyCame: nobody answered within so many seconds, or others did not come.
+      ValueError: the arguments do not fit together, or the first process refuses this one.
+      NobodyCame: the first process does not answer, or others did not come.
+    """
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise ValueError(f"--distributed takes auto or HOST:PORT, got {address!r}")
+    if not 0 <= process < processes:
+        raise ValueError(
+            f"--process must be from 0 to --processes - 1, got process {process} of {processes}"
+        )
+    if process:
+        return knock(host, int(port), processes, process, purpose, seconds), None
+    door = Door(host, int(port), processes, purpose)
+    try:
+        return door.gather(seconds), door
+    except BaseException:
+        door.close()
+        raise
+
+
+def knock(host: str, port: int, processes: int, process: int, purpose: str, seconds: float) -> str:
+    """Asks the first process to admit this one, as process `process`.
+
+    Returns:
+      The address at which JAX's coordinator listens.
+
+    Raises:
+      ValueError: the first process refused this one; the message says why.
+      NobodyCame: nobody answered within `seconds`, or another process did not come.
     """
     end, error = time.monotonic() + seconds, None
     while error is None or time.monotonic() < end:
@@ -130,17 +165,21 @@ def knock(host: str, port: int, processes: int, process: int, purpose: str, seco
             error = failed
         else:
             if "port" in answer:
-                return f"[{host}]:{answer['port']}" if ":" in host else f"{host}:{answer['port']}"
+                return _joined(host, answer["port"])
             if "refused" in answer:
                 raise ValueError(answer["refused"])
             if "gone" in answer:
                 raise NobodyCame(answer["gone"])
-            error = OSError("it hung up")
+            error = OSError("the connection was closed without an answer")
         time.sleep(RETRY_SECONDS)
     raise NobodyCame(
-        f"the first process did not answer at {host}:{port} within {seconds:g} s ({error}); is it "
-        "running, and can this machine reach that port?"
+        f"the first process did not answer at {host}:{port} within {seconds:g} s ({error}); "
+        "check that it runs and that this machine can reach the port"
     )
+
+
+def _joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"  # brackets around IPv6
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -154,20 +193,19 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.listen()
     except OSError as error:
         raise ValueError(
-            f"the first process cannot listen at {host}, port {port} of this machine cannot be "
-            f"used ({error}); choose an address of this machine and a free port, the same for "
-            "every process"
+            f"the first process cannot listen at {host}, port {port} ({error}); choose an address "
+            "of this machine and a free port, and give every process both"
         ) from error
     return listener
 
 
 def _send(to: socket.socket, **words: Any) -> None:
-    with contextlib.suppress(OSError):  # it is gone, as its reader will notice
+    with contextlib.suppress(OSError):  # a broken connection is noticed when reading
         to.sendall(json.dumps(words).encode() + b"\n")
 
 
 def _read(source: socket.socket) -> dict[str, Any]:
-    """A message; an empty one where what came is none, or nothing came in time."""
+    """Reads a message; an empty dict if none comes in time, or if it cannot be read."""
     if source.gettimeout() is None:
         source.settimeout(READ_SECONDS)
     text = b""
@@ -184,7 +222,7 @@ def _read(source: socket.socket) -> dict[str, Any]:
 
 
 def _lives(guest: socket.socket | None) -> bool:
-    """Whether a guest still waits."""
+    """Whether an admitted process is still connected."""
     if guest is None:
         return False
     guest.setblocking(False)

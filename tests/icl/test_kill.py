@@ -12,7 +12,7 @@ import icl
 from icl.training import Run
 
 from . import children
-from .helpers import QUIET, assert_same_bits, tiny
+from .test_training import QUIET, assert_same_bits
 
 KILLS = int(os.environ.get("ICL_KILLS", "6"))
 
@@ -23,7 +23,9 @@ def resume(path):
 
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path, programs):
     # Long enough for every kill to find work left, with checkpoints all the time.
-    config = tiny(training_steps=30 * KILLS, training_log_every=2, training_checkpoint_every=2)
+    config = children.small(
+        training_steps=30 * KILLS, training_log_every=2, training_checkpoint_every=2
+    )
     seldom = {"training_checkpoint_every": config.training.steps}
     whole = icl.train(config.replace(**seldom), tmp_path / "whole", logging=QUIET)
     broken = Run.create(tmp_path / "broken", config)

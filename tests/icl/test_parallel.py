@@ -4,9 +4,7 @@ In a process of its own with eight CPU devices, which compiles each program once
 """
 
 import json
-import os
-import subprocess
-import sys
+import re
 
 import jax
 import numpy as np
@@ -14,7 +12,7 @@ import pytest
 
 from icl.tasks import LinearRegression, sample_batch
 from icl.training import Learner, population
-from icl.training.parallel import largest_divisor, make_mesh
+from icl.training.parallel import largest_divisor, make_mesh, place
 from icl.training.population import (
     compile_population,
     group_by_program,
@@ -22,31 +20,37 @@ from icl.training.population import (
     member_settings,
     shared_config,
 )
-from icl.training.step import microbatch_size
+from icl.training.step import compile_chunk, microbatch_size
 
-from .helpers import start, tiny
+from . import children
+from .test_training import start, tiny
 
-PROGRAM = """
-import json, re, sys
-import jax, numpy as np
-from icl.training.parallel import make_mesh, place
-from icl.training.population import *
-from icl.training.step import compile_chunk
-from tests.icl.test_parallel import CONFIG, MEMBERS
-from tests.icl.helpers import start
+CONFIG = children.small(training_batch_size=16, training_steps=4, training_pool_size=50)
+# The first and the last run the same program alone, from other parameters and keys.
+MEMBERS = [
+    CONFIG,
+    CONFIG.replace(training_seed=1, training_pool_size=3, optimizer_learning_rate=1e-2),
+    CONFIG.replace(training_seed=2),
+]
+COLLECTIVES = (
+    "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all|collective-broadcast"
+)
 
-KINDS = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all|collective-broadcast"
-collectives = lambda program: re.findall(rf" ({KINDS})(?:-start)?\\(", program.compiled.as_text())
+
+def collectives(program):
+    """The collective operations of a compiled program."""
+    return re.findall(rf" ({COLLECTIVES})(?:-start)?\(", program.as_text())
 
 
-def loops_around(program):
+def loops_around_all_reduces(program):
+    """For each all-reduce of a compiled program, the number of loops around it."""
     inside, within, name = {}, [], None
-    for line in program.compiled.as_text().splitlines():
-        if line.endswith("{") and (found := re.match(r"(?:ENTRY )?%?([\\w.-]+) \\(", line)):
+    for line in program.as_text().splitlines():
+        if line.endswith("{") and (found := re.match(r"(?:ENTRY )?%?([\w.-]+) \(", line)):
             name = found[1]
-        for body in re.findall(r"\\bbody=%?([\\w.-]+)", line):
+        for body in re.findall(r"\bbody=%?([\w.-]+)", line):
             inside[body] = (name, 1)
-        for called in re.findall(r"(?:to_apply|calls)=%?([\\w.-]+)", line):
+        for called in re.findall(r"(?:to_apply|calls)=%?([\w.-]+)", line):
             inside.setdefault(called, (name, 0))
         if " all-reduce(" in line or " all-reduce-start(" in line:
             within.append(name)
@@ -60,56 +64,46 @@ def loops_around(program):
     return [depth(name) for name in within]
 
 
-result = {"solo": {}}
-for devices, microbatch in ((2, None), (4, 2), (8, None)):
-    config = CONFIG.replace(training_microbatch_size=microbatch)
-    learner, optimizer, state = start(config)
-    mesh = make_mesh(16, devices=jax.devices()[:devices])
-    state = place(state, mesh)
-    chunk = compile_chunk(learner, optimizer, state, 4, mesh)
-    state, metrics = chunk(state)
-    result["solo"][devices] = [metrics.loss.tolist(), collectives(chunk), loops_around(chunk)]
-mesh = make_mesh(16, len(MEMBERS))
-state, own = place((init_population(MEMBERS), member_settings(MEMBERS)), mesh, population=True)
-chunk = compile_population(shared_config(MEMBERS[0]), own, state, 4, mesh)
-state, metrics = chunk(state)
-result["population"] = [metrics.loss.tolist(), collectives(chunk), dict(mesh.shape)]
-print(json.dumps(result))
-"""
-
-CONFIG = tiny(training_batch_size=16, training_steps=4, training_pool_size=50)
-MEMBERS = [
-    CONFIG.replace(**changes)
-    for changes in (
-        {},
-        {"training_seed": 1, "training_pool_size": 3},
-        {"optimizer_learning_rate": 1e-2},
-    )
-]
+def answer_with_eight_devices():
+    """Prints what `eight` gives to the tests."""
+    result = {"solo": {}}
+    for devices, microbatch in ((4, 2), (8, None)):
+        config = CONFIG.replace(training_microbatch_size=microbatch)
+        learner, optimizer, state = start(config)
+        mesh = make_mesh(16, devices=jax.devices()[:devices])
+        state = place(state, mesh)
+        chunk = compile_chunk(learner, optimizer, state, 4, mesh)
+        _, metrics = chunk(state)
+        answer = [metrics.loss.tolist(), collectives(chunk), loops_around_all_reduces(chunk)]
+        result["solo"][devices] = answer
+    mesh = make_mesh(16, len(MEMBERS))
+    state, own = place((init_population(MEMBERS), numbers_of(MEMBERS)), mesh, population=True)
+    chunk = compile_population(shared_config(MEMBERS[0]), own, state, 4, mesh)
+    _, metrics = chunk(state, own)
+    result["population"] = [metrics.loss.tolist(), collectives(chunk), dict(mesh.shape)]
+    print(json.dumps(result))
 
 
 @pytest.fixture(scope="module")
-def eight():
-    """What the program says with eight devices."""
-    # JAX's check of key reuse takes a key that `shard_map` hands to each device for a used one.
-    settings = {"JAX_NUM_CPU_DEVICES": "8", "JAX_DEBUG_KEY_REUSE": "0", "PYTHONPATH": os.getcwd()}
-    environment = os.environ | settings
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+def eight(tmp_path_factory):
+    """The answers of a process with eight devices."""
+    out = tmp_path_factory.mktemp("eight") / "answers"
+    process = children.start(answer_with_eight_devices, out=out, devices=8)
+    process.join()
+    assert process.exitcode == 0, out.with_suffix(".err").read_text()
+    return json.loads(out.read_text())
 
 
 @pytest.fixture(scope="module")
 def solo():
     """The losses of every member, trained alone."""
-    from icl.training.step import compile_chunk
-
-    losses = []
+    chunks, losses = {}, []
     for config in MEMBERS:
         learner, optimizer, state = start(config)
-        _, metrics = compile_chunk(learner, optimizer, state, 4)(state)
+        name = repr(config.replace(training_seed=0))
+        if name not in chunks:
+            chunks[name] = compile_chunk(learner, optimizer, state, 4)
+        _, metrics = chunks[name](state)
         losses.append(np.asarray(metrics.loss))
     return np.array(losses)
 
@@ -152,8 +146,7 @@ def test_the_parts_of_a_batch_are_its_bits():
         return sample_batch(family, jax.random.key(0), indices, family.full)
 
     whole = draw(np.arange(16))
-    for devices in (2, 4, 8):
-        share = 16 // devices
+    for share in (8, 2):  # of two devices and of eight
         parts = [draw(first + np.arange(share)) for first in range(0, 16, share)]
         for a, b in zip(jax.tree.leaves(whole), zip(*(jax.tree.leaves(part) for part in parts))):
             np.testing.assert_array_equal(a, np.concatenate(b))

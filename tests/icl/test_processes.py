@@ -6,123 +6,91 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
-from icl.training import LostProcess, Run, processes
-from icl.training.config import config_to_dict
+import icl
+from icl.training import Interrupted, LostProcess, Run, RunError, processes
 from icl.training.door import Door, NobodyCame, knock
 
-from .helpers import assert_same_bits, tiny
+from . import children
+from .test_training import QUIET, assert_same_bits
 
 SECONDS = 240
 # Ends when it is stopped; a constant rate, so that the length changes no bit.
-ENDLESS = tiny(
+ENDLESS = children.small(
     training_steps=10**6,
     training_log_every=10,
     training_checkpoint_every=50,
     optimizer_schedule="constant",
 )
-# Half the time to compile, and the same program for everyone here.
-FLAGS = "--xla_backend_optimization_level=0"
 
-PROGRAM = """
-import json, os, sys
-from icl.training import Interrupted, LoggingConfig, LostProcess, RunError, processes
-from icl.training.config import config_from_dict
-import icl
-from jax._src import xla_bridge
 
-address, process, config = sys.argv[1:]
-config = config_from_dict(json.loads(config))
-quiet = LoggingConfig(progress=False)
+def say(**words):
+    print(json.dumps(words), flush=True)
 
-def say(**what):
-    print(json.dumps(what), flush=True)
 
-def start():
-    assert not xla_bridge.backends_are_initialized()
-    processes.start(address, 2, int(process), heartbeat_seconds=10)
+def start(address, process):
+    processes.start(address, 2, process, heartbeat_seconds=10)
 
-"""
 
-TRAIN = """
-try:
-    processes.start("auto")
-except ValueError as error:
-    say(auto=str(error))
-start()
-try:
-    icl.train(config, "taken", logging=quiet)
-except (RunError, LostProcess) as error:
-    say(taken=str(error), kind=type(error).__name__)
-try:
-    icl.train(config, "run", logging=quiet)
-except Interrupted as stop:
-    say(step=stop.step, signum=stop.signum)
-icl.resume("run", logging=quiet)
-"""
+def train(address, process):
+    try:
+        processes.start("auto")
+    except ValueError as error:
+        say(auto=str(error))
+    start(address, process)
+    try:
+        icl.train(ENDLESS, "taken", logging=QUIET)
+    except (RunError, LostProcess) as error:
+        say(taken=str(error), kind=type(error).__name__)
+    try:
+        icl.train(ENDLESS, "run", logging=QUIET)
+    except Interrupted as stop:
+        say(step=stop.step, signum=stop.signum)
+    icl.resume("run", logging=QUIET)
 
-# What the loop of a run does together, without what takes long to compile.
-WAIT = """
-import numpy as np
-start()
-with processes.together("icl train --resume run", Interrupted):
-    for step in range(10**9):
-        processes.lead_arrays(np.ones(3))
-        processes.agree(0, step)
-        say(waits=step)
-"""
 
-ALONE = """
-icl.train(config, "run", logging=quiet)
-icl.resume("copy", logging=quiet, training_steps=config.training.steps)
-"""
+def wait(address, process):
+    """What the loop of a run does together, without what takes long to compile."""
+    start(address, process)
+    with processes.together("icl train --resume run", Interrupted):
+        for step in range(10**9):
+            processes.lead_arrays(np.ones(3))
+            processes.agree(0, step)
+            say(waits=step)
+
+
+def train_alone(config):
+    icl.train(config, "run", logging=QUIET)
+    icl.resume("copy", logging=QUIET, training_steps=config.training.steps)
 
 
 @pytest.fixture
 def launch():
-    """Starts a process in a folder, its output in files beside; none outlives the test."""
+    """Starts a child in a folder, its output in files beside; none outlives the test."""
     started = []
 
-    def start(folder, program, config, address="", process=0, devices=1):
+    def start(folder, program, *arguments, devices=1):
         folder.mkdir(exist_ok=True)
-        environment = {
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "XLA_FLAGS": FLAGS,
-            "JAX_NUM_CPU_DEVICES": str(devices),
-            "JAX_DEBUG_KEY_REUSE": "0",
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
-        arguments = [address, str(process), json.dumps(config_to_dict(config))]
-        out, err = folder.with_suffix(".out"), folder.with_suffix(".err")
-        with open(out, "w") as stdout, open(err, "w") as stderr:
-            started.append(
-                subprocess.Popen(
-                    [sys.executable, "-c", PROGRAM + program, *arguments],
-                    cwd=folder,
-                    env=os.environ | environment,
-                    stdout=stdout,
-                    stderr=stderr,
-                )
-            )
+        out = folder.with_suffix(".out")
+        started.append(children.start(program, *arguments, out=out, cwd=folder, devices=devices))
         return started[-1]
 
     yield start
     for process in started:
         process.kill()
-        process.wait()
+        process.join()
 
 
-def launch_pair(launch, folders, program):
-    address = f"127.0.0.1:{free_port()}"
-    return [launch(f, program, ENDLESS, address, i) for i, f in enumerate(folders)]
+def launch_pair(launch, folders, program, port):
+    address = f"127.0.0.1:{port}"
+    return [launch(folder, program, address, i) for i, folder in enumerate(folders)]
 
 
 def free_port():
@@ -143,7 +111,7 @@ def wait_for(what, folders, processes):
     end = time.monotonic() + SECONDS
     while not what():
         for folder, process in zip(folders, processes):
-            assert process.poll() is None, folder.with_suffix(".err").read_text()
+            assert process.is_alive(), folder.with_suffix(".err").read_text()
         assert time.monotonic() < end
         time.sleep(0.05)
 
@@ -178,16 +146,16 @@ def test_processes_train_as_one_and_stop_together(launch, tmp_path):
     (folders[0] / "taken" / "thesis.tex").write_text("precious")
     path = folders[0] / "run"
 
-    pair = launch_pair(launch, folders, TRAIN)
+    port = free_port()
+    pair = launch_pair(launch, folders, train, port)
     wait_for(lambda: last_step(path) > 10, folders, pair)
     # A stranger with the number of one that is there is sent away, and hurts nobody.
-    port = int(pair[0].args[-3].rpartition(":")[2])
     with pytest.raises(ValueError, match="has its process 1 already"):
         knock("127.0.0.1", port, 2, 1, "", SECONDS)
     for address in listening(pair[0].pid):
         assert address in ("0100007F", "0" * 16 + "FFFF00000100007F"), "not of this machine alone"
     wait_for(lambda: last_step(path) > 30, folders, pair)
-    pair[1].send_signal(signal.SIGTERM)
+    os.kill(pair[1].pid, signal.SIGTERM)
     wait_for(lambda: "step" in said(folders[0]), folders, pair)
     lead = said(folders[0])
     wait_for(lambda: last_step(path) > lead["step"] + 60, folders, pair)
@@ -208,7 +176,9 @@ def test_processes_train_as_one_and_stop_together(launch, tmp_path):
     # One process with as many devices goes on where they were, and trains as they did.
     folder, config = tmp_path / "alone", ENDLESS.replace(training_steps=saved + 20)
     shutil.copytree(path, folder / "copy")
-    assert launch(folder, ALONE, config, devices=2).wait(SECONDS) == 0
+    alone = launch(folder, train_alone, config, devices=2)
+    alone.join(SECONDS)
+    assert alone.exitcode == 0, folder.with_suffix(".err").read_text()
     whole, copy = Run.open(folder / "run"), Run.open(folder / "copy")
     assert losses(copy) == losses(whole)
     assert_same_bits(copy.variables()[1], whole.variables()[1])
@@ -219,7 +189,7 @@ def test_processes_train_as_one_and_stop_together(launch, tmp_path):
 
 def test_the_lead_stops_when_another_is_killed(launch, tmp_path):
     folders = [tmp_path / "lead", tmp_path / "other"]
-    pair = launch_pair(launch, folders, WAIT)
+    pair = launch_pair(launch, folders, wait, free_port())
     wait_for(lambda: "waits" in said(folders[1]), folders, pair)
     pair[1].kill()
     lost(folders[0], pair[0])
@@ -227,15 +197,20 @@ def test_the_lead_stops_when_another_is_killed(launch, tmp_path):
 
 def lost(folder, process):
     """The process ends because another one is gone, and says so."""
-    status, errors = process.wait(SECONDS), folder.with_suffix(".err").read_text()
-    assert status == 1, errors
+    process.join(SECONDS)
+    errors = folder.with_suffix(".err").read_text()
+    assert process.exitcode == 1, errors
     assert "a process of this run was lost after step" in errors
-    assert "start all processes again, with: icl train --resume run" in errors
+    assert "Start all processes again, with: icl train --resume run" in errors
 
 
 def test_wrong_starts_are_told(monkeypatch):
     jax.devices()
     port = free_port()
+    for process in (0, 1):
+        with pytest.raises(RuntimeError, match="must be called before any JAX calls"):
+            processes.start(f"127.0.0.1:{port}", 2, process)
+    monkeypatch.setattr(processes, "_check_jax_is_unused", lambda: None)
     for arguments, message in [
         (("auto", 2, 0), "auto neither"),
         (("127.0.0.1:1", None, 0), "needs --processes and --process"),
@@ -245,10 +220,6 @@ def test_wrong_starts_are_told(monkeypatch):
     ]:
         with pytest.raises(ValueError, match=message):
             processes.start(*arguments)
-    for process in (0, 1):
-        with pytest.raises(RuntimeError, match="start them first of all"):
-            processes.start(f"127.0.0.1:{port}", 2, process)
-    monkeypatch.setattr(processes, "_jax_was_used", lambda: False)
     with pytest.raises(LostProcess, match=f"did not answer at 127.0.0.1:{port} within 0 s"):
         processes.start(f"127.0.0.1:{port}", 2, 1, start_seconds=0)
     with pytest.raises(LostProcess, match="process 1 did not come within 0 s"):
@@ -261,7 +232,7 @@ def test_wrong_starts_are_told(monkeypatch):
     with socket.socket() as taken:
         taken.bind(("", port))
         taken.listen()
-        with pytest.raises(ValueError, match=f"port {port} .*cannot be used"):
+        with pytest.raises(ValueError, match=f"cannot listen at .*port {port} .*a free port"):
             processes.start(f"127.0.0.1:{port}", 2, 0)
 
 
@@ -310,7 +281,7 @@ def test_the_first_process_lets_in_who_belongs_and_nobody_else(guests):
             guests(port, (1, 2, "train"), (2, 3, "eval"), (3, 3, "train"), (0, 3, "train"))
         )
         for said, words in zip(
-            refused, ("with --processes 2", "other settings", "3 already", "0 al")
+            refused, ("with --processes 2", "settings of this process differ", "3 already", "0 al")
         ):
             assert words in said
         addresses = answered(guests(port, (1, 3, "train"), (2, 3, "train")))
