@@ -288,7 +288,7 @@ class _Journal:
         # A schedule is in proportion to its peak, which is 1 here.
         schedule = learning_rate_schedule(shared.optimizer, shared.training.steps)
         rate = float(np.asarray(schedule(step - 1)))
-        with disk.told(f"the metrics of step {step}", self._program.folder, self.resume):
+        with disk.saving(f"the metrics of step {step}", self._program.folder, self.resume):
             for index in np.flatnonzero(~self._lost):
                 own = _nth(metrics, index)
                 learner = self._learners[index]

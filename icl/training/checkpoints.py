@@ -98,7 +98,7 @@ class Checkpoints:
         """
         if self._path(step).exists():
             return
-        room = disk.told(f"the checkpoint of step {step}", self.folder.parent, self._resume)
+        room = disk.saving(f"the checkpoint of step {step}", self.folder.parent, self._resume)
         with room, _quiet():
             try:
                 saves: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Files of a run: written whole, read with care; what is said when the system refuses."""
+"""Files of a run: atomic writes, checked reads, and messages for errors of the system."""
 
 import contextlib
 import errno
@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Disk, quota, and the largest file a process may write: to the run they are the same.
+# No room on the disk, in the quota, or in the largest file that a process may write.
 FULL = tuple(os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-# What the system may say of a file that is whole.
+# Errors that do not mean that the file is damaged.
 REFUSED = tuple(
     getattr(errno, name)
     for name in ("EACCES", "EPERM", "EROFS", "EMFILE", "ENFILE", "EIO", "ENOMEM", "ESTALE", "EBUSY")
@@ -34,25 +34,25 @@ class RunError(Exception):
 
 
 class CannotSave(RuntimeError):
-    """A file could not be written; the message says why, and what is safe."""
+    """A file could not be written; the message says why, and which checkpoint is good."""
 
 
 class DiskFull(CannotSave):
-    """A file could not be written for want of room; the message says what is safe."""
+    """A file could not be written for lack of room; the message says which checkpoint is good."""
 
 
 def full_disk(error: BaseException) -> str | None:
-    """The system's words where the error is a full disk, else None.
+    """The text of the system if the error is a full disk, else None.
 
-    TensorStore raises ValueError, with those words in its text.
+    TensorStore raises ValueError, with the text of the system inside its own.
     """
     return next((words for words in FULL if words in str(error)), None)
 
 
 def refused(error: BaseException | None) -> OSError | None:
-    """What the system said, where it refused a file that may be whole; None for other errors.
+    """The system's error if it refused access to a file that may be good; None for other errors.
 
-    TensorStore raises ValueError, with the system's words in its text.
+    TensorStore raises ValueError, with the text of the system inside its own.
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno in REFUSED:
@@ -65,7 +65,7 @@ def refused(error: BaseException | None) -> OSError | None:
 
 
 def refusal(path: str | Path, error: OSError) -> str:
-    """One sentence of what the system refused, and what to do."""
+    """A sentence that says what the system refused, and what to do."""
     advice = ADVICE.get(error.errno or 0, "choose another folder, or mend this one")
     named = str(path) if len(str(path)) < 200 else f"{str(path)[:200]}..."
     return f"{named} cannot be used ({error.strerror or error}): {advice}"
@@ -73,7 +73,7 @@ def refusal(path: str | Path, error: OSError) -> str:
 
 @contextlib.contextmanager
 def usable(path: str | Path) -> Iterator[None]:
-    """Turns what the system refuses inside, but for a full disk, into `RunError`."""
+    """Turns an error of the system, other than a full disk, into `RunError`."""
     try:
         yield
     except OSError as error:
@@ -85,14 +85,14 @@ def usable(path: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading(path: Path, remedy: str) -> Iterator[Any]:
-    """Gives what a JSON file holds to a block that makes something of it.
+    """Yields the content of a JSON file, and turns errors in its use into `RunError`.
 
     Args:
       path: the file.
-      remedy: what to do where it cannot be used.
+      remedy: what to do if the file cannot be used.
 
     Raises:
-      RunError: it cannot be read, or the block found a part missing or wrong in it.
+      RunError: the file cannot be read, or the block found a part of it missing or wrong.
     """
     try:
         yield json.loads(read_text(path))
@@ -100,7 +100,6 @@ def reading(path: Path, remedy: str) -> Iterator[Any]:
         raise
     except KeyError as error:
         raise RunError(f"{path} cannot be read: it has no {error}; {remedy}") from error
-    # RecursionError: brackets in brackets without an end.
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         raise RunError(f"{path} cannot be read: {error}; {remedy}") from error
     except RecursionError as error:
@@ -108,7 +107,7 @@ def reading(path: Path, remedy: str) -> Iterator[Any]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file; RunError where the system refuses it or it is no text."""
+    """The text of a file; RunError if the system refuses access or the file is not UTF-8."""
     with usable(path):
         try:
             return path.read_text(encoding="utf-8")
@@ -120,14 +119,14 @@ def read_text(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def told(what: str, run: Path, resume: str) -> Iterator[None]:
-    """Turns what the system refuses into `CannotSave`, a full disk into `DiskFull`.
+def saving(what: str, run: Path, resume: str) -> Iterator[None]:
+    """Turns an error of the system into `CannotSave`, or `DiskFull` if the disk is full.
 
     The message names the last checkpoint and the command to resume.
 
     Args:
-      what: could not be saved.
-      run: folder above `checkpoints`.
+      what: what is saved, for the message.
+      run: the folder that holds `checkpoints`.
       resume: the command that continues the run.
     """
     try:
@@ -149,25 +148,25 @@ def told(what: str, run: Path, resume: str) -> Iterator[None]:
 
 
 def last_good(run: Path) -> str:
-    """Which checkpoint a run can go on from, in words."""
+    """A clause that says from which checkpoint a run can continue."""
     try:
         names = os.listdir(run / "checkpoints")
     except FileNotFoundError:
         names = []
     except OSError:
-        return "checkpoints that were made are as they were"
+        return "the checkpoints made before are as they were"
     steps = [int(name) for name in names if name.isdigit()]
     if not steps:
-        return "no checkpoint was made yet, so that it starts over"
+        return "no checkpoint was made yet, so the run starts over"
     return f"the last good checkpoint is step {max(steps)}, which is whole"
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file whole or not at all.
+    """Replaces a file by one with this text, or leaves the old file as it was.
 
     Raises:
-      DiskFull: there is no room; what the file held before is still there.
-      CannotSave: the system refuses it for another reason; likewise.
+      DiskFull: there is no room.
+      CannotSave: the system refuses the file for another reason.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:

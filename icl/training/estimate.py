@@ -1,4 +1,4 @@
-"""How long a step takes on a CPU, before it is compiled."""
+"""The expected time of a training step on a CPU, before the step is compiled."""
 
 import functools
 import time
@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from ..models.flops import training_flops
 from .learner import Learner
 
-# A training step's share of the rate of a plain product, measured: 46% for xs, 60% for small.
+# Rate of a training step over the rate of a matrix product; measured: 46% for xs, 60% for small.
 SHARE = 0.5
-PRODUCT = 1024
+PRODUCT = 1024  # rows and columns of the matrices
 PRODUCT_SECONDS = 0.1
 LONG_SECONDS = 20 * 60
-# How long Ctrl-C may go unanswered.
+# Longest time until Ctrl-C has an effect.
 CHUNK_SECONDS = 10
 
 
@@ -31,7 +31,7 @@ def product_flops_per_second() -> float:
 
 
 def step_seconds(learner: Learner) -> float | None:
-    """Seconds a training step should take on a CPU; None on an accelerator."""
+    """Expected seconds of a training step on a CPU; None on an accelerator."""
     if jax.default_backend() != "cpu":
         return None
     config = learner.config
@@ -41,7 +41,7 @@ def step_seconds(learner: Learner) -> float | None:
 
 
 def long_run(steps: int, seconds: float | None) -> str | None:
-    """What to say before so many steps of so many seconds; None where they are soon done."""
+    """Warning for a long run, else None; a step takes `seconds`, None if that is unknown."""
     if seconds is None or steps * seconds <= LONG_SECONDS:
         return None
     return (
@@ -51,11 +51,11 @@ def long_run(steps: int, seconds: float | None) -> str | None:
 
 
 def steps_at_once(log_every: int, seconds: float | None) -> int:
-    """Steps that run before the host looks: a divisor of `log_every`, 2 or more where it has one.
+    """Number of steps in a chunk: a divisor of `log_every`, at least 2 unless `log_every` is 1.
 
     Args:
-      log_every: steps a line of metrics.
-      seconds: of a step; None for too few to matter.
+      log_every: number of steps for each line of metrics.
+      seconds: expected time of a step; None if it is too short to matter.
     """
     if seconds is None:
         return log_every
@@ -64,10 +64,10 @@ def steps_at_once(log_every: int, seconds: float | None) -> int:
 
 
 def chunk_length(step: int, end: int, at_once: int) -> int:
-    """How many steps to run now, from `step` to at most `end`.
+    """Number of steps of the next chunk, from `step` to at most `end`.
 
-    XLA unrolls a loop of a single step, which then rounds otherwise. So none is run alone, nor
-    left over, unless there is but one.
+    XLA unrolls a loop of one step, which changes the rounding. So a chunk has at least two steps
+    and leaves none or at least two, unless only one step is left.
     """
     left = end - step
     length = min(at_once - step % at_once, left)

@@ -1,35 +1,35 @@
-"""What may change when a run goes on, and what of it ran from which step."""
+"""Settings that may change when a run is resumed, and the record of their changes."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypedDict
 
 from .config import CUSTOM, Config
 
-# Why a setting stays as it is, by its name or its section.
+# Why a setting cannot change, by the name of the setting or of its section.
 FIXED = {
     "task": "the task decides what is learned",
     "layout": "the layout decides what the model sees",
     "model": "the checkpoints hold this model's parameters",
     "curriculum": "the curriculum decides which prompts a step draws",
     "optimizer_name": "the checkpoints hold this optimiser's state",
-    "training_seed": "the checkpoints hold the keys that were made of it",
+    "training_seed": "the checkpoints hold the keys made from the seed",
     "training_pool_size": "the pool decides what is learned",
     "training_pooled": "the pool decides what is learned",
 }
-FREE = {"model_dtype"}  # parameters stay float32
+FREE = {"model_dtype"}  # parameters are float32 with every dtype
 
 
 class OptimizerChanges(TypedDict, total=False):
-    """Settings of the optimiser that may change, as its options may."""
+    """Settings of the optimiser that may change. Its options may change, too."""
 
     learning_rate: float
     """Peak learning rate."""
     schedule: Literal["constant", "cosine", "linear", "halving"]
-    """Learning rate after warm-up, of all steps from the first on."""
+    """Learning rate after warm-up, computed as if it had held from the first step of the run."""
     warmup_steps: int
-    """Steps over which the learning rate rises, from the first on."""
+    """Number of steps over which the learning rate rises, from the first step of the run."""
     halving_steps: int | None
-    """Steps after which the schedule "halving" halves the learning rate."""
+    """Number of steps after which the schedule "halving" halves the learning rate."""
     clip_norm: float | None
     """Largest global norm of the gradient."""
     clip_each: float | None
@@ -40,17 +40,17 @@ class TrainingChanges(TypedDict, total=False):
     """Settings of training that may change."""
 
     steps: int
-    """Updates of the parameters, those made before among them."""
+    """Number of updates of the parameters, including those made before."""
     batch_size: int
-    """Prompts an update."""
+    """Number of prompts of an update."""
     microbatch_size: int | None
-    """Prompts whose gradient is computed at once, for good."""
+    """Number of prompts whose gradient is computed at once, in this and later resumes."""
     log_every: int
-    """Steps a line of metrics.jsonl."""
+    """Number of steps for each line of metrics.jsonl."""
     checkpoint_every: int
-    """Steps between checkpoints."""
+    """Number of steps between checkpoints."""
     keep_checkpoints: int
-    """How many of the newest checkpoints stay."""
+    """Number of the newest checkpoints that are kept."""
 
 
 class ModelChanges(TypedDict, total=False):
@@ -60,57 +60,58 @@ class ModelChanges(TypedDict, total=False):
     """Dtype of the computation."""
 
 
-# One a change, oldest first: {"from_step": int, "changed": {name: {"was": ..., "now": ...}}}
+# An entry for each change, oldest first:
+# {"from_step": int, "changed": {name: {"was": ..., "now": ...}}}
 History = list[dict[str, Any]]
 
 
 def fixed(name: str) -> str | None:
-    """Why a setting cannot change in the middle of a run; None for one that can."""
+    """Why a setting cannot change in the middle of a run; None if it can."""
     reason = FIXED.get(name) or FIXED.get(name.partition("_")[0])
     return None if name in FREE else reason
 
 
 def check_changes(names: Iterable[str]) -> None:
-    """Raises ValueError, saying why, where a setting cannot change in the middle of a run."""
+    """Raises ValueError, with the reason, if a setting cannot change in the middle of a run."""
     for name in names:
         if reason := fixed(name):
             raise ValueError(
-                f"{name} cannot change in the middle of a run: {reason}; start another run with it"
+                f"{name} cannot change in the middle of a run: {reason}; start a new run for it"
             )
 
 
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:
-    """The settings a run goes on with.
+    """The settings of a run after changes.
 
     Args:
-      config: those it has.
-      changes: as `Config.replace` takes them.
+      config: the settings before.
+      changes: arguments of `Config.replace`.
 
     Raises:
-      TypeError: no such setting.
-      ValueError: one that cannot change in the middle of a run, or that does not fit.
+      TypeError: there is no such setting.
+      ValueError: a setting cannot change in the middle of a run, or its value is not allowed.
     """
     after = config.replace(**changes)
     given = sorted(name for name in changes if name.startswith("optimizer_"))
     if given and config.optimizer.name == CUSTOM:
         raise ValueError(
-            f"{', '.join(given)} would change nothing: the optimiser of this run is given from "
-            "Python; pass one with other numbers, as icl.resume(run, optimizer=...)"
+            f"{', '.join(given)} would change nothing, since the optimiser of this run was given "
+            "from Python; pass another optimiser: icl.resume(run, optimizer=...)"
         )
     check_changes(_differences(config, after))
     return after
 
 
 def extended(history: History, before: Config, after: Config, step: int) -> History:
-    """The history of a run that goes on from a step with the settings `after`."""
-    # A run that walked back to an earlier checkpoint has its present settings from there on.
+    """The history of a run that continues from `step` with the settings `after`."""
+    # If the run resumes from an earlier checkpoint, its present settings hold from that step.
     entries = [entry | {"from_step": min(entry["from_step"], step)} for entry in history]
     differences = _differences(before, after)
     return [*entries, {"from_step": step, "changed": differences}] if differences else entries
 
 
 def settings_at(config: Config, history: History, step: int) -> Config:
-    """The settings with which the checkpoint of a step was made."""
+    """The settings with which the checkpoint of `step` was made."""
     for entry in reversed(history):
         if entry["from_step"] >= step:
             config = config.replace(**{n: both["was"] for n, both in entry["changed"].items()})
@@ -118,10 +119,10 @@ def settings_at(config: Config, history: History, step: int) -> Config:
 
 
 def checked(history: Any, config: Config) -> History:
-    """A history as read from a file; raises ValueError, TypeError or KeyError where it is none."""
+    """A history read from a file; ValueError, TypeError or KeyError if it is not valid."""
     steps = [entry["from_step"] for entry in history]
     if not all(type(step) is int and step >= 0 for step in steps) or steps != sorted(steps):
-        raise ValueError(f"the steps of its history are {steps}")
+        raise ValueError(f"the steps of its history are {steps}, not in order from 0")
     settings_at(config, history, 0)
     return history
 

@@ -1,4 +1,4 @@
-"""Whether a program fits its device, and which batch would."""
+"""Whether a program fits its device, and if not, which batch does."""
 
 import contextlib
 import math
@@ -14,19 +14,19 @@ from .step import microbatch_size
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 MEMINFO = Path("/proc/meminfo")
-# limit, usage, and the part of the usage that the kernel gives back when asked, by version.
+# By version: files of the limit and of the usage, and the entry of the reclaimable part of usage.
 CGROUP_FILES = {
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     2: ("memory.max", "memory.current", "inactive_file"),
 }
-# After XLA failed to allocate what seemed to fit, what is suggested must need clearly less.
+# After a failed allocation, a suggestion may use this share of the memory that seemed free.
 MARGIN = 0.8
-TRIES = 4  # compilations
+TRIES = 4  # compilations of a search
 ENDLESS = 2**63
 
 
 class OutOfMemory(RuntimeError):
-    """A step does not fit its device; the message says which batch would."""
+    """A step does not fit its device; the message says which batch does."""
 
 
 class Program(Protocol):
@@ -36,7 +36,7 @@ class Program(Protocol):
 
 
 def needed_bytes(compiled: Program) -> int | None:
-    """Memory of a compiled program on each of its devices, in bytes; None where it won't say."""
+    """Memory of a compiled program on each of its devices, in bytes; None if unknown."""
     sizes = compiled.memory_analysis()
     if sizes is None:
         return None
@@ -45,7 +45,7 @@ def needed_bytes(compiled: Program) -> int | None:
 
 
 def available_bytes(devices: Sequence[Any]) -> int | None:
-    """Memory that a program may use on each of these JAX devices, in bytes; None where unknown."""
+    """Memory that a program may use on each of these JAX devices, in bytes; None if unknown."""
     limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in devices]
     if all(limits):
         return min(limits)
@@ -56,7 +56,7 @@ def available_bytes(devices: Sequence[Any]) -> int | None:
 
 
 def host_bytes() -> int | None:
-    """What Linux could give to processes without swapping, in bytes."""
+    """Memory of the host that is available without swapping, in bytes; None if unknown."""
     with contextlib.suppress(OSError, ValueError):
         for line in MEMINFO.read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -65,7 +65,7 @@ def host_bytes() -> int | None:
 
 
 def cgroup_bytes() -> int | None:
-    """What is left of the limits of this process's control groups, in bytes."""
+    """Memory left below the limits of this process's control groups, in bytes; None if no limit."""
     left = []
     with contextlib.suppress(OSError, ValueError):
         for line in OWN_CGROUPS.read_text().splitlines():
@@ -75,7 +75,7 @@ def cgroup_bytes() -> int | None:
             version = 1 if controllers else 2
             top = CGROUPS / "memory" if controllers else CGROUPS
             below = [top / own.lstrip("/")]
-            # In a container the path may be the host's, and only the top of it visible.
+            # A container may see the path of the host, but only the top of its folders.
             left += [_left(group, version) for group in (*below, *below[0].parents)
                      if group == top or top in group.parents]  # fmt: skip
     return min((size for size in left if size is not None), default=None)
@@ -95,11 +95,11 @@ def _left(group: Path, version: int) -> int | None:
 
 
 def check_state(state: Any, members: int = 1) -> None:
-    """Raises OutOfMemory where what a run must hold does not fit its devices.
+    """Raises OutOfMemory if the state of a run does not fit its devices.
 
     Args:
-      state: the shapes of a model's parameters and of what its optimiser keeps.
-      members: models of that size, spread over the devices.
+      state: shapes of the parameters of a model and of the state of its optimiser.
+      members: number of such models, which are spread over the devices.
     """
     devices = jax.local_devices()
     sizes = (math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
@@ -110,7 +110,7 @@ def check_state(state: Any, members: int = 1) -> None:
 
 @contextlib.contextmanager
 def making_state() -> Iterator[None]:
-    """Turns what is raised where memory ends while a model is made into OutOfMemory."""
+    """Turns an error for lack of memory while a model is initialised into OutOfMemory."""
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -121,21 +121,21 @@ def making_state() -> Iterator[None]:
 
 def _too_large(why: str) -> str:
     return (
-        f"out of memory: the model, with what its optimiser keeps,{why}. Make it smaller "
+        f"out of memory: the model, with the state of its optimiser,{why}. Make it smaller "
         "(model.width, model.layers, task.dim), or free memory"
     )
 
 
 class MemoryGuard:
-    """Turns a program that does not fit into `OutOfMemory`, with a batch that does.
+    """Raises `OutOfMemory`, with a batch that fits, if a program does not fit.
 
     Args:
       resume: the command that continues the run.
-      learner: the one that is trained.
-      state: the state that programs take.
-      compile: compiles one step of a learner with other sizes for such a state.
-      say: told what is going on.
-      shards: devices over which a batch is split.
+      learner: the learner that is trained.
+      state: the state that the programs take.
+      compile: compiles one step of a learner with other sizes, for a state of these shapes.
+      say: shows a message to the user.
+      shards: number of devices over which a batch is split.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class MemoryGuard:
         self._compile = compile
         self._say = say
         self._shards = shards
-        # Without the arrays themselves, which a program that fails has consumed.
+        # Shapes only: a program that fails has consumed the arrays.
         self._state = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state
         )
@@ -162,7 +162,7 @@ class MemoryGuard:
         self._needs: int | None = None
 
     def check(self, compiled: Program) -> None:
-        """Raises OutOfMemory where a program needs more than its devices have."""
+        """Raises OutOfMemory if a program needs more memory than its devices have."""
         self._needs = needed_bytes(compiled)
         has = available_bytes(self._devices)
         if self._needs is not None and has is not None and self._needs > has:
@@ -170,7 +170,7 @@ class MemoryGuard:
 
     @contextlib.contextmanager
     def told(self) -> Iterator[None]:
-        """Turns what JAX raises, compiling or running, into OutOfMemory."""
+        """Turns an error of JAX for lack of memory into OutOfMemory."""
         try:
             yield
         except jax.errors.JaxRuntimeError as error:
@@ -208,7 +208,7 @@ class MemoryGuard:
         )
 
     def _largest_microbatch(self, size: int, limit: int) -> tuple[int, int] | None:
-        """The largest smaller microbatch that fits, and a whole batch; None where none does."""
+        """The largest smaller microbatch and a whole batch that fit; None if none does."""
         batch = self._learner.config.training.batch_size
         share = batch // self._shards
         sizes = [n for n in range(1, size) if share % n == 0]
@@ -235,7 +235,7 @@ class MemoryGuard:
         return microbatch, microbatch * self._shards
 
     def _compiled_bytes(self, batch: int, microbatch: int) -> int:
-        """Memory of a step with these sizes, by compiling it; ENDLESS where that fails."""
+        """Memory of a step with these sizes, by compiling it; ENDLESS if compiling fails."""
         config = self._learner.config.replace(
             training_batch_size=batch, training_microbatch_size=microbatch
         )
@@ -247,11 +247,11 @@ class MemoryGuard:
 
 
 def _line(known: dict[int, int], limit: int) -> float:
-    """Where a line through what is known nearest to the limit reaches it.
+    """The size at which the memory reaches the limit, by a line through the two nearest sizes.
 
     Args:
-      known: bytes by size, of which one or more fit.
-      limit: bytes.
+      known: memory by size, in bytes; at least one size fits.
+      limit: memory that may be used, in bytes.
     """
     fitting = sorted(n for n, needs in known.items() if needs <= limit)
     larger = sorted(n for n, needs in known.items() if limit < needs < ENDLESS)
@@ -264,7 +264,7 @@ def _line(known: dict[int, int], limit: int) -> float:
 
 
 def _round(number: float) -> int:
-    """Down to three binary digits."""
+    """Rounds down to three binary digits."""
     whole = max(1, int(number))
     return whole - whole % (1 << max(0, whole.bit_length() - 3))
 

@@ -1,4 +1,4 @@
-"""Where metrics go: metrics.jsonl always, TensorBoard and Weights & Biases when asked."""
+"""Where metrics go: always to metrics.jsonl, and on request to TensorBoard or Weights & Biases."""
 
 import dataclasses
 import importlib
@@ -14,14 +14,14 @@ from .run import Run, plain
 
 @dataclasses.dataclass(frozen=True)
 class LoggingConfig:
-    """Further places for the metrics, and how the run shows itself."""
+    """Further places for the metrics, and whether progress is shown."""
 
     tensorboard: bool = False
     """Also write TensorBoard event files to RUN/tensorboard (needs tensorboardX)."""
     wandb: str | None = None
     """Also log to this Weights & Biases project (needs wandb)."""
     progress: bool = True
-    """Show a progress bar, or lines where the output is not a terminal."""
+    """Show a progress bar, or lines if the output is not a terminal."""
 
 
 class Sink(Protocol):
@@ -30,9 +30,9 @@ class Sink(Protocol):
 
 
 class JsonLines:
-    """Appends a line a record; on disk when `write` returns.
+    """Appends a line for each record; the line is on disk when `write` returns.
 
-    Lines past a resume are moved to metrics-dropped.jsonl.
+    A resume moves the lines after its first step to metrics-dropped.jsonl.
     """
 
     def __init__(self, run: Run, first_step: int):
@@ -47,7 +47,7 @@ class JsonLines:
         disk.write_whole(self._path, "".join(kept))
 
     def write(self, step: int, record: dict[str, Any]) -> None:
-        # Opened each time: a sweep has more members than a process may have open files.
+        # Opened for each line: a sweep may have more members than a process may have open files.
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(_line({"step": step, **record}))
             file.flush()
@@ -75,7 +75,7 @@ class TensorBoard:
 
 class WeightsAndBiases:
     def __init__(self, project: str, run: Run):
-        # Kept in the run's folder, so that a resumed run goes on in the same place.
+        # The identity stays in the run's folder, so that a resume continues the record.
         identity = run.path / "wandb_id"
         if not identity.exists():
             identity.write_text(uuid.uuid4().hex)
@@ -95,7 +95,7 @@ class WeightsAndBiases:
 
 
 def check_installed(logging: LoggingConfig) -> None:
-    """Raises ModuleNotFoundError, saying what to install, for a sink that cannot work."""
+    """Raises ModuleNotFoundError, with the package to install, if a sink lacks its package."""
     if logging.tensorboard:
         _need("tensorboardX")
     if logging.wandb:
@@ -117,5 +117,5 @@ def _need(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
-            f"logging there needs the package {name}: pip install {name}"
+            f"this logging needs the package {name}: pip install {name}"
         ) from None

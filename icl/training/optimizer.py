@@ -1,4 +1,4 @@
-"""The optimiser of a run, made of optax parts."""
+"""The optimiser of a run, built from optax."""
 
 import difflib
 import inspect
@@ -15,9 +15,9 @@ from .config import CUSTOM, OptimizerConfig
 def learning_rate_schedule(
     config: OptimizerConfig, steps: int, peak: jax.Array | None = None
 ) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then constant, halved, or a cosine or line to 0.
+    """Learning rate by step: linear warm-up, then constant, halving, or decay to 0.
 
-    A traced `peak` stands in for `config.learning_rate`.
+    A traced `peak` replaces `config.learning_rate`.
     """
     highest: Any = config.learning_rate if peak is None else peak
     falling = max(1, steps - config.warmup_steps)
@@ -38,14 +38,19 @@ def learning_rate_schedule(
 def make_optimizer(
     config: OptimizerConfig, steps: int, peak: jax.Array | None = None
 ) -> optax.GradientTransformation:
-    """The optimiser for a run of so many steps; `peak` as for `learning_rate_schedule`.
+    """The optimiser of a run.
+
+    Args:
+      config: its settings.
+      steps: number of steps of the run.
+      peak: as for `learning_rate_schedule`.
 
     Raises:
-      ValueError: no such optimiser in optax, or options it does not take.
+      ValueError: optax has no such optimiser, or the optimiser does not take an option.
     """
     if config.name == CUSTOM:
         raise ValueError(
-            "this run was made with an optimiser given from Python; pass it again, as "
+            "this run was started with an optimiser from Python; pass the optimiser again: "
             "icl.resume(run, optimizer=...)"
         )
     factories = _factories()
@@ -70,9 +75,9 @@ def make_optimizer(
 
 
 def clip_each(limit: float) -> optax.GradientTransformation:
-    """Scales down each matrix of the gradient whose Frobenius norm is above a limit.
+    """Scales down each matrix of the gradient whose Frobenius norm is above `limit`.
 
-    Matrices are the last two axes of a leaf; a leaf with one axis or none is taken whole.
+    A matrix is the last two axes of a leaf. A leaf with at most one axis is clipped as a whole.
     """
 
     def clip(gradient: jax.Array) -> jax.Array:
@@ -84,7 +89,7 @@ def clip_each(limit: float) -> optax.GradientTransformation:
 
 
 def _factories() -> dict[str, Callable[..., optax.GradientTransformation]]:
-    """What optax has whose first argument is a learning rate, by name."""
+    """The functions of optax whose first argument is a learning rate, by name."""
     return {
         name: value
         for name, value in sorted(vars(optax).items())

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a run: a bar on a terminal, otherwise a line at intervals."""
 
 import time
 from typing import Any
@@ -15,10 +15,10 @@ class ProgressDisplay:
     """Shows steps, loss, speed and time left.
 
     Args:
-      total: steps of the whole run.
-      done: steps already made.
-      measure: how the loss is shown.
-      enabled: False shows nothing.
+      total: number of steps of the whole run.
+      done: number of steps already made.
+      measure: the name and the scale of the loss.
+      enabled: whether anything is shown.
     """
 
     def __init__(self, total: int, done: int, measure: Measure, enabled: bool = True):
@@ -49,7 +49,7 @@ class ProgressDisplay:
 
     @property
     def gone(self) -> bool:
-        """Whether nobody can see it any more, as after `icl train ... | head -1`."""
+        """Whether the output was closed, as by `icl train ... | head -1`."""
         return getattr(self.console.file, "gone", False)
 
     def say(self, message: str) -> None:
@@ -57,7 +57,7 @@ class ProgressDisplay:
         self._bar.console.print(message, soft_wrap=True)
 
     def update(self, step: int, record: dict[str, Any]) -> None:
-        """Shows the loss, as its measure says, and the speed of a metrics record."""
+        """Shows the loss of a metrics record, on the scale of the measure, and the speed."""
         rate = record["steps_per_second"]
         text = (
             f"{self._measure.label} {record[self._measure.label]:.4f}  {rate:.1f} steps/s  "

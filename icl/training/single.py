@@ -300,7 +300,7 @@ class RunJournal:
         return metrics_record(self._learner, metrics, seconds, rate)
 
     def write(self, step: int, record: dict[str, float], metrics: StepMetrics) -> None:
-        with disk.told(f"the metrics of step {step}", self._run.path, self.resume):
+        with disk.saving(f"the metrics of step {step}", self._run.path, self.resume):
             for sink in self._sinks:
                 sink.write(step, record)
 
