@@ -43,6 +43,7 @@ from icl.training.config import TrainingConfig
 from icl.training.disk import full_disk, refused
 from icl.training.progress import ProgressDisplay
 
+from .children import small
 from .helpers import QUIET, assert_same_bits, contents, tiny
 
 pytestmark = pytest.mark.usefixtures("programs")
@@ -50,7 +51,7 @@ pytestmark = pytest.mark.usefixtures("programs")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, programs):
-    return icl.train(tiny(), tmp_path_factory.mktemp("runs") / "finished", logging=QUIET)
+    return icl.train(small(), tmp_path_factory.mktemp("runs") / "finished", logging=QUIET)
 
 
 def lines(run):
@@ -104,7 +105,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
 ):
     with monkeypatch.context() as patch, pytest.raises(DiskFull) as caught:
         full_at(patch, checkpoints_module.Checkpoints, "save", 20, lambda: size)
-        icl.train(tiny(), tmp_path / "run", logging=QUIET)
+        icl.train(small(), tmp_path / "run", logging=QUIET)
     assert type(caught.value.__cause__) is kind
     assert "Traceback" not in capfd.readouterr().err
     message = str(caught.value)
@@ -127,7 +128,7 @@ def test_a_full_disk_under_the_metrics(tmp_path, monkeypatch, finished):
         already = lambda: (run_dir / "metrics.jsonl").stat().st_size + 10
         full_at(patch, metrics.JsonLines, "write", 15, already)
         with pytest.raises(DiskFull, match="metrics of step 15 .*good checkpoint is step 10"):
-            icl.train(tiny(), run_dir, logging=QUIET)
+            icl.train(small(), run_dir, logging=QUIET)
     run = Run.open(run_dir)
     assert [record["step"] for record in run.metrics()][:2] == [5, 10]
     with files_end_at(50), pytest.raises(DiskFull, match="metrics.jsonl could not be written"):
@@ -140,8 +141,8 @@ def test_a_full_disk_under_the_metrics(tmp_path, monkeypatch, finished):
 
 def test_a_full_disk_under_the_settings_leaves_the_folder_free(tmp_path):
     with files_end_at(100), pytest.raises(DiskFull, match="config.json could not be written"):
-        icl.train(tiny(), tmp_path / "run", logging=QUIET)
-    assert Run.create(tmp_path / "run", tiny()).config == tiny()
+        icl.train(small(), tmp_path / "run", logging=QUIET)
+    assert Run.create(tmp_path / "run", small()).config == small()
 
 
 def test_a_save_that_the_system_refuses_keeps_the_last_good_checkpoint(
@@ -150,7 +151,7 @@ def test_a_save_that_the_system_refuses_keeps_the_last_good_checkpoint(
     run_dir = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(CannotSave) as caught:
         at(patch, checkpoints_module.Checkpoints, "save", 20, no_file_opens)
-        icl.train(tiny(), run_dir, logging=QUIET)
+        icl.train(small(), run_dir, logging=QUIET)
     for part in ("checkpoint of step 20", "Too many open files", "ulimit -n", "are as they were",
                  f"icl train --resume {run_dir}"):  # fmt: skip
         assert part in str(caught.value)
@@ -213,7 +214,7 @@ def test_one_process_of_many_makes_the_run(tmp_path):
     def make(seed):
         gate.wait()
         try:
-            outcomes.append(Run.create(path, tiny(training_seed=seed)).config)
+            outcomes.append(Run.create(path, small(training_seed=seed)).config)
         except RunError as error:
             outcomes.append(str(error))
 
@@ -230,9 +231,9 @@ def test_one_process_of_many_makes_the_run(tmp_path):
 def test_a_folder_that_another_process_is_making_is_refused(tmp_path):
     path = tmp_path / "run"
     path.mkdir()
-    with Run(path, tiny()).locked(), pytest.raises(RunError, match=f"{path} is being trained by"):
-        Run.create(path, tiny())
-    assert Run.create(path, tiny()).path == path
+    with Run(path, small()).locked(), pytest.raises(RunError, match=f"{path} is being trained by"):
+        Run.create(path, small())
+    assert Run.create(path, small()).path == path
 
 
 class Program:
@@ -252,7 +253,7 @@ class Program:
 
 def guard_of(batch, microbatch, needs, shards=1):
     """A guard, and the sizes it compiles; `needs(share, microbatch)` is in bytes."""
-    config = tiny(training_batch_size=batch, training_microbatch_size=microbatch)
+    config = small(training_batch_size=batch, training_microbatch_size=microbatch)
     compiled = []
 
     def compile(learner, state):
@@ -325,7 +326,7 @@ def test_what_xla_raises_is_told(monkeypatch):
 
 
 def test_out_of_memory_and_on_with_a_smaller_microbatch(tmp_path, monkeypatch):
-    config = tiny(
+    config = small(
         task_points=41,  # for prompts that weigh more than the gradient
         optimizer_warmup_steps=0,
         training=TrainingConfig(
@@ -412,7 +413,7 @@ def test_a_long_run_is_told_before_it_starts(monkeypatch):
 
 
 def test_a_stop_between_two_lines_of_metrics(tmp_path, monkeypatch, finished, capsys):
-    config = tiny(training_log_every=10)
+    config = small(training_log_every=10)
     monkeypatch.setattr(single, "step_seconds", lambda learner: 4)
     monkeypatch.setattr(estimate, "LONG_SECONDS", 60)
     stop = []
@@ -437,7 +438,7 @@ def test_a_stop_between_two_lines_of_metrics(tmp_path, monkeypatch, finished, ca
 def stopped(tmp_path, finished, signum, **options):
     """A run that stops for the signal, and goes on to the bits of one that did not."""
     with pytest.raises(Interrupted, match="icl train --resume") as caught:
-        icl.train(tiny(), tmp_path / "run", **options)
+        icl.train(small(), tmp_path / "run", **options)
     run = Run.open(tmp_path / "run")
     assert caught.value.signum == signum and 0 < run.variables()[0] == caught.value.step < 20
     icl.resume(run, logging=QUIET)
@@ -459,7 +460,7 @@ def test_a_terminal_that_closes_saves_the_run(tmp_path, monkeypatch, finished):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
         with monkeypatch.context() as patch:
             patch.setattr(ProgressDisplay, "update", hang_up)
-            icl.train(tiny(), tmp_path / "nohup", logging=QUIET)
+            icl.train(small(), tmp_path / "nohup", logging=QUIET)
     finally:
         signal.signal(signal.SIGHUP, before)
 
@@ -484,7 +485,7 @@ def test_a_signal_while_compiling_stops_before_the_chunk(tmp_path, monkeypatch, 
         patch.setattr(loop, "saves_first", lambda: contextlib.nullcontext(stop))
         patch.setattr(single, "compile_chunk", compile_chunk)
         with pytest.raises(Interrupted, match="stopped at step 0; continue with"):
-            icl.train(tiny(), tmp_path / "run", logging=QUIET)
+            icl.train(small(), tmp_path / "run", logging=QUIET)
     run = icl.resume(tmp_path / "run", logging=QUIET)
     assert_same_bits(run.variables()[1], finished.variables()[1])
 
@@ -501,7 +502,7 @@ def test_memory_that_ends_while_a_model_is_made_is_told(tmp_path, monkeypatch):
         patch.setattr(single, "prepare", lambda config, optimizer: (Learner(config), None))
         patch.setattr(single, "init_state", fail)
         with pytest.raises(OutOfMemory, match="does not fit. Make it smaller .model.width"):
-            icl.train(tiny(), tmp_path / "run", logging=QUIET)
+            icl.train(small(), tmp_path / "run", logging=QUIET)
 
 
 def test_output_can_be_plain_narrow_or_full_of_brackets(capsys, monkeypatch):
