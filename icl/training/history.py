@@ -95,8 +95,8 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
     given = sorted(name for name in changes if name.startswith("optimizer_"))
     if given and config.optimizer.name == CUSTOM:
         raise ValueError(
-            f"{', '.join(given)} would change nothing, since the optimiser of this run was given "
-            "from Python; pass another optimiser: icl.resume(run, optimizer=...)"
+            f"{', '.join(given)} would change nothing: the optimiser of this run was given from "
+            "Python; pass another optimiser: icl.resume(run, optimizer=...)"
         )
     check_changes(_differences(config, after))
     return after

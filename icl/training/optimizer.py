@@ -50,7 +50,7 @@ def make_optimizer(
     """
     if config.name == CUSTOM:
         raise ValueError(
-            "this run was started with an optimiser from Python; pass the optimiser again: "
+            "this run was started with an optimiser from Python; pass it again: "
             "icl.resume(run, optimizer=...)"
         )
     factories = _factories()
