@@ -10,7 +10,7 @@ from bench.common.driver import conclude, run
 from bench.common.report import BENCH, write_page
 from bench.common.worker import ROOT
 
-# Every command and what it is for. Those in REPORTS measure something; the others have a main.
+# Every command, described. Commands in REPORTS measure something; the others have a main.
 COMMANDS = {
     "training": "a training step, beside PyTorch trainers",
     "kernels": "attention and linear attention, beside their peers",
@@ -18,12 +18,12 @@ COMMANDS = {
     "lasso": "the lasso of every prefix, beside scikit-learn's loop",
     "populations": "a population in one program, beside one model",
     "profile": "where a training step's time goes",
-    "scaling": "how our step grows with batch, length and depth",
+    "scaling": "how our step's time grows with batch, length and depth",
     "tune": "the fastest launches on this GPU, into a table",
     "gpu-code": "what would run on a GPU, checked without one",
 }
 MAINS = {"tune": "bench.kernels.tune", "gpu-code": "bench.gpu_code.check"}
-# What `python -m bench` runs, and the arguments of a quick run; None leaves a benchmark out of it.
+# What `python -m bench` runs, with the arguments of a quick run (None: not in a quick run).
 WHOLE = {
     "training": ["xs@64", "--only", "torch", "--rounds", "3", "--steps", "15"],
     "kernels": [
@@ -34,12 +34,12 @@ WHOLE = {
     "lasso": None,
     "populations": None,
 }
-COMPARED = ("training", "kernels")  # which of them take --against
+COMPARED = ("training", "kernels")  # benchmarks that take --against
 QUICK_OUT = Path("build/bench-quick")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one benchmark, or all; returns 0, or 1 if anything failed or was not measured."""
+    """Runs one benchmark or all; returns 0, or 1 if anything failed or was not measured."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in COMMANDS:
         name, *rest = argv
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("name", nargs="?", choices=COMMANDS, metavar="NAME", help="one benchmark")
     parser.add_argument("--quick", action="store_true", help="a few cases, in about two minutes")
-    parser.add_argument("--against", metavar="REVISION", help="another revision of ours in turn")
+    parser.add_argument("--against", metavar="REVISION", help="also time this revision of ours")
     parser.add_argument(
         "--out", type=Path, help=f"folder for results and page; bench/, or {QUICK_OUT} if --quick"
     )
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run_all(options: argparse.Namespace) -> int:
-    """Each benchmark in a process of its own, and then the page."""
+    """Runs each benchmark in its own process and writes the page."""
     out = options.out or (QUICK_OUT if options.quick else None)
     problems = []
     for name, quick in WHOLE.items():
@@ -78,7 +78,7 @@ def _run_all(options: argparse.Namespace) -> int:
         command = [sys.executable, "-m", "bench", name, *arguments]
         print(f"\n== {name}", flush=True)
         if subprocess.run(command, cwd=ROOT).returncode:
-            problems.append(f"something of {name}; its last lines say what")
+            problems.append(f"part of {name}; the last lines of its output say why")
     page = write_page(out or BENCH)
     print(f"\n{page.read_text()}\nwritten to {page}")
     return conclude(problems)

@@ -1,4 +1,4 @@
-"""How a benchmark is run: its command line, its results and page, and its exit status."""
+"""Runs a benchmark: command line, results, page and exit status."""
 
 import argparse
 import importlib
@@ -15,8 +15,8 @@ from .worker import WorkerFailed
 def run(name: str, argv: Sequence[str] | None) -> int:
     """Runs a benchmark of `REPORTS`; returns the exit status.
 
-    Its module offers `arguments(parser)`, which adds what it takes; `measure(options)`, which
-    returns its results with the `device`; and `report(results)`.
+    The benchmark's module defines `arguments(parser)`, which adds arguments to the command line;
+    `measure(options)`, which returns the results with the `device`; and `report(results)`.
     """
     module = importlib.import_module(REPORTS[name])
     parser = parser_of(name)
@@ -27,7 +27,7 @@ def run(name: str, argv: Sequence[str] | None) -> int:
     except (ValueError, WorkerFailed) as error:
         return conclude([f"{name}: {error}"])
     about["device"] = results.pop("device")
-    # A part must not take the place of the whole.
+    # Results of some cases must not overwrite those of all.
     free, chosen = ("out", "against"), vars(options).items()
     whole = all(k in free or value in ([], parser.get_default(k)) for k, value in chosen)
     return finish(name, {"machine": about} | results, options.out, whole)
@@ -37,7 +37,7 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     """The command line of a benchmark of `REPORTS`."""
     module = importlib.import_module(REPORTS[name])
     parser = argparse.ArgumentParser(prog=f"python -m bench {name}", description=module.__doc__)
-    parser.add_argument("--rounds", type=positive, default=7, help="turns each gets")
+    parser.add_argument("--rounds", type=positive, default=7, help="rounds of timing")
     parser.add_argument(
         "--out", type=Path, help="folder for results and page in place of bench/ itself"
     )
@@ -53,7 +53,7 @@ def positive(text: str) -> int:
 
 
 def one_of(names: Collection[str]) -> Callable[[str], str]:
-    """One of the names, for argparse, whose own `choices` refuse an empty list."""
+    """An argparse type that accepts these names; `choices` would refuse an empty list."""
 
     def name(text: str) -> str:
         if text not in names:
@@ -64,13 +64,13 @@ def one_of(names: Collection[str]) -> Callable[[str], str]:
 
 
 def finish(name: str, results: dict[str, Any], out: Path | None, whole: bool) -> int:
-    """Writes the results and the page, prints the report and, last, what went wrong.
+    """Writes results and page, and prints the report followed by the problems.
 
     Args:
-      name: in `REPORTS`.
-      results: with `machine`, as `machine.describe` and with the `device`.
-      out: where to write; bench/ itself if None.
-      whole: a part of a benchmark is written only if `out` is given.
+      name: a key of `REPORTS`.
+      results: with `machine`, which holds `machine.describe()` and the `device`.
+      out: the folder to write to; bench/ if None.
+      whole: whether all cases were measured; other results are written only if `out` is given.
 
     Returns:
       The exit status: 1 if a contestant failed or a goal was not measured.
@@ -82,12 +82,12 @@ def finish(name: str, results: dict[str, Any], out: Path | None, whole: bool) ->
         path = write(name, results, out or BENCH)
         print(f"written to {path} and {write_page(out or BENCH)}")
     else:
-        print("not written, being a part of the benchmark: --out FOLDER writes it")
+        print("not written, because only some cases were measured: --out FOLDER writes it")
     return conclude(report.problems)
 
 
 def conclude(problems: Sequence[str]) -> int:
-    """Says last what went wrong; returns the exit status."""
+    """Prints the problems to stderr; returns the exit status."""
     sys.stdout.flush()
     for problem in problems:
         print(f"NOT MEASURED: {problem}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The machine under a benchmark, and the revision of the code."""
+"""The machine that runs a benchmark, and the revision of the code."""
 
 import contextlib
 import datetime
@@ -25,9 +25,9 @@ PACKAGES = (
 
 
 def describe() -> dict[str, Any]:
-    """The machine, the versions and the revision; starts no JAX.
+    """The machine, the versions and the revision, found without starting JAX.
 
-    The caller adds what JAX calls the device, under `device`, from a worker's answer.
+    The caller adds JAX's name of the device under `device`, which a worker reports.
     """
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -37,35 +37,35 @@ def describe() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
         "cores": _cores(),
-        "load_before": os.getloadavg()[0],  # processes that wanted a core over the last minute
+        "load_before": os.getloadavg()[0],  # processes ready to run, averaged over a minute
         "versions": versions,
         "revision": _revision(),
     }
 
 
 def title(machine: dict[str, Any]) -> str:
-    """As "AMD EPYC, 2 cores", or a GPU's name."""
+    """The CPU, as "AMD EPYC, 2 cores", or the GPU's name."""
     if machine["device"].lower() != "cpu":
         return machine["device"]
     return f"{machine['cpu']}, {machine['cores']} cores"
 
 
 def slug(machine: dict[str, Any]) -> str:
-    """`title` as a part of a file's name."""
+    """`title` in a form for file names."""
     return re.sub(r"[^a-z0-9]+", "-", title(machine).lower()).strip("-")
 
 
 def missing(*modules: str) -> list[str]:
-    """Those of the modules that are not installed."""
+    """The modules that are not installed."""
     return [name for name in modules if importlib.util.find_spec(name) is None]
 
 
 @contextlib.contextmanager
 def checked_out(revision: str) -> Iterator[Path]:
-    """A folder with `icl` and `kernels` of another revision, for `Worker`'s `source`.
+    """A folder with `icl` and `kernels` of a revision, for `Worker`'s `source`.
 
     Raises:
-      ValueError: git knows no such revision.
+      ValueError: git does not know the revision.
     """
     try:
         archive = _git("archive", "--format=tar", f"{revision}^{{commit}}", "icl", "kernels")
@@ -83,7 +83,7 @@ def _git(*arguments: str) -> bytes:
 
 
 def _revision() -> str:
-    """The commit, with -dirty if tracked files, other than results, differ from it."""
+    """The commit; ends in -dirty if tracked files other than results differ from it."""
     try:
         changed = _git(
             *("status", "--porcelain", "--untracked-files=no", "--", "."),
@@ -104,6 +104,6 @@ def _cpu_model() -> str:
 
 
 def _cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Attention as one would write it in JAX, left to XLA and to automatic differentiation."""
+"""Attention in plain jax.numpy, with XLA's fusion and automatic differentiation."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 def plain_attention(
     query: jax.Array, key: jax.Array, value: jax.Array, *, is_causal: bool
 ) -> jax.Array:
-    """Scores, their softmax in float32, and two products: all arrays are `[B, T, N, H]`."""
+    """Softmax attention of `[B, T, N, H]` arrays, with the softmax in float32."""
     length, features = query.shape[1], query.shape[-1]
     scores = jnp.einsum("btnh,bsnh->bnts", query, key, preferred_element_type=jnp.float32)
     scores = scores * features**-0.5

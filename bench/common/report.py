@@ -1,4 +1,4 @@
-"""Results: as JSON, as tables, and as the page RESULTS.md with its pictures."""
+"""Writes results as JSON, tables, and the page RESULTS.md with pictures."""
 
 import importlib
 import json
@@ -11,9 +11,9 @@ from typing import Any
 from . import machine
 
 BENCH = Path(__file__).resolve().parents[1]
-QUIET = 0.05  # share of the cores' time that others may take before the report warns
+QUIET = 0.05  # largest share of the cores' time that other processes may take without a warning
 
-# The benchmarks in the order of the page, each with the module that `driver.run` runs.
+# Modules that `driver.run` runs, by benchmark, in the order of the page.
 REPORTS = {
     "training": "bench.training.benchmark",
     "kernels": "bench.kernels.benchmark",
@@ -27,14 +27,14 @@ REPORTS = {
 
 @dataclass
 class Table:
-    """Rows of text; numbers are shown on the right, the first `left` columns on the left."""
+    """Rows of text; the first `left` columns are aligned left, the others right."""
 
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
     left: int = 1
 
     def __str__(self) -> str:
-        """The table in Markdown, its columns aligned for a terminal too."""
+        """The table in Markdown with columns aligned for a terminal."""
         table = [list(self.headings), *map(list, self.rows)]
         widths = [max(3, *(len(cell) for cell in column)) for column in zip(*table, strict=True)]
         pad = lambda i, cell: cell.ljust(widths[i]) if i < self.left else cell.rjust(widths[i])
@@ -45,7 +45,7 @@ class Table:
 
 @dataclass
 class Bar:
-    """A line of a picture: ratios to ours by contestant, and ours' share of the floor or peak."""
+    """A line of a picture: times over ours by contestant, and our share of the floor or peak."""
 
     label: str
     ratios: dict[str, float]
@@ -54,12 +54,12 @@ class Bar:
 
 @dataclass
 class Report:
-    """What a benchmark says of its results.
+    """A benchmark's report.
 
     parts: paragraphs and tables.
-    bars: what its picture shows; none, no picture.
-    share: what the share in the picture is of.
-    problems: contestants that failed, goals that were not measured; empty if all went well.
+    bars: lines of the picture; without bars there is no picture.
+    share: the quantity that `Bar.share` is a share of.
+    problems: contestants that failed and goals that were not measured.
     """
 
     parts: list[str | Table] = field(default_factory=list)
@@ -69,12 +69,12 @@ class Report:
 
 
 def report_of(name: str, results: dict[str, Any]) -> Report:
-    """What a benchmark says of its results."""
+    """The report of a benchmark's results."""
     return importlib.import_module(REPORTS[name]).report(results)
 
 
 def busy_notes(shares: dict[str, float | None]) -> list[str]:
-    """A warning if others used the machine during one of the cases; a list, empty or of one."""
+    """A list with one warning if other processes used the machine during a case, else empty."""
     busy = [f"{case} {share:.0%}" for case, share in shares.items() if (share or 0) > QUIET]
     text = "Other processes kept the machine busy meanwhile; measure again when it is idle: "
     return [text + ", ".join(busy) + "."] if busy else []
@@ -85,7 +85,7 @@ def write(name: str, results: dict[str, Any], folder: Path) -> Path:
     path = folder / "results" / f"{name}-{machine.slug(results['machine'])}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=1)
-    # A number a round: one line, not one line each.
+    # Puts the numbers of all rounds on one line.
     text = re.sub(r"\[[^][{}\"]*\]", lambda found: " ".join(found[0].split()), text)
     path.write_text(text + "\n")
     return path
@@ -119,13 +119,13 @@ def write_page(folder: Path) -> Path:
 
 
 def origin(about: dict[str, Any]) -> str:
-    """The revision, the day and the versions."""
+    """The revision, the date and the versions."""
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     return f"Revision {about['revision']}, {about['date'][:10]}; {versions}."
 
 
 def draw(report: Report, path: Path) -> None:
-    """The report's bars as a picture: each contestant's time over ours, and ours' share."""
+    """Draws the report's bars: each contestant's time over ours, and our share."""
     from matplotlib.figure import Figure
 
     bars, names = report.bars[::-1], _names(report.bars)

@@ -1,4 +1,4 @@
-"""Things timed in turn, so that a slow spell of the machine hits all of them alike."""
+"""Timing in turns, so that a slow spell of the machine affects all contestants alike."""
 
 import os
 import statistics
@@ -21,17 +21,17 @@ def take_turns(
     rounds: int,
     seconds: float | None = None,
 ) -> tuple[dict[str, list[float]], float | None]:
-    """Calls each in turn, several times round.
+    """Calls each function once a round.
 
     Args:
-      turns: what to call, by name.
+      turns: functions to call, by name.
       workers: the processes that do the work.
-      rounds: how often each is called.
-      seconds: if that would take longer, fewer rounds, but at least `FEWEST_ROUNDS`.
+      rounds: number of rounds.
+      seconds: time limit; reduces the number of rounds to no fewer than `FEWEST_ROUNDS`.
 
     Returns:
-      What each returned by name, a number a round; and the share of the cores' time that other
-      processes took meanwhile, None if the system does not tell.
+      The returned numbers by name, one a round; and the share of the cores' time that other
+      processes took meanwhile, None if the system does not report it.
     """
     taken: dict[str, list[float]] = {name: [] for name in turns}
     started, busy = time.perf_counter(), _busy_seconds()
@@ -52,7 +52,7 @@ def take_turns(
 
 
 def summary(values: list[float]) -> dict[str, Any]:
-    """Median, minimum and maximum, and the values themselves, a number a round."""
+    """Median, minimum, maximum and the values, one a round."""
     return {
         "median": statistics.median(values),
         "min": min(values),
@@ -62,12 +62,12 @@ def summary(values: list[float]) -> dict[str, Any]:
 
 
 def ratios(numerators: list[float], denominators: list[float]) -> dict[str, Any]:
-    """`summary` of the ratios round by round, of two that took turns."""
+    """`summary` of the ratios of two contestants, formed round by round."""
     return summary([a / b for a, b in zip(numerators, denominators, strict=True)])
 
 
 def _busy_seconds() -> float | None:
-    """CPU time of all processes, and what a virtual machine was refused, since the start."""
+    """CPU time of all processes since boot, including time stolen from a virtual machine."""
     try:
         times = [int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
     except OSError:

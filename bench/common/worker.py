@@ -1,4 +1,4 @@
-"""Contestants in processes of their own: both ends of the pipe between them and a benchmark."""
+"""Contestants in their own processes: both ends of the pipe to the benchmark."""
 
 import contextlib
 import importlib
@@ -13,40 +13,40 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTLE_SECONDS = 0.1  # before each turn: thread pools spin for a while after their last work
-MOST_SECONDS = 600  # for an answer, compiling included; a contestant that hangs fails
-MOST_STARTS = 20  # of a patient worker; past it something is wrong with the machine
+SETTLE_SECONDS = 0.1  # before each turn, because thread pools spin for a while after a task
+MOST_SECONDS = 600  # limit for an answer, including compilation
+MOST_STARTS = 20  # of a patient worker; more mean that the machine is at fault
 
 Commands = Mapping[str, Callable[[], dict[str, Any]]]
 Started = tuple[dict[str, Any], Commands]
 
 
 class WorkerFailed(RuntimeError):
-    """A contestant's process ended, or answered with an error."""
+    """A contestant's process ended, hung or answered with an error."""
 
 
 class Worker:
-    """A process that does one thing at a time if asked, and waits in between.
+    """A process that runs one command at a time and waits in between.
 
-    The process receives a command's name as a line and answers with a line of JSON. Its first
-    line, `ready`, comes unasked, once it has compiled. Use it in a `with` statement.
+    The process receives a command's name as a line and answers with a line of JSON. It writes its
+    first answer, `ready`, unasked after compiling. Use a worker in a `with` statement.
 
     Args:
-      start: `module:function`; the function takes the arguments and returns what `ready` says and
-        the commands by name. Its ValueError becomes `WorkerFailed` here.
-      arguments: of the function; anything that JSON can say.
-      source: the folder whose `icl` is imported, another revision's perhaps.
+      start: `module:function`; the function takes the arguments and returns the first answer and
+        the commands by name. Its ValueError is raised here as `WorkerFailed`.
+      arguments: the function's arguments, which JSON can represent.
+      source: the folder whose `icl` is imported, for example another revision's.
 
     Attributes:
-      ready: its first answer.
-      cpu_seconds: what its answers took up to now, of all cores together.
+      ready: the first answer.
+      cpu_seconds: CPU time that all answers took until now, summed over cores.
     """
 
     def __init__(self, start: str, *arguments: Any, source: Path = ROOT):
         self.name = " ".join([start, *map(str, arguments)])
         self.cpu_seconds = 0.0
         environment = {
-            # Contestants share an accelerator's memory, of which JAX would take most at once.
+            # JAX would allocate most of the memory that contestants share on an accelerator.
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
             "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95",
             **os.environ,
@@ -60,7 +60,7 @@ class Worker:
             cwd=source,
             env=environment,
         )
-        assert self._process.stdin and self._process.stdout  # both are pipes
+        assert self._process.stdin and self._process.stdout
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
         try:
             self.ready = self._answer()
@@ -70,18 +70,18 @@ class Worker:
             raise
 
     def ask(self, command: str) -> dict[str, Any]:
-        """Has a command done; returns its answer. Raises `WorkerFailed`."""
+        """Runs a command and returns its answer. Raises `WorkerFailed`."""
         time.sleep(SETTLE_SECONDS)
-        with contextlib.suppress(BrokenPipeError):  # the answer tells that it has ended
+        with contextlib.suppress(BrokenPipeError):  # `_answer` reports the end of the process
             print(command, file=self._stdin, flush=True)
         return self._answer()
 
     def asks(self, command: str, field: str = "seconds") -> Callable[[], float]:
-        """A turn: asks, and returns one number of the answer."""
+        """A function that runs a command and returns one field of its answer."""
         return lambda: self.ask(command)[field]
 
     def _answer(self) -> dict[str, Any]:
-        # An answer is one line, so nothing of it waits in a buffer.
+        # An answer is one line, so no rest of an earlier one is in the buffer.
         answers, _, _ = select.select([self._stdout], [], [], MOST_SECONDS)
         if not answers:
             self._process.kill()
@@ -109,13 +109,12 @@ class Worker:
 
 
 class PatientWorker:
-    """A `Worker` whose failures are answers, and which is started again if it breaks.
+    """A `Worker` that reports failures in its answers and restarts a broken process.
 
-    Args:
-      As `Worker`'s.
+    It takes `Worker`'s arguments.
 
     Attributes:
-      ready: the first answer of its process, or the reason, under `failed`, why there is none.
+      ready: the process's first answer, or the reason of its failure under `failed`.
     """
 
     def __init__(self, *arguments: Any, **options: Any):
@@ -129,7 +128,7 @@ class PatientWorker:
         return self._past_cpu + (self._worker.cpu_seconds if self._worker else 0.0)
 
     def ask(self, command: str) -> dict[str, Any]:
-        """Has a command done; the answer has `failed` and the reason if that was impossible."""
+        """Runs a command and returns its answer, or the reason of a failure under `failed`."""
         if self._worker is None and "failed" in (ready := self._start()):
             return ready
         assert self._worker
@@ -166,7 +165,7 @@ class PatientWorker:
 
 @contextlib.contextmanager
 def failures_as_values() -> Iterator[None]:
-    """Turns any exception into a ValueError of one line, which `serve` tells to the benchmark."""
+    """Turns any exception into a ValueError of one line, which `serve` reports."""
     try:
         yield
     except Exception as error:
@@ -180,9 +179,9 @@ def describe_error(error: Exception) -> str:
 
 
 def serve(start: Callable[..., Started], *arguments: Any) -> int:
-    """The process's side: gets ready, then does what stdin asks until it closes."""
+    """The worker's side: starts, then runs the commands that stdin names until it closes."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes to stderr, not among the answers
+    os.dup2(2, 1)  # libraries must not print among the answers
     tell = lambda answer: print(json.dumps(answer), file=answers, flush=True)
     try:
         ready, commands = start(*arguments)

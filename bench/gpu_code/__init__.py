@@ -1,1 +1,1 @@
-"""What would run on a GPU, checked without one: launches, compiled kernels, programs, traffic."""
+"""Checks GPU code without a GPU: launches, compiled kernels, programs and memory traffic."""

@@ -1,4 +1,4 @@
-"""Checks without a GPU what will run on one: see bench/README.md."""
+"""Checks GPU code on a machine without a GPU: see bench/README.md."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ Rows = list[dict[str, Any]]
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the checks; returns 0, or 1 if a target is missed or a stage cannot run."""
-    # Interpreted kernels are not compiled; the process that counts their traffic sets it again.
+    # Interpreted kernels cannot be compiled; the process that counts traffic sets these again.
     for name in ("ICL_KERNELS_INTERPRET", "TRITON_INTERPRET"):
         os.environ.pop(name, None)
     options = parse(argv)
@@ -47,15 +47,19 @@ def main(argv: list[str] | None = None) -> int:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench gpu-code", description=__doc__)
-    parser.add_argument("workloads", nargs="*", help=f"{', '.join(WORKLOADS)}; all unless given")
-    parser.add_argument("--only", choices=STAGES, action="append", help="one stage, not all three")
-    parser.add_argument("--arch", action="append", help="compiles for one, as sm_90, not for all")
-    parser.add_argument("--out", type=Path, help="folder for results/ in place of bench/ itself")
+    parser.add_argument("workloads", nargs="*", help=f"{', '.join(WORKLOADS)}; by default all")
+    parser.add_argument("--only", choices=STAGES, action="append", help="a stage; by default all")
+    parser.add_argument(
+        "--arch",
+        action="append",
+        help="compile for this architecture, such as sm_90; by default for all",
+    )
+    parser.add_argument("--out", type=Path, help="folder for results/; by default bench/")
     options = parser.parse_args(argv)
     unknown = [name for name in options.workloads if name not in WORKLOADS]
     if unknown:
         parser.error(f"no workload {unknown[0]!r}; there are {', '.join(WORKLOADS)}")
-    # A part of the checks must not take the place of the whole file.
+    # Results of some checks must not overwrite those of all.
     options.is_whole = not (options.workloads or options.only or options.arch)
     options.workloads = options.workloads or WORKLOADS
     options.only = options.only or list(STAGES)
@@ -74,7 +78,7 @@ def _compilation(options: argparse.Namespace) -> tuple[Rows, list[str]]:
     archs = list(dict.fromkeys(row["arch"] for row in rows))
     table = [[*key, *(cells.get(arch, "") for arch in archs)] for key, cells in kernels.items()]
     print(
-        "\ncompiled kernels: registers of a thread, +bytes it spills, KiB of shared memory, matrix "
+        "\ncompiled kernels: registers of a thread, +spilled bytes, KiB of shared memory, matrix "
         f"instructions, programs a multiprocessor\n\n"
         f"{Table(['workload', 'kernel', 'tile', 'warps', *archs], table, left=3)}"
     )
@@ -89,7 +93,7 @@ def _compilation(options: argparse.Namespace) -> tuple[Rows, list[str]]:
 
 
 def _cell(row: dict[str, Any]) -> str:
-    """As "255+24 41K wgmma 2"."""
+    """The resources of a kernel as "255+24 41K wgmma 2"."""
     if "error" in row:
         return "error"
     stack = f"+{row['stack']}" if row["stack"] else ""
@@ -124,8 +128,8 @@ def _traffic(options: argparse.Namespace) -> tuple[Rows, list[str]]:
         for row in rows
     ]
     print(
-        "\nwhat kernels move and multiply, over the least that has to be; operations over what "
-        "causality needs,\nand over all T x T pairs, which a row in one tile always computes\n\n"
+        "\nbytes over the fewest possible; operations over those that causality needs,\nand over "
+        "those of all T x T pairs, which a row in one tile always computes\n\n"
         f"{Table(headings, table, left=3)}"
     )
     return rows, failures(rows)
@@ -141,10 +145,10 @@ def _need(*modules: str) -> None:
 
 
 def _run(module: str, *arguments: str, **environment: str) -> Rows:
-    """The rows that a module beside this one prints as JSON, in a process of its own.
+    """Runs a module of this folder in its own process; returns the rows that it prints as JSON.
 
     Raises:
-      RuntimeError: it failed, and its standard error says why.
+      RuntimeError: the process failed; its standard error has the reason.
     """
     done = subprocess.run(
         [sys.executable, "-m", f"{__package__}.{module}", *arguments],

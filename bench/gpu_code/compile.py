@@ -1,7 +1,7 @@
-"""Compiles kernels for GPUs that are not here, and reads what a program takes of one.
+"""Compiles kernels for GPUs without having one, and reads the resources that programs use.
 
-The assembler is the one in Triton's wheel. JAX assembles with that of its own CUDA, so numbers on a
-machine may differ by a few registers.
+The assembler comes with Triton. JAX uses the assembler of its own CUDA, which may use a few
+registers more or fewer.
 """
 
 import concurrent.futures
@@ -27,17 +27,17 @@ CUOBJDUMP = Path(triton.__file__).with_name("backends") / "nvidia" / "bin" / "cu
 POINTERS = {
     "bfloat16": "*bf16", "float16": "*fp16", "float32": "*fp32", "int32": "*i32", "bool": "*i1",
 }  # fmt: skip
-# By what stands for them in PTX or in AMD's assembly.
+# Matrix instructions by their text in PTX or in AMD's assembly.
 PRODUCTS = {"tcgen05.mma": "tcgen05", "wgmma.mma": "wgmma", "mma.sync": "mma", "v_mfma": "mfma"}
 KIB = 1024
 # CUDA C++ Programming Guide, technical specifications per compute capability.
 REGISTERS, PROGRAMS, WARPS, TENSOR_COLUMNS = 65536, 32, 64, 512
-SHORT = 128  # keys up to which no bfloat16 kernel may spill
+SHORT = 128  # bfloat16 kernels of up to this number of keys must not spill
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What kernels are compiled for: shared memory of a program and of a multiprocessor, KiB."""
+    """A target of compilation, with the shared memory of a program and a multiprocessor in KiB."""
 
     target: GPUTarget
     program_kib: int
@@ -58,10 +58,10 @@ def check(
     """Compiles every launch of these workloads.
 
     Returns:
-      What each compiled kernel takes, and what is not as it has to be.
+      A row with the resources of each compiled kernel, and the failures.
 
     Raises:
-      RuntimeError: no such architecture.
+      RuntimeError: an architecture is unknown.
     """
     if unknown := [arch for arch in architectures if arch not in ARCHITECTURES]:
         raise RuntimeError(f"no {unknown[0]} among {', '.join(ARCHITECTURES)}")
@@ -69,7 +69,7 @@ def check(
     for name in workloads:
         op = CASES[name].op
         for option in op.options if name in op.option_workloads else ():
-            # sm_80 has the least shared memory, which only wide heads and float32 are near to fill.
+            # Only wide heads and float32 nearly fill the shared memory, which is smallest on sm_80.
             large = option.endswith("wide") or option in SINGLE
             wanted.append(("sm_80" if large else "sm_90", Variant(name, option)))
     for device, capability in tuned_devices().items():
@@ -99,9 +99,9 @@ def check(
 
 
 def _compile_all(jobs: list[tuple[str, Launch]]) -> dict[tuple[str, str], dict[str, Any]]:
-    """Each launch once, in as many processes as there are cores."""
+    """Compiles each distinct launch once, in one process a core."""
     distinct = {(arch, repr(made)): made for arch, made in jobs}
-    context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
+    context = multiprocessing.get_context("spawn")  # a fork would lose JAX's threads
     cores = len(os.sched_getaffinity(0))
     with (
         tempfile.TemporaryDirectory() as cache,
@@ -116,7 +116,7 @@ def _start(cache: str) -> None:
 
 
 def resources(arch: str, made: Launch) -> dict[str, Any]:
-    """What a program takes: registers of a thread, stack and shared bytes; or the error."""
+    """The resources of a program, such as registers of a thread and shared bytes; or the error."""
     architecture = ARCHITECTURES[arch]
     started = time.perf_counter()
     try:
@@ -151,7 +151,7 @@ def resources(arch: str, made: Launch) -> dict[str, Any]:
 
 
 def compile_launch(target: GPUTarget, made: Launch) -> Any:
-    """Triton's compiled kernel, specialised as jax-triton does it: every pointer at 16 bytes."""
+    """Compiles a kernel as jax-triton does: every pointer is aligned to 16 bytes."""
     kernel = made.kernel
     pointers = [POINTERS[dtype] for dtype in made.dtypes]
     signature = {
@@ -165,7 +165,7 @@ def compile_launch(target: GPUTarget, made: Launch) -> Any:
 
 
 def _cubin_usage(cubin: bytes) -> tuple[int, int]:
-    """Registers of a thread, and bytes of its stack: what the compiler could not keep in them."""
+    """Registers of a thread, and bytes of its stack, which are spilled registers."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -177,24 +177,24 @@ def _cubin_usage(cubin: bytes) -> tuple[int, int]:
 
 
 def _products(assembly: str) -> str:
-    """The instructions that multiply matrices; `fma` if no tensor core does."""
+    """The matrix instructions used; `fma` if no tensor core is used."""
     return next((name for text, name in PRODUCTS.items() if text in assembly), "fma")
 
 
 def programs_that_fit(
     registers: int, warps: int, shared: int, columns: int, architecture: Architecture
 ) -> int:
-    """Programs that a multiprocessor can hold at once.
+    """Number of programs that a multiprocessor can hold at once.
 
-    columns: of tensor memory, which sm_100 has.
+    columns: columns of tensor memory, which only sm_100 has.
     """
-    # Registers are dealt out to warps in lots of 256, by each of four schedulers from a quarter.
+    # Each of four schedulers has a quarter of the registers and allots them in units of 256.
     warps_in_registers = 4 * (REGISTERS // 4 // (-(-registers * 32 // 256) * 256))
     limits = [
         PROGRAMS,
         WARPS // warps,
         warps_in_registers // warps,
-        # The system takes 1 KiB of shared memory for each program.
+        # The system reserves 1 KiB of shared memory for each program.
         architecture.unit_kib * KIB // (shared + KIB),
     ]
     if columns:
@@ -210,8 +210,8 @@ def _failures(row: dict[str, Any]) -> list[str]:
     found = []
     limit = ARCHITECTURES[row["arch"]].program_kib * KIB
     if row["shared"] > limit:
-        found.append(f"{name}: {row['shared']} bytes of shared memory, there are {limit}")
+        found.append(f"{name}: {row['shared']} bytes of shared memory; the limit is {limit}")
     is_target = CASES[row["workload"]].workload.T <= SHORT and not row["option"]
     if row["stack"] and is_target and row["arch"].startswith("sm_"):
-        found.append(f"{name}: {row['stack']} bytes of stack, where nothing may spill")
+        found.append(f"{name}: {row['stack']} bytes of stack, but it must not spill")
     return found

@@ -1,4 +1,4 @@
-"""The kernel launches that the library makes, found by tracing it without running anything."""
+"""The library's kernel launches, found by tracing without running anything."""
 
 import importlib
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ CAPABILITIES = {"a100": 80, "h100": 90, "h200": 90, "gh200": 90, "b200": 100, "g
 
 
 class Variant(NamedTuple):
-    """A case by its name, with an option of its op or none; a tuned table's device or none."""
+    """A case by name, with an option of its op or none, and a tuned table's device or none."""
 
     workload: str
     option: str = ""
@@ -28,11 +28,11 @@ class Variant(NamedTuple):
 
 @dataclass(frozen=True)
 class Launch:
-    """What `triton_call` is given, in a form that another process can take.
+    """The arguments of `triton_call` in a form that can be pickled.
 
-    module, function: where the kernel is.
+    module, function: names that locate the kernel.
     dtypes: names of the dtypes of inputs and outputs, in the order of the kernel's arguments.
-    constants: the other arguments.
+    constants: the kernel's other arguments.
     """
 
     module: str
@@ -49,15 +49,15 @@ class Launch:
 
     @property
     def name(self) -> str:
-        """As "row backward"."""
+        """Form and kernel, such as "row backward"."""
         form = self.module.rpartition(".")[2].removeprefix("triton_")
         return f"{form} {self.function.removesuffix('_kernel').replace('_', ' ')}"
 
     @property
     def tile(self) -> str:
-        """As "64x64*8": queries, keys, and batch rows of a program if there are several.
+        """Such as "64x64*8": queries, keys, and batch rows of a program if there are several.
 
-        Linear attention has one length for both, a chunk's.
+        Linear attention has only the length of a chunk.
         """
         rows = self.constants.get("ROWS", 1)
         sides = [self.constants.get(name) for name in ("BLOCK_T", "BLOCK_S")]
@@ -66,7 +66,7 @@ class Launch:
 
 
 def launches(variant: Variant, platform: str, capability: int | None) -> list[Launch]:
-    """Those of an op and of its gradient, as traced for a machine that need not be here."""
+    """Launches of an op and its gradient, traced for any machine."""
     found: dict[str, Launch] = {}
 
     def record(kernel, programs, inputs, outputs, constants, *, num_warps, num_stages):
@@ -90,7 +90,7 @@ def launches(variant: Variant, platform: str, capability: int | None) -> list[La
 
 
 def trace(case: Case) -> None:
-    """Traces the op's Triton form and its gradient anew, without running anything."""
+    """Traces the op's Triton form and its gradient, without running anything."""
     function, shapes = case.call(implementation="triton")
     moving = {n: shape for n, shape in shapes.items() if jnp.issubdtype(shape.dtype, jnp.floating)}
 
@@ -98,14 +98,14 @@ def trace(case: Case) -> None:
         out, pull_back = jax.vjp(lambda moving: function(**moving, **others), moving)
         return out, pull_back(out)
 
-    jax.clear_caches()  # a trace that JAX remembers would make no call
-    # Only lowering needs jax-triton; tracing asks whether it is there.
+    jax.clear_caches()  # a cached trace would make no call
+    # Tracing asks whether jax-triton is installed, although only lowering needs it.
     with mock.patch.object(triton_call, "_is_installed", lambda package: True):
         jax.eval_shape(both, moving, {name: shapes[name] for name in shapes if name not in moving})
 
 
 def tuned_devices() -> dict[str, int]:
-    """Names of devices for which a table of launches ships, and their compute capabilities."""
+    """Compute capabilities of the devices that have a table of launches, by name."""
     names = [path.stem for path in sorted(launch.TABLES.glob("*.json"))]
     return {
         name: CAPABILITIES[part]

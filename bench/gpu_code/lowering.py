@@ -1,6 +1,6 @@
-"""Programs lowered for CUDA on a machine without it: which kernels are in them, and what is not.
+"""Lowers programs for CUDA on a machine without CUDA, and checks the kernels in them.
 
-To be started as a process of its own with `XLA_FLAGS` for eight CPU devices: prints JSON.
+Runs as its own process with `XLA_FLAGS` for eight CPU devices, and prints JSON.
 """
 
 import functools
@@ -27,21 +27,21 @@ PRESET = "garg/linear"
 DEVICES = 8
 KERNEL_CALL = "triton_kernel_call"
 GATHERS = r"all[-_]gather|all[-_]to[-_]all|collective[-_]permute"
-# CUDA 12.9, the last 12, reads PTX up to this; what CUDA 13 reads grows with each release.
+# CUDA 12.9, the last release of 12, reads PTX up to this version; CUDA 13 still gets newer ones.
 NEWEST_PTX = {"jax_cuda12_plugin": (8, 8)}
 
 Check = dict[str, Any]
 
 
 def lower(function: Callable, *arguments: Any, capability: int = 90) -> Any:
-    """The function as lowered for CUDA."""
-    jax.clear_caches()  # what was traced for another capability
+    """Lowers a function for CUDA."""
+    jax.clear_caches()  # removes traces for other capabilities
     with targeting("cuda", capability):
         return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))
 
 
 def kernel_calls(lowered: Any) -> list[tuple[str, str]]:
-    """Name and PTX of the kernel of each call, in the order of the program's text."""
+    """Name and PTX of the kernel of each call, in the order of the program."""
     found = []
     for op in _operations(lowered.compiler_ir("stablehlo").operation):
         if op.name != "stablehlo.custom_call":
@@ -62,7 +62,7 @@ def _operations(op: Any):
 
 
 def training_step(dtype: str) -> list[Check]:
-    """A chunk of steps as `icl train` makes it, a whole batch at once as on a GPU."""
+    """Checks a chunk of steps as `icl train` lowers it, with a whole batch at once as on a GPU."""
     config = preset(PRESET)
     config = config.replace(training_microbatch_size=config.training.batch_size, model_dtype=dtype)
     learner = Learner(config)
@@ -81,15 +81,15 @@ def training_step(dtype: str) -> list[Check]:
 
 
 def _each_pass(calls: Counter, times: int) -> bool:
-    """Whether forward and backward kernels, of which a form may have two, run so many times."""
+    """Whether forward and backward kernels (a form may have two of each) run `times` times."""
     passes = {name.partition("_")[0] for name in calls}
     return passes == {"forward", "backward"} and set(calls.values()) == {times}
 
 
 def sharded(with_bias: bool) -> list[Check]:
-    """Value and gradient over devices that share out the batch: nothing is gathered."""
+    """Checks that value and gradient gather nothing if devices share the batch."""
     title = "shard_map over 8 devices" + (", a bias for all" if with_bias else "")
-    # Auto, so that the partitioner may gather instead of refusing.
+    # With Auto axes the partitioner gathers instead of raising an error.
     mesh = jax.make_mesh((DEVICES,), ("batch",), axis_types=(AxisType.Auto,))
     by_batch, for_all = PartitionSpec("batch"), PartitionSpec()
     tensor = jax.ShapeDtypeStruct(
@@ -114,7 +114,7 @@ def sharded(with_bias: bool) -> list[Check]:
         calls = Counter(name for name, _ in kernel_calls(lowered))
         gathers = len(re.findall(GATHERS, lowered.as_text()))
         with targeting("cuda", 90):
-            # The CPU's own form, but only compiled programs show what the partitioner adds.
+            # This is the CPU's form, but only compiled programs show gathers of the partitioner.
             compiled = jax.jit(step).lower(*arguments).compile().as_text() or ""
         partitioned = len(re.findall(GATHERS, compiled))
     except Exception as error:
@@ -127,9 +127,9 @@ def sharded(with_bias: bool) -> list[Check]:
 
 
 def assembles() -> list[Check]:
-    """The PTX has to be of a version that the assembler which JAX installs can read.
+    """Checks that the assembler of JAX's CUDA can read the version of the PTX.
 
-    Triton writes the version of its own assembler, but JAX assembles with that of its CUDA.
+    Triton writes PTX for the version of its own assembler.
     """
     plugin = next((name for name in NEWEST_PTX if importlib.util.find_spec(name)), None)
     if plugin is None:

@@ -1,6 +1,6 @@
-"""Bytes and operations of the kernels, counted while Triton's interpreter runs them on the CPU.
+"""Counts bytes and operations of the kernels while Triton's interpreter runs them on the CPU.
 
-To be started as a process of its own with `ICL_KERNELS_INTERPRET=1`: prints JSON.
+Runs as its own process with `ICL_KERNELS_INTERPRET=1`, and prints JSON.
 """
 
 import importlib
@@ -20,16 +20,16 @@ from ..kernels.ops import CASES, Case
 from .launches import trace
 
 BATCH = 2
-# The interpreter is slow: one batch row and one head from the first length on, and no more than
-# the second.
+# The interpreter is slow: workloads from LONG on have one batch row and one head, and lengths are
+# cut to LONGEST.
 LONG, LONGEST = 512, 1024
-SHORT = 128  # steps up to which linear attention should move nothing else
+SHORT = 128  # up to this number of steps linear attention counts as a row
 
 
 def measure(name: str) -> list[dict[str, Any]]:
-    """The forward and the backward pass of a workload, cut down to a few batch rows.
+    """Counts of the forward and backward pass of a workload, with a few batch rows.
 
-    They are launched as the whole workload is.
+    The launches are those of the whole workload.
     """
     case = CASES[name]
     launch = importlib.import_module(case.op.function.__module__.replace(".api", ".launch"))
@@ -56,7 +56,7 @@ def measure(name: str) -> list[dict[str, Any]]:
 
 
 def _draw(rng: np.random.Generator) -> Any:
-    """Normal numbers; a tensor's heads, `[..., H]`, have about length 1."""
+    """A function that draws normal numbers; heads `[..., H]` of tensors have a norm of about 1."""
 
     def draw(shape: jax.ShapeDtypeStruct) -> jax.Array:
         scale = shape.shape[-1] ** -0.5 if len(shape.shape) == 4 else 0.5
@@ -66,7 +66,7 @@ def _draw(rng: np.random.Generator) -> Any:
 
 
 def _plan(case: Case, launch: Any) -> Any:
-    """The launch of the whole workload, without running it."""
+    """The launch plan of the whole workload, found without running it."""
     found = []
 
     def remember(problem, operands, *, original=launch.plan):
@@ -101,15 +101,15 @@ def _row(
 
 
 def failures(rows: list[dict[str, Any]]) -> list[str]:
-    """What is not as it has to be; beyond a row on chip nothing has to."""
+    """Rows that miss a target; only the row form has targets."""
     found = []
     for row in rows:
         if row["form"] != "row":
             continue
         op, name = CASES[row["workload"]].op, f"{row['workload']}, {row['pass']}"
-        # The interpreter that counts nothing would pass any upper limit.
+        # The lower limit catches an interpreter that counts nothing.
         if not 0.99 <= row["bytes_over_least"] <= op.most_bytes:
-            found.append(f"{name}: moves {row['bytes_over_least']:.3f} times the least bytes")
+            found.append(f"{name}: moves {row['bytes_over_least']:.3f} times the fewest bytes")
         limited = row["fills_tiles"] and op.most_flops is not None
         if limited and not 0.99 <= row["flops_over_dense"] <= op.most_flops:
             found.append(f"{name}: {row['flops_over_dense']:.3f} times the operations of all pairs")

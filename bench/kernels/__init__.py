@@ -1,1 +1,1 @@
-"""The speed of `icl.kernels` beside that of others' kernels, and the tuner of launches."""
+"""Speed of `icl.kernels` compared with other kernels, and the tuner of launches."""

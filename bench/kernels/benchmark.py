@@ -1,4 +1,4 @@
-"""Kernels beside their peers, checked first and then timed in turn: see bench/README.md."""
+"""Checks and times kernels and their peers: see bench/README.md."""
 
 import argparse
 import contextlib
@@ -19,41 +19,41 @@ from .sides import EPS, ITEMSIZE, Answer, at_hand
 
 __all__ = ["arguments", "measure", "report"]
 
-# The functions that the processes of each framework start with; tests put stand-ins here.
+# Start functions of the processes by framework; tests replace them by stand-ins.
 SIDES = {"jax": "bench.kernels.jax_side:start", "torch": "bench.kernels.torch_side:start"}
-# What a call without an implementation runs, by the name under which it is also timed.
+# Peers that run the same program as our implementation of the given name.
 SAME_PROGRAM = {"cudnn": "jax-cudnn"}
-SECONDS = 2.5  # a case, about
+SECONDS = 2.5  # approximate time limit of a case
 
 Key = tuple[str, str]  # a workload's name and a direction
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what this benchmark takes on its command line."""
+    """Adds this benchmark's arguments."""
     parser.add_argument(
         "workloads",
         nargs="*",
         type=one_of(CASES),
-        help=f"{', '.join(CASES)}; all of them on a GPU, some on a CPU, unless given",
+        help=f"{', '.join(CASES)}; by default all on a GPU, some on a CPU",
     )
     parser.add_argument("--directions", nargs="+", choices=DIRECTIONS, default=list(DIRECTIONS))
     parser.add_argument(
         "--only", nargs="+", choices=OURS + PEERS,
-        help="these, beside ours and what its errors are measured by",
+        help="time ours, the yardstick of its errors, and these contestants",
     )  # fmt: skip
-    parser.add_argument("--against", metavar="REVISION", help="ours at another revision, in turn")
-    parser.add_argument("--rows", type=positive, help="batch rows of a workload at most")
+    parser.add_argument("--against", metavar="REVISION", help="also time this revision of ours")
+    parser.add_argument("--rows", type=positive, help="largest number of batch rows")
     parser.add_argument(
-        "--seconds", type=float, default=SECONDS, help="about how long a case may take to be timed"
+        "--seconds", type=float, default=SECONDS, help="approximate time limit of a case"
     )
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(3)))
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Checks and times; returns what is written as JSON.
+    """Checks and times; returns the results for the JSON file.
 
     Raises:
-      ValueError: ours is wrong or cannot run, or there is no such revision; nothing was timed.
+      ValueError: ours is wrong or cannot run, or the revision does not exist; nothing was timed.
     """
     names = options.workloads or list(CASES)
     with contextlib.ExitStack() as stack:
@@ -77,9 +77,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 class _Field:
-    """The contestants and the processes that they run in.
+    """The contestants and their processes.
 
-    workers: by framework, and `against` for the other revision.
+    workers: processes by framework; `against` is the process of the other revision.
     """
 
     def __init__(self, names: list[str], options: argparse.Namespace, jax: PatientWorker):
@@ -111,7 +111,7 @@ class _Field:
         return worker.ask(f"{verb} {name} {direction} {contestant}")
 
     def results(self) -> dict[str, Any]:
-        """As `measure`."""
+        """Checks and times; returns and raises as `measure` does."""
         ready, ways = self.workers["jax"].ready, self.options.directions
         keys = [(name, way) for name in self.cases for way in ways]
         print(f"{ready['device']}, {self.dtype}: checking {len(keys)} cases", flush=True)
@@ -143,7 +143,7 @@ class _Field:
         }
 
     def gate(self, keys: Iterable[Key]) -> dict[Key, dict[str, Answer]]:
-        """Everybody's answers; the processes work at the same time."""
+        """The gate's answers of all contestants; the processes work at the same time."""
 
         def ask(framework: str) -> dict[tuple[Key, str], Answer]:
             return {
@@ -160,9 +160,9 @@ class _Field:
         return {key: {n: answers[key, n] for n in self.contestants(key[0])} for key in keys}
 
     def judge(self, key: Key, answers: Mapping[str, Answer]) -> None:
-        """Adds `wrong` and the reason to answers with too large an error."""
+        """Adds the reason under `wrong` to answers with too large an error."""
         measure, factor = self.cases[key[0]].op.yardstick[self.platform]
-        # cuDNN's own backward pass adds up in any order, and ours may be cuDNN.
+        # The order of sums in cuDNN's backward pass varies, and ours may run cuDNN.
         is_cudnn = self.workers["jax"].ready["chosen"][key[0]] == "cudnn"
         eps = EPS[self.dtype]
         for name, answer in answers.items():
@@ -171,13 +171,13 @@ class _Field:
                 usual = answers[measure].get("errors", {}).get(result, eps)
                 limit = (factor if is_ours else 2 * factor) * usual + eps / 16
                 if not error <= limit:  # NaN is above too
-                    answer["wrong"] = f"{result} is off by {error:.1e}, and may be by {limit:.1e}"
+                    answer["wrong"] = f"{result} is off by {error:.1e}; the limit is {limit:.1e}"
             if name in OURS and answer.get("same_bits") is False:
                 if name != "ours" or not is_cudnn:
                     answer["wrong"] = "two runs differ in their bits"
 
     def time(self, key: Key, answers: Mapping[str, Answer]) -> dict[str, Any]:
-        """Times, in turn, the contestants that are right, and the machine's ceilings."""
+        """Times the contestants that are right, and the machine's ceilings."""
         found = {name: dict(answer) for name, answer in answers.items()}
         right = [name for name, answer in found.items() if {*answer}.isdisjoint(_FAULTS)]
         jax = self.workers["jax"]
@@ -226,7 +226,7 @@ _FAULTS = ("failed", "wrong", "cannot")
 
 
 def _turn(ask: Any, record: Answer) -> Any:
-    """Asks; returns the seconds, NaN if it failed, and puts all else into the record."""
+    """A turn that returns the seconds, NaN after a failure, and adds other fields to `record`."""
 
     def turn() -> float:
         answer = ask()

@@ -1,7 +1,8 @@
-"""The results of each op and their gradients by definition, in float64 with NumPy.
+"""Results and gradients of each op by its definition, in float64 with NumPy.
 
-Each definition takes `is_causal`, the inputs by name, as `Case.shapes` has them, and the output's
-cotangent `d_out [B, T, N, H]`. It returns the output `out` and each input's gradient `d_<name>`.
+Each definition takes `is_causal`, the inputs by name with the shapes of `Case.shapes`, and the
+output's cotangent `d_out [B, T, N, H]`. It returns the output `out` and the gradient `d_<name>` of
+each input.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def by_head(of_head: Callable[..., Iterator[np.ndarray]]) -> Callable[..., Arrays]:
-    """A definition made of one of a single head, which gives its results in order."""
+    """Makes a definition from one of a single head, which yields its results in order."""
 
     def definition(is_causal: bool, inputs: Arrays, d_out: np.ndarray) -> Arrays:
         results = {"out": np.empty_like(d_out)}
@@ -54,9 +55,9 @@ def packed_attention(is_causal: bool, inputs: Arrays, d_out: np.ndarray) -> Arra
 
 @by_head
 def recurrence(is_causal, query, key, value, d_out, beta=None, log_decay=None):
-    """Linear attention, and with beta the delta rule; see `icl.kernels.linear_attention.problem`.
+    """Linear attention, or the delta rule if beta is given, step by step if causal.
 
-    Causal ones go step by step.
+    `icl.kernels.linear_attention.problem` has the formulas.
     """
     length, width = query.shape
     scale = width**-0.5

@@ -1,4 +1,4 @@
-"""The time that a program takes on the device that runs it."""
+"""Times programs on their device."""
 
 import importlib
 import itertools
@@ -10,20 +10,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-LAUNCHES = 10  # of a turn on a GPU, at least
-CHAIN = 8  # launches of a chain, at least
+LAUNCHES = 10  # least number in a turn on a GPU
+CHAIN = 8  # least number of launches in a chain
 LEAST_SECONDS = 0.03  # of a turn on a CPU
-WARM_SECONDS = 0.02  # so that clocks are up
+WARM_SECONDS = 0.02  # of calls that raise the clocks
 ONE_BY_ONE = "--xla_gpu_enable_command_buffer="  # no CUDA graphs
 
 Sets = Sequence[Sequence[Any]]
 
 
 def launch_one_by_one() -> None:
-    """Keeps XLA from making graphs of kernels; to be called before JAX starts its devices.
+    """Keeps XLA from making CUDA graphs; must be called before JAX starts its devices.
 
-    CUPTI may not see the kernels of a graph that is older than its attachment. Kernels of a graph
-    may also run side by side, so that their durations do not add up.
+    CUPTI may miss the kernels of a graph that was made before CUPTI was attached. Kernels of a
+    graph may also run at the same time, so that their durations do not add up.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if ONE_BY_ONE not in flags.split():
@@ -31,16 +31,16 @@ def launch_one_by_one() -> None:
 
 
 class Program:
-    """A function compiled for arguments like those given, to be called as it is.
+    """A function compiled for arguments like the given ones; call it like the function.
 
     Attributes:
-      compile_seconds: tracing, lowering and compiling.
+      compile_seconds: time to trace, lower and compile.
     """
 
     def __init__(self, function: Callable, arguments: Sequence[Any]):
         self._function = function
         started = time.perf_counter()
-        # A function of its own, because JAX would take an earlier trace of the same one.
+        # A new function, because JAX would reuse an earlier trace of a known one.
         self._run = jax.jit(lambda *a: function(*a)).lower(*arguments).compile()
         self.compile_seconds = time.perf_counter() - started
         self._chain: Any = None
@@ -49,7 +49,7 @@ class Program:
         return self._run(*arguments)
 
     def chain(self, sets: Sets) -> tuple[Callable[[], Any], int]:
-        """Runs the function on the sets one after the other; also returns how often."""
+        """A program that calls the function on one set after the other, and its number of calls."""
         count = max(CHAIN, len(sets))
         arguments = [sets[i % len(sets)] for i in range(count)]
         if self._chain is None:
@@ -60,14 +60,14 @@ class Program:
         results: list[Any] = []
         for arguments in sets:
             if results:
-                # Tied to the last result, so that nothing runs side by side or is shared.
+                # Depends on the last result, so that calls neither overlap nor share work.
                 arguments, results[-1] = jax.lax.optimization_barrier((arguments, results[-1]))
             results.append(self._function(*arguments))
         return results
 
 
 class Timer:
-    """Times programs in the way this platform allows.
+    """Times programs by the best method of this platform.
 
     Attributes:
       method: a key of `report.METHODS`.
@@ -79,7 +79,7 @@ class Timer:
             self.method = "cupti" if _cupti_works() else "chain"
 
     def seconds(self, program: Program, sets: Sets) -> float:
-        """Seconds a call, the sets of arguments taken in turn."""
+        """Seconds of a call, averaged over the sets of arguments."""
         if self.method == "cupti":
             return _cupti_seconds(program, sets)
         if self.method == "chain":
@@ -91,13 +91,13 @@ class Timer:
 
 
 def host_seconds(call: Callable, sets: Sets) -> float:
-    """Seconds a call that waits for its result; a call that is long is made once."""
+    """Seconds of a call that waits for its result; a long call is made only once."""
     arguments = itertools.cycle(sets)
     count, started = 0, time.perf_counter()
     call(*next(arguments))
     if (elapsed := time.perf_counter() - started) >= LEAST_SECONDS:
         return elapsed
-    started = time.perf_counter()  # a short first call was for warming up
+    started = time.perf_counter()  # a short first call only warms up
     while (elapsed := time.perf_counter() - started) < LEAST_SECONDS or not count:
         call(*next(arguments))
         count += 1
@@ -105,12 +105,12 @@ def host_seconds(call: Callable, sets: Sets) -> float:
 
 
 def launches(sets: Sets) -> int:
-    """At least `LAUNCHES`, each set as often as the others."""
+    """A number of launches that is at least `LAUNCHES` and a multiple of the sets."""
     return len(sets) * -(-LAUNCHES // len(sets))
 
 
 def warm_up(call: Callable[[], Any]) -> None:
-    """Calls, and waits, until the clocks are up."""
+    """Repeats a call that waits for its result until `WARM_SECONDS` have passed."""
     started = time.perf_counter()
     while True:
         call()
@@ -119,13 +119,13 @@ def warm_up(call: Callable[[], Any]) -> None:
 
 
 def _cupti_seconds(run: Callable, sets: Sets) -> float:
-    """As `jax.experimental.mosaic.gpu.profiler.measure`, which takes one set only."""
+    """Like `jax.experimental.mosaic.gpu.profiler.measure`, for several sets."""
     profiler: Any = importlib.import_module("jax.experimental.mosaic.gpu.profiler")
     extension, count, result = profiler.mosaic_gpu_lib._mosaic_gpu_ext, launches(sets), None
     warm_up(lambda: jax.block_until_ready(run(*sets[0])))
     extension._cupti_init()
     try:
-        # The first set is in the cache now, so it comes last.
+        # The first set is in the cache, so it comes last.
         for arguments in itertools.islice(itertools.cycle(sets), 1, count + 1):
             result = run(*arguments)
         jax.block_until_ready(result)
@@ -137,7 +137,7 @@ def _cupti_seconds(run: Callable, sets: Sets) -> float:
 
 
 def _cupti_works() -> bool:
-    """Whether CUPTI counts kernels; it may be missing, in use or not allowed."""
+    """Whether CUPTI sees kernels; it may be missing, in use or forbidden."""
     probe = jnp.zeros(2**20)
     try:
         return _cupti_seconds(Program(lambda x: x + 1, [probe]), [[probe]]) > 0

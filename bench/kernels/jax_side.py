@@ -1,5 +1,5 @@
-"""The contestants that run in JAX, ours among them, and the machine's ceilings: one process."""
-# tokamax is needed by this benchmark alone, so type checkers may not find it.
+"""The process of contestants in JAX, which also measures the machine's ceilings."""
+# Only this benchmark needs tokamax, so type checkers may not find it.
 # pyright: reportMissingImports=false
 
 import functools
@@ -20,21 +20,21 @@ from .device_time import Program, Timer, launch_one_by_one
 from .ops import DTYPES, FORWARD, OURS, Case
 from .sides import Answer, Side, checked_rows
 
-COPY_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}  # of four bytes
+COPY_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}  # of four bytes each
 PRODUCT_SIZE = {"cpu": 1024, "cuda": 8192}
 
 
 def start(workloads: Sequence[str], seed: int, rows: int | None) -> Started:
-    """What runs here, and the commands `gate` and `time` of each, and `time` of the ceilings.
+    """Answers with the platform; has `gate` and `time` of contestants and `time` of ceilings.
 
     Raises:
-      ValueError: the benchmark does not know this platform.
+      ValueError: the benchmark does not support this platform.
     """
     launch_one_by_one()
     os.environ.pop("ICL_KERNELS_INTERPRET", None)  # tests set it
     platform = dispatch.target().platform
     if platform not in DTYPES:
-        raise ValueError(f"this benchmark knows {' and '.join(DTYPES)}, not {platform}")
+        raise ValueError(f"this benchmark supports {' and '.join(DTYPES)}, not {platform}")
     side = JaxSide(workloads, seed, rows, platform)
     commands = dict(side.commands("jax"))
     for name in ("copy", "product"):
@@ -52,7 +52,7 @@ def start(workloads: Sequence[str], seed: int, rows: int | None) -> Started:
 
 
 def attend(case: Case, contestant: str) -> Callable:
-    """A contestant's function of the inputs in order, which gives the output `[B, T, N, H]`."""
+    """A contestant as a function from the inputs in order to the output `[B, T, N, H]`."""
     implementation = None if contestant == "ours" else contestant
     ours, shapes = case.call(implementation=implementation)
     if contestant in OURS:
@@ -61,7 +61,7 @@ def attend(case: Case, contestant: str) -> Callable:
         import tokamax
         from absl import flags
 
-        # It reads the command line as absl's otherwise.
+        # Otherwise tokamax would parse the command line.
         flags.FLAGS.mark_as_parsed()
         theirs: Callable = tokamax.dot_product_attention
     elif contestant == "jnp":
@@ -76,7 +76,7 @@ def attend(case: Case, contestant: str) -> Callable:
 
 
 def directed(function: Callable, direction: str) -> Callable:
-    """Of the inputs and the cotangent to the results that `Case.expected` names."""
+    """A function from inputs and cotangent to the results in the order of `Case.expected`."""
     if direction == FORWARD:
         return lambda *arrays: (function(*arrays[:-1]),)
 
@@ -88,8 +88,8 @@ def directed(function: Callable, direction: str) -> Callable:
 
 
 def draw(case: Case, dtype: str, seed: int, count: int) -> list[list[jax.Array]]:
-    """Sets of the inputs and the cotangent, as `Case.shapes` and `Case.draw` have them."""
-    # Ready, so that no timing waits for it.
+    """`count` sets of inputs and cotangent in the order of `Case.shapes`."""
+    # Waits, so that no timing includes the drawing.
     return jax.block_until_ready([_draw(_key(seed + 2**24 * i), case, dtype) for i in range(count)])
 
 
@@ -103,11 +103,11 @@ def _draw(key, case, dtype):
 
 
 def _key(seed: int) -> jax.Array:
-    return jax.random.key(seed, impl="rbg")  # its programs compile in no time
+    return jax.random.key(seed, impl="rbg")  # compiles faster than the default
 
 
 def chosen(case: Case, dtype: str) -> str:
-    """The name of what `implementation=None` takes."""
+    """The implementation that `implementation=None` chooses."""
     names: list[str] = []
 
     def choose(op, implementations, *more, original=dispatch.choose):
@@ -135,9 +135,9 @@ class JaxSide(Side):
         return Program(function, self.inputs(name, 1)[0])
 
     def run(self, program: Program, arguments: list[jax.Array]):
-        """Answers also whether two runs give the `same_bits`, and the `compile_seconds`."""
+        """Also answers whether two runs give the `same_bits`, and the `compile_seconds`."""
         first = program(*arguments)
-        # What a kernel forgets to write is then likely to be NaN, not the result before.
+        # Fills freed memory with NaN, which shows if the second run leaves output unwritten.
         jax.block_until_ready([jnp.full_like(result, jnp.nan) for result in first])
         second = program(*arguments)
         finite = all(bool(jnp.isfinite(array).all()) for array in second)
@@ -156,12 +156,12 @@ class JaxSide(Side):
         jax.block_until_ready(jnp.ones(8) + 1)
 
     def time_ceiling(self, name: str) -> Answer:
-        """Seconds of a large copy or product."""
+        """The seconds of a large copy or product."""
         return self.seconds(*self._ceiling(name))
 
     def _make_ceiling(self, name: str) -> tuple[Program, list[list[jax.Array]]]:
         if name == "copy":
-            # An addition, because the driver's own copies are not seen as kernels.
+            # An addition, because profilers do not count copies by the driver as kernels.
             function = lambda x: x + jnp.uint32(1)
             arguments = [jnp.arange(COPY_ELEMENTS[self.platform], dtype=jnp.uint32)]
         else:

@@ -1,6 +1,6 @@
-"""The ops that are timed and checked: what each takes, what is right, and who computes it.
+"""The ops that are timed and checked: their inputs, definitions and contestants.
 
-No array is made here, so that a process of another framework's may read it.
+This module makes no JAX array, so that processes of other frameworks can import it.
 """
 
 import functools
@@ -33,7 +33,7 @@ PEERS = (
     "fla",
 )
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
-# JAX's default_matmul_precision by the option; they are the options that are about float32.
+# JAX's default_matmul_precision by option, for the options that compute in float32.
 SINGLE = {"float32": None, "tf32": "tensorfloat32", "tf32x3": "high", "float32 wide": None}
 PRECISIONS = ("float16", "wide", *SINGLE)
 
@@ -46,19 +46,20 @@ class Op:
     """A public op of `icl.kernels`.
 
     function: the op itself.
-    arguments: `(workload, dtype, option, width)` to its arrays' shapes and its other keywords.
-    definition: see `definitions`.
-    contestants: names by platform and framework; `ours` is the implementation that a call takes
-      if it names none.
-    yardstick: by platform, whose errors ours are measured by, and how many times as large they may
-      be; a peer's may be twice that.
-    heads_first: PyTorch's functions are fastest on `[B, N, T, H]`.
-    options: what the GPU code check compiles the kernels with, one at a time.
-    option_workloads: the cases for which it does.
-    widest: most features that a head may have.
-    most_bytes: bytes that a row form may move, over the fewest.
-    most_flops: operations of a row form that fills its tiles, over those of all pairs;
-      None for no limit.
+    arguments: a function from `(workload, dtype, option, width)` to the shapes of the op's arrays
+      and its other keywords.
+    definition: a function of `definitions`.
+    contestants: names by platform and framework; `ours` is the implementation that the op chooses
+      by default.
+    yardstick: by platform, the contestant whose errors limit ours, and the largest ratio of our
+      errors to its errors; for a peer the limit is twice as large.
+    heads_first: whether PyTorch's functions take `[B, N, T, H]`, which is fastest for them.
+    options: options with which the GPU code check compiles the kernels, one at a time.
+    option_workloads: the cases that it compiles with options.
+    widest: largest number of features of a head.
+    most_bytes: largest ratio of bytes moved to the fewest possible, in the row form.
+    most_flops: largest ratio of operations to those of all pairs, in a row form that fills its
+      tiles; None for no limit.
     """
 
     function: Callable
@@ -79,17 +80,17 @@ class Op:
 
 
 class Case(NamedTuple):
-    """An op at a workload, with an option of the op or none."""
+    """An op at a workload, with one of the op's options or none."""
 
     op: Op
     workload: Any
     option: str = ""
 
     def call(self, dtype: str = "bfloat16", **static: Any) -> tuple[Callable[..., Any], Shapes]:
-        """The op as a function of keywords, and the shapes of these.
+        """The op as a function of its arrays by keyword, and the arrays' shapes.
 
         Args:
-          dtype: of the tensors, unless the option says otherwise.
+          dtype: dtype of the tensors, unless the option sets another.
           static: further keywords of the op.
         """
         single = "float32" if self.option in SINGLE else dtype
@@ -100,12 +101,12 @@ class Case(NamedTuple):
         return functools.partial(function, **keywords, **static), shapes
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the inputs, and of the output's cotangent `d_out`; batch, length and heads first."""
+        """Shapes of the inputs and of the output's cotangent `d_out`, `[B, T, N, ...]`."""
         wide = self.workload[:4]
         return {name: array.shape for name, array in self.call()[1].items()} | {"d_out": wide}
 
     def draw(self, normals: dict[str, Any]) -> list[Any]:
-        """The inputs and the cotangent from normal numbers of `shapes`, of whichever framework."""
+        """Inputs and cotangent from normal numbers of these `shapes`, in any framework's arrays."""
         drawn = dict(normals)
         if "beta" in drawn:
             drawn["key"] = drawn["key"] / (drawn["key"] ** 2).sum(-1)[..., None] ** 0.5
@@ -115,20 +116,20 @@ class Case(NamedTuple):
         return list(drawn.values())
 
     def expected(self, arrays: list[np.ndarray]) -> Arrays:
-        """The results by definition, of what `draw` gives in float64."""
+        """The results by definition of `draw`'s arrays in float64."""
         *inputs, d_out = arrays
         return self.op.definition(self.workload.is_causal, dict(zip(self.shapes(), inputs)), d_out)
 
     def flops(self, is_backward: bool) -> int:
-        """Operations in the products that must be done, in one pass."""
+        """Operations of the necessary products in one pass."""
         delta = {"is_delta": True} if self.op.function is kernels.delta_rule else {}
         return self.workload.flops(is_backward, **delta)
 
     def work(self, direction: str, itemsize: int) -> tuple[int, int]:
         """Fewest bytes to move, and operations, in one direction.
 
-        Inputs are read and the output is written forward; backward reads inputs and cotangent, and
-        writes the gradients.
+        The forward pass reads the inputs and writes the output. The backward pass reads inputs and
+        cotangent, and writes the gradients.
         """
         *inputs, out = (itemsize * math.prod(shape) for shape in self.shapes().values())
         if direction == FORWARD:
@@ -179,7 +180,7 @@ def _linear(workload: Any, own: Any, option: str, width: int) -> tuple[Shapes, d
     static["is_causal"] = workload.is_causal
     if option in ("normalize", "everything"):
         static["normalize"] = True
-        if "initial_state" in shapes:  # it has the sum of the keys beside those of the values
+        if "initial_state" in shapes:  # a further column has the sum of keys
             *batch, state = shapes["initial_state"].shape
             shapes["initial_state"] = Shape((*batch, state + 1), jnp.float32)
     if option in ("lengths", "everything"):
@@ -213,7 +214,7 @@ _recurrent_op = functools.partial(
         "cpu": {"jax": ("ours", "reference"), "torch": ("torch-chunked",)},
         "cuda": {"jax": ("ours", "triton", "xla"), "torch": ("torch-chunked", "fla")},
     },
-    # Whoever takes a chunk at once has differences of sums where single steps have none.
+    # Chunked forms subtract sums, which single steps do not, and so lose more digits.
     yardstick={"cpu": ("reference", 4), "cuda": ("xla", 2)},
 )
 
@@ -223,7 +224,7 @@ ATTENTION = _attention_op(
     definitions.attention,
     heads_first=True,
     options=("bias", "batch bias", "mask", "lengths", "window", "grouped", "packed", *PRECISIONS),
-    # A row of one tile and one warp, one of a block, one of several, and the tiled form.
+    # A row of one tile and one warp, a row of one block, one of several, and the tiled form.
     option_workloads=("tiny-causal", "garg", "medium-full", "long-causal"),
 )
 PACKED = _attention_op(kernels.packed_dot_product_attention, _packed, definitions.packed_attention)
@@ -245,6 +246,6 @@ CASES |= {f"packed-{n}": Case(PACKED, ATTENTION_WORKLOADS[n]) for n in ("garg", 
 CASES |= {f"linear-{name}": Case(LINEAR, w) for name, w in LINEAR_WORKLOADS.items()}
 CASES["decay-short"] = Case(LINEAR, LINEAR_WORKLOADS["short"], "decay")
 CASES |= {f"delta-{n}": Case(DELTA, w) for n, w in LINEAR_WORKLOADS.items() if w.is_causal}
-# What is timed on a CPU unless something else is named: kernels do not run there.
+# Cases that are timed on a CPU by default.
 CPU_CASES: tuple[str, ...] = ("garg", "short-full", "chan", "oswald", "packed-garg")
 CPU_CASES += ("linear-short", "linear-oswald", "decay-short", "delta-short")

@@ -1,4 +1,4 @@
-"""The kernel benchmark's results as tables, a picture and paragraphs."""
+"""The kernel benchmark's report."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,13 +13,13 @@ METHODS = {
     "torch.profiler": "durations of the kernels by torch.profiler, as with cupti",
     "CUDA events": "time between CUDA events around many launches, by their number",
 }
-NAMED = 3  # cases that are named of many that have the same fault
+NAMED = 3  # number of cases that a fault names
 
 Results = dict[str, Any]
 
 
 def show_gate(key: tuple[str, str], answers: dict[str, Any]) -> None:
-    """Prints a line of the largest errors, and one for each contestant that has a fault."""
+    """Prints a line of the largest errors and a line for each fault."""
     worst = {n: max(a["errors"].values()) for n, a in answers.items() if "errors" in a}
     print(f"{' '.join(key)}: {', '.join(f'{name} {error:.1e}' for name, error in worst.items())}")
     for name, answer in answers.items():
@@ -31,7 +31,7 @@ def show_gate(key: tuple[str, str], answers: dict[str, Any]) -> None:
 
 
 def report(results: Results) -> Report:
-    """What `kernels.benchmark` found, or what is read back of it."""
+    """Tables, paragraphs, bars and problems of the results of `benchmark.measure`."""
     cases = list(_cases(results))
     timed = [(name, way, result) for name, way, result in cases if "faster" in result]
     parts: list[str | Table] = [
@@ -48,7 +48,7 @@ def report(results: Results) -> Report:
     methods = {c["method"] for *_, r in cases for c in r["contestants"].values() if "method" in c}
     parts += [f"{method}: {METHODS[method]}." for method in sorted(methods)]
     parts += [f"cannot: {reason}" for reason in _reasons(cases, "cannot")]
-    if methods != {"cupti"}:  # durations of kernels do not feel other processes
+    if methods != {"cupti"}:  # other processes do not affect the durations of kernels
         parts += busy_notes({f"{name} {way}": result["others_cpu"] for name, way, result in cases})
     problems = [f"{reason}" for fault in ("wrong", "failed") for reason in _reasons(cases, fault)]
     problems += [
@@ -67,7 +67,7 @@ def _cases(results: Results) -> Iterator[tuple[str, str, Results]]:
 
 
 def _tables(results: Results, way: str) -> Iterator[str | Table]:
-    """A table for all workloads with the same contestants."""
+    """A heading and a table for each set of workloads that share their contestants."""
     rows: dict[tuple[str, ...], list[list[str]]] = {}
     for name, workload in results["workloads"].items():
         if way not in workload["directions"]:
@@ -108,7 +108,7 @@ def _older(results: Results, older: str) -> Table:
 
 
 def _ratios(result: Results) -> dict[str, float]:
-    """Of the peers, and of our implementations by other names."""
+    """Times over ours of the peers, and of our implementations as `our <name>`."""
     found = result["contestants"].items()
     ratios = {n: c["over_ours"]["median"] for n, c in found if "over_ours" in c and n != "ours"}
     label = lambda name: name if name in PEERS or name.startswith("ours") else f"our {name}"
@@ -120,7 +120,7 @@ def _share(result: Results) -> float | None:
 
 
 def _reasons(cases: list[tuple[str, str, Results]], fault: str) -> list[str]:
-    """Contestants with a fault, each reason once with the cases that have it."""
+    """Each reason of a fault, with its contestant and the cases that have it."""
     where: dict[str, list[str]] = {}
     for name, way, result in cases:
         for contestant, answer in result["contestants"].items():

@@ -1,4 +1,4 @@
-"""A framework's side of the kernel benchmark: its contestants' errors and times, on request."""
+"""A framework's side of the kernel benchmark: errors and times of its contestants."""
 
 import functools
 import math
@@ -12,26 +12,28 @@ from .ops import CASES, DIRECTIONS, DTYPES, OURS, Case
 
 EPS = {"float32": 2.0**-23, "bfloat16": 2.0**-7}
 ITEMSIZE = {"float32": 4, "bfloat16": 2}
-CPU_ELEMENTS = 2**21  # of a tensor, at most
-CHECKED_SCORES = 2**27  # in the rows that are checked, at most
-OUT_OF_CACHE = 2**28  # bytes that are gone over before the same input comes again; the H200 has 50M
-MOST_SETS = 16  # of inputs, for small workloads that stay in the cache
+CPU_ELEMENTS = 2**21  # largest size of a tensor on a CPU
+CHECKED_SCORES = 2**27  # largest number of scores in the checked rows
+OUT_OF_CACHE = 2**28  # bytes read before an input is used again; the H200's cache has 50 MB
+MOST_SETS = 16  # of inputs; inputs of small workloads may stay in the cache
 PACKAGES = {"fla": "flash-linear-attention", "torch": "-r bench/requirements.txt"}
 
 Answer = dict[str, Any]
 
 
 class Side:
-    """The contestants of one framework; it keeps programs, and the inputs of one workload.
+    """The contestants of one framework; keeps all programs, and the inputs of one workload.
 
     Args:
       workloads: names in `CASES`.
-      rows: batch rows of a workload at most; None for as many as the platform affords.
+      seed: seed of the inputs.
+      rows: largest number of batch rows; None for the platform's.
+      platform: a key of `DTYPES`.
 
     Attributes:
-      cases: by name, as they are run here.
-      inputs: `(name, count)` to sets of inputs and cotangent, in order.
-      program: `(name, direction, contestant)` to a function of such a set.
+      cases: cases by name, with the batch rows of this side.
+      inputs: cached `draw`.
+      program: cached `make`.
     """
 
     def __init__(self, workloads: Sequence[str], seed: int, rows: int | None, platform: str):
@@ -42,17 +44,19 @@ class Side:
         self._reference = functools.lru_cache(maxsize=1)(self._expected)
 
     def draw(self, name: str, count: int) -> list[list[Any]]:
+        """`count` sets of inputs and cotangent, each in the order of `Case.shapes`."""
         raise NotImplementedError
 
     def make(self, name: str, direction: str, contestant: str) -> Callable:
+        """A contestant's function of the arrays of a set."""
         raise NotImplementedError
 
     def run(self, program: Callable, arguments: list[Any]) -> tuple[Sequence[Any], bool, Answer]:
-        """The results that `Case.expected` names, whether all are finite, and more to answer."""
+        """Results in the order of `Case.expected`, whether all are finite, and further answers."""
         raise NotImplementedError
 
     def wide(self, array: Any, name: str) -> np.ndarray:
-        """The checked rows, as float64 `[rows, T, N, H]`."""
+        """The checked rows as float64 `[rows, T, N, ...]`."""
         raise NotImplementedError
 
     def seconds(self, program: Callable, sets: list[list[Any]]) -> Answer:
@@ -60,11 +64,11 @@ class Side:
         raise NotImplementedError
 
     def check_alive(self) -> None:
-        """Raises if the device can no longer be used."""
+        """Raises an exception if the device no longer works."""
         raise NotImplementedError
 
     def commands(self, framework: str) -> Commands:
-        """`gate` and `time` of everything; see `careful`."""
+        """`gate` and `time` of each case, direction and contestant, made by `careful`."""
         return {
             f"{verb} {name} {direction} {contestant}": self.careful(do, name, direction, contestant)
             for name, case in self.cases.items()
@@ -74,9 +78,10 @@ class Side:
         }
 
     def careful(self, do: Callable[..., Answer], *arguments: str) -> Callable[[], Answer]:
-        """Answers `failed` and the reason if `do` raises, and `broken` if nothing works any more.
+        """A command that reports exceptions: the reason as `failed`, and a dead device as `broken`.
 
-        A peer that says it is not made for a workload answers `cannot` and the reason.
+        If a peer raises NotImplementedError, it does not support the workload, and the reason is
+        reported as `cannot`.
         """
 
         def call() -> Answer:
@@ -98,7 +103,7 @@ class Side:
     def gate(self, name: str, direction: str, contestant: str) -> Answer:
         """||result - reference|| / ||reference|| over the checked rows, as `errors` by result.
 
-        They are NaN if anything in any row is not finite.
+        Errors are NaN if any number in any row is not finite.
         """
         program = self.program(name, direction, contestant)
         results, finite, more = self.run(program, self.inputs(name, 1)[0])
@@ -122,7 +127,7 @@ def not_installed(module: str) -> str:
 
 
 def at_hand(case: Case, platform: str, rows: int | None = None) -> Case:
-    """The case with fewer batch rows: those asked for, and on a CPU few, a power of two."""
+    """The case with at most `rows` batch rows; on a CPU within `CPU_ELEMENTS`, a power of two."""
     batch, length, heads, width, _ = case.workload
     if platform == "cpu":
         batch = 2 ** int(math.log2(min(batch, max(1, CPU_ELEMENTS // (length * heads * width)))))
@@ -130,12 +135,12 @@ def at_hand(case: Case, platform: str, rows: int | None = None) -> Case:
 
 
 def input_sets(case: Case, dtype: str) -> int:
-    """Number of inputs to take in turn, so that none is still in the cache when it comes again."""
+    """Number of sets of inputs, so that none is still in the cache when it is used again."""
     return min(MOST_SETS, math.ceil(OUT_OF_CACHE / case.work(DIRECTIONS[0], ITEMSIZE[dtype])[0]))
 
 
 def checked_rows(case: Case) -> list[int]:
-    """Up to four batch rows, the last among them; fewer if they are long."""
+    """Up to four batch rows including the last; fewer if rows are long."""
     batch, length, heads = case.workload[:3]
     affordable = CHECKED_SCORES // (heads * length * length)
     return np.linspace(batch - 1, 0, max(1, min(4, affordable, batch)), dtype=int).tolist()

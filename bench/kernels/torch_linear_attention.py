@@ -1,8 +1,8 @@
-"""Linear attention and the delta rule by chunks in plain PyTorch, for autograd; all `[B, T, N, H]`.
+"""Linear attention and the delta rule in PyTorch; tensors are `[B, T, N, H]`.
 
-As the chunked forms of Yang et al. 2024: torch operations only, 64 steps at once.
+`chunked` is the chunked form of Yang et al. 2024 in plain torch operations, for autograd.
 """
-# torch is needed by the benchmarks alone, so type checkers may not find it.
+# Only the benchmarks need torch, so type checkers may not find it.
 # pyright: reportMissingImports=false
 
 import torch
@@ -11,7 +11,7 @@ CHUNK = 64
 
 
 def chunked(query, key, value, beta=None, log_decay=None, *, is_causal=True):
-    """beta and log_decay: `[B, T, N]` or None; beta makes it the delta rule."""
+    """Linear attention, or the delta rule if beta is given; beta and log_decay: `[B, T, N]`."""
     scale = query.shape[-1] ** -0.5
     dtype, length = query.dtype, query.shape[1]
     query, key, value = (array.transpose(1, 2) for array in (query, key, value))
@@ -30,7 +30,7 @@ def chunked(query, key, value, beta=None, log_decay=None, *, is_causal=True):
             q_start = q * passed.exp().to(dtype)[..., None]
             k_end = k * (passed[..., -1:] - passed).exp().to(dtype)[..., None]
         if beta is not None:
-            # The system is solved in float32, the only narrow type that torch solves in.
+            # torch does not solve systems in dtypes narrower than float32.
             b = beta[:, :, now, None]
             system = (b * (k @ k.mT)).tril(-1).float()
             side = b * (v - k @ state if start else v)
@@ -45,7 +45,7 @@ def chunked(query, key, value, beta=None, log_decay=None, *, is_causal=True):
 
 
 def flash_linear_attention(query, key, value, beta=None, log_decay=None, *, is_causal=True):
-    """The package fla; its causal chunked kernels. Raises NotImplementedError if it has none."""
+    """Causal chunked kernels of the package fla. Raises NotImplementedError if not causal."""
     scale = query.shape[-1] ** -0.5
     if not is_causal:
         raise NotImplementedError("fla has causal kernels only")

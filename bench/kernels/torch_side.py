@@ -1,5 +1,5 @@
-"""The contestants that run in PyTorch: one process."""
-# torch is needed by this benchmark alone, so type checkers may not find it.
+"""The process of contestants in PyTorch."""
+# Only this benchmark needs torch, so type checkers may not find it.
 # pyright: reportMissingImports=false
 
 import functools
@@ -21,9 +21,9 @@ def start(workloads: Sequence[str], seed: int, rows: int | None, platform: str) 
     """The commands `gate` and `time` of each contestant.
 
     Raises:
-      ValueError: PyTorch is missing, or sees no GPU although JAX does.
+      ValueError: PyTorch is missing, or sees no GPU although JAX sees one.
     """
-    # Compiling in processes of its own would share this one's pipes.
+    # Compiler processes would inherit this process's pipes.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     try:
         import torch
@@ -35,7 +35,7 @@ def start(workloads: Sequence[str], seed: int, rows: int | None, platform: str) 
 
 
 class TorchSide(Side):
-    """Arrays are contiguous, and `[B, N, T, H]` for ops whose functions like them so."""
+    """Tensors are contiguous, and `[B, N, T, H]` for ops with `heads_first`."""
 
     def __init__(self, workloads: Sequence[str], seed: int, rows: int | None, platform: str):
         import torch
@@ -44,7 +44,7 @@ class TorchSide(Side):
         self._torch = torch
         self._attend = functools.cache(self._make_forward)
         if platform == "cuda":
-            # A shape is a program of its own; past its limit torch would quietly not compile.
+            # Each shape is compiled; beyond its limit torch would silently not compile.
             config = importlib.import_module("torch._dynamo").config
             for limit in ("recompile_limit", "cache_size_limit"):
                 if hasattr(config, limit):
@@ -80,7 +80,7 @@ class TorchSide(Side):
         return forward if direction == FORWARD else both
 
     def _make_forward(self, name: str, contestant: str) -> Callable:
-        """Of the inputs to the output."""
+        """A contestant's function from the inputs to the output."""
         torch, case = self._torch, self.cases[name]
         is_causal, names = case.workload.is_causal, list(case.shapes())[:-1]
         if contestant in ("torch-chunked", "fla"):
@@ -100,7 +100,7 @@ class TorchSide(Side):
                 mask = create_block_mask(causal, *sizes, device=self.platform)
             compiled = torch.compile(flex_attention, dynamic=False)
             attend = functools.partial(compiled, block_mask=mask)
-        if names == ["qkv"]:  # views, of which the function makes copies if it has to
+        if names == ["qkv"]:  # views, which the function copies if it must
             return lambda qkv: attend(*qkv.transpose(1, 3).unbind(2)).transpose(1, 2)
         return attend
 
@@ -118,9 +118,9 @@ class TorchSide(Side):
         self._torch.ones(8, device=self.platform).sum().item()
 
     def seconds(self, program: Callable, sets: list[list[Any]]) -> Answer:
-        """On a GPU what the kernels took by `torch.profiler`, as CUPTI says it of JAX's.
+        """On a GPU the kernels' durations by `torch.profiler`, which correspond to CUPTI's in JAX.
 
-        Never more than CUDA events around as many launches say, which count gaps too.
+        If CUDA events around the launches, which include gaps, report less, their time is used.
         """
         if self.platform == "cpu":
             return {"seconds": host_seconds(program, sets), "method": "wall"}
@@ -141,7 +141,7 @@ class TorchSide(Side):
         with profiler.profile(activities=[profiler.ProfilerActivity.CUDA]) as profile:
             launch()
             cuda.synchronize()
-        # Not what the driver copies or clears, which CUPTI does not count for JAX either.
+        # No copies and memsets by the driver, which CUPTI does not count for JAX either.
         kernels = [
             event.time_range.elapsed_us()
             for event in profile.events() or ()

@@ -1,4 +1,4 @@
-"""Finds the fastest launches of the Triton kernels on this GPU, and writes them where they look."""
+"""Finds the fastest launches of attention's Triton kernels on this GPU; writes their table."""
 
 import argparse
 import dataclasses
@@ -22,14 +22,14 @@ from .jax_side import attend, directed, draw
 from .ops import BOTH, CASES, FORWARD, Case
 from .sides import EPS, input_sets
 
-GAIN = 0.99  # of the time up to now, which a launch must undercut to replace the one before
-HOPELESS = 1.5  # times the best form: a form that starts slower than this is not tuned
+GAIN = 0.99  # a launch replaces the best one if its time is below this share of the best
+HOPELESS = 1.5  # a form that starts slower than this multiple of the best form is not tuned
 BLOCKS = (16, 32, 64, 128)
 WARPS = (1, 2, 4, 8)
 SCORES_A_THREAD = (4, 256)
 MOST_ROWS = 16
 
-# Seconds of a plan in a direction, infinite if it cannot run or is wrong.
+# From a plan and a direction to seconds, which are infinite if the plan fails or is wrong.
 Measure = Callable[[Plan, str], float]
 
 
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     about = machine.describe()
     path = launch.table_path(here.device)
-    plans = dict(launch.read_table(path))  # what is not tuned now stays
+    plans = dict(launch.read_table(path))  # entries that are not tuned now are kept
     if options.out:
         path = options.out / path.name
     timer = Timer(here.platform)
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         print(key, flush=True)
         trial = Trial(case, options.dtype, timer, options.seconds)
         plans[key] = best_plan(call_of(case, options.dtype)[1], trial.seconds)
-        # After every key, so that what was found is kept if the next one is cut short.
+        # After every key, so that an interruption loses no finished key.
         known = {"versions": about["versions"], "revision": about["revision"]}
         launch.write_table(path, plans, device=here.device, **known)
     print(f"timed by {timer.method}; written to {path}")
@@ -66,11 +66,11 @@ def main(argv: list[str] | None = None) -> int:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench tune", description=__doc__)
-    parser.add_argument("workloads", nargs="*", help=f"{', '.join(WORKLOADS)}; all unless given")
+    parser.add_argument("workloads", nargs="*", help=f"{', '.join(WORKLOADS)}; by default all")
     parser.add_argument("--dtype", default="bfloat16", choices=tuple(EPS))
     parser.add_argument("--out", type=Path, help="folder for the table in place of the kernels'")
     parser.add_argument(
-        "--seconds", type=float, default=180, help="after which a key gets no more launches to try"
+        "--seconds", type=float, default=180, help="time limit for the trials of a key"
     )
     options = parser.parse_args(argv)
     unknown = [name for name in options.workloads if name not in WORKLOADS]
@@ -81,13 +81,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def call_of(case: Case, dtype: str) -> tuple[Problem, Operands]:
-    """The case as the kernels are told of it, in shapes."""
+    """The problem and operands (shapes) that the kernels receive for a case."""
     workload = case.workload
     return Problem(workload.H**-0.5, workload.is_causal), Operands(**case.call(dtype)[1])
 
 
 def by_key(names: Iterable[str], dtype: str) -> dict[str, Case]:
-    """The largest of the cases that share an entry of the table, by its key."""
+    """The largest case for each key of the table of launches."""
     largest: dict[str, Case] = {}
     for case in (CASES[name] for name in names):
         key = launch.key_of(*call_of(case, dtype))
@@ -97,16 +97,16 @@ def by_key(names: Iterable[str], dtype: str) -> dict[str, Case]:
 
 
 def best_plan(operands: Operands, measure: Measure) -> Plan:
-    """The fastest plan, of the forms by the time of forward plus backward.
+    """The plan whose forward and backward passes take the least time together.
 
-    One form serves both directions, because the tiled one saves what its backward pass needs.
+    Both directions use one form, because the tiled form saves residuals for its backward pass.
 
     Args:
       operands: shapes of a call.
-      measure: times a plan for it.
+      measure: times a plan of this call.
 
     Raises:
-      RuntimeError: nothing runs.
+      RuntimeError: no plan runs.
     """
     best, best_seconds = None, float("inf")
     for plan in launch.forms(operands):
@@ -126,7 +126,7 @@ def best_plan(operands: Operands, measure: Measure) -> Plan:
 
 
 def _improve(plan: Plan, field: str, direction: str, operands: Operands, measure: Measure) -> Plan:
-    """The plan with the fastest launch of one kernel: blocks and warps first, then the rest."""
+    """The plan with the fastest launch of one kernel: tunes blocks and warps, stages, then rows."""
     seconds = measure(plan, direction)
     for choices in (_blocks, _stages, _rows):
         for config in choices(plan.form, getattr(plan, field), operands):
@@ -169,10 +169,10 @@ def _rows(form: str, start: Config, operands: Operands) -> Iterator[Config]:
 
 
 class Trial:
-    """A case to try plans on, and the XLA form's results for it.
+    """Tries plans on a case and compares their results with the XLA form's.
 
     Args:
-      seconds: after which no more plans are tried.
+      seconds: time limit; later plans are not tried.
     """
 
     def __init__(self, case: Case, dtype: str, timer: Timer, seconds: float):
@@ -180,7 +180,7 @@ class Trial:
         self._tolerance = max(2 * EPS[dtype], 1e-5)
         self._inputs = draw(case, dtype, 0, input_sets(case, dtype))
         self._expected = self._program("xla", BOTH)(*self._inputs[0])
-        # Compiled once for all, because JAX's caches are cleared for every plan.
+        # Compiled ahead, because JAX's caches are cleared for every plan.
         self._errors = {
             direction: Program(_relative_errors, 2 * [self._expected[:count]])
             for direction, count in ((FORWARD, 1), (BOTH, 4))
@@ -189,7 +189,7 @@ class Trial:
         self._deadline = time.monotonic() + seconds
 
     def seconds(self, plan: Plan, direction: str) -> float:
-        """Seconds a call; infinite if the plan cannot run, is wrong, or comes too late."""
+        """Seconds of a call; infinite if the plan fails, is wrong or exceeds the time limit."""
         key = (plan, direction)
         if key not in self._known:
             if self._known and time.monotonic() > self._deadline:
@@ -202,8 +202,8 @@ class Trial:
         return self._known[key]
 
     def compile(self, plan: Plan, direction: str) -> Program:
-        """A program made with the plan, once it is checked. Raises ValueError if it is wrong."""
-        jax.clear_caches()  # of anything traced under another plan
+        """Compiles and checks a program with the plan. Raises ValueError if it is wrong."""
+        jax.clear_caches()  # removes traces under other plans
         with launch.forcing(plan):
             program = self._program("triton", direction)
         found = program(*self._inputs[0])

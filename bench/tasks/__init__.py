@@ -1,1 +1,1 @@
-"""Speed of drawing tasks and of the estimators that learners are compared with."""
+"""Speed of drawing tasks and of baseline estimators."""

@@ -1,11 +1,11 @@
-"""Task samplers on the host, written the way the public trainers write theirs, in PyTorch.
+"""Task samplers in PyTorch on the host, written like those of public trainers.
 
-Garg et al.'s and Park et al.'s code: inputs and weights drawn in one call, and a Python loop over
-the prompts of a batch where a prompt needs an index of its own. Each takes a batch size and the
-family's settings, and returns inputs `[B, P, D]` and labels. A family without a sampler of its name
-here is in `sampling.NO_PEER`.
+They follow Garg et al.'s and Park et al.'s code: inputs and weights are drawn in one call, and a
+Python loop goes over the prompts of a batch if each prompt needs its own index. Each sampler has
+the name of a family, takes a batch size and the family's settings, and returns inputs `[B, P, D]`
+and labels. `sampling.NO_PEER` lists the families without a sampler.
 """
-# torch is needed by the benchmarks alone, so type checkers may not find it.
+# Only the benchmarks need torch, so type checkers may not find it.
 # pyright: reportMissingImports=false
 
 import math

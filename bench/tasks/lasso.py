@@ -1,9 +1,9 @@
-"""The lasso of every prefix and penalty, against scikit-learn's in a loop, as Garg et al. run it.
+"""The lasso of every prefix and penalty, compared with a loop over scikit-learn's lasso.
 
-The loop fits anew for each prompt, prefix and penalty. It is timed on some of the prompts, and its
-time is scaled to all. Before that, predictions are compared at a tight tolerance. scikit-learn's
-coordinate descent may stop short of the tolerance if several points are fewer than dimensions and
-the penalty is small; `LassoLars` then takes its place in the comparison.
+Garg et al. run such a loop, which fits anew for each prompt, prefix and penalty. It is timed on
+some of the prompts, and the time is scaled to all. Before timing, predictions are compared at a
+tight tolerance. If points are fewer than dimensions and the penalty is small, scikit-learn's
+coordinate descent may stop before it reaches the tolerance; then the comparison uses `LassoLars`.
 """
 
 import argparse
@@ -26,17 +26,17 @@ from ..common.worker import Started, Worker, failures_as_values
 
 LASSO = "bench.tasks.lasso:start"
 CHUNK = 128  # prompts solved at once
-TIGHT = 1e-10  # tolerance of the comparison; Garg et al. leave scikit-learn's default, 1e-4
-LOOSE = 1e-4
+TIGHT = 1e-10  # tolerance of the comparison
+LOOSE = 1e-4  # tolerance of the timed loop: scikit-learn's default, as in Garg et al.
 MAX_ITERATIONS = 100_000
 LARGEST_DIFFERENCE = 1e-4
 SIZES = {"prompts": 1280, "loop_prompts": 16, "checked_prompts": 4, "dim": 20, "points": 41}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command line takes."""
+    """Adds this benchmark's arguments."""
     parser.set_defaults(rounds=5)
-    helps = {"loop_prompts": "prompts that the loop gets", "checked_prompts": "prompts compared"}
+    helps = {"loop_prompts": "prompts of the timed loop", "checked_prompts": "prompts compared"}
     for name, default in SIZES.items():
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=positive, default=default, help=helps.get(name))
@@ -44,7 +44,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """The results, for the JSON file."""
+    """The results for the JSON file."""
     sizes = {name: getattr(options, name) for name in SIZES} | {"noise": options.noise or 0.0}
     with Worker(LASSO, sizes) as worker:
         turns = {"ours": worker.asks("ours"), "loop": worker.asks("loop")}
@@ -60,7 +60,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def start(sizes: dict[str, Any]) -> Started:
-    """Compares predictions, and makes commands of ours and of the loop.
+    """Compares predictions, and returns commands that time ours and the loop.
 
     Raises:
       ValueError: predictions differ, or scikit-learn is missing.
@@ -96,7 +96,7 @@ def start(sizes: dict[str, Any]) -> Started:
 
 
 def _ours(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Predictions `[A, B, P]`, a chunk of prompts at a time, the last one filled up."""
+    """Our predictions `[A, B, P]`, by chunks of prompts; the last chunk is filled up."""
     parts = []
     for first in range(0, len(x), CHUNK):
         chunk = np.arange(first, first + CHUNK) % len(x)
@@ -106,12 +106,12 @@ def _ours(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _loop(x: np.ndarray, y: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
-    """scikit-learn's predictions `[A, B, P]`, and whether their fits reached the tolerance."""
+    """scikit-learn's predictions `[A, B, P]`, and whether each fit reached the tolerance."""
     from sklearn.linear_model import Lasso
 
     predictions, reached = np.zeros((2, len(PENALTIES), *y.shape))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of fits that stopped short
+        warnings.simplefilter("ignore")  # warnings of fits that stopped early
         for a, alpha in enumerate(PENALTIES):
             model = Lasso(alpha, fit_intercept=False, tol=tolerance, max_iter=MAX_ITERATIONS)
             for b, k in np.ndindex(*y.shape):
@@ -123,7 +123,7 @@ def _loop(x: np.ndarray, y: np.ndarray, tolerance: float) -> tuple[np.ndarray, n
 
 
 def _compare(ours: np.ndarray, x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
-    """Largest difference from the loop, or from `LassoLars` where the loop stopped short."""
+    """Largest differences from the loop, and from `LassoLars` if a fit of it stopped early."""
     from sklearn.linear_model import LassoLars
 
     theirs, reached = _loop(x, y, TIGHT)
@@ -141,7 +141,7 @@ def _compare(ours: np.ndarray, x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
 
 
 def report(results: dict[str, Any]) -> Report:
-    """One table, and how far predictions are apart."""
+    """A table of times and the differences of predictions."""
     agreement, over = results["agreement"], results["loop_over_ours"]
     rows = [(name, f"{s['median']:.2f}", f"{s['min']:.2f} to {s['max']:.2f}")
             for name, s in results["seconds"].items()]  # fmt: skip
@@ -153,8 +153,8 @@ def report(results: dict[str, Any]) -> Report:
         f"dimensions. The loop was timed on {results['loop_prompts']} of them, on one core, at "
         f"tolerance {LOOSE:g}. At tolerance {agreement['tolerance']:g} predictions differ by at "
         f"most {agreement['largest_difference']:.1e} ({agreement['compared']} compared; "
-        f"{agreement['largest_difference_from_lars']:.1e} where {agreement['stopped_short']} fits "
-        "stopped short)."
+        f"{agreement['largest_difference_from_lars']:.1e} from LassoLars for the "
+        f"{agreement['stopped_short']} fits that stopped early)."
     )
     headings = ("all prompts", "seconds", "range")
     return Report([text, Table(headings, rows), *busy_notes({"lasso": results["others_cpu"]})])

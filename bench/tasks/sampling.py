@@ -1,7 +1,7 @@
-"""Prompts drawn per second: ours, as the trainer draws them, beside host samplers, in turn.
+"""Time to draw prompts: our samplers compared with PyTorch samplers on the host.
 
 Ours draws a chunk of batches in one program over all devices (a CPU's cores), as a training step
-does. A peer makes one batch a call, in PyTorch, and moves nothing to a device.
+does. A host sampler draws one batch a call and copies nothing to a device.
 """
 
 import argparse
@@ -30,23 +30,23 @@ from ..common.worker import (
 from ..training.trainer import seconds_of, used
 
 START = {"ours": "bench.tasks.sampling:start", "host": "bench.tasks.sampling:start_host"}
-BATCHES = 20  # of a turn
+BATCHES = 20  # in a turn
 NO_PEER: tuple[str, ...] = ()  # families without a host sampler
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command line takes."""
+    """Adds this benchmark's arguments."""
     parser.add_argument("families", nargs="*", type=one_of(FAMILIES), metavar="FAMILY",
-                        help=f"{', '.join(FAMILIES)}; all unless given")  # fmt: skip
+                        help=f"{', '.join(FAMILIES)}; by default all")  # fmt: skip
     parser.set_defaults(rounds=5)
-    parser.add_argument("--batch", type=positive, default=64, help="prompts a batch")
+    parser.add_argument("--batch", type=positive, default=64, help="prompts in a batch")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """The results, for the JSON file."""
+    """The results for the JSON file."""
     names = options.families or list(FAMILIES)
     with_peer = [name for name in names if name not in NO_PEER]
-    with ThreadPoolExecutor() as pool:  # both import for seconds
+    with ThreadPoolExecutor() as pool:  # imports take seconds
         starting = pool.submit(PatientWorker, START["host"], with_peer, options.batch)
         ours, host = Worker(START["ours"], names, options.batch), starting.result()
     with ours, host:
@@ -58,7 +58,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _measure(name: str, ours: Worker, host: PatientWorker, rounds: int) -> dict[str, Any]:
-    """Milliseconds a batch; both draw once before, to compile."""
+    """Milliseconds a batch, after an untimed draw that compiles."""
     turns = {"ours": ours.asks(name)}
     result: dict[str, Any] = {"peer": None if name in NO_PEER else "host"}
     ours.ask(name)
@@ -76,7 +76,7 @@ def _measure(name: str, ours: Worker, host: PatientWorker, rounds: int) -> dict[
 
 
 def start(families: list[str], batch: int) -> Started:
-    """Commands that draw batches of a family on the device, compiled when first asked."""
+    """Commands that draw batches of a family on the device; the first draw compiles."""
     use_cpu_cores()
     device = jax.devices()[0].device_kind
     return {"device": device}, {name: _compiled(FAMILIES[name](), batch) for name in families}
@@ -120,7 +120,7 @@ def start_host(families: list[str], batch: int) -> Started:
 
 
 def report(results: dict[str, Any]) -> Report:
-    """A row a family."""
+    """A table with a row for each family."""
     found, rows = Report(), []
     for name, result in results["families"].items():
         ms, over = result["ms_a_batch"], result.get("host_over_ours")

@@ -1,1 +1,1 @@
-"""Speed of the trainer, beside PyTorch trainers."""
+"""Speed of the trainer compared with PyTorch trainers."""

@@ -1,4 +1,4 @@
-"""Training speed beside a PyTorch trainer, in turn on one machine: see bench/README.md."""
+"""Training speed compared with PyTorch trainers on one machine: see bench/README.md."""
 
 import argparse
 import contextlib
@@ -38,29 +38,33 @@ OUT_OF_MEMORY = ("resource_exhausted", "out of memory", "outofmemory", "status -
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command line takes."""
-    parser.add_argument("cases", nargs="*", type=a_case, help=f"sizes ({', '.join(SIZES)}), or as "
-                        "small@512, a size and the number of prompts in a batch")  # fmt: skip
-    parser.add_argument("--steps", type=positive, help="steps a turn; about a second's")
+    """Adds this benchmark's arguments."""
+    kinds = f"sizes ({', '.join(SIZES)}) or cases such as small@512, a size at a batch"
+    parser.add_argument("cases", nargs="*", type=a_case, help=kinds)
+    parser.add_argument("--steps", type=positive, help="steps a turn; by default about a second's")
     parser.add_argument(
-        "--seconds", type=float, default=50, help="about how long a case may be timed"
+        "--seconds", type=float, default=50, help="approximate time limit of a case"
     )
     parser.add_argument(
-        "--only", nargs="+", choices=CONTESTANTS, metavar="NAME", help="these contestants and ours"
+        "--only",
+        nargs="+",
+        choices=CONTESTANTS,
+        metavar="NAME",
+        help="ours and these contestants",
     )
-    parser.add_argument("--alone", action="store_true", help="ours only, without a gate")
-    parser.add_argument("--against", metavar="REVISION", help="another revision of ours in turn")
+    parser.add_argument("--alone", action="store_true", help="time ours only, without a gate")
+    parser.add_argument("--against", metavar="REVISION", help="also time this revision of ours")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """The results, for the JSON file."""
+    """The results for the JSON file."""
     with contextlib.ExitStack() as stack:
-        ceiling = stack.enter_context(Worker(MACHINE))
-        platform = ceiling.ready["platform"]
         sources = {}
         if options.against:
             source = stack.enter_context(machine.checked_out(options.against))
             sources[AGAINST + options.against] = source
+        ceiling = stack.enter_context(Worker(MACHINE))
+        platform = ceiling.ready["platform"]
         cases = expand(options.cases, platform)
         asked = {case: _asked(case, platform, options) + list(sources) for case in cases}
         absent = machine.missing(*PEER_NEEDS)
@@ -79,7 +83,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _asked(case: str, platform: str, options: argparse.Namespace) -> list[str]:
-    """Who should take part in a case on this platform."""
+    """Names of the contestants of a case on this platform."""
     names = [name for name, who in CONTESTANTS.items() if who.dtype in dtypes(platform)]
     if options.alone or size_of(case) in NO_PEER:
         return [name for name in names if name.startswith("ours")]
@@ -90,17 +94,17 @@ def _asked(case: str, platform: str, options: argparse.Namespace) -> list[str]:
 class _Case:
     """A case to be timed.
 
-    Contestants for which an accelerator's memory does not suffice beside the others are timed
-    afterwards. Whoever fails is listed with the reason.
+    If an accelerator's memory does not suffice for all contestants at once, those that did not
+    start are timed afterwards. Contestants that fail are listed with the reason.
 
     Args:
       case: a size at a batch.
       asked: names of the contestants.
-      failed: those that cannot take part, with the reason.
+      failed: contestants that cannot take part, with the reason.
       sources: folders of other revisions, by contestant.
       ceiling: the process that measures the machine's peak.
       options: the command line.
-      gates: where the gate's errors go by size; None if ours need not be compared with the peer.
+      gates: receives the gate's errors by size; None if no gate is needed.
     """
 
     def __init__(
@@ -122,7 +126,7 @@ class _Case:
         self._found: dict[str, Any] = {"others_cpu": [], "contestants": {}}
 
     def run(self) -> dict[str, Any]:
-        """The results. Raises `WorkerFailed` if ours and the peer differ."""
+        """Times the case; returns its results. Raises `WorkerFailed` if the gate fails."""
         waiting = [name for name in self.asked if name not in self.failed]
         while waiting:
             waiting = self._time(waiting)
@@ -137,10 +141,10 @@ class _Case:
         }
 
     def _time(self, names: list[str]) -> list[str]:
-        """Times these together; returns the names of those that must wait for memory."""
+        """Times contestants together; returns the names of those that lacked memory."""
         print(f"{self.case}: timing {', '.join(names)}; {self._steps} steps a turn", flush=True)
         with contextlib.ExitStack() as stack:
-            # All of them, and the gate, compile at the same time; then nothing runs but the turns.
+            # Contestants and the gate compile at the same time; later only the turns run.
             with ThreadPoolExecutor() as pool:
                 gate = pool.submit(self._gate)
                 started = dict(zip(names, pool.map(self._start, names)))
@@ -179,7 +183,7 @@ class _Case:
             return error
 
     def _take_turns(self, workers: dict[str, Worker], together: list[str]) -> None:
-        """The contestants that are ready, the machine's peak, and the drawing of tasks."""
+        """Times the started contestants, the machine's peak and the drawing of tasks."""
         if not workers:
             return
         turns: dict[str, Callable[[], float]] = {
@@ -210,12 +214,12 @@ class _Case:
 
 
 def lacks_memory(reason: str) -> bool:
-    """Whether a contestant failed for want of memory."""
+    """Whether a contestant failed because memory ran out."""
     return any(sign in reason.lower() for sign in OUT_OF_MEMORY)
 
 
 def _times_ours(contestants: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """How many times as long as ours of their dtype the others take, round by round."""
+    """Ratios of each contestant's time to ours in its dtype, formed round by round."""
     found = {}
     for name, entry in contestants.items():
         ours = contestants.get(ours_beside(name))

@@ -1,4 +1,4 @@
-"""What the training benchmarks compare: sizes at batches, and who takes part."""
+"""Cases (a size at a batch) and contestants of the training benchmarks."""
 
 import argparse
 import math
@@ -22,12 +22,12 @@ SIZES = {
     "xs-linear-attention": _size("garg/linear-xs-linear-attention"),
     "xs-delta-rule": _size("garg/linear-xs-delta-rule"),
     "xs-mesa": _size("garg/linear-xs", model_mixer="mesa"),
-    # Nothing to measure: the benchmarks' own tests, and a first try on a new machine.
+    # Too small to measure: for tests and for a first try on a new machine.
     "tiny": _size(
         "garg/linear-xs", task_points=4, model_layers=1, model_width=16, model_max_tokens=None
     ),
 }
-NO_PEER = ("xs-linear-attention", "xs-delta-rule", "xs-mesa")  # no PyTorch trainer of the same kind
+NO_PEER = ("xs-linear-attention", "xs-delta-rule", "xs-mesa")  # mixers without a PyTorch trainer
 CASES_BY_PLATFORM = {
     "cpu": ("xs@64", "small@64", "standard@64", *(f"{size}@64" for size in NO_PEER)),
     "gpu": (
@@ -37,22 +37,24 @@ CASES_BY_PLATFORM = {
 }
 
 TURN_SECONDS = 0.7
-MOST_STEPS = 100  # a turn; the trainer runs as many between two looks of the host
-LIKELY_SHARE = 0.4  # of the peak, and the seconds of a step without any products: a guess
+MOST_STEPS = 100  # of a turn; the length of the trainer's chunks
+# Guesses that set the number of steps a turn: the share of the peak that a step reaches, and the
+# seconds of a step without products.
+LIKELY_SHARE = 0.4
 LEAST_SECONDS = 3e-4
 
-# Where each kind of contestant starts; each takes (case, name, steps, device).
+# Start functions for `Worker`; those of contestants take (case, name, steps, device).
 MACHINE = "bench.training.trainer:start_machine"
 START = {"jax": "bench.training.trainer:start", "torch": "bench.training.torch_peer:start"}
 
 
 class Contestant(NamedTuple):
-    """Who is timed.
+    """A contestant.
 
     Attributes:
       framework: `jax` for our trainer, `torch` for the peer.
-      dtype: of the computation; parameters are float32.
-      variant: how it differs from the plain form of its framework.
+      dtype: dtype of the computation; parameters are float32.
+      variant: the mixer in place of ours, or `compile` for torch.compile; empty for neither.
     """
 
     framework: str
@@ -71,26 +73,26 @@ CONTESTANTS = {
     for suffix, dtype in {"": "float32", " bf16": "bfloat16"}.items()
     for name, (framework, variant) in _FORMS.items()
 }
-AGAINST = "ours at "  # the beginning of the name of another revision of ours
+AGAINST = "ours at "  # prefix of the name of another revision of ours
 
 
 def contestant(name: str) -> Contestant:
-    """By its name; another revision of ours is computed as ours."""
+    """The contestant of this name; another revision of ours is configured as ours."""
     return CONTESTANTS["ours" if name.startswith(AGAINST) else name]
 
 
 def ours_beside(name: str) -> str:
-    """The name of ours in the dtype of a contestant."""
+    """The name of our contestant with the same dtype as the named one."""
     return "ours bf16" if contestant(name).dtype == "bfloat16" else "ours"
 
 
 def dtypes(platform: str) -> tuple[str, ...]:
-    """The dtypes of the computation that are timed."""
+    """Dtypes of the computation that are timed on a platform."""
     return ("float32",) if platform == "cpu" else ("float32", "bfloat16")
 
 
 def expand(names: list[str], platform: str) -> list[str]:
-    """Sizes and cases as cases: a size stands for those of the platform's cases that have it."""
+    """Replaces each size by the platform's cases of that size; no names mean all cases."""
     cases = CASES_BY_PLATFORM["cpu" if platform == "cpu" else "gpu"]
     expanded = []
     for name in names or cases:
@@ -100,15 +102,15 @@ def expand(names: list[str], platform: str) -> list[str]:
 
 
 def size_of(case: str) -> str:
-    """The name in `SIZES`, of a case or of a size."""
+    """The key of `SIZES` of a case or a size."""
     return case.partition("@")[0]
 
 
 def case_config(case: str, who: Contestant | None = None) -> Config:
-    """The settings of a case such as `small@512`, as a contestant in JAX runs them.
+    """The settings of a case such as `small@512`, for a contestant in JAX if one is given.
 
     Raises:
-      ValueError: there is no such size, or the batch is no number above 0.
+      ValueError: the size does not exist or the batch is not a positive integer.
     """
     size, _, batch = case.partition("@")
     if size not in SIZES:
@@ -123,7 +125,7 @@ def case_config(case: str, who: Contestant | None = None) -> Config:
 
 
 def a_case(text: str) -> str:
-    """A size or a case, for argparse."""
+    """An argparse type that accepts sizes and cases."""
     try:
         case_config(text)
     except ValueError as error:
@@ -132,23 +134,23 @@ def a_case(text: str) -> str:
 
 
 def prompt_tokens(config: Config) -> int:
-    """Tokens of a prompt."""
+    """Number of tokens of a prompt."""
     return LAYOUTS[config.layout].tokens(config.task.points)
 
 
 def model_shape(config: Config) -> tuple:
-    """What `icl.models.flops` counts the operations of."""
+    """The arguments of the functions of `icl.models.flops`."""
     features = math.prod(config.task.input_kind.shape)
     width = LAYOUTS[config.layout].width(features, config.task.label_kind)
     return config.model, width, prompt_tokens(config), config.training.batch_size
 
 
 def step_flops(config: Config) -> float:
-    """The model's floating-point operations in a training step."""
+    """Floating-point operations of the model in a training step."""
     return training_flops(*model_shape(config))
 
 
 def steps_a_turn(config: Config, peak: float, seconds: float = TURN_SECONDS) -> int:
-    """Training steps that take about the given time on a machine with this peak."""
+    """Number of training steps that take about `seconds` on a machine with this peak."""
     step = LEAST_SECONDS + step_flops(config) / (LIKELY_SHARE * peak)
     return min(MOST_STEPS, max(1, round(seconds / step)))

@@ -1,5 +1,5 @@
-"""The gate before any timing: all contestants are the same model, and compute the same."""
-# torch is needed by this benchmark alone, so type checkers may not find it.
+"""The gate before any timing: all contestants must compute the same function."""
+# Only this benchmark needs torch, so type checkers may not find it.
 # pyright: reportMissingImports=false
 
 from collections.abc import Callable
@@ -21,17 +21,17 @@ from . import plain_mixer
 from .cases import CONTESTANTS, SIZES, case_config
 from .torch_peer import InContextGPT2, make_peer, prefix_loss
 
-# The largest errors, relative; those of predictions to their root mean square.
+# Largest relative errors; errors of predictions are relative to their root mean square.
 TOLERANCES = {
     "float32": {"predictions": 1e-4, "loss": 1e-4, "gradient_norm": 1e-3},
     "bfloat16": {"predictions": 1e-1, "loss": 2e-2, "gradient_norm": 5e-2},
 }
 PERTURBATION = 0.05
-PROMPTS = dict(training_batch_size=8, training_microbatch_size=4)  # few, and yet cut
+PROMPTS = dict(training_batch_size=8, training_microbatch_size=4)  # few prompts in two microbatches
 
 
 class Quantities(NamedTuple):
-    """What is compared; predictions `[B, points]`."""
+    """The compared quantities; predictions are `[B, points]`."""
 
     predictions: np.ndarray
     loss: float
@@ -39,17 +39,16 @@ class Quantities(NamedTuple):
 
 
 def start(size: str, names: list[str]) -> Started:
-    """Compares ours with the peer on a few prompts; answers with the errors, and no commands.
+    """Compares ours with the peer on a few prompts; answers with the errors and no commands.
 
-    Each of the named contestants is compared twice: with our initial parameters, and
-    with noise added to every one of them, since biases and scales that are still 0 and 1 would
-    fit anywhere.
+    Each named contestant is compared twice: with our initial parameters, and with noise added to
+    all of them, because biases of 0 and scales of 1 would hide parameters that are swapped.
 
     Raises:
-      ValueError: they differ; the message says in what.
+      ValueError: a contestant differs from the peer; the message names the quantity.
     """
     plain_mixer.register()
-    # An accelerator's default would round the factors of our products to fewer bits.
+    # An accelerator rounds the factors of products to fewer bits by default.
     with jax.default_matmul_precision("highest"):
         return _check(size, names), {}
 
@@ -81,13 +80,13 @@ def _check(size: str, names: list[str]) -> dict[str, Any]:
                 if not error <= limit:  # NaN fails too
                     raise ValueError(
                         f"{size}, {name}, {at} parameters: {quantity} differ from the peer's by "
-                        f"{error:.1e} (relative), and may by {limit:.0e}; nothing was timed"
+                        f"{error:.1e} (relative) and may differ by {limit:.0e}; nothing was timed"
                     )
     return errors
 
 
 def _compile(learner: Learner) -> Callable[[TrainState, Episode], Quantities]:
-    """Predictions, loss and gradient norm of the trainer, microbatches and all."""
+    """A function that computes the trainer's quantities, in microbatches."""
 
     @jax.jit
     def quantities(state: TrainState, episodes: Episode):
@@ -102,7 +101,7 @@ def _compile(learner: Learner) -> Callable[[TrainState, Episode], Quantities]:
 
 
 def _peer_quantities(params: Params, peer: InContextGPT2, episodes: Episode) -> Quantities:
-    """The peer's with these parameters, on the batch that the trainer draws itself."""
+    """The peer's quantities with these parameters, on the batch that the trainer draws."""
     copy_parameters(params, peer)
     x, y = (torch.from_numpy(np.array(a)) for a in (episodes.x, episodes.y))
     peer.zero_grad()
@@ -115,7 +114,7 @@ def _peer_quantities(params: Params, peer: InContextGPT2, episodes: Episode) -> 
 
 
 def _errors(ours: Quantities, right: Quantities) -> dict[str, float]:
-    """Relative differences."""
+    """Relative differences from the peer's quantities."""
     difference = np.abs(ours.predictions - right.predictions).max()
     return {
         "predictions": float(difference / np.sqrt((right.predictions**2).mean())),
@@ -132,12 +131,12 @@ def _add_noise(params: Params, key: jax.Array) -> Params:
 
 
 def copy_parameters(params: Params, peer: InContextGPT2) -> None:
-    """Copies our parameters, as from `Learner.init`, into the peer's model.
+    """Copies our parameters into the peer's model.
 
     Raises:
-      ValueError: one of the peer's parameters, other than the unused table, is left out.
+      ValueError: a parameter has no counterpart; the peer's unused table needs none.
     """
-    # Transformers keeps its kernels [in, out], as flax does; nn.Linear keeps them [out, in].
+    # Kernels are [in, out] in Transformers and flax, and [out, in] in nn.Linear.
     copied = {
         "read_in.weight": params["read_in"]["kernel"].T,
         "read_in.bias": params["read_in"]["bias"],

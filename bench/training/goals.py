@@ -1,4 +1,4 @@
-"""The goals of training speed, and whether the results meet them."""
+"""Goals of training speed, and whether the results meet them."""
 
 from typing import Any, NamedTuple
 
@@ -6,15 +6,15 @@ from icl.experiments import preset
 
 from .cases import size_of
 
-# Times as long as ours that PyTorch's trainer takes, eager and compiled, on whatever CPU it is.
+# Least ratios to our time on a CPU, by size, of the first two of PEERS.
 PEERS = ("torch", "torch.compile", "plain attention")
 CPU_RATIOS = {"xs": (2.0, 1.5), "small": (1.25, 1.1), "standard": (1.1, 1.0)}
-PLAIN_RATIO = 0.98  # attention in plain JAX is never faster than ours, within the noise
+PLAIN_RATIO = 0.98  # plain attention must not be faster than ours; allows for noise
 GPU_RATIO, GPU_SHARE, GARG_MINUTES = 10.0, 0.4, 20.0
 
 
 class Goal(NamedTuple):
-    """A goal, what was measured in its place, and whether that meets it (None: not measured)."""
+    """A goal, the measured value, and whether the value meets the goal (None: not measured)."""
 
     text: str
     value: str
@@ -22,7 +22,7 @@ class Goal(NamedTuple):
 
 
 def goals(results: dict[str, Any]) -> list[Goal]:
-    """The goals of this kind of machine, for the cases and contestants that were asked for."""
+    """Goals for this platform, of the cases and contestants that were asked for."""
     found = []
     for case, result in results["cases"].items():
         if results["platform"] == "cpu":
@@ -62,13 +62,13 @@ def _ratio(case: str, result: dict[str, Any], rival: str, least: float) -> Goal:
 
 
 def _goal(text: str, value: float | None, form: str, limit: float) -> Goal:
-    """A lower limit, or a negative upper one."""
+    """A goal with a lower limit, or with an upper limit given as a negative number."""
     if value is None:
         return Goal(text, "not measured", None)
     return Goal(text, form.format(value), value >= limit if limit > 0 else value < -limit)
 
 
 def _of(result: dict[str, Any], name: str, what: str, times: float = 1.0) -> float | None:
-    """A multiple of a contestant's median; None if it was not measured."""
+    """A contestant's median times `times`; None if it was not measured."""
     entry = result["contestants"].get(name)
     return entry and times * entry[what]["median"]

@@ -1,4 +1,4 @@
-"""The mixer `plain_attention`: ours with attention in plain JAX in its middle."""
+"""The mixer `plain_attention`: our attention layer with attention in plain JAX."""
 
 import jax
 
@@ -8,12 +8,12 @@ from ..common.plain_attention import plain_attention
 
 
 class PlainAttention(CausalSelfAttention):
-    """Causal self-attention by `plain_attention`."""
+    """Causal self-attention that calls `plain_attention`."""
 
     def mix(self, x: jax.Array, qkv: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         return plain_attention(*(qkv[:, :, part] for part in range(3)), is_causal=True)
 
 
 def register() -> None:
-    """Adds the mixer to `MIXERS`; in a contestant's process alone, since the registry is global."""
+    """Adds the mixer to the global `MIXERS`; only for a contestant's own process."""
     MIXERS["plain_attention"] = PlainAttention

@@ -1,6 +1,6 @@
-"""A step of a model in a population, and alone on one device and on all, in turn.
+"""Time of a model's step in a population, alone on all devices, and alone on one device.
 
-A CPU's devices are its cores. Members differ in their seed alone.
+A CPU's devices are its cores. Members of the population differ only in their seed.
 """
 
 import argparse
@@ -28,15 +28,15 @@ POPULATIONS = "bench.training.populations:start"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command line takes."""
+    """Adds this benchmark's arguments."""
     parser.set_defaults(rounds=5)
     parser.add_argument("case", nargs="?", type=a_case, default="xs@64", help="a size at a batch")
-    parser.add_argument("--members", type=positive, default=8, help="models of the population")
+    parser.add_argument("--members", type=positive, default=8, help="models in the population")
     parser.add_argument("--steps", type=positive, default=20, help="training steps a turn")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """The results, for the JSON file."""
+    """The results for the JSON file."""
     with Worker(POPULATIONS, options.case, options.members, options.steps) as worker:
         turns = {name: worker.asks(name) for name in worker.ready["turns"]}
         taken, others = take_turns(turns, [worker], options.rounds)
@@ -52,7 +52,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def start(case: str, members: int, steps: int) -> Started:
-    """Commands that answer with seconds a step of one model."""
+    """Commands that answer with the seconds of one model's step."""
     with failures_as_values():
         use_cpu_cores()
         devices = jax.devices()
@@ -84,7 +84,7 @@ def _population(case: str, members: int, steps: int) -> Callable[[], dict[str, A
 
 
 def report(results: dict[str, Any]) -> Report:
-    """One table."""
+    """A table of the three times."""
     rows = []
     for name, ms in results["ms_a_step_of_a_model"].items():
         over = results["over_population"][name]

@@ -1,8 +1,8 @@
-"""Where a training step's time goes: the trainer again, each time with one thing left out.
+"""Profile of a training step: times the trainer with one part left out at a time.
 
-The difference to the whole step is what that thing costs where it stands, fusion and cache
-included. So the parts need not add up, and the rest may even be negative. Differences are of
-the fastest rounds: small ones would drown in the noise of medians.
+A part costs the difference to the whole step, which includes effects of fusion and cache.
+Therefore parts need not add up, and the rest may be negative. Differences are taken between the
+fastest rounds, because medians are too noisy for small differences.
 """
 
 import argparse
@@ -36,19 +36,19 @@ CASES = ["xs@64", "small@64", "standard@64"]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command line takes."""
+    """Adds this benchmark's arguments."""
     parser.set_defaults(rounds=3)
     parser.add_argument("cases", nargs="*", type=a_case, help=f"{', '.join(SIZES)}, or as xs@512")
-    parser.add_argument("--steps", type=positive, help="steps a turn; about a second's")
+    parser.add_argument("--steps", type=positive, help="steps a turn; by default about a second's")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """The results, for the JSON file."""
+    """The results for the JSON file."""
     results: dict[str, Any] = {"cases": {}}
     with Worker(MACHINE) as ceiling:
         results["device"] = ceiling.ready["device"]
         for case in options.cases or CASES:
-            print(f"{case}: timing the trainer with one thing left out at a time", flush=True)
+            print(f"{case}: timing the trainer with one part left out at a time", flush=True)
             steps = options.steps or steps_a_turn(
                 case_config(case), ceiling.ready["peaks"]["float32"]
             )
@@ -62,7 +62,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 class NoMixer(nnx.Module):
-    """Leaves tokens as they are; no parameters."""
+    """The identity, without parameters."""
 
     def __init__(self, width: int, heads: int, **_: Any):
         pass
@@ -72,7 +72,7 @@ class NoMixer(nnx.Module):
 
 
 class ProjectionsOnly(CausalSelfAttention):
-    """Both linear layers of attention, with a sum in place of what is between them."""
+    """Attention's linear layers, with the sum of query, key and value between them."""
 
     def mix(self, x: jax.Array, qkv: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         return qkv[:, :, 0] + qkv[:, :, 1] + qkv[:, :, 2]
@@ -95,7 +95,7 @@ def _call(owner: type[nnx.Module], call: Callable, config: Config) -> Iterator[C
         yield config
 
 
-# By the variant that leaves something out: config -> context with the config to use.
+# By variant, a context manager that leaves a part out and gives the config to use.
 LEFT_OUT = {
     "no_attention": partial(_mixer, "projections", ProjectionsOnly),
     "no_mixer": partial(_mixer, "none", NoMixer),
@@ -105,7 +105,7 @@ LEFT_OUT = {
 
 
 def start(case: str, steps: int) -> Started:
-    """Every variant as a command that answers with seconds a step."""
+    """A command for each variant, which answers with the seconds of a step."""
     with failures_as_values():
         use_cpu_cores()
         config = case_config(case)
@@ -113,7 +113,7 @@ def start(case: str, steps: int) -> Started:
         commands = {
             "whole": trainer(config),
             "draw": compile_draw(Learner(config), steps),
-            # A gradient that nobody uses would not be computed: the cheapest use of it.
+            # The cheapest optimiser; without one XLA would not compute the gradient.
             "no_optimizer": trainer(config, optax.sgd(1e-6)),
         }
         for name, left_out in LEFT_OUT.items():
@@ -125,11 +125,11 @@ def start(case: str, steps: int) -> Started:
 
 
 def _rows(case: str, taken: dict[str, list[float]], peak: float) -> list[dict[str, Any]]:
-    """What takes the time: name, ms a step, share, and the ms that its products need at the peak.
+    """Parts of a step: name, milliseconds, share, and milliseconds of their products at the peak.
 
     Args:
-      case: what was profiled.
-      taken: seconds a step by variant, a number a round.
+      case: the profiled case.
+      taken: seconds of a step by variant, one number a round.
       peak: the machine's operations a second.
     """
     flops = flops_by_part(*model_shape(case_config(case)))
@@ -158,7 +158,7 @@ def _rows(case: str, taken: dict[str, list[float]], peak: float) -> list[dict[st
 
 
 def report(results: dict[str, Any]) -> Report:
-    """A table a case."""
+    """A table for each case."""
     found = Report()
     for case, profile in results["cases"].items():
         rows = []

@@ -1,4 +1,4 @@
-"""What the training benchmark says of its results."""
+"""The training benchmark's report."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ VERDICTS = {True: "met", False: "missed", None: "not measured"}
 
 
 def report(results: dict[str, Any]) -> Report:
-    """The steps' times, who was faster, the memory and the goals."""
+    """Tables of times, memory and goals, and the bars of the picture."""
     cases = results["cases"]
     found = Report([_speed(cases), _memory(cases)], share="the machine's peak")
     if results["platform"] != "cpu":

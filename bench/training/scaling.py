@@ -1,4 +1,4 @@
-"""How the time of our training step grows with the batch, the prompts' length and the depth."""
+"""Growth of our training step's time with batch, length of prompts and depth."""
 
 import argparse
 import math
@@ -20,7 +20,7 @@ from .trainer import compile_peak, compile_trainer
 SCALING = "bench.training.scaling:start"
 TURN_SECONDS = 0.5
 BASE, BASE_ON_CPU = ("standard@64", "bfloat16"), ("xs@64", "float32")
-# The values along each axis, by what grows.
+# Values of each axis, by base.
 VALUES = {
     "xs@64": {
         "batch": (4, 16, 64, 256, 1024),
@@ -38,15 +38,15 @@ SETTINGS = {"batch": "training_batch_size", "points": "task_points", "layers": "
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command line takes."""
+    """Adds this benchmark's arguments."""
     parser.set_defaults(rounds=3)
     parser.add_argument("axes", nargs="*", type=one_of(SETTINGS), metavar="AXIS",
-                        help=f"{', '.join(SETTINGS)}; all unless given")  # fmt: skip
-    parser.add_argument("--base", choices=VALUES, help="what grows; xs@64 on a CPU")
+                        help=f"{', '.join(SETTINGS)}; by default all")  # fmt: skip
+    parser.add_argument("--base", choices=VALUES, help="the case that grows; on a CPU xs@64")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """The results, for the JSON file."""
+    """The results for the JSON file."""
     results: dict[str, Any] = {"scaling": {}}
     for axis in options.axes or SETTINGS:
         print(f"timing our step as {axis} grows", flush=True)
@@ -57,7 +57,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def start(axis: str, base: str | None) -> Started:
-    """A command for each value, which answers with seconds a step, and `peak`."""
+    """A command for each value, which answers with the seconds of a step, and `peak`."""
     with failures_as_values():
         use_cpu_cores()
         usual, dtype = BASE_ON_CPU if jax.default_backend() == "cpu" else BASE
@@ -79,7 +79,7 @@ def start(axis: str, base: str | None) -> Started:
 
 
 def _config(base: str, dtype: str, axis: str, value: int) -> Config:
-    # As many positions as the prompts have tokens: long prompts would not fit those of the preset.
+    # max_tokens None fits the positions to the prompts; long ones exceed the preset's number.
     changes = {"model_dtype": dtype, "model_max_tokens": None, SETTINGS[axis]: value}
     return case_config(base).replace(**changes)
 
@@ -105,7 +105,7 @@ def _scale(worker: Worker, rounds: int) -> dict[str, Any]:
 
 
 def exponent(values: Sequence[float], times: Sequence[float]) -> float:
-    """The slope of a line through the logarithms, by least squares."""
+    """The least-squares slope of the logarithms of `times` over those of `values`."""
     x, y = ([math.log(number) for number in numbers] for numbers in (values, times))
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     covariance = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y))
@@ -113,7 +113,7 @@ def exponent(values: Sequence[float], times: Sequence[float]) -> float:
 
 
 def report(results: dict[str, Any]) -> Report:
-    """A table an axis, and the exponents."""
+    """A table and the exponents for each axis."""
     found = Report()
     for axis, scaled in results["scaling"].items():
         rows = []

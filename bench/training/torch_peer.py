@@ -1,9 +1,9 @@
-"""The peer: a PyTorch trainer of in-context learners, made as Garg et al.'s public one is.
+"""The peer: a PyTorch trainer of in-context learners, like Garg et al.'s public one.
 
-Transformers' GPT-2 between two linear layers, prompts drawn on the host at each step, Adam,
-one Python iteration a step, and the loss brought to the host every time.
+It has Transformers' GPT-2 between two linear layers and Adam. Each step is a Python iteration that
+draws prompts on the host and copies the loss to the host.
 """
-# torch is needed by this benchmark alone, so type checkers may not find it.
+# Only this benchmark needs torch, so type checkers may not find it.
 # pyright: reportMissingImports=false
 
 import time
@@ -20,14 +20,15 @@ from ..common.worker import Started, failures_as_values
 from .cases import case_config, contestant, prompt_tokens
 from .trainer import resident_bytes
 
-COMPILED_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}  # of the loss, relative
+# Largest relative difference of the compiled program's loss.
+COMPILED_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
 
 
 def start(case: str, name: str, steps: int, device: str) -> Started:
-    """The peer as a contestant; `step` answers with seconds a step, `memory` with bytes.
+    """The peer as a contestant; `step` answers with the seconds of a step, `memory` with bytes.
 
     Raises:
-      ValueError: the peer cannot run; the message says why.
+      ValueError: the peer cannot run; the message gives the reason.
     """
     with failures_as_values():
         return _start(case, name, steps, device)
@@ -51,7 +52,7 @@ def _start(case: str, name: str, steps: int, device: str) -> Started:
     if who.variant == "compile":
         error, limit = trainer.compiled_error(), COMPILED_TOLERANCE[who.dtype]
         if not error <= limit:
-            raise ValueError(f"compiled, its loss changes by {error:.1e}, and may by {limit:.0e}")
+            raise ValueError(f"compiling changes the loss by {error:.1e}; the limit is {limit:.0e}")
     build_seconds = time.perf_counter() - started
 
     def step() -> dict[str, Any]:
@@ -76,7 +77,7 @@ def _start(case: str, name: str, steps: int, device: str) -> Started:
 
 
 def make_peer(config: Config) -> "InContextGPT2":
-    """The peer's model, of the size of ours."""
+    """The peer's model with the sizes of ours."""
     model = config.model
     assert isinstance(model, TransformerConfig)
     positions = model.max_tokens or prompt_tokens(config)
@@ -88,8 +89,8 @@ class InContextGPT2(nn.Module):
 
     Args:
       dim: features of a token.
-      layers, heads, width: size of the model.
-      positions: learned positions, at least twice the points of a prompt.
+      layers, heads, width: sizes of the model.
+      positions: number of learned positions, at least twice the points of a prompt.
     """
 
     def __init__(self, dim: int, layers: int, heads: int, width: int, positions: int):
@@ -119,7 +120,7 @@ class InContextGPT2(nn.Module):
 
     @property
     def unused_parameters(self) -> int:
-        """Numbers in GPT-2's table of word embeddings, which prompts of vectors never read."""
+        """Size of GPT-2's table of word embeddings, which prompts of vectors never read."""
         return self.backbone.wte.weight.numel()
 
 
@@ -131,7 +132,7 @@ def draw_prompts(batch: int, points: int, dim: int) -> tuple[torch.Tensor, torch
 
 
 def prefix_loss(prediction: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Squared error, averaged over all prefixes of all prompts."""
+    """Mean squared error over all prefixes of all prompts."""
     return ((prediction - y) ** 2).mean()
 
 
@@ -139,13 +140,12 @@ class Trainer:
     """The training loop's body.
 
     Args:
-      model: already on the device.
+      model: the model, already on the device.
       batch, points, dim: shape of a batch.
-      learning_rate: Adam's.
+      learning_rate: learning rate of Adam.
       device: `cpu` or `cuda`.
-      bf16: computes in bfloat16 under autocast.
-      compiled: has `torch.compile` make a program of the forward pass and the loss, with its
-        gradient.
+      bf16: whether to compute in bfloat16 under autocast.
+      compiled: whether `torch.compile` compiles the forward pass and the loss with its gradient.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class Trainer:
         return prefix_loss(self.model(x, y), y)
 
     def compiled_error(self) -> float:
-        """By how much the compiled program's loss on a batch differs from the model's, relative."""
+        """Relative difference of the compiled program's loss on a batch from the model's."""
         x, y = self._draw()
         with torch.no_grad(), self.autocast:
             eager = self._loss(x, y).item()
@@ -183,7 +183,7 @@ class Trainer:
         return x.to(self.device), y.to(self.device)
 
     def step(self) -> float:
-        """Draws a batch and updates the parameters on it; returns the loss."""
+        """Draws a batch and updates the parameters; returns the loss."""
         x, y = self._draw()
         self.optimizer.zero_grad()
         with self.autocast:

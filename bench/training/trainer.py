@@ -1,4 +1,4 @@
-"""Ours as a contestant: the training program, drawing alone, and the machine's peak."""
+"""Our contestant: the training program, the drawing of tasks, and the machine's peak."""
 
 import math
 import resource
@@ -23,7 +23,7 @@ from ..common.worker import Started, failures_as_values
 from . import plain_mixer
 from .cases import case_config, contestant, dtypes
 
-# Rows and columns of the product that gives the peak, and the number of products in a row.
+# Rows and columns of the product that measures the peak, and the number of chained products.
 PEAK_PRODUCT = {"cpu": (2048, 1)}
 PEAK_PRODUCT_ELSEWHERE = (8192, 8)
 
@@ -31,10 +31,10 @@ Timed = Callable[[], dict[str, Any]]
 
 
 def start(case: str, name: str, steps: int, _device: str) -> Started:
-    """A contestant in JAX; `step` answers with seconds a step, `memory` with bytes.
+    """A contestant in JAX; `step` answers with the seconds of a step, `memory` with bytes.
 
     Raises:
-      ValueError: the contestant cannot run; the message says why.
+      ValueError: the contestant cannot run; the message gives the reason.
     """
     with failures_as_values():
         use_cpu_cores()
@@ -60,7 +60,7 @@ def start(case: str, name: str, steps: int, _device: str) -> Started:
 
 
 def start_machine() -> Started:
-    """Tells the device; `peak float32` and so on answer with operations a second."""
+    """Answers with the device; commands such as `peak float32` give operations a second."""
     device = jax.devices()[0]
     commands = {f"peak {dtype}": compile_peak(dtype) for dtype in dtypes(device.platform)}
     fastest = lambda peak: max(peak()["rate"] for _ in range(3))
@@ -69,13 +69,13 @@ def start_machine() -> Started:
 
 
 def compile_peak(dtype: str) -> Timed:
-    """Products of square matrices at default precision; operations a second.
+    """A function that measures operations a second of square products at default precision.
 
-    The median of five of them in a turn.
+    Each call takes the median of five runs.
     """
     size, products = PEAK_PRODUCT.get(jax.default_backend(), PEAK_PRODUCT_ELSEWHERE)
     a, b = jax.random.normal(jax.random.key(2), (2, size, size), dtype)
-    b = b * size**-0.5  # so that the numbers keep their size
+    b = b * size**-0.5  # keeps the scale of the chained products
     chain = lambda a, b: jax.lax.fori_loop(0, products, lambda _, a: a @ b, a)
     program = jax.jit(chain if products > 1 else lambda a, b: a @ b).lower(a, b).compile()
     program(a, b).block_until_ready()
@@ -86,13 +86,13 @@ def compile_peak(dtype: str) -> Timed:
 
 
 def compile_trainer(config: Config, steps: int, optimizer=None, devices=None) -> tuple[Timed, Any]:
-    """The trainer's program for these settings.
+    """Compiles the trainer's program for these settings.
 
     Args:
       config: the settings.
-      steps: training steps a run.
-      optimizer: in place of the one that the settings name.
-      devices: all devices if None.
+      steps: number of training steps in a run.
+      optimizer: the optimiser; by default the settings' own.
+      devices: the devices; None for all.
 
     Returns:
       A function that runs the program once, and the program.
@@ -110,14 +110,14 @@ def compile_trainer(config: Config, steps: int, optimizer=None, devices=None) ->
         loss = float(metrics.loss[-1])
         seconds = time.perf_counter() - started
         if not math.isfinite(loss):
-            raise RuntimeError("the loss is not finite, and such numbers take another time")
+            raise RuntimeError("the loss is not finite, which changes the time of a step")
         return {"seconds": seconds / steps, "loss": loss}
 
     return run, chunk
 
 
 def compile_draw(learner: Learner, steps: int) -> Timed:
-    """Draws the batches of some steps, cut as the trainer cuts them, and nothing else."""
+    """A function that only draws the batches of `steps` steps, in the trainer's microbatches."""
     size = microbatch_size(learner)
     firsts = jnp.arange(0, learner.config.training.batch_size, size)
 
@@ -138,20 +138,20 @@ def compile_draw(learner: Learner, steps: int) -> Timed:
 
 
 def used(episodes: Any) -> jax.Array:
-    """A number that needs every array of the episodes, so that XLA leaves nothing out."""
-    # The barrier makes the arrays themselves, not just what their sum needs.
+    """A number that depends on all arrays of the episodes, so that XLA computes all of them."""
+    # The barrier makes XLA produce the arrays instead of fusing them into their sum.
     leaves = jax.tree.leaves(jax.lax.optimization_barrier(episodes))
     return sum((leaf.astype(jnp.float32).sum() for leaf in leaves), jnp.zeros(()))
 
 
 def seconds_of(program: Callable[[], Any]) -> float:
-    """Wall time of a compiled JAX program, until its results are there."""
+    """Wall time of a compiled JAX program until its results are ready."""
     started = time.perf_counter()
     jax.block_until_ready(program())
     return time.perf_counter() - started
 
 
 def resident_bytes() -> int:
-    """The most memory that the process had resident until now."""
+    """Peak resident memory of the process until now, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024)

@@ -3,6 +3,7 @@
 PyTorch's are replaced if PyTorch is not installed, all of them where a test is about failures.
 """
 
+import importlib.util
 import math
 import time
 
@@ -38,6 +39,10 @@ def start_tired_trainer(case, name, steps, device):
 def start_hanging_trainer(case, name, steps, device):
     ready, commands = start_trainer(case, name, steps, device)
     return ready, commands | {"step": lambda: time.sleep(60)}
+
+
+def start_where_icl_is():
+    return {"icl": importlib.util.find_spec("icl").origin}, {}
 
 
 def start_gate(size, names):

@@ -30,17 +30,18 @@ def documented():
 
 def test_all_of_them_are_run_and_what_went_wrong_is_told_last(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(commands, "WHOLE", {
-        "lasso": [*("--prompts", "2", "--loop-prompts", "1", "--checked-prompts", "1"),
-                  *("--dim", "2", "--points", "3", "--rounds", "1")],
-        "training": ["tiny@8", "--alone", "--rounds", "1", "--against", "no-such-revision"],
+        "kernels": [*("oswald", "--directions", "forward", "--only", "reference"),
+                    *("--rows", "1", "--rounds", "1")],
+        "no-such-benchmark": [],
     })  # fmt: skip
     assert commands.main(["--quick", "--out", str(tmp_path)]) == 1
     told = capfd.readouterr()
-    assert told.err.splitlines()[-1].startswith("NOT MEASURED: something of training")
-    assert told.err.count("NOT MEASURED") == 2
+    assert "invalid choice: 'no-such-benchmark'" in told.err
+    assert told.err.splitlines()[-1].startswith("NOT MEASURED: part of no-such-benchmark")
+    assert told.err.count("NOT MEASURED") == 1
     page = (tmp_path / "RESULTS.md").read_text()
     assert page in told.out
-    assert "### lasso" in page and "### training" not in page
+    assert "### kernels" in page and "no-such-benchmark" not in page
 
 
 def test_the_quick_run_and_the_whole_take_arguments_that_exist():

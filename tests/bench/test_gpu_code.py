@@ -46,8 +46,15 @@ def run(tmp_path, *arguments):
     drop = ("ICL_KERNELS_INTERPRET", "TRITON_INTERPRET")
     environment = {name: value for name, value in os.environ.items() if name not in drop}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path / "triton"), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        # On one core a single process compiles, so that libraries are imported once.
+        preexec_fn=lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}),
+    )
 
 
 def said(tmp_path, program):

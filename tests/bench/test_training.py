@@ -57,17 +57,18 @@ def run(tmp_path, capsys):
     return go
 
 
-def test_a_step_is_timed_beside_every_contestant(run, stand_in, tmp_path):
+def test_a_step_is_timed_beside_every_contestant(run, not_compiled, stand_in, tmp_path):
+    # Another revision's contestant runs in its own process and is compiled.
     if not HAS_TORCH:
         stand_in()
     against = ("--against", "HEAD") if IN_GIT else ()
-    status, results, told = run("training", "tiny@8", "--rounds", "2", "--steps", "2", *against)
+    status, results, told = run("training", "tiny@8", "--rounds", "2", "--steps", "1", *against)
     assert status == 0, told.err
     names = ["ours", "plain attention", "torch", "torch.compile"]
     names += ["ours at HEAD"] if IN_GIT else []
     found = results["cases"]["tiny@8"]
     assert list(found["contestants"]) == found["asked"] == names and not found["failed"]
-    assert found["steps_a_turn"] == 2 and found["flops_a_step"] > 0
+    assert found["steps_a_turn"] == 1 and found["flops_a_step"] > 0
     for name in names:
         reps = found["contestants"][name]["ms_a_step"]["rounds"]
         assert len(reps) == 2 and min(reps) > 0
@@ -77,6 +78,9 @@ def test_a_step_is_timed_beside_every_contestant(run, stand_in, tmp_path):
     assert 0 < found["draw_ms"]["median"] and found["draw_share"]["median"] > 0
     assert results["gate"]["tiny"]["parameters"] > 0
     assert len(results["machine"]["revision"].removesuffix("-dirty")) == 12 or not IN_GIT
+    if IN_GIT:
+        older = found["contestants"]["ours at HEAD"]
+        assert older["ready"]["compile_seconds"] > 0 and older["memory"]["program"] > 0
     page = (tmp_path / "RESULTS.md").read_text()
     ms = found["contestants"]["torch.compile"]["ms_a_step"]["median"]
     assert all(str(part) in told.out for part in report_of("training", results).parts)
@@ -163,7 +167,7 @@ def test_goals_are_met_missed_or_not_measured():
     assert [goal.met for goal in found] == [True, None] and "16.7 minutes" in found[0].value
 
 
-def test_the_profile_leaves_out_one_part_at_a_time(run):
+def test_the_profile_leaves_out_one_part_at_a_time(run, not_compiled):
     status, results, told = run("profile", "tiny@8", "--rounds", "1", "--steps", "1")
     assert status == 0, told.err
     rows = {row["name"]: row for row in results["cases"]["tiny@8"]["rows"]}
@@ -176,18 +180,18 @@ def test_the_profile_leaves_out_one_part_at_a_time(run):
     assert all(name in told.out for name in rows)
 
 
-def test_scaling_times_every_value_of_an_axis(run):
-    arguments = ("layers", "--base", "tiny@8", "--rounds", "1")
+def test_scaling_times_every_value_of_an_axis(run, not_compiled):
+    arguments = ("batch", "--base", "tiny@8", "--rounds", "1")
     status, results, told = run("scaling", *arguments)
     assert status == 0, told.err
-    found = results["scaling"]["layers"]
-    assert [row["value"] for row in found["rows"]] == [1, 2]
+    found = results["scaling"]["batch"]
+    assert [row["value"] for row in found["rows"]] == [4, 8]
     assert all(row["ms_a_step"]["median"] > 0 for row in found["rows"])
-    assert "time grows as layers^" in told.out
+    assert "time grows as batch^" in told.out
     assert exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
 
 
-def test_a_population_is_timed_beside_one_model(run):
+def test_a_population_is_timed_beside_one_model(run, not_compiled):
     arguments = ("tiny@8", "--members", "2", "--steps", "1", "--rounds", "1")
     status, results, told = run("populations", *arguments)
     assert status == 0, told.err
@@ -195,7 +199,7 @@ def test_a_population_is_timed_beside_one_model(run):
     assert len(results["ms_a_step_of_a_model"]) == 3 and "alone on one device" in told.out
 
 
-def test_families_are_drawn_beside_a_host_sampler(run, stand_in):
+def test_families_are_drawn_beside_a_host_sampler(run, in_process, stand_in):
     if not HAS_TORCH:
         stand_in()
     names = ["sine", "vector_retrieval"]  # one with labels that are numbers, one with vectors
@@ -256,9 +260,9 @@ def test_every_mixer_has_a_case_and_those_without_a_peer_are_listed():
     assert {size for size in SIZES if SIZES[size].model.mixer != "attention"} == set(NO_PEER)
 
 
-def test_the_lasso_is_compared_before_it_is_timed(run):
-    sizes = ("--prompts", "6", "--loop-prompts", "2", "--checked-prompts", "2")
-    sizes += ("--dim", "3", "--points", "4", "--rounds", "1")
+def test_the_lasso_is_compared_before_it_is_timed(run, in_process):
+    sizes = ("--prompts", "3", "--loop-prompts", "2", "--checked-prompts", "2")
+    sizes += ("--dim", "2", "--points", "3", "--rounds", "1")
     status, results, told = run("lasso", *sizes)
     assert status == 0, told.err
     assert results["agreement"]["compared"] > 0
@@ -266,13 +270,12 @@ def test_the_lasso_is_compared_before_it_is_timed(run):
     assert results["loop_over_ours"]["median"] > 0 and "loop over ours" in told.out
 
 
-def test_a_lasso_that_differs_is_refused(monkeypatch):
+def test_a_lasso_that_differs_is_refused(in_process, monkeypatch):
     from bench.tasks import lasso
 
     right = lasso._ours
     monkeypatch.setattr(lasso, "_ours", lambda x, y: right(x, y) + 1e-3)
-    monkeypatch.setattr(lasso.jax.config, "update", lambda *_: None)
-    sizes = lasso.SIZES | {"prompts": 2, "checked_prompts": 2, "dim": 2, "points": 3, "noise": 0.0}
+    sizes = lasso.SIZES | {"prompts": 3, "checked_prompts": 2, "dim": 2, "points": 3, "noise": 0.0}
     with pytest.raises(ValueError, match="nothing is timed"):
         lasso.start(sizes)
 
@@ -295,7 +298,9 @@ def test_a_part_of_a_benchmark_does_not_take_the_place_of_the_whole(monkeypatch,
         "bench.training.scaling.measure", lambda _: {"device": "cpu", "scaling": {}}
     )
     assert main(["scaling", "layers"]) == 0
-    assert "not written, being a part" in capsys.readouterr().out and not list(tmp_path.iterdir())
+    assert "not written, because only some cases" in capsys.readouterr().out and not list(
+        tmp_path.iterdir()
+    )
 
 
 def test_a_worker_that_ends_or_refuses_is_told():
@@ -311,3 +316,11 @@ def test_a_worker_that_hangs_fails(monkeypatch):
         monkeypatch.setattr("bench.common.worker.MOST_SECONDS", 0.5)
         with pytest.raises(WorkerFailed, match="hung: no answer in 0.5 s"):
             worker.ask("step")
+
+
+def test_a_worker_imports_icl_from_its_source(tmp_path):
+    (tmp_path / "icl").mkdir()
+    (tmp_path / "icl" / "__init__.py").touch()
+    for source in (ROOT, tmp_path):
+        with Worker(STAND_IN + "start_where_icl_is", source=source) as worker:
+            assert worker.ready["icl"] == str(source / "icl" / "__init__.py")

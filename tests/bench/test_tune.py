@@ -78,13 +78,14 @@ def test_a_trial_runs_the_plan_and_refuses_wrong_results(monkeypatch):
         seconds = staticmethod(lambda program, sets: 1.0)
 
     monkeypatch.setattr(tune, "input_sets", lambda *_: 1)
-    workload = WORKLOADS["garg"]._replace(B=8, T=20, N=1, H=16)
+    workload = WORKLOADS["garg"]._replace(B=2, T=20, N=1, H=16)
+    row = dataclasses.replace(ROW, forward=dataclasses.replace(ROW.forward, rows=2))
     trial = tune.Trial(CASES["garg"]._replace(workload=workload), "float32", Timer(), 60)
-    assert trial.seconds(ROW, "forward") == trial.seconds(TILED, "forward+backward") == 1
+    assert trial.seconds(row, "forward") == trial.seconds(TILED, "forward+backward") == 1
     trial._expected = tuple(1.01 * array for array in trial._expected)
     with pytest.raises(ValueError, match="off from the XLA form"):
-        trial.compile(ROW, "forward")
-    too_short = dataclasses.replace(ROW, forward=Config(16, 16, 1))
+        trial.compile(row, "forward")
+    too_short = dataclasses.replace(row, forward=Config(16, 16, 1))
     assert trial.seconds(too_short, "forward") == float("inf")
 
 
