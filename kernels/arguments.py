@@ -1,9 +1,7 @@
 """Checks of what users give, that the public functions share."""
 
-import contextlib
 import math
 import operator
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,6 +13,22 @@ def check_floating(name: str, array: jax.Array) -> None:
     """Raises TypeError for integers and booleans."""
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"{name} must be floating point, got {array.dtype}")
+
+
+def check_tensors(features: str, **arrays: jax.Array) -> None:
+    """Raises ValueError or TypeError unless each is floating `[..., length, heads, features]`.
+
+    features: what the last axis is called in the message.
+    """
+    for name, array in arrays.items():
+        if array.ndim < 3:
+            raise ValueError(f"{name} must be [..., length, heads, {features}], got {array.shape}")
+        check_floating(name, array)
+
+
+def flat(array: jax.Array) -> jax.Array:
+    """`[..., length, heads, features]` with one batch axis."""
+    return array.reshape(math.prod(array.shape[:-3]), *array.shape[-3:])
 
 
 def as_scale(scale: Any, width: int) -> float:
@@ -90,14 +104,3 @@ def flat_lengths(name: str, lengths: Any, batch: tuple[int, ...]) -> jax.Array |
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise TypeError(f"{name} must be integers, got {lengths.dtype}")
     return lengths.astype(jnp.int32).reshape(-1)
-
-
-@contextlib.contextmanager
-def forward_mode_hint(implementation: str) -> Iterator[None]:
-    """Says which implementation has forward mode, where JAX says that this one has not."""
-    try:
-        yield
-    except TypeError as error:
-        if "forward-mode" in str(error):
-            error.add_note(f"icl.kernels: ask for implementation={implementation!r} to use jax.jvp")
-        raise

@@ -117,6 +117,31 @@ def choose(
     raise NotImplementedError(f"{op} cannot run here as asked. " + "; ".join(reasons))
 
 
+def run(
+    op: str,
+    implementations: Mapping[str, Implementation],
+    asked: str | Sequence[str] | None,
+    problem: Any,
+    operands: Any,
+    *,
+    forward_mode: str,
+) -> Any:
+    """Runs the implementation that `choose` finds, "xla" by default.
+
+    forward_mode: the implementation to recommend when JAX says that this one has no forward mode.
+
+    Raises:
+      As `choose`.
+    """
+    call = choose(op, implementations, asked, problem, operands, "xla")
+    try:
+        return call(problem, operands)
+    except TypeError as error:
+        if "forward-mode" in str(error):
+            error.add_note(f"icl.kernels: ask for implementation={forward_mode!r} to use jax.jvp")
+        raise
+
+
 def names_of(
     op: str, implementations: Mapping[str, Implementation], asked: Any
 ) -> list[str] | None:

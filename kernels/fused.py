@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from .dispatch import portable
 from .numerics import sum_to
-from .wiring import batch_foldable, differentiable, split_floats
+from .wiring import batch_foldable, batch_rows, differentiable, split_floats
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -66,7 +66,7 @@ def fused(
 def _with_rows_of_cotangent(operands: Any, saved: Any, d_out: Any) -> tuple[Any, Any, Any]:
     """The same, with a query and saved arrays for each row of a cotangent that alone was mapped."""
     rows = jax.tree.leaves(d_out)[0].shape[0]
-    if max(leaf.shape[0] for leaf in jax.tree.leaves(operands)) == rows:
+    if batch_rows(operands) == rows:
         return operands, saved, d_out
     repeat = lambda array: jnp.broadcast_to(array, (rows, *array.shape[1:]))
     return operands._replace(query=repeat(operands.query)), jax.tree.map(repeat, saved), d_out

@@ -6,7 +6,7 @@ with NaN first, so that what a kernel forgets to write is seen.
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +85,7 @@ def interpret(
     programs: int,
     inputs: Sequence[jax.Array],
     outputs: Sequence[jax.ShapeDtypeStruct],
-    constants: dict[str, Any],
+    constants: Mapping[str, Any],
 ) -> tuple[np.ndarray, ...]:
     """Runs a kernel's programs one after the other; see `triton_call`."""
     arrays = [np.ascontiguousarray(array) for array in inputs]

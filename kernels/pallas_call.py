@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from .dispatch import Target, interpreting, target
+from .fused import dtype_refusal
 
 if TYPE_CHECKING:
     from jax.experimental import pallas as pl
@@ -32,14 +33,21 @@ def refusal(here: Target) -> str | None:
     return None
 
 
-def size_refusal(what: str, needed: int) -> str | None:
-    """Why a program cannot hold so many bytes, or None."""
-    if needed <= BYTES_ON_CHIP:
-        return None
-    return (
-        f"{what} needs about {needed / 2**20:.0f} MiB on chip and {BYTES_ON_CHIP >> 20} may be "
-        "used; use implementation=None"
-    )
+def call_refusal(here: Target, what: str, needed: int, *arrays: Any) -> str | None:
+    """Why Pallas kernels cannot take query, key and value here, or None.
+
+    Args:
+      what: what a program holds, for the message.
+      needed: number of bytes that it takes on chip.
+      arrays: query, key and value, None for those that are packed in the query.
+    """
+    found = refusal(here) or dtype_refusal(*arrays)
+    if found is None and needed > BYTES_ON_CHIP:
+        found = (
+            f"{what} needs about {needed / 2**20:.0f} MiB on chip and {BYTES_ON_CHIP >> 20} may "
+            "be used; use implementation=None"
+        )
+    return found
 
 
 def padded(rows: int, columns: int) -> int:

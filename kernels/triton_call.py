@@ -1,18 +1,20 @@
 """Calling a Triton kernel from JAX: on a GPU through jax-triton, elsewhere interpreted.
 
-Kernels take their inputs, then their outputs, then constants by keyword, and nothing else: no
-scalars, aliases or zeroed outputs, on which jax-triton 0.3 and 0.4 differ.
+A kernel takes its inputs, then its outputs, then its constants, and nothing else: no scalars,
+aliases or zeroed outputs, on which jax-triton 0.3 and 0.4 differ. Constants are few: a NamedTuple
+holds all strides, another all sizes and options.
 """
 
 import importlib.util
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
 from .dispatch import Target, interpreting, target
+from .fused import dtype_refusal
 from .wiring import vary_over, varying_axes
 
 if interpreting():
@@ -38,6 +40,21 @@ def refusal(here: Target) -> str | None:
     return None
 
 
+def call_refusal(here: Target, widths: Sequence[int], widest: int, *arrays: Any) -> str | None:
+    """Why Triton kernels cannot take query, key and value here, or None.
+
+    Args:
+      widths: numbers of features of the heads; `widest` is the most that kernels have room for.
+      arrays: query, key and value, None for those that are packed in the query.
+    """
+    found = refusal(here) or dtype_refusal(*arrays)
+    if found is None and max(widths) > widest:
+        found = f"heads are at most {widest} wide, got {' and '.join(map(str, widths))}"
+    if found is None and max(array[0].size for array in arrays if array is not None) >= 2**31:
+        found = "the query, key or value of one batch row must have fewer than 2^31 elements"
+    return found
+
+
 def _is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
@@ -45,51 +62,67 @@ def _is_installed(package: str) -> bool:
 def triton_call(
     kernel: Any,
     programs: int,
-    inputs: Sequence[jax.Array],
-    outputs: Sequence[jax.ShapeDtypeStruct],
-    constants: dict[str, Any],
+    inputs: Mapping[str, jax.Array],
+    outputs: Mapping[str, jax.ShapeDtypeStruct],
+    constants: Mapping[str, Any],
     *,
     num_warps: int,
     num_stages: int,
-) -> list[jax.Array]:
+) -> dict[str, jax.Array]:
     """Runs `programs` instances of a `@triton.jit` kernel.
 
     Args:
-      kernel: takes a pointer for each input and output, in this order, then the constants.
+      kernel: takes a pointer for each input and output, then the constants.
       programs: size of grid axis 0, the only one.
+      inputs, outputs: by the names of the kernel's parameters, in any order.
       constants: hashable compile-time constants, by name.
       num_warps: warps of a program.
-      num_stages: how many iterations of a loop have their loads in flight.
+      num_stages: number of iterations of a loop whose loads are in flight.
 
     Returns:
-      Arrays with the shapes and dtypes of `outputs`.
+      Arrays with the names, shapes and dtypes of `outputs`.
+
+    Raises:
+      TypeError: the names are not those of the kernel's parameters.
     """
+    names = kernel.arg_names
+    arrays = {name: inputs[name] for name in names if name in inputs}
+    shapes = {name: outputs[name] for name in names if name in outputs}
+    if {*names} != {*inputs, *outputs, *constants} or names[: len(arrays)] != [*arrays]:
+        given = ", ".join([*inputs, *outputs, *constants])
+        raise TypeError(f"the kernel takes {', '.join(names)}, and was given {given}")
     if interpreting():
         from .interpreter import interpret
 
         results = jax.pure_callback(
-            lambda *arrays: interpret(kernel, programs, arrays, outputs, constants),
-            tuple(outputs),
-            *inputs,
+            lambda *given: interpret(kernel, programs, given, [*shapes.values()], constants),
+            tuple(shapes.values()),
+            *arrays.values(),
             vmap_method="sequential",
         )
     else:
         import jax_triton
 
         parameters = inspect.signature(jax_triton.triton_call).parameters
-        shapes = "out_type" if "out_type" in parameters else "out_shape"
+        out_type = "out_type" if "out_type" in parameters else "out_shape"
         results = jax_triton.triton_call(
-            *inputs,
+            *arrays.values(),
             kernel=kernel,
             grid=(programs,),
             num_warps=num_warps,
             num_stages=num_stages,
             compute_capability=target().capability,
-            **{shapes: tuple(outputs)},
+            **{out_type: tuple(shapes.values())},
             **constants,
         )
-    axes = frozenset().union(*(varying_axes(i) for i in inputs))
-    return [vary_over(result, axes) for result in results]
+    axes = frozenset().union(*map(varying_axes, arrays.values()))
+    return {name: vary_over(result, axes) for name, result in zip(shapes, results, strict=True)}
+
+
+def stand_ins(arrays: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """The arrays, with any of them in place of an absent one: kernels take it and never read it."""
+    present = next(array for array in arrays.values() if array is not None)
+    return {name: present if array is None else array for name, array in arrays.items()}
 
 
 def strides(shape: tuple[int, ...], batch: int, offset: int = 0) -> tuple[int, ...]:

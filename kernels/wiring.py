@@ -74,6 +74,11 @@ def differentiable(forward: Callable, backward: Callable, definition: Callable) 
     return op
 
 
+def batch_rows(tree: Any) -> int:
+    """Number of batch rows of arrays that each have them all, or one row for all of them."""
+    return max(leaf.shape[0] for leaf in jax.tree.leaves(tree))
+
+
 def split_floats(tree: Any) -> tuple[list[jax.Array], Callable]:
     """The floating-point leaves, and a function that puts such leaves back among the others."""
     leaves, structure = jax.tree.flatten(tree)

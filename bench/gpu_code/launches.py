@@ -59,10 +59,10 @@ class Launch:
 
         Linear attention has only the length of a chunk.
         """
-        rows = self.constants.get("ROWS", 1)
-        sides = [self.constants.get(name) for name in ("BLOCK_T", "BLOCK_S")]
+        call = self.constants["CALL"]
+        sides = [getattr(call, name, None) for name in ("BLOCK_T", "BLOCK_S")]
         size = "x".join(str(side) for side in sides if side)
-        return size + (f"*{rows}" if rows > 1 else "")
+        return size + (f"*{call.ROWS}" if call.ROWS > 1 else "")
 
 
 def launches(variant: Variant, platform: str, capability: int | None) -> list[Launch]:
@@ -70,14 +70,16 @@ def launches(variant: Variant, platform: str, capability: int | None) -> list[La
     found: dict[str, Launch] = {}
 
     def record(kernel, programs, inputs, outputs, constants, *, num_warps, num_stages):
-        dtypes = tuple(jnp.dtype(array.dtype).name for array in (*inputs, *outputs))
+        pointers = {**inputs, **outputs}
+        names = [name for name in kernel.arg_names if name in pointers]
+        dtypes = tuple(jnp.dtype(pointers[name].dtype).name for name in names)
         made = Launch(
             kernel.fn.__module__, kernel.fn.__name__, dtypes, constants, programs, num_warps,
             num_stages,
         )  # fmt: skip
         # JAX traces the forward pass more than once.
         found[repr(made)] = made
-        return [jnp.zeros(out.shape, out.dtype) for out in outputs]
+        return {name: jnp.zeros(out.shape, out.dtype) for name, out in outputs.items()}
 
     with (
         targeting(platform, capability, variant.device),

@@ -15,6 +15,7 @@ import numpy as np
 
 from icl.kernels import targeting
 from icl.kernels.interpreter import counting
+from icl.kernels.plans import forcing
 
 from ..kernels.ops import CASES, Case
 from .launches import trace
@@ -39,7 +40,7 @@ def measure(name: str) -> list[dict[str, Any]]:
         workload = workload._replace(B=1, N=1, T=min(workload.T, LONGEST))
     function, shapes = case._replace(workload=workload).call(implementation="triton")
     arguments = jax.tree.map(_draw(np.random.default_rng(0)), shapes)
-    with targeting("cuda", 90), launch.forcing(plan):
+    with targeting("cuda", 90), forcing(plan):
         with counting() as forward:
             out, pull_back = jax.block_until_ready(jax.vjp(lambda a: function(**a), arguments))
         with counting() as backward:

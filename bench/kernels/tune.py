@@ -14,6 +14,7 @@ from icl.kernels.attention.launch import Config, Plan
 from icl.kernels.attention.problem import Operands, Problem
 from icl.kernels.attention.workloads import WORKLOADS
 from icl.kernels.dispatch import target
+from icl.kernels.plans import forcing
 
 from ..common import machine
 from ..common.worker import describe_error
@@ -204,7 +205,7 @@ class Trial:
     def compile(self, plan: Plan, direction: str) -> Program:
         """Compiles and checks a program with the plan. Raises ValueError if it is wrong."""
         jax.clear_caches()  # removes traces under other plans
-        with launch.forcing(plan):
+        with forcing(plan):
             program = self._program("triton", direction)
         found = program(*self._inputs[0])
         errors = self._errors[direction](found, self._expected[: len(found)])

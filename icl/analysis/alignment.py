@@ -23,7 +23,7 @@ from ..tasks.draws import stream
 from ..training.config import Config
 from ..training.learner import Learner, Params
 from ..training.run import Run, RunError
-from ..training.step import initial_params
+from ..training.step import initial_variables
 from .descent import (
     TunedDescent,
     comparable_descents,
@@ -162,16 +162,17 @@ def alignment(
             f"{run.path} predicts every label; alignment needs prompts with a single query, as "
             "in the concatenated layout"
         )
-    checkpoints = sorted(run.params_by_step(), key=lambda one: one[0])
+    checkpoints = sorted(run.variables_by_step(), key=lambda one: one[0])
     if not checkpoints:
         raise RunError(f"{run.path} has no checkpoint yet; train it first")
-    checkpoints = [(0, initial_params(learner)), *_log_spaced(checkpoints)]
+    checkpoints = [(0, initial_variables(learner)), *_log_spaced(checkpoints)]
+    checkpoints = [(step, variables.params) for step, variables in checkpoints]
     others = comparable_descents(config, seed) if against is None else [_other(config, against)]
     key = stream("alignment", seed)
     episodes = draw_prompts(learner.family, key, prompts)
     y = np.asarray(episodes.y[:, -1])
     found = [_look(other.learner, other.params, episodes) for other in others]
-    error = lambda predictions: float(learner.family.error(predictions, y).mean())
+    error = lambda predictions: float(learner.family.label_kind.error(predictions, y).mean())
     losses = {other.name: error(one[0]) for other, one in zip(others, found)}
     losses["zero"] = error(np.zeros_like(y))
     measures = {other.name: {name: [] for name in MEASURES} for other in others}
@@ -198,7 +199,7 @@ def alignment(
         rates,
         prompts,
         run.path,
-        learner.family.error_name,
+        learner.family.label_kind.error_name,
         "alignment" if against is None else f"alignment-{others[0].name}",
     ).written()
 
@@ -218,7 +219,7 @@ def _other(config: Config, against: Run | str | Path) -> TunedDescent:
     theirs = against.config
     if (theirs.task, query_only(theirs)) != (config.task, True):
         raise ValueError(f"{against.path} has another task, or prompts without a single query")
-    return TunedDescent(against.path.name, Learner(theirs), against.params()[1])
+    return TunedDescent(against.path.name, Learner(theirs), against.variables()[1])
 
 
 def _look(learner: Learner, params: Params, episodes: Episode) -> tuple[np.ndarray, np.ndarray]:

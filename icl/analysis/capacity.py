@@ -10,6 +10,7 @@ from rich.table import Table
 from ..models import TransformerConfig
 from ..report import Result, show_number
 from ..sweeps.results import SweepResult
+from ..tasks import FunctionFamily
 
 if TYPE_CHECKING:
     from ..sweeps import Sweep
@@ -70,7 +71,9 @@ def capacity(sweep: "Sweep") -> Capacity | None:
     errors: dict[str, dict[int, list[float]]] = {}
     for member, record in zip(sweep.members, SweepResult.load(sweep).records):
         task, model = member.config.task, member.config.model
-        if task.points < 2 * task.dim + 1 or not isinstance(model, TransformerConfig):
+        if not isinstance(task, FunctionFamily) or not isinstance(model, TransformerConfig):
+            return None
+        if task.points < 2 * task.dim + 1:
             return None
         if "examples" in record:
             last = record["normalised_error"][record["examples"].index(2 * task.dim)]

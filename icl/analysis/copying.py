@@ -107,13 +107,12 @@ def copying(run: Run | str | Path, *, prompts: int = 64, seed: int = 0) -> Copyi
     prompt_key, loss_key = jax.random.split(stream("copying", seed))
     episodes = draw_prompts(learner.family, prompt_key, prompts)
     many = draw_prompts(learner.family, loss_key, LOSS_PROMPTS)
-    tokens = jax.vmap(learner.layout.encode)(episodes)
+    tokens = learner.encode(run.variables()[1], episodes)
     look = jax.jit(partial(_gradient_norms, learner))
     loss_of = jax.jit(learner.loss_sum)
-    scale = learner.family.training_measure.scale
+    scale = learner.family.label_kind.training_measure.scale
     matrices, errors, steps = [], [], []
-    run.params()  # raises if there is no checkpoint
-    for step, params in sorted(run.params_by_step(), key=lambda one: one[0]):
+    for step, params in sorted(run.variables_by_step(), key=lambda one: one[0]):
         steps.append(step)
         matrices.append(np.asarray(look(params, tokens)))
         total, count = loss_of(params, many)
@@ -126,8 +125,8 @@ def copying(run: Run | str | Path, *, prompts: int = 64, seed: int = 0) -> Copyi
     norms: dict[str, np.ndarray] = {}
     norms.update(zip(GROUPS, (own.mean(axis=1), following.mean(axis=1), others.mean(axis=1))))
     return Copying(
-        np.array(steps), norms, matrices[-1], np.array(errors), learner.family.error_name, prompts,
-        run.path,
+        np.array(steps), norms, matrices[-1], np.array(errors),
+        learner.labels.error_name, prompts, run.path,
     ).written()  # fmt: skip
 
 

@@ -285,12 +285,12 @@ def mean_query_error(learner: Learner, params: Any) -> float:
 
     def add(total: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
         episodes = draw_prompts(learner.family, key, QUERY_PROMPTS)
-        found, count = learner.loss_sum(params, episodes)
+        found, (count, _) = learner.loss_sum(params, episodes)
         return total + found / count, None
 
     keys = jax.random.split(jax.random.key(1), QUERY_BATCHES)
     total, _ = jax.jit(lambda keys: jax.lax.scan(add, jnp.float32(0), keys))(keys)
-    return float(total) / QUERY_BATCHES / learner.family.training_measure.scale
+    return float(total) / QUERY_BATCHES / learner.family.label_kind.training_measure.scale
 
 
 def query_only(config: Config) -> bool:

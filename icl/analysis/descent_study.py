@@ -31,7 +31,7 @@ REFERENCE = {
     "GD, 5 steps, own rates": 0.109,
     "GD++, 5 steps, own rates": 0.063,
 }
-HALF = REGRESSION.error_scale / 2  # half the squared error that corresponds to error 1
+HALF = REGRESSION.label_kind.scale / 2  # half the squared error that corresponds to error 1
 GAMMAS = {10: 0.179, 25: 0.099, 50: 0.056, 100: 0.029}  # figure 3 and appendix A.10 of the paper
 KINDS = (
     (1, False, True),
@@ -141,7 +141,7 @@ def descent_study(
     for count in examples:
         config = ONE_LAYER.replace(task_points=count + 1)
         gammas[count] = tuned_descent(config, 2, plus_plus=True).rates["gamma"][0]
-    return DescentStudy(REGRESSION.error_name, rows, gammas, folder).written()
+    return DescentStudy(REGRESSION.label_kind.error_name, rows, gammas, folder).written()
 
 
 def _difference(tuned: Any, steps: int, shared: bool) -> float:

@@ -283,11 +283,11 @@ def dual_of_run(
             "the dual model needs one layer of softmax attention: a self_attention model with "
             f"layers 1 and softmax all; {run.path} is a {config.title} model, {config}"
         )
-    step, params = run.params()
+    step, params = run.variables()
     prompt_key, *keys = jax.random.split(stream("dual", seed), 1 + len(features))
     episodes = draw_prompts(learner.family, prompt_key, prompts)
     problems, outputs = jax.jit(problems_of_layer, static_argnums=0)(
-        learner, params, jax.vmap(learner.layout.encode)(episodes)
+        learner, params, learner.encode(params, episodes)
     )
     exact = jax.vmap(lambda heads: sum_of_heads(jax.vmap(kernel_descent)(heads)))(problems)
     descents = {KERNEL: exact} | {

@@ -75,11 +75,11 @@ def final_losses(sweep: "Sweep") -> FinalLosses | None:
             return None
         if "examples" in record:
             label = ", ".join(_labels(sweep.over, member.changes))
-            error = mean_query_error(Learner(config), member.run.params()[1])
+            error = mean_query_error(Learner(config), member.run.variables()[1])
             found.setdefault(label, []).append(error)
     descent = tuned_descent(sweep.config)
     step = mean_query_error(descent.learner, descent.params)
-    return FinalLosses(sweep.config.task.error_name, found, step, sweep.path).written()
+    return FinalLosses(sweep.config.task.label_kind.error_name, found, step, sweep.path).written()
 
 
 def _labels(over: Mapping[str, Any], changes: Mapping[str, Any]) -> list[str]:

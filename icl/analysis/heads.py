@@ -205,9 +205,9 @@ def heads(run: Run | str | Path, *, prompts: int = 64, seed: int = 0) -> Heads:
       NotImplementedError: the model has no attention heads.
     """
     run, learner = open_run(run, prompts=prompts)
-    step, params = run.params()
+    step, params = run.variables()
     episodes = draw_prompts(learner.family, stream("heads", seed), prompts)
-    tokens = jax.vmap(learner.layout.encode)(episodes)
+    tokens = learner.encode(params, episodes)
     causal = run.config.model.causal
     layers = jax.jit(lambda params: learner.model(params).heads())(params)
     weights = lambda name: np.stack([np.asarray(getattr(l, name), np.float32) for l in layers])

@@ -148,7 +148,7 @@ def layers(sweep: "Sweep", *, prompts: int = PROMPTS) -> Layers | None:
     distances: dict[str, dict[int, list[list[float]]]] = {"Q": {}, "P": {}}
     for member in sweep.members:
         if member.path.name in trained:
-            _, params = member.run.params()
+            params = member.run.variables()[1].params
             count = member.config.model.layers
             errors.setdefault(count, []).append(_error(Learner(member.config), params, episodes))
             for found, matrices in zip(distances.values(), in_eigenbasis(config.task, params)):
@@ -160,9 +160,9 @@ def layers(sweep: "Sweep", *, prompts: int = PROMPTS) -> Layers | None:
     return Layers(
         prompts,
         counts,
-        config.task.error_name,
+        config.task.label_kind.error_name,
         {LEARNER: [errors[n] for n in counts], **by_descent},
-        float(config.task.error(0, np.asarray(episodes.y[:, -1], np.float64)).mean()),
+        float(config.task.label_kind.error(0, np.asarray(episodes.y[:, -1], np.float64)).mean()),
         rates,
         {name: [found[n] for n in counts] for name, found in distances.items()},
         sweep.path,
@@ -173,7 +173,7 @@ def _error(learner: Learner, params: Params, episodes: Episode) -> float:
     """Mean error at the query."""
     predictions = in_chunks(partial(jax.jit(learner.predict), params), episodes)[:, -1]
     y = np.asarray(episodes.y[:, -1], np.float64)
-    return float(learner.family.error(np.asarray(predictions, np.float64), y).mean())
+    return float(learner.family.label_kind.error(np.asarray(predictions, np.float64), y).mean())
 
 
 def _descents(
@@ -188,6 +188,6 @@ def _descents(
         ]
         found = descent_losses(episodes, preconditioner, jnp.asarray(best, jnp.float32), counts[-1])
         rates[name] = best.tolist()
-        found = np.asarray(found, np.float64) / task.error_scale
+        found = np.asarray(found, np.float64) / task.label_kind.scale
         errors[name] = [float(found[index, count]) for index, count in enumerate(counts)]
     return rates, errors

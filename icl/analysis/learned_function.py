@@ -16,7 +16,7 @@ from ..evaluation import baselines
 from ..evaluation.chunks import in_chunks
 from ..evaluation.queries import predict_queries
 from ..report import Result, open_run, show_number, spread
-from ..tasks import Episode, LinearRegression, SparseLinearRegression, TaskFamily
+from ..tasks import Episode, FunctionFamily, LinearRegression, SparseLinearRegression
 from ..tasks.draws import stream
 from ..training.config import Config
 from ..training.run import Run
@@ -146,7 +146,7 @@ def learned_function(
             "none"
         )
     assert isinstance(family, LinearRegression)
-    step, params = run.params()
+    step, params = run.variables()
     drawn = draw_lines(family, stream("function", seed), prompts)
     tasks, episodes, directions = jax.tree.map(np.asarray, drawn)
     norms = NORMS * family.dim**0.5
@@ -163,7 +163,7 @@ def learned_function(
     predictions = {"learner": ours, "least squares": slope[..., None] * norms}
 
     truth = (slopes[:, None] * norms)[:, None]
-    size = norms**2 * family.error_scale / family.dim
+    size = norms**2 * family.label_kind.scale / family.dim
     size = np.where(norms == 0, np.nan, size)
     error = {who: ((p - truth) ** 2).mean(axis=0) / size for who, p in predictions.items()}
     example = {"truth": truth[0, 0]} | {who: p[0, -1] for who, p in predictions.items()}
@@ -179,7 +179,7 @@ def learned_function(
 
 
 def draw_lines(
-    family: TaskFamily, key: jax.Array, prompts: int
+    family: FunctionFamily, key: jax.Array, prompts: int
 ) -> tuple[jax.Array, Episode, jax.Array]:
     """Fresh tasks w `[prompts, dim]`, an episode of each, and a unit vector at every point of it.
 

@@ -109,18 +109,18 @@ def errors_by_loop(
     def predict(params: Params, episodes: Episode) -> jax.Array:
         looped = learner.model(params)
         assert isinstance(looped, LoopedTransformer)
-        tokens = learner.encode(episodes)
+        tokens = learner.encode(params, episodes)
         # One pass gives all: each number of loops is a prefix of the largest.
         outputs = looped.outputs_by_loop(tokens, learner.layout.read, most)
         return outputs[wanted].swapaxes(0, 1)
 
-    step, params = run.params()
+    step, params = run.variables()
     _, errors = learner_errors(learner, predict, params, prompts, seed)
     return ErrorsByLoop(
         np.array(loops),
         mean_of_finite(errors[..., -1]),
         model.loops,
-        run.config.task.error_name,
+        run.config.task.label_kind.error_name,
         step,
         prompts,
         run.path,

@@ -194,7 +194,7 @@ def evaluate_pools(
         compare = jax.jit(_comparison(shared_config(configs[group[0]]), prompts))
         programs |= dict.fromkeys(group, compare)
     for index, (run, size) in enumerate(zip(runs, sizes)):
-        step, params = run.params()
+        step, params = run.variables()
         prompt_key = stream("pool", seed)
         sums = programs[index](params, pool_key(run.config), jnp.int32(size), prompt_key)
         scored = _scored(Learner(run.config))

@@ -24,12 +24,12 @@ from ..report import Result, open_run, show_number, spread
 from ..tasks import (
     DecisionTree,
     Episode,
+    FunctionFamily,
     LinearClassification,
     LinearRegression,
     QuadraticRegression,
     ReLUNetwork,
     SparseLinearRegression,
-    TaskFamily,
 )
 from ..tasks.draws import stream
 from ..training.config import Config
@@ -60,7 +60,7 @@ class Shifted(NamedTuple):
 
 # Separate from the shifts, so that the random numbers compile once for all shifts.
 @partial(jax.jit, static_argnums=(0, 2))
-def _unshifted(family: TaskFamily, key: jax.Array, prompts: int) -> tuple[Any, jax.Array]:
+def _unshifted(family: FunctionFamily, key: jax.Array, prompts: int) -> tuple[Any, jax.Array]:
     """Tasks and inputs as in training."""
 
     def draw(key):
@@ -72,7 +72,7 @@ def _unshifted(family: TaskFamily, key: jax.Array, prompts: int) -> tuple[Any, j
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _shifted(
-    shift: "Shift", family: TaskFamily, key: jax.Array, tasks: Any, x: jax.Array
+    shift: "Shift", family: FunctionFamily, key: jax.Array, tasks: Any, x: jax.Array
 ) -> Shifted:
     keys = jax.random.split(key, len(x))
     return jax.vmap(lambda *given: shift.apply(family, *given))(keys, tasks, x)
@@ -93,15 +93,15 @@ class Shift:
     description: str
     change: Change = lambda key, x: (x, None)
     """From a key and training inputs `[points, dim]` to inputs and queries of the prompt."""
-    relabel: Callable[[TaskFamily], TaskFamily] = lambda family: family
+    relabel: Callable[[FunctionFamily], FunctionFamily] = lambda family: family
     """The family that draws the labels."""
-    label_size: Callable[[TaskFamily], float] = lambda family: 1.0
+    label_size: Callable[[FunctionFamily], float] = lambda family: 1.0
     """Mean squared label, relative to that in training."""
     examples: Callable[[int], tuple[int, int | None]] = lambda dim: (0, None)
     """The numbers of examples, from and below, for which the query exists."""
-    families: tuple[type[TaskFamily], ...] = GAUSSIAN
+    families: tuple[type[FunctionFamily], ...] = GAUSSIAN
 
-    def draw(self, family: TaskFamily, key: jax.Array, prompts: int) -> Shifted:
+    def draw(self, family: FunctionFamily, key: jax.Array, prompts: int) -> Shifted:
         """Draws prompts of fresh tasks under the shift, leading axis `prompts`.
 
         All shifts that are given one key start from equal tasks, inputs and noise. The key is
@@ -111,7 +111,7 @@ class Shift:
         tasks, x = _unshifted(family, start_key, prompts)
         return _shifted(self, family, shift_key, tasks, x)
 
-    def apply(self, family: TaskFamily, key: jax.Array, task: Any, x: jax.Array) -> Shifted:
+    def apply(self, family: FunctionFamily, key: jax.Array, task: Any, x: jax.Array) -> Shifted:
         """One prompt under the shift, from a task and training inputs; the key is consumed."""
         change_key, episode_key = jax.random.split(key)
         x, queries = self.change(change_key, x)
@@ -129,14 +129,14 @@ class Shift:
         episode = jax.tree.map(lambda a: a[:points], labelled)
         return Shifted(episode, queries, labelled.y[-points:])
 
-    def error(self, family: TaskFamily, prediction: Any, labels: Any) -> Any:
+    def error(self, family: FunctionFamily, prediction: Any, labels: Any) -> Any:
         """Normalised errors `[..., points]` under the shift."""
         # Renormalised labels have equal mean squares under all shifts.
         size = 1.0 if getattr(family, "renormalize", False) else self.label_size(family)
-        return family.error(prediction, labels) / size
+        return family.label_kind.error(prediction, labels) / size
 
 
-def _with(family: TaskFamily, **methods: Callable[..., Any]) -> TaskFamily:
+def _with(family: FunctionFamily, **methods: Callable[..., Any]) -> FunctionFamily:
     """The family with methods replaced."""
     return type(type(family).__name__, (type(family),), methods)(**vars(family))
 
@@ -165,7 +165,7 @@ def _half(dim: int) -> jax.Array:
     return (jnp.arange(dim) < max(dim // 2, 1)).astype(jnp.float32)
 
 
-def _fourth_moment(spectrum: Callable[[int], jax.Array]) -> Callable[[TaskFamily], float]:
+def _fourth_moment(spectrum: Callable[[int], jax.Array]) -> Callable[[FunctionFamily], float]:
     """Size of squared inputs: E x_j^4 over a uniform basis, from the covariance's spectrum."""
 
     def size(family):
@@ -201,18 +201,19 @@ def _scaled_labels(scale: float) -> Shift:
     )
 
 
-def _noisy(family: TaskFamily) -> TaskFamily:
+def _noisy(family: FunctionFamily) -> FunctionFamily:
     """Noise of variance dim/20, as in the paper's text."""
     return dataclasses.replace(family, noise=(family.dim / 20) ** 0.5)
 
 
-def _noisy_renormalised(family: TaskFamily) -> TaskFamily:
+def _noisy_renormalised(family: FunctionFamily) -> FunctionFamily:
     """Noise of deviation 1, after which labels are rescaled to their size without noise.
 
     The public code divides by the deviation of a batch; here the divisor is its expectation.
     """
     plain = dataclasses.replace(family, renormalize=False)
-    factor = (family.error_scale / (plain.error_scale + 1)) ** 0.5
+    assert isinstance(family, LinearRegression) and isinstance(plain, LinearRegression)
+    factor = (family.mean_squared_label / (plain.mean_squared_label + 1)) ** 0.5
     noisy = dataclasses.replace(plain, noise=factor)
     return _with(noisy, label=lambda self, task, x: factor * family.label(task, x))
 
@@ -291,7 +292,7 @@ SHIFTS: dict[str, Shift] = {
 }
 
 
-def shifts_of(family: TaskFamily) -> dict[str, Shift]:
+def shifts_of(family: FunctionFamily) -> dict[str, Shift]:
     """The shifts that apply to a family, by name; none if its inputs are not standard normal."""
     if isinstance(family, LinearRegression) and (family.inputs != "normal" or family.random_labels):
         return {}
@@ -406,7 +407,7 @@ def evaluate_shifts(
     shifts = shifts_of(family)
     if not shifts:
         raise ValueError(f"no shift is known for {type(family).__name__}")
-    step, params = run.params()
+    step, params = run.variables()
     draw_key, resample_key = jax.random.split(stream("shifts", seed))
     draw = lambda shift: shift.draw(family, jax.random.clone(draw_key), prompts)
     drawn = {name: jax.tree.map(np.asarray, draw(shift)) for name, shift in shifts.items()}
@@ -435,10 +436,11 @@ def evaluate_shifts(
     return Shifts(examples, curves, name, step, prompts, run.path).written()
 
 
-def error_name_of(family: TaskFamily, shifts: dict[str, Shift]) -> str:
+def error_name_of(family: FunctionFamily, shifts: dict[str, Shift]) -> str:
     """The name of `Shift.error` under these shifts."""
-    noisy = "noise_paper" in shifts and _noisy(family).error_name != family.error_name
-    return family.error_name + (" (of noise_paper without its noise)" if noisy else "")
+    name = family.label_kind.error_name
+    noisy = "noise_paper" in shifts and _noisy(family).label_kind.error_name != name
+    return name + (" (of noise_paper without its noise)" if noisy else "")
 
 
 def _predict(learner: Learner, params: Any, shifted: Shifted) -> tuple[np.ndarray, np.ndarray]:

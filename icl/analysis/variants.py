@@ -108,7 +108,7 @@ def variants(sweep: "Sweep") -> Variants | None:
             found.setdefault(variant_label(model), []).append(curve)
     if len(found) < 2:
         return None
-    scale = sweep.members[0].config.task.error_scale
+    scale = sweep.members[0].config.task.label_kind.training_measure.scale
     steps = [line["step"] for line in next(iter(found.values()))[0][0]]
     by_label = {
         label: Variant(

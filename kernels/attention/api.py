@@ -13,9 +13,10 @@ from ..arguments import (
     as_scale,
     as_window,
     check_floating,
+    check_tensors,
+    flat,
     flat_lengths,
     flat_rows,
-    forward_mode_hint,
 )
 from . import cudnn, pallas, reference, triton, xla
 from .problem import Dimensions, Operands, Problem
@@ -88,7 +89,6 @@ def dot_product_attention(
     _check_shapes(query, key, value)
     batch = query.shape[:-3]
     heads, length, key_length = query.shape[-2], query.shape[-3], key.shape[-3]
-    flat = lambda array: array.reshape(math.prod(batch), *array.shape[-3:])
     operands = Operands(flat(query), flat(key), flat(value))
     out = _attend(
         operands, batch, (heads, length, key_length), bias, mask, scale, is_causal,
@@ -172,16 +172,13 @@ def _attend(
     if any(0 in array.shape for array in (operands.query, operands.key) if array is not None):
         dispatch.names_of("attention", IMPLEMENTATIONS, implementation)
         return jnp.zeros_like(operands.query[:, :, 0] if operands.is_packed else operands.query)
-    attend = dispatch.choose("attention", IMPLEMENTATIONS, implementation, problem, operands, "xla")
-    with forward_mode_hint("reference"):
-        return attend(problem, operands)
+    return dispatch.run(
+        "attention", IMPLEMENTATIONS, implementation, problem, operands, forward_mode="reference"
+    )
 
 
 def _check_shapes(query: jax.Array, key: jax.Array, value: jax.Array) -> None:
-    for name, array in (("query", query), ("key", key), ("value", value)):
-        if array.ndim < 3:
-            raise ValueError(f"{name} must be [..., length, heads, head_dim], got {array.shape}")
-        check_floating(name, array)
+    check_tensors("head_dim", query=query, key=key, value=value)
     if key.shape != value.shape:
         raise ValueError(f"key {key.shape} and value {value.shape} must have the same shape")
     if query.shape[:-3] != key.shape[:-3] or query.shape[-1] != key.shape[-1]:

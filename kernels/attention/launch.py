@@ -4,13 +4,10 @@ A table is `launch_tables/<device>.json`, written by `python -m bench tune` on t
 key of a call (see `key_of`) to the plan that was fastest there. Nothing is tuned at run time.
 """
 
-import contextlib
 import dataclasses
 import functools
 import json
 import re
-from collections.abc import Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +16,10 @@ import jax.numpy as jnp
 
 from ..dispatch import target
 from ..numerics import next_power_of_2
+from ..plans import FEWEST_PROGRAMS, before_hopper, forced, rows_of_program
 from .problem import Dimensions, Operands, Problem
 
 TABLES = Path(__file__).with_name("launch_tables")
-# Below this a GPU is not full, and batch rows are not put together.
-FEWEST_PROGRAMS = 1024
 
 
 @dataclass(frozen=True)
@@ -58,26 +54,13 @@ class Plan:
         return cls(form, **{name: Config(**values) for name, values in configs.items()})
 
 
-_forced: ContextVar[Plan | None] = ContextVar("forced", default=None)
-
-
-@contextlib.contextmanager
-def forcing(plan: Plan) -> Iterator[None]:
-    """Takes `plan` for every call traced inside, to tune and to test; mind JAX's trace cache."""
-    token = _forced.set(plan)
-    try:
-        yield
-    finally:
-        _forced.reset(token)
-
-
 def plan(problem: Problem, operands: Operands) -> Plan:
     """The launch for this call on the machine at hand."""
     sizes = Dimensions.of(operands)
-    forced = _forced.get()
-    if forced is not None:
-        _check_fits(forced, sizes)
-        return forced
+    given = forced(Plan)
+    if given is not None:
+        _check_fits(given, sizes)
+        return given
     known = read_table(table_path(target().device)).get(key_of(problem, operands))
     return _for_batch(known, sizes) if known else heuristic(problem, operands)
 
@@ -165,8 +148,8 @@ def row_fits(keys: int, width: int, itemsize: int) -> bool:
 def _row(sizes: Dimensions, keys: int, itemsize: int) -> Plan:
     queries = max(16, next_power_of_2(sizes.T))
     width = max(16, next_power_of_2(sizes.H))
-    # Before Hopper every warp holds an operand of each product, and larger tiles spill.
-    one_tile = keys <= 32 or (target().capability or 90) >= 90
+    # On older GPUs larger tiles spill.
+    one_tile = keys <= 32 or not before_hopper()
     if itemsize <= 2 and keys <= 128 and width <= 32 and one_tile:
         block = min(queries, 128)
         warps = max(block * keys // 1024, keys * width // 512)
@@ -175,13 +158,7 @@ def _row(sizes: Dimensions, keys: int, itemsize: int) -> Plan:
         block = 16
         warps = max(keys * width // 1024, keys // 16) if itemsize <= 2 else keys * width // 256
     warps = min(max(warps, 1), 8)
-    # A tiny program costs as much to start as to run, so it takes several batch rows.
-    rows = 1
-    while keys <= 32 and rows < 8 and sizes.B % (2 * rows) == 0:
-        if sizes.B * sizes.K // (2 * rows) < 16384:
-            break
-        rows *= 2
-    config = Config(block, keys, warps, rows=rows)
+    config = Config(block, keys, warps, rows=rows_of_program(sizes.B, sizes.K, keys))
     return Plan("row", config, config)
 
 

@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from ..dispatch import Implementation, Target
-from ..fused import dtype_refusal, fused
-from ..pallas_call import padded, pallas_call, products, readable, size_refusal, wide
-from ..pallas_call import refusal as pallas_refusal
+from ..fused import fused
+from ..pallas_call import call_refusal, padded, pallas_call, products, readable, wide
 from .problem import Dimensions, Operands, Problem, hides, pack, unpack
 from .reference import attention as definition
 
@@ -151,11 +150,8 @@ def _heads_first(operands: Operands) -> Operands:
 
 
 def _refusal(here: Target, problem: Problem, operands: Operands) -> str | None:
-    return (
-        pallas_refusal(here)
-        or dtype_refusal(*operands[:3])
-        or size_refusal("a key head with its queries and scores", _bytes_on_chip(operands))
-    )
+    needed = _bytes_on_chip(operands)
+    return call_refusal(here, "a key head with its queries and scores", needed, *operands[:3])
 
 
 def _bytes_on_chip(operands: Operands) -> int:

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
+
+from ..wiring import batch_rows
 
 
 class Operands(NamedTuple):
@@ -69,7 +70,7 @@ class Dimensions(NamedTuple):
 
     @classmethod
     def of(cls, operands: Operands) -> "Dimensions":
-        batch = max(leaf.shape[0] for leaf in jax.tree.leaves(operands))
+        batch = batch_rows(operands)
         if operands.is_packed:
             _, length, _, heads, width = operands.query.shape
             return cls(batch, length, length, heads, heads, width)

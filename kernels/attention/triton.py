@@ -1,21 +1,80 @@
-"""The Triton form of attention: which kernel takes a call, and what it is given."""
+"""The Triton form of attention: which kernel takes a call, and the arguments it gets."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ..dispatch import Implementation, Target
-from ..fused import dtype_refusal, fused
-from ..numerics import triton_precision
-from ..triton_call import refusal as triton_refusal
-from ..triton_call import strides, triton_call
+from ..fused import fused
+from ..numerics import next_power_of_2, triton_precision
+from ..triton_call import call_refusal, stand_ins, strides, triton_call
 from . import launch
 from .problem import Dimensions, Operands, Problem, hides, pack
 from .reference import attention as definition
 
 WIDEST_HEAD = 256
+
+
+class Strides(NamedTuple):
+    """Strides of the kernels' tensors, as `tiles.py` and `triton_tiles.py` take them.
+
+    None for a tensor that a kernel does not have.
+    """
+
+    QUERY: Any
+    KEY: Any
+    VALUE: Any
+    BIAS: Any
+    MASK: Any
+    QUERY_LENGTHS: int
+    KEY_LENGTHS: int
+    OUT: Any = None
+    D_OUT: Any = None
+    D_QUERY: Any = None
+    D_KEY: Any = None
+    D_VALUE: Any = None
+    D_BIAS: Any = None
+
+
+class Call(NamedTuple):
+    """Sizes and options for which a kernel is compiled.
+
+    T, S, K, GROUP, H: queries, keys, key heads, query heads per key head, features of a head.
+    SCALE: factor of the scores.
+    EARLY, LATE: the same factor before and after the products with the gradient of the scores.
+    LEFT, RIGHT: distances of the window, or None.
+    HIDES: some query may not see some key.
+    SUMS_BIAS: a program adds up the gradient of the bias over its batch rows.
+    PACKED: the gradients of query, key and value share an array.
+    BLOCK_T, BLOCK_S, BLOCK_H: queries, keys and features of a tile.
+    ROWS: batch rows of a program.
+    """
+
+    T: int
+    S: int
+    K: int
+    GROUP: int
+    H: int
+    SCALE: float
+    EARLY: float
+    LATE: float
+    IS_CAUSAL: bool
+    LEFT: int | None
+    RIGHT: int | None
+    HAS_BIAS: bool
+    HAS_MASK: bool
+    HAS_QUERY_LENGTHS: bool
+    HAS_KEY_LENGTHS: bool
+    HIDES: bool
+    SUMS_BIAS: bool
+    PACKED: bool
+    PRECISION: str
+    BLOCK_T: int
+    BLOCK_S: int
+    BLOCK_H: int
+    ROWS: int
 
 
 def _forward(problem: Problem, operands: Operands) -> tuple[jax.Array, Any]:
@@ -27,42 +86,46 @@ def _forward(problem: Problem, operands: Operands) -> tuple[jax.Array, Any]:
     if plan.form == "row":
         from . import triton_row
 
-        [result] = triton_call(
+        found = triton_call(
             triton_row.forward_kernel,
             sizes.B // plan.forward.rows * sizes.K,
-            _inputs(operands),
-            [out],
-            constants | dict(ROWS=plan.forward.rows),
+            stand_ins(operands._asdict()),
+            dict(out=out),
+            constants,
             **plan.forward.resources,
         )
-        return result, ()
+        return found["out"], ()
     from . import triton_tiled
 
     saved = triton_call(
         triton_tiled.forward_kernel,
         sizes.B * sizes.N * -(-sizes.T // plan.forward.block_t),
-        _inputs(operands),
+        stand_ins(operands._asdict()),
         _saved_by_tiled(operands, out),
         constants,
         **plan.forward.resources,
     )
-    return saved[0], tuple(saved)
+    return saved["out"], saved
 
 
-def _saved_by_tiled(operands: Operands, out: Any) -> list[jax.ShapeDtypeStruct]:
-    """The output, what rounding took from it, and of each row the highest score and 1 / sum."""
+def _saved_by_tiled(operands: Operands, out: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """The output, its rounding error, and the highest score and 1 / sum of each row."""
     sizes, rest = Dimensions.of(operands), out
     if out.dtype == jnp.float32 or operands.bias is not None:
         rest = jax.ShapeDtypeStruct((sizes.B, 1), out.dtype)
     row = jax.ShapeDtypeStruct((sizes.B, sizes.N, sizes.T), jnp.float32)
-    return [out, rest, row, row]
+    return dict(out=out, rest=rest, highest_scores=row, inverse_sums=row)
 
 
-def _backward(problem: Problem, operands: Operands, saved: tuple, d_out: jax.Array) -> Operands:
+def _backward(problem: Problem, operands: Operands, saved: Any, d_out: jax.Array) -> Operands:
     """The gradient, that of the bias not yet added up over what it was broadcast along."""
     plan = launch.plan(problem, operands)
     kernels = _backward_row if plan.form == "row" else _backward_tiled
-    return kernels(problem, operands, plan, saved, d_out)
+    found = kernels(problem, operands, plan, saved, d_out)
+    bias = None if operands.bias is None else found["d_bias"]
+    if "d_key" not in found:
+        return Operands(found["d_query"], bias=bias)
+    return Operands(found["d_query"], found["d_key"], found["d_value"], bias)
 
 
 def _backward_row(problem, operands, plan, saved, d_out):
@@ -73,71 +136,69 @@ def _backward_row(problem, operands, plan, saved, d_out):
     config = plan.backward
     if sums_bias:
         config = dataclasses.replace(config, rows=problem.bias_rows)
-    d_bias = _bias_gradient(sizes, operands, sizes.B // config.rows if sums_bias else sizes.B)
-    shapes = [_gradient_of(array, operands, sizes) for array in operands[:3]]
-    constants = _constants(
-        problem,
-        operands,
-        config,
-        D_OUT=strides(d_out.shape, sizes.B),
-        D_BIAS=None if operands.bias is None else _score_strides(d_bias.shape),
-        SUMS_BIAS=sums_bias,
-        PACKED=operands.is_packed,
-        ROWS=config.rows,
-        **_factors(problem, operands),
-        **_gradient_strides(operands, sizes),
+    rows = sizes.B // config.rows if sums_bias else sizes.B
+    outputs = dict(
+        d_query=_gradient_of(operands.query, operands, sizes),
+        d_key=_gradient_of(operands.key, operands, sizes),
+        d_value=_gradient_of(operands.value, operands, sizes),
+        d_bias=_bias_gradient(sizes, operands, rows),
     )
-    d_query, d_key, d_value, d_bias = triton_call(
+    found = triton_call(
         triton_row.backward_kernel,
         sizes.B // config.rows * sizes.K,
-        [*_inputs(operands), d_out],
-        [*shapes, d_bias],
-        constants,
+        stand_ins(operands._asdict()) | dict(d_out=d_out),
+        outputs,
+        _constants(
+            problem,
+            operands,
+            config,
+            D_OUT=strides(d_out.shape, sizes.B),
+            D_BIAS=_score_strides(outputs["d_bias"].shape),
+            **_gradient_strides(operands, sizes),
+        ),
         **config.resources,
     )
     if operands.is_packed:
-        d_key = d_value = None
-    return Operands(d_query, d_key, d_value, None if operands.bias is None else d_bias)
+        del found["d_key"], found["d_value"]
+    return found
 
 
 def _backward_tiled(problem, operands, plan, saved, d_out):
     from . import triton_tiled
 
     sizes = Dimensions.of(operands)
-    out, rest, highest, inverse = saved
-    inputs = [*_inputs(operands), d_out]
+    inputs = stand_ins(operands._asdict()) | dict(d_out=d_out)
     # The two kernels cannot share a packed output, so it is put together afterwards.
     query_shape = (sizes.B, sizes.T, sizes.N, sizes.H)
     key_shape = (sizes.B, sizes.S, sizes.K, sizes.H)
-    dtype = operands.query.dtype
-    d_query = jax.ShapeDtypeStruct(query_shape, dtype)
-    d_key = jax.ShapeDtypeStruct(key_shape, dtype)
+    d_query = jax.ShapeDtypeStruct(query_shape, operands.query.dtype)
+    d_key = jax.ShapeDtypeStruct(key_shape, operands.query.dtype)
     d_bias = _bias_gradient(sizes, operands, sizes.B)
-    delta = jax.ShapeDtypeStruct(highest.shape, jnp.float32)
+    delta = jax.ShapeDtypeStruct(saved["highest_scores"].shape, jnp.float32)
     config = plan.backward_queries
-    d_query, delta, d_bias = triton_call(
+    of_queries = triton_call(
         triton_tiled.backward_queries_kernel,
         sizes.B * sizes.N * -(-sizes.T // config.block_t),
-        [*inputs, out, rest, highest, inverse],
-        [d_query, delta, d_bias],
+        inputs | saved,
+        dict(d_query=d_query, delta=delta, d_bias=d_bias),
         _constants(
             problem,
             operands,
             config,
             D_OUT=strides(d_out.shape, sizes.B),
-            OUT=strides(out.shape, sizes.B),
+            OUT=strides(saved["out"].shape, sizes.B),
             D_QUERY=strides(query_shape, sizes.B),
-            D_BIAS=None if operands.bias is None else _score_strides(d_bias.shape),
-            **_factors(problem, operands),
+            D_BIAS=_score_strides(d_bias.shape),
         ),
         **config.resources,
     )
     config = plan.backward
-    d_key, d_value = triton_call(
+    rows = {name: saved[name] for name in ("highest_scores", "inverse_sums")}
+    of_keys = triton_call(
         triton_tiled.backward_keys_kernel,
         sizes.B * sizes.K * -(-sizes.S // config.block_s),
-        [*inputs, highest, inverse, delta],
-        [d_key, d_key],
+        inputs | rows | dict(delta=of_queries["delta"]),
+        dict(d_key=d_key, d_value=d_key),
         _constants(
             problem,
             operands,
@@ -145,65 +206,64 @@ def _backward_tiled(problem, operands, plan, saved, d_out):
             D_OUT=strides(d_out.shape, sizes.B),
             D_KEY=strides(key_shape, sizes.B),
             D_VALUE=strides(key_shape, sizes.B),
-            **_factors(problem, operands),
         ),
         **config.resources,
     )
-    gradient = Operands(d_query, d_key, d_value, None if operands.bias is None else d_bias)
-    return pack(gradient) if operands.is_packed else gradient
+    found = of_queries | of_keys
+    if not operands.is_packed:
+        return found
+    packed = pack(Operands(found["d_query"], found["d_key"], found["d_value"]))
+    return dict(d_query=packed.query, d_bias=found["d_bias"])
 
 
-def _constants(problem: Problem, operands: Operands, config: launch.Config, **more: Any) -> dict:
-    """The constants that all kernels take, and more."""
+def _constants(
+    problem: Problem, operands: Operands, config: launch.Config, **others: Any
+) -> dict[str, Any]:
+    """STRIDES and CALL of a kernel; `others` are the strides of its other tensors."""
     sizes = Dimensions.of(operands)
-    lengths = (operands.query_lengths, operands.key_lengths)
-    steps = [0 if array is None or array.shape[0] == 1 else 1 for array in lengths]
     bias, mask = operands.bias, operands.mask
+    step = lambda lengths: 0 if lengths is None or lengths.shape[0] == 1 else 1
+    # In half precision small gradients must be scaled before the cast; exact products may wait.
+    is_exact = operands.query.dtype == jnp.float32
     return dict(
-        **_strides_in(operands, sizes),
-        BIAS=None if bias is None else _score_strides(bias.shape),
-        MASK=None if mask is None else _score_strides(mask.shape),
-        QUERY_LENGTH=steps[0],
-        KEY_LENGTH=steps[1],
-        T=sizes.T,
-        S=sizes.S,
-        K=sizes.K,
-        GROUP=sizes.N // sizes.K,
-        H=sizes.H,
-        SCALE=problem.scale,
-        IS_CAUSAL=problem.is_causal,
-        LEFT=problem.left,
-        RIGHT=problem.right,
-        HAS_BIAS=bias is not None,
-        HAS_MASK=mask is not None,
-        HAS_QUERY_LENGTHS=lengths[0] is not None,
-        HAS_KEY_LENGTHS=lengths[1] is not None,
-        HIDES=hides(problem, operands),
-        PRECISION=triton_precision(problem.precision, operands.query.dtype),
-        BLOCK_T=config.block_t,
-        BLOCK_S=config.block_s,
-        BLOCK_H=max(16, launch.next_power_of_2(sizes.H)),
-        **more,
+        STRIDES=Strides(
+            **_strides_in(operands, sizes),
+            BIAS=None if bias is None else _score_strides(bias.shape),
+            MASK=None if mask is None else _score_strides(mask.shape),
+            QUERY_LENGTHS=step(operands.query_lengths),
+            KEY_LENGTHS=step(operands.key_lengths),
+            **others,
+        ),
+        CALL=Call(
+            T=sizes.T,
+            S=sizes.S,
+            K=sizes.K,
+            GROUP=sizes.N // sizes.K,
+            H=sizes.H,
+            SCALE=problem.scale,
+            EARLY=1.0 if is_exact else problem.scale,
+            LATE=problem.scale if is_exact else 1.0,
+            IS_CAUSAL=problem.is_causal,
+            LEFT=problem.left,
+            RIGHT=problem.right,
+            HAS_BIAS=bias is not None,
+            HAS_MASK=mask is not None,
+            HAS_QUERY_LENGTHS=operands.query_lengths is not None,
+            HAS_KEY_LENGTHS=operands.key_lengths is not None,
+            HIDES=hides(problem, operands),
+            SUMS_BIAS=problem.bias_rows > 1,
+            PACKED=operands.is_packed,
+            PRECISION=triton_precision(problem.precision, operands.query.dtype),
+            BLOCK_T=config.block_t,
+            BLOCK_S=config.block_s,
+            BLOCK_H=max(16, next_power_of_2(sizes.H)),
+            ROWS=config.rows,
+        ),
     )
 
 
-def _factors(problem: Problem, operands: Operands) -> dict[str, float]:
-    """The scale before and after the products with the gradient of the scores.
-
-    In half precision small gradients must be scaled before the cast; exact products may wait.
-    """
-    if operands.query.dtype == jnp.float32:
-        return dict(EARLY=1.0, LATE=problem.scale)
-    return dict(EARLY=problem.scale, LATE=1.0)
-
-
-def _inputs(operands: Operands) -> list[jax.Array]:
-    """The kernels' first arguments; what is absent is never read, so any array stands for it."""
-    return [operands.query if array is None else array for array in operands]
-
-
 def _packed_strides(rows: int, sizes: Dimensions) -> list[tuple[int, ...]]:
-    """The same for query, key and value inside `[B or 1, T, 3, N, H]`."""
+    """Strides of query, key and value inside a packed `[B or 1, T, 3, N, H]`."""
     step = 3 * sizes.N * sizes.H
     batch = sizes.T * step if rows == sizes.B else 0
     return [(batch, step, sizes.H, i * sizes.N * sizes.H) for i in range(3)]
@@ -226,7 +286,7 @@ def _gradient_strides(operands: Operands, sizes: Dimensions) -> dict[str, tuple[
 
 
 def _score_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides of a bias or mask, 0 along axes of size 1."""
+    """Strides of a bias, a mask or the gradient of a bias, 0 along axes of size 1."""
     found, step = [], 1
     for size in reversed(shape):
         found.append(0 if size == 1 else step)
@@ -235,7 +295,7 @@ def _score_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _gradient_of(array: Any, operands: Operands, sizes: Dimensions) -> jax.ShapeDtypeStruct:
-    """A gradient has every batch row; what does not exist has one element in each."""
+    """The gradient of an operand, with every batch row; one element per row if there is none."""
     shape = (1,) if array is None else array.shape[1:]
     return jax.ShapeDtypeStruct((sizes.B, *shape), operands.query.dtype)
 
@@ -251,9 +311,9 @@ def _with_bias_rows(problem: Problem, operands: Operands) -> Problem:
 
 
 def _rows_of_bias_sum(problem: Problem, operands: Operands) -> int:
-    """Batch rows over which a program adds up the gradient of a bias that they share.
+    """Number of batch rows over which a program adds up the gradient of a bias that they share.
 
-    Without this the gradient would be written once for every row before it is added up.
+    Otherwise the gradient would be written once per row before it is added up.
     """
     sizes = Dimensions.of(operands)
     plan = launch.plan(problem, operands)
@@ -269,22 +329,15 @@ def _rows_of_bias_sum(problem: Problem, operands: Operands) -> int:
 def _plain_saved(problem: Problem, operands: Operands, out: jax.Array) -> Any:
     if launch.plan(problem, operands).form == "row":
         return ()
-    _, *others = _saved_by_tiled(operands, out)
-    return out, *(jnp.zeros(other.shape, other.dtype) for other in others)
+    shapes = _saved_by_tiled(operands, out)
+    return {n: jnp.zeros(other.shape, other.dtype) for n, other in shapes.items()} | dict(out=out)
 
 
 def _refusal(target: Target, problem: Problem, operands: Operands) -> str | None:
-    machine = triton_refusal(target)
-    if machine is not None:
-        return machine
-    dtypes = dtype_refusal(*operands[:3])
-    if dtypes is not None:
-        return dtypes
     sizes = Dimensions.of(operands)
-    if sizes.H > WIDEST_HEAD:
-        return f"heads are at most {WIDEST_HEAD} wide, got {sizes.H}"
-    if max(array[0].size for array in operands[:3] if array is not None) >= 2**31:
-        return "the query, key or value of one batch row must have fewer than 2^31 elements"
+    found = call_refusal(target, [sizes.H], WIDEST_HEAD, *operands[:3])
+    if found is not None:
+        return found
     if sizes.B * sizes.N * max(sizes.T, sizes.S) // 16 >= 2**31:
         return "batch * heads * length must be below 2^35"
     return None

@@ -1,114 +1,98 @@
 """Device functions that the row and the tiled attention kernels share.
 
-Query, key, value and their gradients are read and written as in `../tiles.py`; bias and mask are a
-pointer and a constexpr tuple of strides in elements, (batch, head, query, key), 0 to broadcast.
+Query, key, value and their gradients are read and written by `../tiles.py`. The strides of a bias
+or mask are a constexpr tuple of numbers of elements, (batch, head, query, key), 0 to broadcast.
+STRIDES and CALL are
+those of `triton.py`.
 """
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
-from ..tiles import load_tile
+from ..tiles import Tensor, load_tile
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
+class Pairs(NamedTuple):
+    """A tile of pairs of queries and keys, and what the call gives about them.
+
+    bias, mask: pointers, of all pairs; their strides are STRIDES.BIAS and STRIDES.MASK.
+    b, n: batch row and query head.
+    rows, columns: indices of the queries and the keys.
+    query_length, key_length: numbers of valid queries and keys of the batch row.
+    """
+
+    bias: Any
+    mask: Any
+    b: Any
+    n: Any
+    rows: Any
+    columns: Any
+    query_length: Any
+    key_length: Any
+
+
 @triton.jit
-def load_scores(
-    pointer,
-    b,
-    n,
-    rows,
-    columns,
-    STRIDES: tl.constexpr,
-    T: tl.constexpr,
-    S: tl.constexpr,
-):
+def _score_pointers(tensor, pairs):
+    strides: tl.constexpr = tensor.strides
+    start = tensor.pointer + pairs.b * strides[0] + pairs.n * strides[1]
+    return start + pairs.rows[:, None] * strides[2] + pairs.columns[None, :] * strides[3]
+
+
+@triton.jit
+def load_scores(tensor, pairs, CALL: tl.constexpr):
     """A tile of the bias or the mask, 0 past T and S."""
-    start = pointer + b * STRIDES[0] + n * STRIDES[1]
-    pointers = start + rows[:, None] * STRIDES[2] + columns[None, :] * STRIDES[3]
-    inside = (rows[:, None] < T) & (columns[None, :] < S)
-    return tl.load(pointers, mask=inside, other=0)
+    inside = (pairs.rows[:, None] < CALL.T) & (pairs.columns[None, :] < CALL.S)
+    return tl.load(_score_pointers(tensor, pairs), mask=inside, other=0)
 
 
 @triton.jit
-def store_scores(
-    pointer,
-    scores,
-    b,
-    n,
-    rows,
-    columns,
-    STRIDES: tl.constexpr,
-    T: tl.constexpr,
-    S: tl.constexpr,
-):
+def store_scores(tensor, scores, pairs, CALL: tl.constexpr):
     """Writes a tile of the gradient of the scores, without scale."""
-    start = pointer + b * STRIDES[0] + n * STRIDES[1]
-    pointers = start + rows[:, None] * STRIDES[2] + columns[None, :] * STRIDES[3]
-    tl.store(pointers, scores, mask=(rows[:, None] < T) & (columns[None, :] < S))
+    inside = (pairs.rows[:, None] < CALL.T) & (pairs.columns[None, :] < CALL.S)
+    tl.store(_score_pointers(tensor, pairs), scores, mask=inside)
 
 
 @triton.jit
-def pairs_allowed(
-    mask,
-    b,
-    n,
-    rows,
-    columns,
-    query_length,
-    key_length,
-    MASK: tl.constexpr,
-    T: tl.constexpr,
-    S: tl.constexpr,
-    IS_CAUSAL: tl.constexpr,
-    LEFT: tl.constexpr,
-    RIGHT: tl.constexpr,
-    HAS_MASK: tl.constexpr,
-    HAS_QUERY_LENGTHS: tl.constexpr,
-):
+def pairs_allowed(pairs, STRIDES: tl.constexpr, CALL: tl.constexpr):
     """Boolean `[rows, columns]`: which keys each query may see."""
-    allowed = columns[None, :] < key_length
-    if IS_CAUSAL:
-        allowed = allowed & (columns[None, :] <= rows[:, None])
-    if LEFT is not None:
-        allowed = allowed & (columns[None, :] >= rows[:, None] - LEFT)
-    if RIGHT is not None:
-        allowed = allowed & (columns[None, :] <= rows[:, None] + RIGHT)
-    if HAS_QUERY_LENGTHS:
-        allowed = allowed & (rows[:, None] < query_length)
-    elif S > T:
+    rows = pairs.rows[:, None]
+    columns = pairs.columns[None, :]
+    allowed = columns < pairs.key_length
+    if CALL.IS_CAUSAL:
+        allowed = allowed & (columns <= rows)
+    if CALL.LEFT is not None:
+        allowed = allowed & (columns >= rows - CALL.LEFT)
+    if CALL.RIGHT is not None:
+        allowed = allowed & (columns <= rows + CALL.RIGHT)
+    if CALL.HAS_QUERY_LENGTHS:
+        allowed = allowed & (rows < pairs.query_length)
+    elif CALL.S > CALL.T:
         # Rows of the last block that are no queries must not see keys that no query sees.
-        allowed = allowed & (rows[:, None] < T)
-    if HAS_MASK:
-        allowed = allowed & (load_scores(mask, b, n, rows, columns, MASK, T, S) != 0)
+        allowed = allowed & (rows < CALL.T)
+    if CALL.HAS_MASK:
+        given = load_scores(Tensor(pairs.mask, STRIDES.MASK), pairs, CALL)
+        allowed = allowed & (given != 0)
     return allowed
 
 
 @triton.jit
 def load_keys_and_values(
-    key,
-    value,
-    b,
-    head,
-    columns,
-    features,
-    KEY: tl.constexpr,
-    VALUE: tl.constexpr,
-    S: tl.constexpr,
-    H: tl.constexpr,
-    EXACT: tl.constexpr,
-    HIDES: tl.constexpr,
+    key, value, b, head, columns, features, EXACT: tl.constexpr, CALL: tl.constexpr
 ):
     """Keys, values, and what to add to the scores of each key.
 
     A product with a probability of 0 would carry the NaN of a hidden key or value to every query.
-    So what is not finite is taken out, and a key that held any gets a score of NaN, which reaches
-    only the queries that see it.
+    So entries that are not finite become 0, and the scores of their key become NaN, which reaches
+    only the queries that see the key.
     """
-    k = load_tile(key, b, head, columns, features, KEY, S, H, EXACT)
-    v = load_tile(value, b, head, columns, features, VALUE, S, H, EXACT)
+    k = load_tile(key, b, head, columns, features, CALL.S, CALL.H, EXACT)
+    v = load_tile(value, b, head, columns, features, CALL.S, CALL.H, EXACT)
     poison = tl.zeros([columns.shape[0]], tl.float32)
-    if HIDES:
+    if CALL.HIDES:
         wide_k = k.to(tl.float32)
         wide_v = v.to(tl.float32)
         k_finite = tl.abs(wide_k) < float("inf")
@@ -122,70 +106,44 @@ def load_keys_and_values(
 
 @triton.jit
 def scores_of(
-    q,
-    k,
-    poison,
-    bias,
-    mask,
-    b,
-    n,
-    rows,
-    columns,
-    query_length,
-    key_length,
-    BIAS: tl.constexpr,
-    MASK: tl.constexpr,
-    T: tl.constexpr,
-    S: tl.constexpr,
-    SCALE: tl.constexpr,
-    IS_CAUSAL: tl.constexpr,
-    LEFT: tl.constexpr,
-    RIGHT: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_MASK: tl.constexpr,
-    HAS_QUERY_LENGTHS: tl.constexpr,
-    HIDES: tl.constexpr,
-    OVERHANGS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q, k, poison, pairs, OVERHANGS: tl.constexpr, STRIDES: tl.constexpr, CALL: tl.constexpr
 ):
-    """(scale * q k^T + bias) for `exponential`, -inf where hidden, and which pairs are allowed.
+    """(scale * q k^T + bias) for `exponential`, -inf for hidden pairs, and which pairs are allowed.
 
-    OVERHANGS: the columns may pass S.
+    OVERHANGS: some columns may be past S.
     """
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    if HAS_BIAS:
-        extra = load_scores(bias, b, n, rows, columns, BIAS, T, S)
-        scores = scores * SCALE + extra.to(tl.float32)
+    scores = tl.dot(q, tl.trans(k), input_precision=CALL.PRECISION)
+    if CALL.HAS_BIAS:
+        extra = load_scores(Tensor(pairs.bias, STRIDES.BIAS), pairs, CALL)
+        scores = scores * CALL.SCALE + extra.to(tl.float32)
     else:
-        scores = scores * (SCALE * LOG2E)
-    allowed = pairs_allowed(
-        mask, b, n, rows, columns, query_length, key_length,
-        MASK, T, S, IS_CAUSAL, LEFT, RIGHT, HAS_MASK, HAS_QUERY_LENGTHS,
-    )  # fmt: skip
-    if HIDES:
+        scores = scores * (CALL.SCALE * LOG2E)
+    allowed = pairs_allowed(pairs, STRIDES, CALL)
+    if CALL.HIDES:
         scores = tl.where(allowed, scores + poison[None, :], float("-inf"))
     elif OVERHANGS:
-        scores = tl.where(columns[None, :] < S, scores, float("-inf"))
+        scores = tl.where(pairs.columns[None, :] < CALL.S, scores, float("-inf"))
     return scores, allowed
 
 
 @triton.jit
-def exponential(differences, HAS_BIAS: tl.constexpr):
-    """exp of a difference of two of `scores_of`, which hold the factor log2(e) unless biased.
+def exponential(differences, CALL: tl.constexpr):
+    """exp of a difference of two results of `scores_of`.
 
-    A bias may be the largest number there is, so what is multiplied is the difference.
+    Without a bias those hold the factor log2(e) already. With one, which may be the largest finite
+    number, only the difference is multiplied.
     """
-    if HAS_BIAS:
+    if CALL.HAS_BIAS:
         differences = differences * LOG2E
     return tl.exp2(differences)
 
 
 @triton.jit
 def gradient_of_scores(
-    weights, d_weights, delta, allowed, FACTOR: tl.constexpr, HIDES: tl.constexpr
+    weights, d_weights, delta, allowed, FACTOR: tl.constexpr, CALL: tl.constexpr
 ):
     """FACTOR times the gradient of the scores; the factor costs no instruction of its own."""
     d_scores = weights * (d_weights * FACTOR - (delta * FACTOR)[:, None])
-    if HIDES:
+    if CALL.HIDES:
         d_scores = tl.where(allowed, d_scores, 0.0)
     return d_scores

@@ -12,9 +12,10 @@ from ..arguments import (
     as_flag,
     as_scale,
     check_floating,
+    check_tensors,
+    flat,
     flat_lengths,
     flat_rows,
-    forward_mode_hint,
 )
 from . import pallas, reference, triton, xla
 from .problem import Operands, Problem
@@ -166,7 +167,6 @@ def _attend(
     *batch, length, heads, width = query.shape
     batch, steps = tuple(batch), (key.shape[-3], heads)
     columns = value.shape[-1] + normalize
-    flat = lambda array: array.reshape(math.prod(batch), *array.shape[-3:])
     operands = Operands(
         flat(query),
         flat(key),
@@ -186,18 +186,15 @@ def _attend(
     if 0 in query.shape or 0 in key.shape or 0 in value.shape:
         dispatch.names_of(op, IMPLEMENTATIONS, implementation)
         implementation = "reference"
-    attend = dispatch.choose(op, IMPLEMENTATIONS, implementation, problem, operands, "xla")
-    with forward_mode_hint("xla"):
-        out, state = attend(problem, operands)
+    out, state = dispatch.run(
+        op, IMPLEMENTATIONS, implementation, problem, operands, forward_mode="xla"
+    )
     out = out.reshape(*batch, length, heads, value.shape[-1])
     return (out, state.reshape(*batch, *state.shape[1:])) if return_state else out
 
 
 def _check_shapes(query: jax.Array, key: jax.Array, value: jax.Array, is_causal: bool) -> None:
-    for name, array in (("query", query), ("key", key), ("value", value)):
-        if array.ndim < 3:
-            raise ValueError(f"{name} must be [..., length, heads, features], got {array.shape}")
-        check_floating(name, array)
+    check_tensors("features", query=query, key=key, value=value)
     if query.shape[:-3] != key.shape[:-3] or query.shape[-2:] != key.shape[-2:]:
         raise ValueError(
             f"query {query.shape} and key {key.shape} must agree in all but the length; repeat the "

@@ -1,19 +1,13 @@
 """How the Triton kernels are launched: frozen choices, nothing is tuned at run time."""
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from ..dispatch import target
 from ..numerics import next_power_of_2
+from ..plans import before_hopper, forced, rows_of_program
 from .problem import Dimensions, Operands, Problem
-
-# Below this a GPU is not full, and batch rows are not put together.
-FEWEST_PROGRAMS = 1024
 
 
 @dataclass(frozen=True)
@@ -38,26 +32,13 @@ class Plan:
     backward: Config
 
 
-_forced: ContextVar[Plan | None] = ContextVar("forced", default=None)
-
-
-@contextlib.contextmanager
-def forcing(plan: Plan) -> Iterator[None]:
-    """Takes `plan` for every call traced inside, to tune and to test; mind JAX's trace cache."""
-    token = _forced.set(plan)
-    try:
-        yield
-    finally:
-        _forced.reset(token)
-
-
 def plan(problem: Problem, operands: Operands) -> Plan:
     """The launch for this call on the machine at hand."""
-    forced = _forced.get()
-    if forced is None:
+    given = forced(Plan)
+    if given is None:
         return heuristic(problem, operands)
-    _check_fits(forced, Dimensions.of(operands))
-    return forced
+    _check_fits(given, Dimensions.of(operands))
+    return given
 
 
 def _check_fits(plan: Plan, sizes: Dimensions) -> None:
@@ -95,9 +76,9 @@ def heuristic(problem: Problem, operands: Operands) -> Plan:
     kind = "linear" if operands.beta is None else "delta"
     if jnp.dtype(operands.query.dtype).itemsize > 2:
         kind = "float32"
-    elif problem.is_causal and length > 64 - 48 * (kind == "delta") and _is_old():
+    elif problem.is_causal and length > 64 - 48 * (kind == "delta") and before_hopper():
         kind += ", old"
-    rows = _rows(sizes, length)
+    rows = rows_of_program(sizes.B, sizes.N, length)
     configs = []
     for block, warps in _CHUNKS[kind][width]:
         taken = min(block, length)
@@ -114,19 +95,5 @@ def fits_registers(operands: Operands) -> bool:
     """Whether no launch spills kilobytes, which would be slower than XLA's form."""
     sizes = Dimensions.of(operands)
     narrow = jnp.dtype(operands.query.dtype).itemsize <= 2
-    widest = (64 if _is_old() else 128) if narrow else 32
+    widest = (64 if before_hopper() else 128) if narrow else 32
     return max(sizes.H, sizes.V) <= widest
-
-
-def _is_old() -> bool:
-    return (target().capability or 90) < 90
-
-
-def _rows(sizes: Dimensions, length: int) -> int:
-    """A tiny program costs as much to start as to run, so it takes several batch rows."""
-    rows = 1
-    while length <= 32 and rows < 8 and sizes.B % (2 * rows) == 0:
-        if sizes.B * sizes.N // (2 * rows) < 16 * FEWEST_PROGRAMS:
-            break
-        rows *= 2
-    return rows

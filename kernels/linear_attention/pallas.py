@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from ..dispatch import Implementation, Target
-from ..fused import dtype_refusal, fused
-from ..pallas_call import padded, pallas_call, products, readable, size_refusal, wide
-from ..pallas_call import refusal as pallas_refusal
+from ..fused import fused
+from ..pallas_call import call_refusal, padded, pallas_call, products, readable, wide
+from ..wiring import batch_rows
 from .problem import Dimensions, Operands, Problem, Result
 from .xla import chunked
 
@@ -323,7 +323,7 @@ def _forward(problem: Problem, operands: Operands) -> tuple[Result, tuple]:
 def _backward(problem: Problem, operands: Operands, saved: tuple, d_result: Result) -> Operands:
     inputs = _heads_first(operands)
     d_inputs = Result(readable(d_result.out.swapaxes(1, 2)), d_result.state)
-    rows = max(leaf.shape[0] for leaf in jax.tree.leaves((inputs, d_inputs)))
+    rows = batch_rows((inputs, d_inputs))
     gradient_of = lambda array: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype)
     outputs = jax.tree.map(gradient_of, inputs._replace(key_lengths=None))
     kernel = partial(_backward_kernel, problem)
@@ -345,11 +345,8 @@ def _heads_first(operands: Operands) -> Operands:
 
 
 def _refusal(here: Target, problem: Problem, operands: Operands) -> str | None:
-    return (
-        pallas_refusal(here)
-        or dtype_refusal(*operands[:3])
-        or size_refusal("a head with all its steps", _bytes_on_chip(problem, operands))
-    )
+    needed = _bytes_on_chip(problem, operands)
+    return call_refusal(here, "a head with all its steps", needed, *operands[:3])
 
 
 def _bytes_on_chip(problem: Problem, operands: Operands) -> int:

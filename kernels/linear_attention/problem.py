@@ -10,8 +10,9 @@ in which u_t is the value v_t, or with the delta rule beta_t (v_t - exp(log_deca
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
+
+from ..wiring import batch_rows
 
 
 class Operands(NamedTuple):
@@ -78,7 +79,7 @@ class Dimensions(NamedTuple):
 
     @classmethod
     def of(cls, operands: Operands) -> "Dimensions":
-        batch = max(leaf.shape[0] for leaf in jax.tree.leaves(operands))
+        batch = batch_rows(operands)
         _, length, heads, width = operands.query.shape
         return cls(batch, length, operands.key.shape[1], heads, width, operands.value.shape[-1])
 

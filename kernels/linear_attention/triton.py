@@ -1,15 +1,15 @@
-"""The Triton form of linear attention and the delta rule: what the kernels are given."""
+"""The Triton form of linear attention and the delta rule: the arguments of the kernels."""
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ..dispatch import Implementation, Target
-from ..fused import dtype_refusal, fused
-from ..numerics import triton_precision
-from ..triton_call import refusal as triton_refusal
-from ..triton_call import strides, triton_call
+from ..fused import fused
+from ..numerics import next_power_of_2, triton_precision
+from ..triton_call import call_refusal, stand_ins, strides, triton_call
 from . import launch
 from .problem import Dimensions, Operands, Problem, Result
 from .xla import chunked
@@ -17,69 +17,121 @@ from .xla import chunked
 WIDEST = 128
 
 
+class Strides(NamedTuple):
+    """Strides of the kernels' tensors, as `tiles.py` and `triton_tiles.py` take them.
+
+    None for a tensor that a kernel does not have.
+    """
+
+    QUERY: Any
+    KEY: Any
+    VALUE: Any
+    BETA: Any
+    LOG_DECAY: Any
+    KEY_LENGTHS: int
+    INITIAL_STATE: int
+    STATE: int
+    STATES: int
+    OUT: Any = None
+    D_OUT: Any = None
+    D_STATE: int | None = None
+    D_QUERY: Any = None
+    D_KEY: Any = None
+    D_VALUE: Any = None
+    D_NUMBERS: Any = None
+
+
+class Call(NamedTuple):
+    """Sizes and options for which a kernel is compiled.
+
+    T, S, N, H, V: queries, keys, heads, features of a key and of a value.
+    SCALE: factor of the weights.
+    SAVE_EVERY: number of steps between states that are saved for the backward pass.
+    BLOCK_T, BLOCK_H, BLOCK_V: steps of a chunk, and features of its tiles.
+    ROWS: batch rows of a program.
+    """
+
+    T: int
+    S: int
+    N: int
+    H: int
+    V: int
+    SCALE: float
+    NORMALIZE: bool
+    HAS_BETA: bool
+    HAS_DECAY: bool
+    HAS_KEY_LENGTHS: bool
+    HAS_INITIAL: bool
+    RETURNS_STATE: bool
+    SAVE_EVERY: int
+    PRECISION: str
+    BLOCK_T: int
+    BLOCK_H: int
+    BLOCK_V: int
+    ROWS: int
+
+
 def _forward(problem: Problem, operands: Operands) -> tuple[Result, Any]:
     sizes, plan = Dimensions.of(operands), launch.plan(problem, operands)
     config, dtype = plan.forward, operands.query.dtype
     states = _states_shape(problem, operands, plan)
-    outputs = [
-        jax.ShapeDtypeStruct((sizes.B, sizes.T, sizes.N, sizes.V), dtype),
-        jax.ShapeDtypeStruct(
-            _state_shape(problem, sizes) if problem.returns_state else (sizes.B,), jnp.float32
-        ),
-        jax.ShapeDtypeStruct((sizes.B,) if states is None else states, dtype),
-    ]
-    constants = _constants(problem, operands, config, OUT=strides(outputs[0].shape, sizes.B))
-    if problem.is_causal:
-        constants["SAVE_EVERY"] = plan.backward.block_t
-    out, state, states_saved = triton_call(
+    state = _state_shape(problem, sizes) if problem.returns_state else (sizes.B,)
+    outputs = dict(
+        out=jax.ShapeDtypeStruct((sizes.B, sizes.T, sizes.N, sizes.V), dtype),
+        state=jax.ShapeDtypeStruct(state, jnp.float32),
+        states=jax.ShapeDtypeStruct((sizes.B,) if states is None else states, dtype),
+    )
+    found = triton_call(
         _kernels(problem).forward_kernel,
         sizes.B // config.rows * sizes.N,
         _inputs(problem, operands),
         outputs,
-        constants,
+        _constants(problem, operands, plan, config, OUT=strides(outputs["out"].shape, sizes.B)),
         **config.resources,
     )
-    result = Result(out, state if problem.returns_state else None)
-    return result, () if states is None else (states_saved,)
+    result = Result(found["out"], found["state"] if problem.returns_state else None)
+    return result, () if states is None else (found["states"],)
 
 
 def _backward(problem: Problem, operands: Operands, saved: tuple, d_result: Result) -> Operands:
-    """The gradient, with all rows of what has one for all."""
+    """The gradient, with every batch row also for an operand that has one row for all."""
     sizes, plan = Dimensions.of(operands), launch.plan(problem, operands)
-    config, dtype = plan.backward, operands.query.dtype
-    of = lambda array, dtype=dtype: jax.ShapeDtypeStruct(
-        (sizes.B,) if array is None else (sizes.B, *array.shape[1:]), dtype
-    )
-    gradient = {name: of(getattr(operands, name)) for name in ("query", "key", "value")}
-    names = ("beta", "log_decay", "initial_state") if problem.is_causal else ("initial_state",)
-    gradient |= {name: of(getattr(operands, name), jnp.float32) for name in names}
-    query, value = gradient["query"].shape, gradient["value"].shape
-    constants = _constants(
-        problem,
-        operands,
-        config,
-        D_OUT=strides(d_result.out.shape, sizes.B),
-        D_STATE=0 if d_result.state is None else _rows_apart(d_result.state, sizes),
-        D_QUERY=strides(query, sizes.B),
-        D_VALUE=strides(value, sizes.B),
-    )
+    config, query = plan.backward, operands.query
+    names = ["query", "key", "value", "initial_state"]
     if problem.is_causal:
-        constants["D_NUMBERS"] = (sizes.T * sizes.N, sizes.N, 1)
-    else:
-        constants["D_KEY"] = strides(gradient["key"].shape, sizes.B)
-    d_state = operands.query if d_result.state is None else d_result.state
+        names[3:3] = ["beta", "log_decay"]
+    outputs = {}
+    for name in names:
+        array = getattr(operands, name)
+        shape = (sizes.B,) if array is None else (sizes.B, *array.shape[1:])
+        dtype = query.dtype if name in names[:3] else jnp.float32
+        outputs["d_" + name] = jax.ShapeDtypeStruct(shape, dtype)
     found = triton_call(
         _kernels(problem).backward_kernel,
         sizes.B // config.rows * sizes.N,
-        [*_inputs(problem, operands), d_result.out, d_state, *(saved or (operands.query,))],
-        list(gradient.values()),
-        constants,
+        _inputs(problem, operands)
+        | dict(
+            d_out=d_result.out,
+            d_state=query if d_result.state is None else d_result.state,
+            states=saved[0] if saved else query,
+        ),
+        outputs,
+        _constants(
+            problem,
+            operands,
+            plan,
+            config,
+            D_OUT=strides(d_result.out.shape, sizes.B),
+            D_STATE=_rows_apart(d_result.state, sizes),
+            D_QUERY=strides(outputs["d_query"].shape, sizes.B),
+            D_KEY=strides(outputs["d_key"].shape, sizes.B),
+            D_VALUE=strides(outputs["d_value"].shape, sizes.B),
+            D_NUMBERS=(sizes.T * sizes.N, sizes.N, 1),
+        ),
         **config.resources,
     )
-    absent = lambda name: getattr(operands, name) is None
-    return Operands(
-        **{name: None if absent(name) else array for name, array in zip(gradient, found)}
-    )
+    present = [name for name in names if getattr(operands, name) is not None]
+    return Operands(**dict.fromkeys(Operands._fields) | {n: found["d_" + n] for n in present})
 
 
 def _kernels(problem: Problem) -> Any:
@@ -90,53 +142,57 @@ def _kernels(problem: Problem) -> Any:
     return kernels
 
 
-def _constants(problem: Problem, operands: Operands, config: launch.Config, **more: Any) -> dict:
-    """The constants that forward and backward kernels take, and more."""
+def _constants(
+    problem: Problem, operands: Operands, plan: launch.Plan, config: launch.Config, **others: Any
+) -> dict[str, Any]:
+    """STRIDES and CALL of a kernel; `others` are the strides of its other tensors."""
     sizes = Dimensions.of(operands)
-    precision = triton_precision(problem.precision, operands.query.dtype)
-    constants: dict[str, Any] = dict(
-        QUERY=strides(operands.query.shape, sizes.B),
-        KEY=strides(operands.key.shape, sizes.B),
-        VALUE=strides(operands.value.shape, sizes.B),
-        KEY_LENGTH=_rows_apart(operands.key_lengths, sizes),
-        INITIAL=_rows_apart(operands.initial_state, sizes),
-        T=sizes.T,
-        N=sizes.N,
-        H=sizes.H,
-        V=sizes.V,
-        SCALE=problem.scale,
-        NORMALIZE=problem.normalize,
-        HAS_KEY_LENGTHS=operands.key_lengths is not None,
-        HAS_INITIAL=operands.initial_state is not None,
-        RETURNS_STATE=problem.returns_state,
-        PRECISION=precision,
-        BLOCK_T=config.block_t,
-        BLOCK_H=max(16, launch.next_power_of_2(sizes.H)),
-        BLOCK_V=max(16, launch.next_power_of_2(sizes.V)),
-        ROWS=config.rows,
-        **more,
-    )
-    if not problem.is_causal:
-        return constants | dict(S=sizes.S)
-    step = lambda array: (_rows_apart(array, sizes), sizes.N, 1)
-    return constants | dict(
-        BETA=step(operands.beta),
-        LOG_DECAY=step(operands.log_decay),
-        HAS_BETA=operands.beta is not None,
-        HAS_DECAY=operands.log_decay is not None,
+    of_step = lambda array: (_rows_apart(array, sizes), sizes.N, 1)
+    states = _states_shape(problem, operands, plan) or (sizes.B,)
+    return dict(
+        STRIDES=Strides(
+            QUERY=strides(operands.query.shape, sizes.B),
+            KEY=strides(operands.key.shape, sizes.B),
+            VALUE=strides(operands.value.shape, sizes.B),
+            BETA=of_step(operands.beta),
+            LOG_DECAY=of_step(operands.log_decay),
+            KEY_LENGTHS=_rows_apart(operands.key_lengths, sizes),
+            INITIAL_STATE=_rows_apart(operands.initial_state, sizes),
+            STATE=math.prod(_state_shape(problem, sizes)[1:]),
+            STATES=math.prod(states[1:]),
+            **others,
+        ),
+        CALL=Call(
+            T=sizes.T,
+            S=sizes.S,
+            N=sizes.N,
+            H=sizes.H,
+            V=sizes.V,
+            SCALE=problem.scale,
+            NORMALIZE=problem.normalize,
+            HAS_BETA=operands.beta is not None,
+            HAS_DECAY=operands.log_decay is not None,
+            HAS_KEY_LENGTHS=operands.key_lengths is not None,
+            HAS_INITIAL=operands.initial_state is not None,
+            RETURNS_STATE=problem.returns_state,
+            SAVE_EVERY=plan.backward.block_t,
+            PRECISION=triton_precision(problem.precision, operands.query.dtype),
+            BLOCK_T=config.block_t,
+            BLOCK_H=max(16, next_power_of_2(sizes.H)),
+            BLOCK_V=max(16, next_power_of_2(sizes.V)),
+            ROWS=config.rows,
+        ),
     )
 
 
-def _inputs(problem: Problem, operands: Operands) -> list[jax.Array]:
-    """The kernels' first arguments; what is absent is never read, so any array stands for it."""
-    query, key, value, beta, log_decay, *rest = operands
-    numbers = [beta, log_decay] if problem.is_causal else []
-    arrays = [query, key, value, *numbers, *rest]
-    return [query if array is None else array for array in arrays]
+def _inputs(problem: Problem, operands: Operands) -> dict[str, jax.Array]:
+    """The kernels' first arguments."""
+    absent = () if problem.is_causal else ("beta", "log_decay")
+    return stand_ins({n: array for n, array in operands._asdict().items() if n not in absent})
 
 
 def _rows_apart(array: jax.Array | None, sizes: Dimensions) -> int:
-    """Elements from one batch row to the next; 0 where there is one for all."""
+    """Number of elements between batch rows; 0 if one row serves all."""
     return 0 if array is None or array.shape[0] != sizes.B else array[0].size
 
 
@@ -147,9 +203,9 @@ def _state_shape(problem: Problem, sizes: Dimensions) -> tuple[int, ...]:
 def _states_shape(
     problem: Problem, operands: Operands, plan: launch.Plan
 ) -> tuple[int, ...] | None:
-    """What the backward pass is left: the state before each of its chunks, or the whole one.
+    """Shape of what is saved for the backward pass: the state before each chunk, or the last one.
 
-    None where it has all steps on chip.
+    None if the backward pass has all steps on chip.
     """
     sizes = Dimensions.of(operands)
     batch, heads, *state = _state_shape(problem, sizes)
@@ -166,17 +222,10 @@ def _plain_saved(problem: Problem, operands: Operands, result: Result) -> Any:
 
 
 def _refusal(target: Target, problem: Problem, operands: Operands) -> str | None:
-    machine = triton_refusal(target)
-    if machine is not None:
-        return machine
-    dtypes = dtype_refusal(operands.query, operands.key, operands.value)
-    if dtypes is not None:
-        return dtypes
     sizes = Dimensions.of(operands)
-    if max(sizes.H, sizes.V) > WIDEST:
-        return f"heads are at most {WIDEST} wide, got {sizes.H} and {sizes.V}"
-    if max(operands.query[0].size, operands.key[0].size, operands.value[0].size) >= 2**31:
-        return "the query, key or value of one batch row must have fewer than 2^31 elements"
+    found = call_refusal(target, [sizes.H, sizes.V], WIDEST, *operands[:3])
+    if found is not None:
+        return found
     if sizes.B * sizes.N >= 2**31:
         return "batch * heads must be below 2^31"
     return None

@@ -9,7 +9,7 @@ and values that stay on chip, else the forward pass saves it. Each tensor is rea
 import triton
 import triton.language as tl
 
-from ..tiles import load_length, load_tile, store_tile
+from ..tiles import Tensor, load_length, load_tile, store_tile
 from .triton_tiles import NEVER, load_finite, load_state, store_state
 
 
@@ -23,66 +23,75 @@ def forward_kernel(
     out,
     state,
     states,
-    QUERY: tl.constexpr,
-    KEY: tl.constexpr,
-    VALUE: tl.constexpr,
-    KEY_LENGTH: tl.constexpr,
-    INITIAL: tl.constexpr,
-    OUT: tl.constexpr,
-    T: tl.constexpr,
-    S: tl.constexpr,
-    N: tl.constexpr,
-    H: tl.constexpr,
-    V: tl.constexpr,
-    SCALE: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    HAS_KEY_LENGTHS: tl.constexpr,
-    HAS_INITIAL: tl.constexpr,
-    RETURNS_STATE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    ROWS: tl.constexpr,
+    STRIDES: tl.constexpr,
+    CALL: tl.constexpr,
 ):
+    BLOCK_T: tl.constexpr = CALL.BLOCK_T
+    BLOCK_H: tl.constexpr = CALL.BLOCK_H
+    BLOCK_V: tl.constexpr = CALL.BLOCK_V
     program = tl.program_id(0)
-    head = program % N
+    head = program % CALL.N
     features = tl.arange(0, BLOCK_H)
     columns = tl.arange(0, BLOCK_V)
-    EXACT: tl.constexpr = S % BLOCK_T == 0 and not HAS_KEY_LENGTHS
-    W: tl.constexpr = V + 1 if NORMALIZE else V
-    for row in range(ROWS):
-        b = (program // N).to(tl.int64) * ROWS + row
-        length = load_length(key_lengths, b, KEY_LENGTH, HAS_KEY_LENGTHS, S)
+    T_EXACT: tl.constexpr = CALL.T % BLOCK_T == 0
+    S_EXACT: tl.constexpr = CALL.S % BLOCK_T == 0
+    ALL_VALID: tl.constexpr = S_EXACT and not CALL.HAS_KEY_LENGTHS
+    for row in range(CALL.ROWS):
+        b = (program // CALL.N).to(tl.int64) * CALL.ROWS + row
+        length = load_length(
+            Tensor(key_lengths, STRIDES.KEY_LENGTHS), b, CALL.HAS_KEY_LENGTHS, CALL.S
+        )
         s = tl.zeros([BLOCK_H, BLOCK_V], tl.float32)
         z = tl.zeros([BLOCK_H], tl.float32)
-        if HAS_INITIAL:
+        if CALL.HAS_INITIAL:
             s, z = load_state(
-                initial_state, b, head, features, columns, H, INITIAL, H, V, NORMALIZE
+                Tensor(initial_state, STRIDES.INITIAL_STATE),
+                b,
+                head,
+                features,
+                columns,
+                CALL.H,
+                CALL,
             )
         first = NEVER
-        for start in range(0, S, BLOCK_T):
+        for start in range(0, CALL.S, BLOCK_T):
             rows = start + tl.arange(0, BLOCK_T)
-            k, first = load_finite(key, b, head, rows, features, first, KEY, length, H, EXACT)
-            v, first = load_finite(value, b, head, rows, columns, first, VALUE, length, V, EXACT)
-            s += tl.dot(tl.trans(k), v, input_precision=PRECISION)
+            k, first = load_finite(
+                Tensor(key, STRIDES.KEY), b, head, rows, features, first, length, CALL.H, ALL_VALID
+            )
+            v, first = load_finite(
+                Tensor(value, STRIDES.VALUE),
+                b,
+                head,
+                rows,
+                columns,
+                first,
+                length,
+                CALL.V,
+                ALL_VALID,
+            )
+            s += tl.dot(tl.trans(k), v, input_precision=CALL.PRECISION)
             z += tl.sum(k.to(tl.float32), axis=0)
-        if S > BLOCK_T:
-            store_state(states, s, z, b, head, features, columns, N * H * W, H, V, NORMALIZE)
+        if CALL.S > BLOCK_T:
+            store_state(Tensor(states, STRIDES.STATES), s, z, b, head, features, columns, CALL)
         broken = first < NEVER
-        if RETURNS_STATE:
+        if CALL.RETURNS_STATE:
             given = tl.where(broken, float("nan"), s)
             keys = tl.where(broken, float("nan"), z)
-            store_state(state, given, keys, b, head, features, columns, N * H * W, H, V, NORMALIZE)
-        for start in range(0, T, BLOCK_T):
+            store_state(Tensor(state, STRIDES.STATE), given, keys, b, head, features, columns, CALL)
+        for start in range(0, CALL.T, BLOCK_T):
             rows = start + tl.arange(0, BLOCK_T)
-            q = load_tile(query, b, head, rows, features, QUERY, T, H, T % BLOCK_T == 0)
-            result = tl.dot(q, s.to(q.dtype), input_precision=PRECISION) * SCALE
-            if NORMALIZE:
-                total = SCALE * tl.sum(q.to(tl.float32) * z[None, :], axis=1)
+            q = load_tile(
+                Tensor(query, STRIDES.QUERY), b, head, rows, features, CALL.T, CALL.H, T_EXACT
+            )
+            result = tl.dot(q, s.to(q.dtype), input_precision=CALL.PRECISION) * CALL.SCALE
+            if CALL.NORMALIZE:
+                total = CALL.SCALE * tl.sum(q.to(tl.float32) * z[None, :], axis=1)
                 result *= tl.where(total == 0, 0.0, 1 / total)[:, None]
             result = tl.where(broken, float("nan"), result)
-            store_tile(out, result, b, head, rows, columns, OUT, T, V, T % BLOCK_T == 0)
+            store_tile(
+                Tensor(out, STRIDES.OUT), result, b, head, rows, columns, CALL.T, CALL.V, T_EXACT
+            )
 
 
 @triton.jit
@@ -98,91 +107,143 @@ def backward_kernel(
     d_query,
     d_key,
     d_value,
-    d_initial,
-    QUERY: tl.constexpr,
-    KEY: tl.constexpr,
-    VALUE: tl.constexpr,
-    KEY_LENGTH: tl.constexpr,
-    INITIAL: tl.constexpr,
-    D_OUT: tl.constexpr,
-    D_STATE: tl.constexpr,
-    D_QUERY: tl.constexpr,
-    D_KEY: tl.constexpr,
-    D_VALUE: tl.constexpr,
-    T: tl.constexpr,
-    S: tl.constexpr,
-    N: tl.constexpr,
-    H: tl.constexpr,
-    V: tl.constexpr,
-    SCALE: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    HAS_KEY_LENGTHS: tl.constexpr,
-    HAS_INITIAL: tl.constexpr,
-    RETURNS_STATE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    ROWS: tl.constexpr,
+    d_initial_state,
+    STRIDES: tl.constexpr,
+    CALL: tl.constexpr,
 ):
+    BLOCK_T: tl.constexpr = CALL.BLOCK_T
+    BLOCK_H: tl.constexpr = CALL.BLOCK_H
+    BLOCK_V: tl.constexpr = CALL.BLOCK_V
     program = tl.program_id(0)
-    head = program % N
+    head = program % CALL.N
     features = tl.arange(0, BLOCK_H)
     columns = tl.arange(0, BLOCK_V)
-    EXACT: tl.constexpr = S % BLOCK_T == 0 and not HAS_KEY_LENGTHS
-    W: tl.constexpr = V + 1 if NORMALIZE else V
-    for row in range(ROWS):
-        b = (program // N).to(tl.int64) * ROWS + row
-        length = load_length(key_lengths, b, KEY_LENGTH, HAS_KEY_LENGTHS, S)
-        if S > BLOCK_T:
-            s, z = load_state(states, b, head, features, columns, H, N * H * W, H, V, NORMALIZE)
+    T_EXACT: tl.constexpr = CALL.T % BLOCK_T == 0
+    S_EXACT: tl.constexpr = CALL.S % BLOCK_T == 0
+    ALL_VALID: tl.constexpr = S_EXACT and not CALL.HAS_KEY_LENGTHS
+    for row in range(CALL.ROWS):
+        b = (program // CALL.N).to(tl.int64) * CALL.ROWS + row
+        length = load_length(
+            Tensor(key_lengths, STRIDES.KEY_LENGTHS), b, CALL.HAS_KEY_LENGTHS, CALL.S
+        )
+        if CALL.S > BLOCK_T:
+            s, z = load_state(
+                Tensor(states, STRIDES.STATES), b, head, features, columns, CALL.H, CALL
+            )
         else:
             rows = tl.arange(0, BLOCK_T)
-            k, _ = load_finite(key, b, head, rows, features, NEVER, KEY, length, H, EXACT)
-            v, _ = load_finite(value, b, head, rows, columns, NEVER, VALUE, length, V, EXACT)
-            s = tl.dot(tl.trans(k), v, input_precision=PRECISION)
+            k, _ = load_finite(
+                Tensor(key, STRIDES.KEY), b, head, rows, features, NEVER, length, CALL.H, ALL_VALID
+            )
+            v, _ = load_finite(
+                Tensor(value, STRIDES.VALUE),
+                b,
+                head,
+                rows,
+                columns,
+                NEVER,
+                length,
+                CALL.V,
+                ALL_VALID,
+            )
+            s = tl.dot(tl.trans(k), v, input_precision=CALL.PRECISION)
             z = tl.sum(k.to(tl.float32), axis=0)
-            if HAS_INITIAL:
+            if CALL.HAS_INITIAL:
                 before, z_before = load_state(
-                    initial_state, b, head, features, columns, H, INITIAL, H, V, NORMALIZE
+                    Tensor(initial_state, STRIDES.INITIAL_STATE),
+                    b,
+                    head,
+                    features,
+                    columns,
+                    CALL.H,
+                    CALL,
                 )
                 s += before
                 z += z_before
         ds = tl.zeros([BLOCK_H, BLOCK_V], tl.float32)
         dz = tl.zeros([BLOCK_H], tl.float32)
-        if RETURNS_STATE:
-            ds, dz = load_state(d_state, b, head, features, columns, H, D_STATE, H, V, NORMALIZE)
-        for start in range(0, T, BLOCK_T):
+        if CALL.RETURNS_STATE:
+            ds, dz = load_state(
+                Tensor(d_state, STRIDES.D_STATE), b, head, features, columns, CALL.H, CALL
+            )
+        for start in range(0, CALL.T, BLOCK_T):
             rows = start + tl.arange(0, BLOCK_T)
-            q = load_tile(query, b, head, rows, features, QUERY, T, H, T % BLOCK_T == 0)
-            do = load_tile(d_out, b, head, rows, columns, D_OUT, T, V, T % BLOCK_T == 0)
-            if NORMALIZE:
+            q = load_tile(
+                Tensor(query, STRIDES.QUERY), b, head, rows, features, CALL.T, CALL.H, T_EXACT
+            )
+            do = load_tile(
+                Tensor(d_out, STRIDES.D_OUT), b, head, rows, columns, CALL.T, CALL.V, T_EXACT
+            )
+            if CALL.NORMALIZE:
                 wide = q.to(tl.float32)
-                result = tl.dot(q, s.to(q.dtype), input_precision=PRECISION) * SCALE
-                total = SCALE * tl.sum(wide * z[None, :], axis=1)
+                result = tl.dot(q, s.to(q.dtype), input_precision=CALL.PRECISION) * CALL.SCALE
+                total = CALL.SCALE * tl.sum(wide * z[None, :], axis=1)
                 inverse_total = tl.where(total == 0, 0.0, 1 / total)
                 do = (do.to(tl.float32) * inverse_total[:, None]).to(do.dtype)
                 # Of the rounded one: large numbers that cancel must have one rounding.
                 d_total = -tl.sum(do.to(tl.float32) * result, axis=1) * inverse_total
-                dz += SCALE * tl.sum(wide * d_total[:, None], axis=0)
-            dq = tl.dot(do, tl.trans(s.to(do.dtype)), input_precision=PRECISION)
-            if NORMALIZE:
+                dz += CALL.SCALE * tl.sum(wide * d_total[:, None], axis=0)
+            dq = tl.dot(do, tl.trans(s.to(do.dtype)), input_precision=CALL.PRECISION)
+            if CALL.NORMALIZE:
                 dq += d_total[:, None] * z[None, :]
+            dq *= CALL.SCALE
             store_tile(
-                d_query, dq * SCALE, b, head, rows, features, D_QUERY, T, H, T % BLOCK_T == 0
+                Tensor(d_query, STRIDES.D_QUERY),
+                dq,
+                b,
+                head,
+                rows,
+                features,
+                CALL.T,
+                CALL.H,
+                T_EXACT,
             )
-            ds += tl.dot(tl.trans(q), do, input_precision=PRECISION) * SCALE
-        for start in range(0, S, BLOCK_T):
+            ds += tl.dot(tl.trans(q), do, input_precision=CALL.PRECISION) * CALL.SCALE
+        for start in range(0, CALL.S, BLOCK_T):
             rows = start + tl.arange(0, BLOCK_T)
-            if S > BLOCK_T:
-                k, _ = load_finite(key, b, head, rows, features, NEVER, KEY, length, H, EXACT)
-                v, _ = load_finite(value, b, head, rows, columns, NEVER, VALUE, length, V, EXACT)
-            dk = tl.dot(v, tl.trans(ds.to(v.dtype)), input_precision=PRECISION) + dz[None, :]
-            dv = tl.dot(k, ds.to(k.dtype), input_precision=PRECISION)
-            if HAS_KEY_LENGTHS:
+            if CALL.S > BLOCK_T:
+                k, _ = load_finite(
+                    Tensor(key, STRIDES.KEY),
+                    b,
+                    head,
+                    rows,
+                    features,
+                    NEVER,
+                    length,
+                    CALL.H,
+                    ALL_VALID,
+                )
+                v, _ = load_finite(
+                    Tensor(value, STRIDES.VALUE),
+                    b,
+                    head,
+                    rows,
+                    columns,
+                    NEVER,
+                    length,
+                    CALL.V,
+                    ALL_VALID,
+                )
+            dk = tl.dot(v, tl.trans(ds.to(v.dtype)), input_precision=CALL.PRECISION) + dz[None, :]
+            dv = tl.dot(k, ds.to(k.dtype), input_precision=CALL.PRECISION)
+            if CALL.HAS_KEY_LENGTHS:
                 dk = tl.where((rows < length)[:, None], dk, 0.0)
                 dv = tl.where((rows < length)[:, None], dv, 0.0)
-            store_tile(d_key, dk, b, head, rows, features, D_KEY, S, H, S % BLOCK_T == 0)
-            store_tile(d_value, dv, b, head, rows, columns, D_VALUE, S, V, S % BLOCK_T == 0)
-        if HAS_INITIAL:
-            store_state(d_initial, ds, dz, b, head, features, columns, N * H * W, H, V, NORMALIZE)
+            store_tile(
+                Tensor(d_key, STRIDES.D_KEY), dk, b, head, rows, features, CALL.S, CALL.H, S_EXACT
+            )
+            store_tile(
+                Tensor(d_value, STRIDES.D_VALUE),
+                dv,
+                b,
+                head,
+                rows,
+                columns,
+                CALL.S,
+                CALL.V,
+                S_EXACT,
+            )
+        if CALL.HAS_INITIAL:
+            store_state(
+                Tensor(d_initial_state, STRIDES.STATE), ds, dz, b, head, features, columns, CALL
+            )

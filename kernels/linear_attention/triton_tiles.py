@@ -1,4 +1,8 @@
-"""Device functions of the linear attention kernels."""
+"""Device functions of the linear attention kernels. CALL is a `triton.Call`.
+
+Besides tensors as in `../tiles.py` there are numbers, one per step and head, with strides (batch,
+length, head), and states `[B, heads, H, W]`, whose stride is that of the batch alone.
+"""
 
 import triton
 import triton.language as tl
@@ -6,25 +10,16 @@ import triton.language as tl
 from ..tiles import load_tile
 
 NEVER = tl.constexpr(2**30)
-# Below this exp is 0 in float32, and sums of so many steps stay exact.
+# Below this exp is 0 in float32, and sums over a chunk stay exact.
 LOWEST = tl.constexpr(-131.0)
 
 
 @triton.jit
 def load_finite(
-    pointer,
-    b,
-    head,
-    rows,
-    columns,
-    first,
-    STRIDES: tl.constexpr,
-    LENGTH,
-    WIDTH: tl.constexpr,
-    EXACT: tl.constexpr,
+    tensor, b, head, rows, columns, first, LENGTH, WIDTH: tl.constexpr, EXACT: tl.constexpr
 ):
-    """A tile with 0 for what is not finite, and the first broken row, `first` or one of these."""
-    tile = load_tile(pointer, b, head, rows, columns, STRIDES, LENGTH, WIDTH, EXACT)
+    """A tile with 0 for NaN and infinity, and the first broken row, `first` or one of these."""
+    tile = load_tile(tensor, b, head, rows, columns, LENGTH, WIDTH, EXACT)
     wide = tile.to(tl.float32)
     finite = tl.abs(wide) < float("inf")
     broken = tl.max(tl.where(finite, 0, 1), axis=1)
@@ -33,29 +28,34 @@ def load_finite(
 
 
 @triton.jit
-def load_numbers(pointer, b, head, rows, STRIDES: tl.constexpr, LENGTH):
-    """`[rows]` of a number for each step and head, float32, 0 past LENGTH."""
-    start = pointer + b * STRIDES[0] + head * STRIDES[2]
-    return tl.load(start + rows * STRIDES[1], mask=rows < LENGTH, other=0.0).to(tl.float32)
+def number_pointers(tensor, b, head, rows):
+    strides: tl.constexpr = tensor.strides
+    return tensor.pointer + b * strides[0] + head * strides[2] + rows * strides[1]
 
 
 @triton.jit
-def store_numbers(pointer, numbers, b, head, rows, STRIDES: tl.constexpr, LENGTH: tl.constexpr):
-    start = pointer + b * STRIDES[0] + head * STRIDES[2]
-    tl.store(start + rows * STRIDES[1], numbers, mask=rows < LENGTH)
+def load_numbers(tensor, b, head, rows, LENGTH):
+    """float32 `[rows]`, 0 past LENGTH."""
+    pointers = number_pointers(tensor, b, head, rows)
+    return tl.load(pointers, mask=rows < LENGTH, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def load_beta(pointer, b, head, rows, first, STRIDES: tl.constexpr, LENGTH):
-    """beta of each step with 0 for what is not finite, and the first broken row."""
-    beta = load_numbers(pointer, b, head, rows, STRIDES, LENGTH)
+def store_numbers(tensor, numbers, b, head, rows, LENGTH: tl.constexpr):
+    tl.store(number_pointers(tensor, b, head, rows), numbers, mask=rows < LENGTH)
+
+
+@triton.jit
+def load_beta(tensor, b, head, rows, first, LENGTH):
+    """beta of each step with 0 for NaN and infinity, and the first broken row."""
+    beta = load_numbers(tensor, b, head, rows, LENGTH)
     finite = tl.abs(beta) < float("inf")
     first = tl.minimum(first, tl.min(tl.where(finite, NEVER, rows)))
     return tl.where(finite, beta, 0.0), first
 
 
 @triton.jit
-def load_decay(pointer, b, head, rows, first, STRIDES: tl.constexpr, LENGTH):
+def load_decay(tensor, b, head, rows, first, LENGTH):
     """Sums of the log decay over a chunk, and the first broken row.
 
     Returns:
@@ -64,7 +64,7 @@ def load_decay(pointer, b, head, rows, first, STRIDES: tl.constexpr, LENGTH):
       log_decay: `[rows]`.
       first: the first broken row, `first` or one of these.
     """
-    log_decay = load_numbers(pointer, b, head, rows, STRIDES, LENGTH)
+    log_decay = load_numbers(tensor, b, head, rows, LENGTH)
     fine = log_decay < float("inf")
     first = tl.minimum(first, tl.min(tl.where(fine, NEVER, rows)))
     log_decay = tl.where(fine, log_decay, 0.0)
@@ -97,64 +97,37 @@ def decays(coarse, fine, SIZE: tl.constexpr):
 
 
 @triton.jit
-def state_pointers(pointer, b, head, features, columns, STEP: tl.constexpr, H: tl.constexpr, W):
-    """Of a state `[H, W]` of `[B, N, H, W]`, in which a batch row takes STEP elements."""
-    start = pointer + b * STEP + head * H * W
-    return start + features[:, None] * W + columns[None, :]
+def state_pointers(tensor, b, head, features, CALL: tl.constexpr):
+    """The first column of each row of a state."""
+    W: tl.constexpr = CALL.V + 1 if CALL.NORMALIZE else CALL.V
+    return tensor.pointer + b * tensor.strides + head * CALL.H * W + features * W
 
 
 @triton.jit
-def load_state(
-    pointer,
-    b,
-    head,
-    features,
-    columns,
-    height,
-    STEP: tl.constexpr,
-    H: tl.constexpr,
-    V: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-):
+def load_state(tensor, b, head, features, columns, height, CALL: tl.constexpr):
     """`[H, V]` and the column after it, `[H]`, float32; 0 from row `height`, at most H, on."""
-    W: tl.constexpr = V + 1 if NORMALIZE else V
-    inside = (features[:, None] < height) & (columns[None, :] < V)
-    pointers = state_pointers(pointer, b, head, features, columns, STEP, H, W)
-    state = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
+    pointers = state_pointers(tensor, b, head, features, CALL)
+    inside = (features[:, None] < height) & (columns[None, :] < CALL.V)
+    state = tl.load(pointers[:, None] + columns[None, :], mask=inside, other=0.0).to(tl.float32)
     keys = tl.zeros([features.shape[0]], tl.float32)
-    if NORMALIZE:
-        last = pointer + b * STEP + head * H * W + features * W + V
-        keys = tl.load(last, mask=features < height, other=0.0).to(tl.float32)
+    if CALL.NORMALIZE:
+        keys = tl.load(pointers + CALL.V, mask=features < height, other=0.0).to(tl.float32)
     return state, keys
 
 
 @triton.jit
-def store_state(
-    pointer,
-    state,
-    keys,
-    b,
-    head,
-    features,
-    columns,
-    STEP: tl.constexpr,
-    H: tl.constexpr,
-    V: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-):
-    """Writes where `load_state` reads, in the tensor's own dtype."""
-    W: tl.constexpr = V + 1 if NORMALIZE else V
-    dtype: tl.constexpr = pointer.dtype.element_ty
-    inside = (features[:, None] < H) & (columns[None, :] < V)
-    pointers = state_pointers(pointer, b, head, features, columns, STEP, H, W)
-    tl.store(pointers, state.to(dtype), mask=inside)
-    if NORMALIZE:
-        last = pointer + b * STEP + head * H * W + features * W + V
-        tl.store(last, keys.to(dtype), mask=features < H)
+def store_state(tensor, state, keys, b, head, features, columns, CALL: tl.constexpr):
+    """Writes what `load_state` reads, in the dtype of the tensor."""
+    pointers = state_pointers(tensor, b, head, features, CALL)
+    inside = (features[:, None] < CALL.H) & (columns[None, :] < CALL.V)
+    dtype: tl.constexpr = tensor.pointer.dtype.element_ty
+    tl.store(pointers[:, None] + columns[None, :], state.to(dtype), mask=inside)
+    if CALL.NORMALIZE:
+        tl.store(pointers + CALL.V, keys.to(dtype), mask=features < CALL.H)
 
 
 @triton.jit
-def unit_lower_inverse(lower, dtype: tl.constexpr, SIZE: tl.constexpr, PRECISION: tl.constexpr):
+def unit_lower_inverse(lower, dtype: tl.constexpr, CALL: tl.constexpr):
     """`(I + lower)^-1` of a strictly lower triangular matrix.
 
     The inverses of the blocks on the diagonal, twice as large each time: that of [[A, 0], [C, B]]
@@ -167,6 +140,7 @@ def unit_lower_inverse(lower, dtype: tl.constexpr, SIZE: tl.constexpr, PRECISION
     Returns:
       inverse, rest: of `dtype`; their sum is the inverse, and the rest is not used in float32.
     """
+    SIZE: tl.constexpr = CALL.BLOCK_T
     i = tl.arange(0, SIZE)[:, None]
     j = tl.arange(0, SIZE)[None, :]
     inverse = tl.where(i == j, 1.0, 0.0) - tl.where(i // 2 == j // 2, lower, 0.0)
@@ -177,28 +151,28 @@ def unit_lower_inverse(lower, dtype: tl.constexpr, SIZE: tl.constexpr, PRECISION
     while size < SIZE:
         corner = (i // size != j // size) & (i // (2 * size) == j // (2 * size))
         narrow = inverse.to(dtype)
-        product = tl.dot(narrow, tl.where(corner, high, 0.0), input_precision=PRECISION)
-        inverse -= tl.dot(product.to(dtype), narrow, input_precision=PRECISION)
+        product = tl.dot(narrow, tl.where(corner, high, 0.0), input_precision=CALL.PRECISION)
+        inverse -= tl.dot(product.to(dtype), narrow, input_precision=CALL.PRECISION)
         size *= 2
     inverse = inverse.to(dtype)
     rest = inverse
     if dtype != tl.float32:
-        product = tl.dot(low, inverse, input_precision=PRECISION)
-        product = tl.dot(high, inverse, product, input_precision=PRECISION)
+        product = tl.dot(low, inverse, input_precision=CALL.PRECISION)
+        product = tl.dot(high, inverse, product, input_precision=CALL.PRECISION)
         left = tl.where(i == j, 1.0, 0.0) - (product + inverse.to(tl.float32))
-        rest = tl.dot(inverse, left.to(dtype), input_precision=PRECISION).to(dtype)
+        rest = tl.dot(inverse, left.to(dtype), input_precision=CALL.PRECISION).to(dtype)
     return inverse, rest
 
 
 @triton.jit
-def solution(inverse, rest, side, PRECISION: tl.constexpr):
+def solution(inverse, rest, side, CALL: tl.constexpr):
     """The inverse, in the two parts of `unit_lower_inverse`, times a float32 `side`: float32."""
     narrow = side.to(inverse.dtype)
     if inverse.dtype == tl.float32:
-        found = tl.dot(inverse, narrow, input_precision=PRECISION)
+        found = tl.dot(inverse, narrow, input_precision=CALL.PRECISION)
     else:
         low = (side - narrow.to(tl.float32)).to(inverse.dtype)
-        found = tl.dot(rest, narrow, input_precision=PRECISION)
-        found = tl.dot(inverse, low, found, input_precision=PRECISION)
-        found = tl.dot(inverse, narrow, found, input_precision=PRECISION)
+        found = tl.dot(rest, narrow, input_precision=CALL.PRECISION)
+        found = tl.dot(inverse, low, found, input_precision=CALL.PRECISION)
+        found = tl.dot(inverse, narrow, found, input_precision=CALL.PRECISION)
     return found

@@ -12,7 +12,7 @@ import icl
 from icl.training import Run
 
 from . import children
-from .test_training import QUIET, assert_same_bits
+from .helpers import QUIET, assert_same_bits
 
 KILLS = int(os.environ.get("ICL_KILLS", "6"))
 

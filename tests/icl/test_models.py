@@ -270,7 +270,7 @@ def test_the_loss_of_loops_is_the_mean_over_them_at_the_steps_number():
     def errors_by_loop(state):
         key = jax.random.fold_in(state.data_key, state.step)
         episodes = sample_batch(learner.family, key, jnp.arange(8), learner.family.full)
-        tokens = jax.vmap(learner.layout.encode)(episodes)
+        tokens = learner.encode(state.params, episodes)
         outputs = learner.model(state.params).outputs_by_loop(tokens, learner.layout.read)
         total, (count, _) = learner.loss_sum(state.params, episodes)
         return ((outputs - episodes.y) ** 2).mean(axis=(1, 2)), total / count

@@ -23,7 +23,7 @@ from icl.training.population import (
 from icl.training.step import compile_chunk, microbatch_size
 
 from . import children
-from .test_training import start, tiny
+from .helpers import start, tiny
 
 CONFIG = children.small(training_batch_size=16, training_steps=4, training_pool_size=50)
 # The first and the last run the same program alone, from other parameters and keys.
@@ -39,13 +39,13 @@ COLLECTIVES = (
 
 def collectives(program):
     """The collective operations of a compiled program."""
-    return re.findall(rf" ({COLLECTIVES})(?:-start)?\(", program.as_text())
+    return re.findall(rf" ({COLLECTIVES})(?:-start)?\(", program.compiled.as_text())
 
 
 def loops_around_all_reduces(program):
     """For each all-reduce of a compiled program, the number of loops around it."""
     inside, within, name = {}, [], None
-    for line in program.as_text().splitlines():
+    for line in program.compiled.as_text().splitlines():
         if line.endswith("{") and (found := re.match(r"(?:ENTRY )?%?([\w.-]+) \(", line)):
             name = found[1]
         for body in re.findall(r"\bbody=%?([\w.-]+)", line):
@@ -77,9 +77,9 @@ def answer_with_eight_devices():
         answer = [metrics.loss.tolist(), collectives(chunk), loops_around_all_reduces(chunk)]
         result["solo"][devices] = answer
     mesh = make_mesh(16, len(MEMBERS))
-    state, own = place((init_population(MEMBERS), numbers_of(MEMBERS)), mesh, population=True)
+    state, own = place((init_population(MEMBERS), member_settings(MEMBERS)), mesh, population=True)
     chunk = compile_population(shared_config(MEMBERS[0]), own, state, 4, mesh)
-    _, metrics = chunk(state, own)
+    _, metrics = chunk(state)
     result["population"] = [metrics.loss.tolist(), collectives(chunk), dict(mesh.shape)]
     print(json.dumps(result))
 

@@ -19,7 +19,7 @@ from icl.training import Interrupted, LostProcess, Run, RunError, processes
 from icl.training.door import Door, NobodyCame, knock
 
 from . import children
-from .test_training import QUIET, assert_same_bits
+from .helpers import QUIET, assert_same_bits
 
 SECONDS = 240
 # Ends when it is stopped; a constant rate, so that the length changes no bit.

@@ -83,7 +83,7 @@ def test_a_layer_is_attention_by_its_definition():
             )
         )
         params, episodes = initial(learner), episodes_of(learner)
-        tokens = np.asarray(jax.vmap(learner.layout.encode)(episodes), np.float64)
+        tokens = np.asarray(learner.encode(params, episodes), np.float64)
         weights = {name: np.asarray(w, np.float64) for name, w in params["layers"][0].items()}
         context, added = tokens[:, :-1], np.zeros_like(tokens)
         for head in range(2):

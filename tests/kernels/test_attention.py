@@ -10,6 +10,7 @@ import pytest
 
 from icl.kernels import dot_product_attention, packed_dot_product_attention
 from icl.kernels.attention import launch
+from icl.kernels.plans import forcing
 
 from . import oracle
 from .implementations import ALL, FUSED, ON_GPU, draw_inputs
@@ -138,7 +139,7 @@ def test_all_options_together(case):
     exact = oracle.attention(*arrays, d_out=d_out, **options)
     assert exact[0].any(), "nothing is seen"
     ours = {name: results(name, arrays, d_out, **options) for name in ALL}
-    with launch.forcing(TILED):
+    with forcing(TILED):
         ours["tiled"] = results("triton", arrays, d_out, **options)
     for name, mine in ours.items():
         baseline = ours["reference" if name == "xla" else "xla"]
@@ -159,7 +160,7 @@ def test_half_precision_at_its_limits(dtype):
     exact = oracle.attention(*arrays, d_out=d_out, **options)
     baseline = results("xla", arrays, d_out, **options)
     ours = {name: results(name, arrays, d_out, **options) for name in FUSED}
-    with launch.forcing(TILED):
+    with forcing(TILED):
         ours["tiled"] = results("triton", arrays, d_out, **options)
     for name, mine in ours.items():
         for i in range(3):
@@ -178,7 +179,7 @@ def test_lengths_around_the_tiles(length):
     baseline = results("xla", arrays, d_out, **options)
     ours = {name: results(name, arrays, d_out, **options) for name in FUSED}
     if key_length <= 128:  # longer ones are tiled anyway
-        with launch.forcing(TILED):
+        with forcing(TILED):
             ours["tiled"] = results("triton", arrays, d_out, **options)
     for name, mine in ours.items():
         assert_as_exact_as(name, baseline, mine, exact, jnp.float32)
@@ -230,7 +231,7 @@ def test_what_is_hidden_never_leaks(implementation, hiding):
     # Only what the spared queries give back is compared, as the others see NaN and should.
     d_out = jnp.where(blind, d_out, 0)
     bad = lambda broken: [jnp.where(touched, broken, array) for array in (key, value)]
-    with launch.forcing(TILED) if implementation == "tiled" else contextlib.nullcontext():
+    with forcing(TILED) if implementation == "tiled" else contextlib.nullcontext():
         run = runner("triton" if implementation == "tiled" else implementation, **options)
         clean = run([query, key, value], d_out)
         poisoned = {broken: run([query, *bad(broken)], d_out) for broken in (np.nan, np.inf)}
@@ -254,7 +255,7 @@ def test_padding_may_hold_anything(implementation):
     past = lambda counts: np.arange(20)[None, :, None, None] >= counts[:, None, None, None]
     rows, columns = past(lengths), past(lengths[::-1])
     fill = lambda array, where: jnp.where(where, jnp.nan, array)
-    with launch.forcing(TILED) if implementation == "tiled" else contextlib.nullcontext():
+    with forcing(TILED) if implementation == "tiled" else contextlib.nullcontext():
         run = runner("triton" if implementation == "tiled" else implementation, **options)
         clean = run([query, key, value], d_out)
         bad = [fill(query, rows), fill(key, columns), fill(value, columns)]
@@ -269,7 +270,7 @@ def test_a_query_that_sees_nothing_is_zero_with_zero_gradient(implementation):
     *arrays, d_out = draw_inputs(0, 1, 4, 4, 2, 2, 8)
     mask = np.ones((4, 4), bool)
     mask[2] = False
-    with launch.forcing(TILED) if implementation == "tiled" else contextlib.nullcontext():
+    with forcing(TILED) if implementation == "tiled" else contextlib.nullcontext():
         name = "triton" if implementation == "tiled" else implementation
         out, d_query, d_key, _ = results(name, arrays, d_out, mask=mask)
     np.testing.assert_array_equal(out[0, 2], 0)
@@ -284,7 +285,7 @@ def test_two_runs_give_the_same_bits(implementation):
     *arrays, d_out = draw_inputs(0, batch, 33, 40, heads, heads // 2, 16, jnp.bfloat16)
     bias = np.random.default_rng(0).normal(size=(heads, 33, 40))
     arrays.append(jnp.asarray(bias, jnp.bfloat16))
-    with launch.forcing(TILED) if implementation == "tiled" else contextlib.nullcontext():
+    with forcing(TILED) if implementation == "tiled" else contextlib.nullcontext():
         name = "triton" if implementation == "tiled" else implementation
         run = runner(name, is_causal=True)
         first, second = (run(arrays, d_out) for _ in range(2))
@@ -296,7 +297,7 @@ def test_two_runs_give_the_same_bits(implementation):
 def test_packed_is_the_same(implementation):
     query, key, value, d_out = draw_inputs(0, 3, 17, 17, 2, 2, 8)
     qkv = jnp.stack([query, key, value], axis=2)
-    with launch.forcing(TILED) if implementation == "tiled" else contextlib.nullcontext():
+    with forcing(TILED) if implementation == "tiled" else contextlib.nullcontext():
         name = "triton" if implementation == "tiled" else implementation
         options = dict(is_causal=True, implementation=name)
         apart = results(name, [query, key, value], d_out, is_causal=True)

@@ -14,6 +14,7 @@ from icl.kernels.attention import launch
 from icl.kernels.attention.launch import Config, Plan
 from icl.kernels.attention.problem import Operands, Problem
 from icl.kernels.attention.workloads import WORKLOADS
+from icl.kernels.plans import forcing
 
 from .implementations import draw_inputs
 
@@ -116,7 +117,7 @@ def test_a_plan_that_is_forced_is_what_runs(plan):
 
     seen = []
     original = launch.plan
-    with pytest.MonkeyPatch.context() as patch, launch.forcing(plan):
+    with pytest.MonkeyPatch.context() as patch, forcing(plan):
         patch.setattr(launch, "plan", lambda *call: seen.append(original(*call)) or seen[-1])
         out = run(*arrays[:3])
     assert seen and set(seen) == {plan}
@@ -125,7 +126,7 @@ def test_a_plan_that_is_forced_is_what_runs(plan):
 
 
 def test_a_forced_plan_that_does_not_fit_is_refused():
-    with launch.forcing(ROW), pytest.raises(ValueError, match="does not fit"):
+    with forcing(ROW), pytest.raises(ValueError, match="does not fit"):
         launch.plan(*call_of(8, 65, 1, 16))
-    with launch.forcing(ROW), pytest.raises(ValueError, match="does not fit"):
+    with forcing(ROW), pytest.raises(ValueError, match="does not fit"):
         launch.plan(*call_of(12, 20, 1, 16))

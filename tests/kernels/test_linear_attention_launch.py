@@ -8,6 +8,7 @@ from icl.kernels import targeting
 from icl.kernels.linear_attention import launch
 from icl.kernels.linear_attention.launch import Config, Plan
 from icl.kernels.linear_attention.problem import Operands, Problem
+from icl.kernels.plans import forcing
 
 from .test_linear_attention import OPS, close, draw_full, results
 
@@ -32,7 +33,7 @@ def test_any_launch_gives_the_same(plan, op):
         (out, state), pull_back = jax.vjp(attend, arrays)
         return dict(out=out, state=state) | pull_back(cotangents)[0]
 
-    with launch.forcing(PLANS[plan]):
+    with forcing(PLANS[plan]):
         close(run(arrays, cotangents), expected, atol=1e-4)
 
 
@@ -52,7 +53,7 @@ def test_any_launch_gives_the_same_where_nothing_is_causal(blocks):
         return dict(out=out, state=state) | pull_back(cotangents)[0]
 
     forward, backward = (Config(block, 1, rows=2) for block in blocks)
-    with launch.forcing(Plan(forward, backward)):
+    with forcing(Plan(forward, backward)):
         close(run(arrays, cotangents), expected, atol=1e-4)
 
 
@@ -66,7 +67,7 @@ UNFIT = {
 def test_a_launch_that_does_not_fit_is_refused(case):
     plan, message = UNFIT[case]
     x = jnp.ones((4, 20, 1, 8))
-    with launch.forcing(plan), pytest.raises(ValueError, match=message):
+    with forcing(plan), pytest.raises(ValueError, match=message):
         OPS["linear_attention"](x, x, x, is_causal=True, implementation="triton")
 
 

@@ -76,7 +76,7 @@ def test_bad_types(case):
         dot_product_attention(*[jnp.ones((2, 5, 2, 8), dtype)] * 3, **options)
 
 
-def test_member_settings_any_kind_are_taken():
+def test_numbers_of_any_kind_are_taken():
     run = lambda **options: dot_product_attention(*[jnp.ones((2, 5, 2, 8))] * 3, **options)
     plain = run(local_window_size=2, scale=0.5, is_causal=True, implementation="xla")
     for window in (np.int64(2), (2, np.int32(2)), jnp.int32(2), [2, 2]):

@@ -1,0 +1,47 @@
+"""What the launches of all Triton kernels share; an op's own are in its `launch.py`."""
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+from .dispatch import target
+
+# A GPU is not full with fewer, and batch rows do not share a program then.
+FEWEST_PROGRAMS = 1024
+
+_forced: ContextVar[Any] = ContextVar("forced", default=None)
+
+
+@contextlib.contextmanager
+def forcing(plan: Any) -> Iterator[None]:
+    """Takes `plan` for every call of its op traced inside, to tune and to test.
+
+    A call that JAX has traced before keeps its plan: see `jax.clear_caches`.
+    """
+    token = _forced.set(plan)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def forced(kind: type) -> Any:
+    """The plan given to `forcing` if it is of this op's kind, else None."""
+    plan = _forced.get()
+    return plan if isinstance(plan, kind) else None
+
+
+def before_hopper() -> bool:
+    """Whether the GPU is older than Hopper: there each warp holds an operand of each product."""
+    return (target().capability or 90) < 90
+
+
+def rows_of_program(batch: int, heads: int, length: int) -> int:
+    """Number of batch rows of a program: several if it is so short that starting it costs most."""
+    rows = 1
+    while length <= 32 and rows < 8 and batch % (2 * rows) == 0:
+        if batch * heads // (2 * rows) < 16 * FEWEST_PROGRAMS:
+            break
+        rows *= 2
+    return rows
