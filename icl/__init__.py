@@ -13,19 +13,36 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .api import evaluate, preset, resume, sweep, train
+    from .models import register_model
+    from .tasks import register_family
     from .training import Config, Run
+    from .training.prediction import Predictor
 
 _EXPORTS = {
     "Config": ".training",
+    "Predictor": ".training.prediction",
     "Run": ".training",
     "evaluate": ".api",
     "preset": ".api",
+    "register_family": ".tasks",
+    "register_model": ".models",
     "resume": ".api",
     "sweep": ".api",
     "train": ".api",
 }
 
-__all__ = ["Config", "Run", "evaluate", "preset", "resume", "sweep", "train"]
+__all__ = [
+    "Config",
+    "Predictor",
+    "Run",
+    "evaluate",
+    "preset",
+    "register_family",
+    "register_model",
+    "resume",
+    "sweep",
+    "train",
+]
 
 
 def __getattr__(name: str):

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import signal
 import sys
+from importlib import import_module
 from typing import Annotated, Any
 
 from .signals import end_at_once
@@ -27,6 +28,7 @@ usage: icl list [PART]                   one line about every preset; with PART,
        icl study NAME                    an analysis that needs no run
        icl plot RUN                      draw a run's figures again, and training.png
        icl train NAME --help             the options of a preset, with defaults and units
+       icl --import MODULE COMMAND ...   first import a module that registers tasks or models
 """
 
 
@@ -61,6 +63,10 @@ def _run(arguments: list[str]) -> int:
         "list": _list, "train": _train, "sweep": _sweep, "eval": _eval, "study": _study,
         "plot": _plot,
     }  # fmt: skip
+    while arguments[:1] == ["--import"]:
+        if problem := _import(arguments[1:2]):
+            return _fail(problem, status=2)
+        arguments = arguments[2:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0
@@ -75,6 +81,22 @@ def _run(arguments: list[str]) -> int:
         return _fail("stopped at once; what was saved before can be resumed", status=130)
     except Exception as error:
         return _failed(error)
+
+
+def _import(names: list[str]) -> str | None:
+    """Imports the module of that name, from the current folder too; the problem if it cannot."""
+    if not names:
+        return "--import needs the name of a module, as: icl --import my_tasks eval RUN"
+    [name] = names
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        return f"there is no module {name}; give a name as Python imports it, without .py"
+    return None
 
 
 def _failed(error: Exception) -> int:

@@ -17,10 +17,10 @@ from typing import Any
 
 from icl.models import SelfAttentionConfig
 
-from .test_training import tiny
+from .helpers import tiny
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.icl.test_training"])
+_context.set_forkserver_preload(["tests.icl.helpers"])
 # Without this nobody waits for the interpreter, and its CPU time is not counted as the tests'.
 atexit.register(multiprocessing.forkserver._forkserver._stop)
 

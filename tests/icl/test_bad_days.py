@@ -1,4 +1,4 @@
-"""Bad days: no memory, no room on the disk, no patience, and two of us at once."""
+"""What stops a run: no memory, a full disk, a signal, another process in the folder."""
 
 import contextlib
 import errno
@@ -60,7 +60,7 @@ def lines(run):
 
 @contextlib.contextmanager
 def files_end_at(size):
-    """No file of this process can grow past so many bytes: a full disk, but for the number."""
+    """No file of this process can grow past `size` bytes, as on a full disk with another errno."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))  # Python ignores SIGXFSZ
     try:
@@ -71,7 +71,7 @@ def files_end_at(size):
 
 @contextlib.contextmanager
 def no_file_opens():
-    """This process has as many open files as it may."""
+    """This process can open no further file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with open(os.devnull) as lowest:
         free = lowest.fileno()
@@ -83,7 +83,7 @@ def no_file_opens():
 
 
 def at(monkeypatch, owner, name, step, limit):
-    """Something is short while `owner.name(self, step, ...)` runs."""
+    """Holds the context `limit()` while `owner.name(self, step, ...)` runs."""
     original = getattr(owner, name)
 
     def limited(self, now, *rest):
@@ -98,7 +98,7 @@ def full_at(monkeypatch, owner, name, step, size):
     at(monkeypatch, owner, name, step, lambda: files_end_at(size()))
 
 
-# 10 bytes stop Orbax's own JSON files, 8000 TensorStore's, which says so in another way.
+# A limit of 10 bytes stops the JSON files of Orbax, 8000 those of TensorStore, with another error.
 @pytest.mark.parametrize(("size", "kind"), [(10, OSError), (8000, ValueError)])
 def test_a_full_disk_keeps_the_last_good_checkpoint(
     tmp_path, monkeypatch, capfd, finished, size, kind
@@ -171,7 +171,7 @@ def test_a_save_that_the_system_refuses_keeps_the_last_good_checkpoint(
     assert_same_bits(run.variables()[1], finished.variables()[1])
 
 
-def test_what_is_refused_and_not_damaged():
+def test_errors_that_do_not_mean_damage():
     denied = 'PERMISSION_DENIED: Failed to open: "manifest.ocdbt": Permission denied [source]'
     assert refused(ValueError(denied)).errno == errno.EACCES
     assert refused(ValueError("Error decoding local file")) is None
@@ -180,7 +180,7 @@ def test_what_is_refused_and_not_damaged():
         assert refused(OSError(number, os.strerror(number))) is None
 
 
-def test_what_is_a_full_disk():
+def test_errors_that_mean_a_full_disk():
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         assert full_disk(OSError(number, os.strerror(number)))
     assert not full_disk(OSError(errno.EACCES, "Permission denied"))
@@ -237,7 +237,7 @@ def test_a_folder_that_another_process_is_making_is_refused(tmp_path):
 
 
 class Program:
-    """What is asked of a compiled program: how much memory it needs."""
+    """A compiled program that needs `needs` bytes beside its results."""
 
     def __init__(self, needs):
         self.needs = needs
@@ -252,7 +252,7 @@ class Program:
 
 
 def guard_of(batch, microbatch, needs, shards=1):
-    """A guard, and the sizes it compiles; `needs(share, microbatch)` is in bytes."""
+    """A guard, and a list of the sizes that it compiles; `needs(share, microbatch)` is in bytes."""
     config = small(training_batch_size=batch, training_microbatch_size=microbatch)
     compiled = []
 
@@ -312,8 +312,8 @@ def test_a_failed_compilation_is_told_too(monkeypatch):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
-def test_what_xla_raises_is_told(monkeypatch):
-    # More than a process can address: refused before anything is touched.
+def test_an_allocation_that_xla_refuses_is_told(monkeypatch):
+    # XLA refuses more than a process can address before it touches any memory.
     huge = jax.jit(lambda x: jax.numpy.cumsum(jax.numpy.broadcast_to(x, 2**50))[:: 2**40])
     chunk = huge.lower(jax.numpy.float32(1)).compile()
     assert memory.needed_bytes(chunk) > 2**50
@@ -327,7 +327,7 @@ def test_what_xla_raises_is_told(monkeypatch):
 
 def test_out_of_memory_and_on_with_a_smaller_microbatch(tmp_path, monkeypatch):
     config = small(
-        task_points=41,  # for prompts that weigh more than the gradient
+        task_points=41,  # prompts need more memory than the gradient
         optimizer_warmup_steps=0,
         training=TrainingConfig(
             steps=1, batch_size=2, microbatch_size=2, log_every=1, checkpoint_every=1
@@ -391,7 +391,7 @@ def test_no_step_runs_alone(data):
     step = 0
     while step < steps:
         end = min(step - step % log_every + log_every, steps)
-        # Each chunk may be that of another process, which chose another size.
+        # A resume may choose another size.
         at_once = data.draw(st.sampled_from(sizes))
         length = estimate.chunk_length(step, end, at_once)
         assert 1 <= length <= min(end - step, at_once + 2)
@@ -428,7 +428,7 @@ def test_a_stop_between_two_lines_of_metrics(tmp_path, monkeypatch, finished, ca
     run = Run.open(tmp_path / "run")
     assert run.variables()[0] == 4 and not run.metrics()
     icl.resume(run, logging=QUIET)
-    # Chunks of 2 steps there, of 5 here, and the same bits.
+    # Chunks of 2 steps in this run and of 5 in the other give equal bits.
     assert_same_bits(run.variables()[1], finished.variables()[1])
     assert [record["step"] for record in run.metrics()] == [10, 20]
     last = np.mean([record["loss"] for record in finished.metrics()[2:]])
@@ -436,7 +436,7 @@ def test_a_stop_between_two_lines_of_metrics(tmp_path, monkeypatch, finished, ca
 
 
 def stopped(tmp_path, finished, signum, **options):
-    """A run that stops for the signal, and goes on to the bits of one that did not."""
+    """Trains a run that the signal stops; its resume ends with the bits of `finished`."""
     with pytest.raises(Interrupted, match="icl train --resume") as caught:
         icl.train(small(), tmp_path / "run", **options)
     run = Run.open(tmp_path / "run")
@@ -471,7 +471,7 @@ def test_an_output_that_is_closed_saves_the_run(tmp_path, monkeypatch, finished)
     with open(write, "w") as closed, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", closed)
         stopped(tmp_path, finished, signal.SIGPIPE)
-        print("nowhere", flush=True)  # what is left ends without a word too
+        print("nowhere", flush=True)  # raises no error
 
 
 def test_a_signal_while_compiling_stops_before_the_chunk(tmp_path, monkeypatch, finished):

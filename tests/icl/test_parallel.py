@@ -1,6 +1,6 @@
-"""Many devices and populations: the same numbers, one all-reduce, a member is its solo run.
+"""Many devices and populations: equal losses, one all-reduce, and members equal to solo runs.
 
-In a process of its own with eight CPU devices, which compiles each program once for all checks.
+A process of its own has eight CPU devices, and compiles each program once for all tests.
 """
 
 import json
@@ -65,7 +65,7 @@ def loops_around_all_reduces(program):
 
 
 def answer_with_eight_devices():
-    """Prints what `eight` gives to the tests."""
+    """Prints the answers of `eight`."""
     result = {"solo": {}}
     for devices, microbatch in ((4, 2), (8, None)):
         config = CONFIG.replace(training_microbatch_size=microbatch)
@@ -116,13 +116,13 @@ def test_losses_are_the_same_on_any_number_of_devices(eight, solo):
 def test_one_all_reduce_a_step_and_no_other_collective(eight):
     for devices, (_, collectives, loops) in eight["solo"].items():
         assert collectives == ["all-reduce"], devices
-        # That of the steps, and not the one over microbatches.
+        # Only the loop over steps, not the loop over microbatches.
         assert loops == [1], devices
 
 
 def test_members_of_a_population_are_their_solo_runs(eight, solo):
     np.testing.assert_allclose(eight["population"][0], solo, rtol=2e-5)
-    assert (np.abs(np.diff(solo, axis=0)).max(axis=1) > 1e-4).all(), "they differ from each other"
+    assert (np.abs(np.diff(solo, axis=0)).max(axis=1) > 1e-4).all(), "members must differ"
 
 
 def test_members_are_spread_over_devices_first(eight):

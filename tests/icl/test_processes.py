@@ -22,7 +22,7 @@ from . import children
 from .helpers import QUIET, assert_same_bits
 
 SECONDS = 240
-# Ends when it is stopped; a constant rate, so that the length changes no bit.
+# Trains until it is stopped. With a constant learning rate the length changes no bit.
 ENDLESS = children.small(
     training_steps=10**6,
     training_log_every=10,
@@ -57,7 +57,7 @@ def train(address, process):
 
 
 def wait(address, process):
-    """What the loop of a run does together, without what takes long to compile."""
+    """Waits for the other process and exchanges arrays as a run does, without training."""
     start(address, process)
     with processes.together("icl train --resume run", Interrupted):
         for step in range(10**9):
@@ -100,7 +100,7 @@ def free_port():
 
 
 def said(folder):
-    """What the process of a folder said."""
+    """The values that the process of a folder printed, by name."""
     lines = folder.with_suffix(".out").read_text().splitlines()
     told = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
     return {key: value for line in told for key, value in line.items()}
@@ -123,7 +123,7 @@ def last_step(path):
 
 
 def listening(pid):
-    """The addresses that the sockets of a process listen at, as in /proc/net/tcp."""
+    """The addresses at which a process listens, as in /proc/net/tcp."""
     inodes = set()
     for link in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):
@@ -139,9 +139,9 @@ def losses(run):
     return [(record["step"], record["loss"], record["grad_norm"]) for record in run.metrics()]
 
 
-# One test, since each start of a process costs seconds.
+# One test, since each start of a pair of processes costs seconds.
 def test_processes_train_as_one_and_stop_together(launch, tmp_path):
-    folders = [tmp_path / "lead", tmp_path / "other"]  # of machines that share no disk
+    folders = [tmp_path / "lead", tmp_path / "other"]  # as on machines without a shared disk
     (folders[0] / "taken").mkdir(parents=True)
     (folders[0] / "taken" / "thesis.tex").write_text("precious")
     path = folders[0] / "run"
@@ -149,11 +149,13 @@ def test_processes_train_as_one_and_stop_together(launch, tmp_path):
     port = free_port()
     pair = launch_pair(launch, folders, train, port)
     wait_for(lambda: last_step(path) > 10, folders, pair)
-    # A stranger with the number of one that is there is sent away, and hurts nobody.
+    # A process with a number in use is refused, and the others go on.
     with pytest.raises(ValueError, match="has its process 1 already"):
         knock("127.0.0.1", port, 2, 1, "", SECONDS)
     for address in listening(pair[0].pid):
-        assert address in ("0100007F", "0" * 16 + "FFFF00000100007F"), "not of this machine alone"
+        assert address in ("0100007F", "0" * 16 + "FFFF00000100007F"), (
+            "reachable from other machines"
+        )
     wait_for(lambda: last_step(path) > 30, folders, pair)
     os.kill(pair[1].pid, signal.SIGTERM)
     wait_for(lambda: "step" in said(folders[0]), folders, pair)
@@ -165,15 +167,15 @@ def test_processes_train_as_one_and_stop_together(launch, tmp_path):
     run = Run.open(path)
     saved = run.variables()[0]
 
-    # What the lead refuses the other hears.
+    # An error of the lead is told to the other process.
     assert "--distributed HOST:PORT" in other["auto"]
     assert other["kind"] == "LostProcess"
     assert other["taken"].startswith("process 0 stopped: RunError: taken exists and is not a run")
     assert [p.name for p in (folders[0] / "taken").iterdir()] == ["thesis.tex"]
-    # A signal to one of them stops both at the same step.
+    # A signal to one process stops both at the same step.
     assert lead["signum"] == other["signum"] == signal.SIGTERM
     assert 30 < lead["step"] == other["step"] < saved
-    # One process with as many devices goes on where they were, and trains as they did.
+    # One process with two devices resumes the run of the pair and gives the bits of the pair.
     folder, config = tmp_path / "alone", ENDLESS.replace(training_steps=saved + 20)
     shutil.copytree(path, folder / "copy")
     alone = launch(folder, train_alone, config, devices=2)
@@ -196,7 +198,7 @@ def test_the_lead_stops_when_another_is_killed(launch, tmp_path):
 
 
 def lost(folder, process):
-    """The process ends because another one is gone, and says so."""
+    """Asserts that the process ends with status 1 and says that another one is lost."""
     process.join(SECONDS)
     errors = folder.with_suffix(".err").read_text()
     assert process.exitcode == 1, errors
@@ -238,7 +240,7 @@ def test_wrong_starts_are_told(monkeypatch):
 
 @pytest.fixture
 def guests():
-    """Starts knocking in threads: a list that gets what each is answered."""
+    """Starts threads that knock, and returns a list for the answer of each."""
 
     def start(port, *knocks):
         answers = [[] for _ in knocks]
@@ -257,7 +259,7 @@ def guests():
 
 
 def answered(answers):
-    """Waits for the answers of some threads."""
+    """Waits for the answers of the threads, and returns them as text."""
     end = time.monotonic() + SECONDS
     while not all(answers) and time.monotonic() < end:
         time.sleep(0.01)
@@ -270,7 +272,7 @@ def test_the_first_process_lets_in_who_belongs_and_nobody_else(guests):
         met = []
         gathering = threading.Thread(target=lambda: met.append(door.gather(SECONDS)), daemon=True)
         gathering.start()
-        with pytest.raises(ConnectionRefusedError):  # an address that nobody gave
+        with pytest.raises(ConnectionRefusedError):  # an address that was not given
             socket.create_connection(("127.0.0.2", port), timeout=5)
         with socket.create_connection(("127.0.0.1", port)) as scanner:
             scanner.sendall(b"GET / HTTP/1.1\n")

@@ -1,0 +1,212 @@
+"""The contract of tasks and models: one of each, defined outside the library, goes everywhere."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import icl
+from icl import cli
+from icl.models import MODELS
+from icl.sweeps import SweepResult, train_sweep
+from icl.tasks import FAMILIES
+from icl.training import Learner, Run, RunError
+from icl.training.config import config_from_dict, config_to_dict
+from icl.training.data import load_data
+from icl.training.step import batch_gradient, compile_chunk
+
+from . import children
+from .helpers import QUIET, assert_same_bits, start
+from .own_task import CLASSES, EXEMPLARS, SIDE, config_of, write_images
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("data") / "images.npz")
+
+
+@pytest.fixture(scope="module")
+def whole(file, tmp_path_factory, programs):
+    return icl.train(config_of(file), tmp_path_factory.mktemp("runs") / "whole", logging=QUIET)
+
+
+def train_slowly(path, config):
+    icl.train(config, path, logging=QUIET)
+
+
+def train_on_eight(path, config):
+    assert len(jax.devices()) == 8
+    run = icl.train(config, path, logging=QUIET)
+    assert all(np.isfinite(record["loss"]) for record in run.metrics())
+
+
+def test_a_killed_run_ends_with_the_same_bits(whole, file, tmp_path):
+    process = children.start(train_slowly, tmp_path / "run", config_of(file), out=tmp_path / "out")
+    saved = tmp_path / "run" / "checkpoints"
+    while process.is_alive() and not (saved / "4").exists():
+        process.join(0.01)
+    process.kill()
+    process.join()
+    run = icl.resume(tmp_path / "run", logging=QUIET)
+    step, variables = run.variables()
+    assert step == 12
+    assert_same_bits(variables, whole.variables()[1])
+    first = Learner(whole.config).init(jax.random.key(0))
+    assert jax.tree.leaves(variables.state) and jax.tree.leaves(variables.keys)
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), variables.state, first.state)
+    assert all(jax.tree.leaves(changed)), "every batch statistic has moved"
+
+
+def test_its_data_are_an_argument_of_the_step_and_not_in_checkpoints(whole, file):
+    learner, optimizer, state = start(whole.config)
+    data = load_data(learner.family)
+    program = compile_chunk(learner, optimizer, state, 1, data=data)
+    shape = rf"u8\[{CLASSES},{EXEMPLARS},{SIDE},{SIDE}\]"
+    lines = re.findall(rf"{shape}\S* (parameter|constant)", program.compiled.as_text())
+    assert "parameter" in lines and "constant" not in lines
+    (images,) = jax.tree.leaves(data)
+    held = [f.read_bytes() for f in (whole.path / "checkpoints").rglob("*") if f.is_file()]
+    assert not any(images.tobytes()[:64] in content for content in held)
+
+
+def test_random_layers_have_other_keys_in_every_step_and_part_of_a_batch(file):
+    losses = {}
+    for size in (8, 4):
+        config = config_of(file, training_microbatch_size=size, model_dropout=0.9)
+        learner, _, state = start(config)
+        loss = jax.jit(
+            lambda state, learner=learner: batch_gradient(
+                learner, state, data=load_data(learner.family)
+            )[0]
+        )
+        losses[size] = [float(loss(state)), float(loss(state))]
+        # Another step with the prompts of the first: only the keys of the layers differ.
+        keys = jax.tree.map(
+            lambda a: (
+                jax.random.fold_in(a, 1) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else a
+            ),
+            state.variables.keys,
+        )
+        other = state._replace(variables=state.variables._replace(keys=keys))
+        losses[size].append(float(loss(other)))
+    for same, again, other in losses.values():
+        assert same == again != other
+    assert losses[8][0] != losses[4][0]
+
+
+def test_other_data_are_refused(whole, file, tmp_path):
+    own = write_images(tmp_path / "own.npz")
+    run = icl.train(config_of(own, training_steps=2), tmp_path / "run", logging=QUIET)
+    record = icl.Run.open(run.path).path / "config.json"
+    assert own in record.read_text() and "sha256" in record.read_text()
+    write_images(own, seed=1)
+    before = record.read_bytes()
+    for ask in (
+        lambda: icl.resume(run.path, training_steps=4, logging=QUIET),
+        lambda: icl.evaluate(run.path, prompts=4),
+        lambda: Run.open(run.path).variables(),
+    ):
+        with pytest.raises(RunError, match="trained on other data: .*own.npz .sha256"):
+            ask()
+    (tmp_path / "own.npz").unlink()
+    with pytest.raises(RunError, match="own.npz, cannot be read: No such file"):
+        icl.evaluate(run.path, prompts=4)
+    assert record.read_bytes() == before
+
+
+def test_it_is_evaluated_beside_the_frequencies_of_classes(whole, capsys):
+    assert cli.main(["eval", str(whole.path), "--prompts", "32", "--resamples", "20"]) == 0
+    assert "fraction misclassified" in " ".join(capsys.readouterr().out.split())
+    result = icl.evaluate(whole, prompts=32, resamples=20)
+    assert list(result.curves) == ["model", "class frequencies"]
+    assert result.examples.tolist() == [0, 1, 2, 3]
+    frequencies = result.curves["class frequencies"].mean
+    assert frequencies[0] > 0.6 > frequencies[3] > 0.1, "two classes, one of them shown before"
+
+
+def test_prompts_of_ones_own_are_predicted(whole, file):
+    learner, (_, variables) = Learner(whole.config), whole.variables()
+    images = load_data(learner.family)["images"]
+    x, y = images[:2, :3].swapaxes(0, 1), np.array([[3, 7]] * 3)
+    found = whole.predict(x, y, images[:5, 0][None].repeat(3, axis=0))
+    assert found.shape == (3, 5, CLASSES) and found.dtype == np.float32
+    np.testing.assert_allclose(found.sum(axis=-1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(found[1], whole.predict(x[1], y[1], images[:5, 0]))
+    none = whole.predict(x[0, :0], y[0, :0], images[:1, 0])
+    assert none.shape == (1, CLASSES) and np.abs(none - found[0, 0]).max() > 1e-4
+    for arguments, message in (
+        ((x.astype(float), y, x), "x_context: images must be uint8"),
+        ((x, y + 9, x), "y_context: .*integer from 0 to 9"),
+        ((x, y[:, :1], x), "must agree"),
+        ((x[..., :7], y, x), r"x_context must have the shape \[B, n, 8, 8\]"),
+        ((x, y, x[0]), "all have a leading axis"),
+        ((images[:4, :3].swapaxes(0, 1), np.zeros((3, 4), int), x), "at most 3 examples"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            whole.predict(*arguments)
+    assert "predict" not in variables._fields
+
+
+def test_it_is_swept_with_its_statistics(whole, file, tmp_path):
+    sweep = train_sweep(
+        config_of(file, training_steps=4), {}, seeds=2, sweep_dir=tmp_path / "sweep", progress=False
+    )
+    records = SweepResult.load(sweep).records
+    assert all(np.isfinite(record["normalised_error"]).all() for record in records)
+    alone = icl.train(config_of(file, training_steps=4), tmp_path / "alone", logging=QUIET)
+    ours, theirs = (run.variables()[1] for run in (sweep.members[0].run, alone))
+    for a, b in zip(jax.tree.leaves(ours[:2]), jax.tree.leaves(theirs[:2]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_it_trains_on_eight_devices(file, tmp_path):
+    process = children.start(
+        train_on_eight,
+        tmp_path / "run",
+        config_of(file, training_steps=4),
+        out=tmp_path / "out",
+        devices=8,
+    )
+    process.join()
+    assert process.exitcode == 0, (tmp_path / "out.err").read_text()
+    step, variables = Run.open(tmp_path / "run").variables()
+    assert step == 4 and all(np.isfinite(a).all() for a in jax.tree.leaves(variables[:2]))
+
+
+@pytest.mark.parametrize(
+    ("section", "registry", "key"), [("task", FAMILIES, "family"), ("model", MODELS, "kind")]
+)
+def test_an_unknown_class_is_told_with_its_module(monkeypatch, file, section, registry, key):
+    data = config_to_dict(config_of(file))
+    assert config_from_dict(data) == config_of(file)
+    monkeypatch.delitem(registry, data[section][key])
+    with pytest.raises(ValueError, match=r"import it|module tests\.icl\.own_task.*--import"):
+        config_from_dict(data)
+
+
+def test_the_command_imports_modules(whole, capsys):
+    assert cli.main(["--import", "tests.icl.own_task", "list", "garg/linear-xs"]) == 0
+    assert cli.main(["--import", "tests.icl.no_such_task", "list"]) == 2
+    assert "no module tests.icl.no_such_task" in capsys.readouterr().err
+
+
+def test_wrong_registrations_are_refused():
+    with pytest.raises(TypeError, match="must be a class that inherits from TaskFamily"):
+        icl.register_family("other")(dict)
+    with pytest.raises(ValueError, match="name 'sine' is taken by icl.tasks.sine"):
+        icl.register_family("sine")(FAMILIES["test_images"])
+    with pytest.raises(ValueError, match="under a name"):
+        icl.register_model("")
+
+
+def test_inputs_that_need_another_embedder_are_told(file):
+    config = config_of(file)
+    for name, message in (
+        (None, "images cannot be read without an embedder: .*convolution"),
+        ("table", "by the embedder table"),
+        ("wavelet", "no embedder called"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            config.replace(model_embedder=name)
