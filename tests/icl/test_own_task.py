@@ -1,6 +1,8 @@
 """The contract of tasks and models: one of each, defined outside the library, goes everywhere."""
 
+import os
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +17,10 @@ from icl.tasks import FAMILIES
 from icl.training import Learner, Run, RunError
 from icl.training.config import config_from_dict, config_to_dict
 from icl.training.data import load_data
-from icl.training.step import batch_gradient, compile_chunk
+from icl.training.step import batch_gradient, train_step
 
 from . import children
-from .helpers import QUIET, assert_same_bits, start
+from .helpers import QUIET, assert_same_bits, contents, start
 from .own_task import CLASSES, EXEMPLARS, SIDE, config_of, write_images
 
 
@@ -59,61 +61,58 @@ def test_a_killed_run_ends_with_the_same_bits(whole, file, tmp_path):
     assert all(jax.tree.leaves(changed)), "every batch statistic has moved"
 
 
-def test_its_data_are_an_argument_of_the_step_and_not_in_checkpoints(whole, file):
+def test_its_data_are_an_argument_of_the_step_and_not_in_checkpoints(whole):
     learner, optimizer, state = start(whole.config)
     data = load_data(learner.family)
-    program = compile_chunk(learner, optimizer, state, 1, data=data)
-    shape = rf"u8\[{CLASSES},{EXEMPLARS},{SIDE},{SIDE}\]"
-    lines = re.findall(rf"{shape}\S* (parameter|constant)", program.compiled.as_text())
-    assert "parameter" in lines and "constant" not in lines
-    (images,) = jax.tree.leaves(data)
+    step = jax.jit(lambda state, data: train_step(learner, optimizer, state, data=data))
+    text = step.lower(state, data).as_text()
+    kind = f"tensor<{CLASSES}x{EXEMPLARS}x{SIDE}x{SIDE}xui8>"
+    assert re.search(rf"%arg\d+: {kind}", text)
+    assert not any("constant" in line and kind in line for line in text.splitlines())
     held = [f.read_bytes() for f in (whole.path / "checkpoints").rglob("*") if f.is_file()]
-    assert not any(images.tobytes()[:64] in content for content in held)
+    assert not any(data["images"].tobytes()[:64] in content for content in held)
 
 
 def test_random_layers_have_other_keys_in_every_step_and_part_of_a_batch(file):
     losses = {}
     for size in (8, 4):
         config = config_of(file, training_microbatch_size=size, model_dropout=0.9)
-        learner, _, state = start(config)
+        learner, _, state = start(config.replace(model_embedder="linear"))
         loss = jax.jit(
-            lambda state, learner=learner: batch_gradient(
-                learner, state, data=load_data(learner.family)
-            )[0]
+            lambda state, data, learner=learner: batch_gradient(learner, state, data=data)[0]
         )
-        losses[size] = [float(loss(state)), float(loss(state))]
-        # Another step with the prompts of the first: only the keys of the layers differ.
-        keys = jax.tree.map(
-            lambda a: (
-                jax.random.fold_in(a, 1) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else a
-            ),
-            state.variables.keys,
-        )
+        # Other keys of the layers in a step with the prompts of the first.
+        is_key = lambda a: jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
+        other_key = lambda a: jax.random.fold_in(a, 1) if is_key(a) else a
+        keys = jax.tree.map(other_key, state.variables.keys)
         other = state._replace(variables=state.variables._replace(keys=keys))
-        losses[size].append(float(loss(other)))
-    for same, again, other in losses.values():
-        assert same == again != other
+        data = load_data(learner.family)
+        losses[size] = [float(loss(one, data)) for one in (state, state, other)]
+    for first, again, other in losses.values():
+        assert first == again != other
     assert losses[8][0] != losses[4][0]
 
 
 def test_other_data_are_refused(whole, file, tmp_path):
-    own = write_images(tmp_path / "own.npz")
-    run = icl.train(config_of(own, training_steps=2), tmp_path / "run", logging=QUIET)
-    record = icl.Run.open(run.path).path / "config.json"
-    assert own in record.read_text() and "sha256" in record.read_text()
-    write_images(own, seed=1)
-    before = record.read_bytes()
-    for ask in (
-        lambda: icl.resume(run.path, training_steps=4, logging=QUIET),
-        lambda: icl.evaluate(run.path, prompts=4),
-        lambda: Run.open(run.path).variables(),
-    ):
-        with pytest.raises(RunError, match="trained on other data: .*own.npz .sha256"):
-            ask()
-    (tmp_path / "own.npz").unlink()
-    with pytest.raises(RunError, match="own.npz, cannot be read: No such file"):
-        icl.evaluate(run.path, prompts=4)
-    assert record.read_bytes() == before
+    run = shutil.copytree(whole.path, tmp_path / "run")
+    record = run / "config.json"
+    assert file in record.read_text() and "sha256" in record.read_text()
+    before = contents(run)
+    try:
+        write_images(file, seed=1)
+        for ask in (
+            lambda: icl.resume(run, training_steps=14, logging=QUIET),
+            lambda: icl.evaluate(run, prompts=4),
+            lambda: Run.open(run).variables(),
+        ):
+            with pytest.raises(RunError, match="trained on other data: .*images.npz .sha256"):
+                ask()
+        os.remove(file)
+        with pytest.raises(RunError, match="images.npz, cannot be read: No such file"):
+            icl.evaluate(run, prompts=4)
+    finally:
+        write_images(file)
+    assert {p: c for p, c in contents(run).items() if p.name != ".lock"} == before
 
 
 def test_it_is_evaluated_beside_the_frequencies_of_classes(whole, capsys):
@@ -127,7 +126,7 @@ def test_it_is_evaluated_beside_the_frequencies_of_classes(whole, capsys):
 
 
 def test_prompts_of_ones_own_are_predicted(whole, file):
-    learner, (_, variables) = Learner(whole.config), whole.variables()
+    learner = Learner(whole.config)
     images = load_data(learner.family)["images"]
     x, y = images[:2, :3].swapaxes(0, 1), np.array([[3, 7]] * 3)
     found = whole.predict(x, y, images[:5, 0][None].repeat(3, axis=0))
@@ -146,19 +145,15 @@ def test_prompts_of_ones_own_are_predicted(whole, file):
     ):
         with pytest.raises(ValueError, match=message):
             whole.predict(*arguments)
-    assert "predict" not in variables._fields
 
 
 def test_it_is_swept_with_its_statistics(whole, file, tmp_path):
-    sweep = train_sweep(
-        config_of(file, training_steps=4), {}, seeds=2, sweep_dir=tmp_path / "sweep", progress=False
-    )
+    sweep = train_sweep(config_of(file), {}, seeds=2, sweep_dir=tmp_path / "sweep", progress=False)
     records = SweepResult.load(sweep).records
     assert all(np.isfinite(record["normalised_error"]).all() for record in records)
-    alone = icl.train(config_of(file, training_steps=4), tmp_path / "alone", logging=QUIET)
-    ours, theirs = (run.variables()[1] for run in (sweep.members[0].run, alone))
+    ours, theirs = (run.variables()[1] for run in (sweep.members[0].run, whole))
     for a, b in zip(jax.tree.leaves(ours[:2]), jax.tree.leaves(theirs[:2]), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
 def test_it_trains_on_eight_devices(file, tmp_path):
