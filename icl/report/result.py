@@ -140,7 +140,7 @@ def _plain(value: Any) -> Any:
 
 
 def _as_type(hint: Any, value: Any) -> Any:
-    """What JSON holds of a value of that type, as the value."""
+    """A value of that type from its JSON."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if hint is np.ndarray:
         array = np.asarray(value)
@@ -161,13 +161,13 @@ def _as_type(hint: Any, value: Any) -> Any:
         names = [field.name for field in dataclasses.fields(hint)]
         parts = {name: _as_type(hints[name], value[name]) for name in names}
         return typing.cast(type, hint)(**parts)
-    if hint is float:
-        value = float("nan") if value is None else value
-        hint = (float, int)
-    if hint is not Any and (
-        not isinstance(value, hint) or isinstance(value, bool) != (hint is bool)
-    ):
-        raise ValueError(f"{value!r} should be {hint}")
+    if hint is Any:
+        return value
+    if hint is float and value is None:
+        return float("nan")
+    kinds = (float, int) if hint is float else hint
+    if not isinstance(value, kinds) or (isinstance(value, bool) and hint is not bool):
+        raise ValueError(f"{value!r} is no {hint.__name__}")
     return value
 
 
