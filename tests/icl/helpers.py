@@ -1,13 +1,22 @@
 """What tests of several files share: a tiny run, comparisons, prompts, loops over prefixes."""
 
+import contextlib
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from icl.evaluation import draw_prompts
 from icl.models import TransformerConfig
-from icl.tasks import FAMILIES, LinearRegression, SineRegression
-from icl.training import Config, Learner, LoggingConfig, OptimizerConfig
+from icl.tasks import (
+    FAMILIES,
+    Curriculum,
+    LinearRegression,
+    SineRegression,
+    WhitenedRegression,
+)
+from icl.training import Config, Learner, LoggingConfig, OptimizerConfig, Run
 from icl.training.config import TrainingConfig
 from icl.training.optimizer import make_optimizer
 from icl.training.step import init_state
@@ -79,3 +88,44 @@ def linear_prompts(prompts, points, dim, nonzero=None, noise=0.0, seed=0):
     w = rng.normal(size=(prompts, dim))
     w[:, nonzero:] *= nonzero is None
     return x, np.einsum("bpd,bd->bp", x, w) + noise * rng.normal(size=(prompts, points))
+
+
+def untrained(path, config, step=1):
+    """A run whose only checkpoint has the initial parameters, as of a step."""
+    run = Run.create(path, config)
+    params = jax.jit(Learner(config).init)(jax.random.key(config.training.seed))
+    with contextlib.closing(run.checkpoints()) as checkpoints:
+        checkpoints.save(step, {"params": params})
+    return run
+
+
+def shrunk(config):
+    """The settings of a preset at a tiny size, with every part that makes its code differ."""
+    task, model = config.task, config.model
+    sizes = dict(points=min(task.points, 7))
+    if isinstance(task, WhitenedRegression):
+        sizes |= dict(points=7)
+    elif hasattr(task, "dim"):
+        sizes |= dict(dim=min(task.dim, 4))
+    for name, most in (("nonzeros", 2), ("hidden", 4), ("depth", 2)):
+        if hasattr(task, name):
+            sizes[name] = min(getattr(task, name), most)
+    most = dict(layers=2, heads=2, width=8, features=6, key_size=4, loops=3, window=2)
+    small = {
+        name: min(getattr(model, name), size)
+        for name, size in most.items()
+        if type(getattr(model, name, None)) is int
+    }
+    if hasattr(model, "max_tokens"):
+        small["max_tokens"] = None
+    return dataclasses.replace(
+        config,
+        task=dataclasses.replace(task, **sizes),
+        model=dataclasses.replace(model, **small),
+        curriculum=Curriculum(),
+        optimizer=OptimizerConfig(),
+        training=dataclasses.replace(
+            config.training, steps=10, batch_size=4, log_every=5, checkpoint_every=5,
+            pool_size=config.training.pool_size and 8,
+        ),
+    )  # fmt: skip

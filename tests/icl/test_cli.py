@@ -1,5 +1,7 @@
 """The command line, as a person types it, in processes of its own where signals matter."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -17,7 +19,8 @@ from icl import cli
 from icl.analysis import ANALYSES, Analysis
 from icl.cli import main
 from icl.evaluation import Curve, Evaluation
-from icl.experiments import PRESETS
+from icl.experiments import PRESETS, presets
+from icl.training import Run
 
 TINY = [
     "--task.dim=3", "--task.points=5", "--model.layers=1", "--model.width=16",
@@ -31,10 +34,25 @@ def train(folder, *more):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cli") / "run"
-    assert main(train(folder, "--training.steps=20", "--no-evaluate")) == 0
-    return folder
+def trained(tmp_path_factory, programs):
+    """The folder of a run that the command trained and evaluated, and its output."""
+    folder, output = tmp_path_factory.mktemp("cli") / "run", io.StringIO()
+    with contextlib.redirect_stdout(output):
+        assert main(train(folder, "--training.steps=20")) == 0
+    return folder, output.getvalue()
+
+
+@pytest.fixture
+def folder(trained):
+    return trained[0]
+
+
+@pytest.fixture
+def unevaluated(folder, tmp_path):
+    """A copy of the run that was not evaluated."""
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run" / "eval.json").unlink()
+    return tmp_path / "run"
 
 
 def test_list_shows_every_preset_with_a_line(capsys, monkeypatch):
@@ -54,8 +72,29 @@ def test_list_shows_every_preset_with_a_line(capsys, monkeypatch):
     assert "minutes" in (out := capsys.readouterr().out) and "garg/linear-small" not in out
 
 
+def test_listing_imports_no_paper_and_no_jax():
+    program = """
+import sys
+from icl.cli import main
+assert main(["list"]) == 0 and main(["--help"]) == 0
+heavy = {"jax", "numpy", "flax", "optax", "orbax", "matplotlib", "tyro"} & set(sys.modules)
+papers = {m for m in sys.modules if m.startswith("icl.experiments.")}
+assert not heavy and papers == {"icl.experiments.presets", "icl.experiments.index"}, heavy | papers
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_preset_imports_the_file_of_its_paper_alone(monkeypatch):
+    imported = []
+    monkeypatch.setattr(presets, "import_module", lambda name, _: imported.append(name))
+    with pytest.raises(KeyError):
+        presets._Presets()["lstm/linear"]
+    assert imported == [".looped"]
+
+
 def test_train_eval_and_plot_leave_a_whole_run(folder, capsys):
-    assert main(["eval", str(folder), "--prompts=20", "--resamples=5"]) == 0
+    few = ["--prompts=20", "--resamples=5", "--analyses", "none"]
+    assert main(["eval", str(folder), *few]) == 0
     output = capsys.readouterr().out
     assert "transformer" in output and "least squares" in output and "zero" in output
     for name in ("eval.png", "training.png"):
@@ -67,9 +106,8 @@ def test_train_eval_and_plot_leave_a_whole_run(folder, capsys):
     assert settings["task"]["dim"] == 3 and settings["training"]["steps"] == 20
 
 
-def test_train_evaluates_at_its_end(tmp_path, capsys):
-    assert main(train(tmp_path / "run", "--training.steps=5")) == 0
-    assert "error after k examples" in capsys.readouterr().out
+def test_train_evaluates_at_its_end(trained):
+    assert "error after k examples" in trained[1]
 
 
 @pytest.mark.parametrize(
@@ -114,18 +152,16 @@ def test_help_shows_defaults_and_what_options_mean(capsys):
         assert shown in text
 
 
-def test_resume_goes_on_to_the_last_step(tmp_path, capsys):
-    folder = tmp_path / "run"
-    assert main(train(folder, "--training.steps=20", "--no-evaluate")) == 0
+def test_resume_goes_on_to_the_last_step(unevaluated, programs, capsys):
+    folder = unevaluated
     shutil.rmtree(folder / "checkpoints" / "20")
     assert main(["train", "--resume", str(folder), "--no-evaluate"]) == 0
     assert "resumed at step 10" in capsys.readouterr().out
     assert (folder / "checkpoints" / "20").is_dir()
 
 
-def test_plot_before_eval_says_to_evaluate(tmp_path, capsys):
-    assert main(train(tmp_path / "run", "--training.steps=5", "--no-evaluate")) == 0
-    assert main(["plot", str(tmp_path / "run")]) == 2
+def test_plot_before_eval_says_to_evaluate(unevaluated, capsys):
+    assert main(["plot", str(unevaluated)]) == 2
     assert "icl eval" in capsys.readouterr().err
 
 
@@ -240,6 +276,7 @@ def test_eval_asks_what_it_is_told_to(folder, capsys):
     assert "does not allow the analysis 'copying'; it allows shifts" in capsys.readouterr().err
     assert main(["eval", str(folder), "--against", str(folder)]) == 2
     assert "predicts every label" in capsys.readouterr().err
+    assert cli._chosen(Run.open(folder), ("all",)) == ["shifts", "function", "heads"]
 
 
 def test_a_study_leaves_a_folder(tmp_path, capsys, monkeypatch):

@@ -18,10 +18,11 @@ from icl.analysis.descent_shifts import descent_shifts
 from icl.analysis.descent_study import descent_study
 from icl.analysis.final_losses import final_losses
 from icl.models import GradientDescentConfig, SelfAttentionConfig, TransformerConfig
+from icl.sweeps import Sweep, SweepResult
 from icl.tasks import Curriculum, LinearRegression
 from icl.training import Learner, RunError
 
-from .helpers import QUIET, episodes_of, query_predictions, tiny
+from .helpers import QUIET, episodes_of, query_predictions, tiny, untrained
 
 TASK = LinearRegression(dim=4, points=9, inputs="uniform", input_scale=0.5)
 
@@ -197,13 +198,13 @@ def test_shifts_hold_a_layer_against_descent(run):
 
 def test_copying_sees_what_a_layer_moves(tmp_path):
     config = regression(
-        layout="separate", training_steps=5,
+        layout="separate",
         model=SelfAttentionConfig(layers=2, shared=False, softmax="first", positions=4),
     )  # fmt: skip
-    run = icl.train(config, tmp_path / "run", logging=QUIET)
+    run = untrained(tmp_path / "run", config, step=5)
     result = copying(run, prompts=3)
     assert result.matrix.shape == (17, 17) and result.steps.tolist() == [5]
-    # Hardly trained, a token is itself and nothing else.
+    # With small initial weights a token depends on itself alone.
     np.testing.assert_allclose(result.norms["itself"], 5**0.5, rtol=0.02)
     rows = np.arange(0, 16, 2)
     np.testing.assert_allclose(result.norms["the next token"], result.matrix[rows, rows + 1].mean())
@@ -216,7 +217,7 @@ def test_copying_sees_what_a_layer_moves(tmp_path):
 def test_questions_are_asked_of_runs_that_allow_them(run, tmp_path):
     assert applicable(run.config) == ["alignment", "descent-shifts", "heads"]
     assert set(applicable(tiny())) == {"shifts", "function", "heads"}
-    plain = icl.train(tiny(training_steps=5), tmp_path / "run", logging=QUIET)
+    plain = icl.training.Run.create(tmp_path / "run", tiny())
     with pytest.raises(ValueError, match="predicts every label"):
         alignment(plain)
     with pytest.raises(ValueError, match="has another task"):
@@ -244,11 +245,17 @@ def test_the_study_of_descent_equals_its_construction(tmp_path, monkeypatch):
 
 
 def test_a_sweep_of_single_layers_ends_with_their_losses(tmp_path):
-    config = regression(training_steps=5)
+    config = regression()
     kinds = {"linear": {"model_softmax": "none"}, "softmax": {"model_softmax": "all"}}
-    sweep = icl.sweeps.train_sweep(
-        config, {"attention": kinds}, sweep_dir=tmp_path / "sweep", progress=False
-    )
+    sweep = Sweep(tmp_path / "sweep", config, {"attention": kinds}, 1)
+    for member in sweep.members:
+        untrained(member.path, member.config)
+    records = [
+        {"member": member.path.name, "changes": member.changes}
+        | {"examples": [8], "normalised_error": [1.0]}
+        for member in sweep.members
+    ]
+    SweepResult(sweep.path, 10, records).save()
     result = final_losses(sweep)
     found = json.loads((sweep.path / "losses.json").read_text())
     assert list(found["error"]) == ["linear", "softmax"] and result.table().row_count == 3
@@ -268,7 +275,7 @@ def test_a_sweep_of_single_layers_ends_with_their_losses(tmp_path):
     ],
 )
 def test_other_models_with_a_query_are_held_against_descent_too(changes, tmp_path):
-    run = icl.train(regression(training_steps=5, **changes), tmp_path / "run", logging=QUIET)
+    run = untrained(tmp_path / "run", regression(**changes))
     assert {"alignment", "descent-shifts"} <= set(applicable(run.config))
     layers = run.config.model.layers
     assert len(alignment(run, prompts=8).measures) == layers

@@ -30,10 +30,10 @@ from icl.kernels import dot_product_attention
 from icl.models import ContrastiveAttentionConfig, SelfAttentionConfig
 from icl.sweeps import Sweep, SweepResult
 from icl.tasks import LinearRegression
-from icl.training import Run, RunError, TrainingConfig, train
+from icl.training import Run, RunError, TrainingConfig
 from icl.training.config import Config, config_from_dict, config_to_dict
 
-from .helpers import QUIET
+from .helpers import untrained
 
 TINY = Config(
     task=LinearRegression(dim=3, points=6, inputs="uniform"),
@@ -201,7 +201,7 @@ def test_the_study_writes_what_it_found(tmp_path):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     config = TINY.replace(model_heads=2, model_key_size=3)
-    return train(config, tmp_path_factory.mktemp("dual") / "run", logging=QUIET)
+    return untrained(tmp_path_factory.mktemp("dual") / "run", config)
 
 
 def test_the_dual_of_a_trained_layer_ends_at_its_output(run):

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import icl
 from icl.analysis.learned_function import (
     LearnedFunction,
     draw_lines,
@@ -28,7 +27,7 @@ from icl.tasks import (
 )
 from icl.training import Run
 
-from .helpers import QUIET, tiny
+from .helpers import tiny, untrained
 
 DIM, POINTS, PROMPTS = 6, 9, 2000
 FAMILY = LinearRegression(dim=DIM, points=POINTS)
@@ -173,7 +172,7 @@ def test_families_without_gaussian_inputs_have_no_shifts():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return icl.train(tiny(), tmp_path_factory.mktemp("runs") / "run", logging=QUIET)
+    return untrained(tmp_path_factory.mktemp("runs") / "run", tiny())
 
 
 def test_an_evaluation_under_shifts_is_saved_shown_and_drawn(run, monkeypatch):

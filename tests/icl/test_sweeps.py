@@ -118,7 +118,7 @@ def test_a_sweep_that_was_stopped_goes_on_to_the_same_bits(finished, tmp_path, m
         patch.setattr(ProgressDisplay, "update", show)
         with pytest.raises(Interrupted, match="step 10; continue with: icl sweep --resume"):
             train_sweep(tiny(), OVER, seeds=2, sweep_dir=tmp_path / "sweep", progress=False)
-    with pytest.raises(RunError, match="no results yet.*--resume"):
+    with pytest.raises(RunError, match="no results.json.*--resume"):
         SweepResult.load(Sweep.open(tmp_path / "sweep"))
     again = resume_sweep(tmp_path / "sweep", progress=False)
     for one, other in zip(again.members[:4], finished.members[:4]):

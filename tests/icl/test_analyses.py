@@ -1,0 +1,120 @@
+"""Laws of the catalogue: every analysis on every kind of preset that it applies to."""
+
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+import icl
+from icl.analysis import ANALYSES, Analysis, ask, shifts
+from icl.analysis.catalogue import _resolved
+from icl.experiments import PRESETS
+from icl.experiments.index import FILES
+from icl.report import Result
+from icl.tasks.draws import stream
+
+from .helpers import shrunk, untrained
+
+# One shift of the points, one of the labels and one of the queries, since each costs a program for
+# each task; tests/icl/test_shifts.py draws all of them.
+SOME_SHIFTS = ("scale_x=2", "noise", "orthogonal_query")
+
+
+def kind(name, config):
+    """One preset of a kind is asked, since each costs seconds and many share all their code."""
+    if name == "shifts":
+        return len(shifts.shifts_of(config.task))  # with noise, without, and without scaled labels
+    # Queries of other models are in test_queries.py, heads of other mixers in test_heads.py.
+    return None if name == "function" else type(config.model)
+
+
+def asked():
+    """Each analysis with the first preset of every kind that it applies to."""
+    for name, analysis in ANALYSES.items():
+        kinds = {}
+        for preset in PRESETS.values():
+            if analysis.applies_to(preset.config):
+                kinds.setdefault(kind(name, preset.config), preset.name)
+        yield from (pytest.param(name, preset, id=f"{name}-{preset}") for preset in kinds.values())
+
+
+@pytest.fixture(scope="module")
+def run_of(tmp_path_factory):
+    """A preset's run at a tiny size, whose only checkpoint has the initial parameters."""
+    runs = {}
+
+    def make(name):
+        if name not in runs:
+            path = tmp_path_factory.mktemp("run") / "run"
+            runs[name] = untrained(path, shrunk(PRESETS[name].config))
+        return runs[name]
+
+    return make
+
+
+@pytest.mark.parametrize(("name", "preset"), asked())
+def test_an_analysis_uses_its_options_and_leaves_what_can_be_read(
+    name, preset, run_of, monkeypatch
+):
+    run, drawn = run_of(preset), []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: drawn.append(path))
+    monkeypatch.setattr(shifts, "SHIFTS", {one: shifts.SHIFTS[one] for one in SOME_SHIFTS})
+    takes = ANALYSES[name].takes
+    few = {"prompts": 3, "seed": 2, "resamples": 5}
+    options = {option: value for option, value in few.items() if takes(option)}
+    result = ask(name, run, **options)
+    assert isinstance(result, Result) and result.path == run.path
+    assert getattr(result, "prompts", 3) == 3
+    again = type(result).load(run)
+    assert str(again) == str(result) and len(str(result)) > 100
+    for field in dataclasses.fields(result):
+        ours, theirs = getattr(result, field.name), getattr(again, field.name)
+        if isinstance(ours, np.ndarray):
+            np.testing.assert_allclose(theirs, ours)
+    has_figure = type(result).figure is not Result.figure
+    assert drawn == [result.figure_path, result.figure_path.with_suffix(".pdf")][: 2 * has_figure]
+    for option in ("prompts", "typo"):
+        with pytest.raises(ValueError, match="at least 1" if takes(option) else "has no option"):
+            ask(name, run, **{option: 0})
+
+
+def test_every_analysis_is_whole_and_applies_to_some_preset():
+    reports = {preset.report for preset in PRESETS.values()}
+    for name, analysis in ANALYSES.items():
+        parameters = inspect.signature(_resolved(analysis.function)).parameters
+        assert analysis.summary and next(iter(parameters)) in ("run", "sweep", "folder")
+        if analysis.of == "run":
+            assert any(map(analysis.applies_to, (p.config for p in PRESETS.values()))), name
+        elif analysis.of == "sweep":
+            assert name in reports
+
+
+def test_an_unknown_analysis_or_a_function_of_ones_own(monkeypatch):
+    with pytest.raises(KeyError, match="no analysis 'haeds'; there are shifts"):
+        ask("haeds", None)
+    monkeypatch.setitem(ANALYSES, "mine", Analysis("nothing", "twice", lambda what: 2 * what))
+    assert ask("mine", 4) == 8 and not ANALYSES["mine"].applies_to(PRESETS["park/parity"].config)
+
+
+def test_streams_of_different_purposes_differ():
+    calls = []
+    for file in Path(icl.__file__).parent.rglob("*.py"):
+        calls += re.findall(r"\bstream\(\"(\w+)\"(, seed)?\)", file.read_text())
+    assert len(calls) > 10 and len({(name[:4], seed) for name, seed in calls}) == len(calls)
+    # The keys of published numbers: the constants are the ASCII codes of "eval" and "rate".
+    for name, number in (("evaluation", 0x6576616C), ("rates", 0x72617465)):
+        folded = jax.random.fold_in(jax.random.key(3), number)
+        for ours, known in ((stream(name, 3), folded), (stream(name), jax.random.key(number))):
+            np.testing.assert_array_equal(jax.random.key_data(ours), jax.random.key_data(known))
+
+
+def test_the_index_has_the_presets_of_each_file():
+    for presets in FILES.values():
+        for name in presets:
+            assert PRESETS[name].name == name and PRESETS[name].summary == presets[name]
+    assert set(PRESETS._registered) >= {name for presets in FILES.values() for name in presets}
