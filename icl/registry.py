@@ -1,4 +1,4 @@
-"""Registries: classes of settings by the name that config.json and commands give them."""
+"""Registries of settings classes: the names used in config.json and commands."""
 
 import sys
 from collections.abc import Callable
@@ -15,15 +15,17 @@ def register(registry: dict[str, Any], base: type, name: str) -> Callable[[T], T
 
     Args:
       registry: classes by name.
-      base: the class that each of them inherits from.
-      name: in config.json, tables and commands.
+      base: the class that registered classes must inherit from.
+      name: the name in config.json, tables and commands.
 
     Raises:
-      TypeError: the decorated object is no class that inherits from `base`.
-      ValueError: the name is empty, or taken by another class.
+      TypeError: the decorated object is not a class that inherits from `base`.
+      ValueError: the name is empty, or already names another class.
     """
     if not isinstance(name, str) or not name:
-        raise ValueError(f"register a {base.__name__} under a name, got {name!r}")
+        raise ValueError(
+            f"the name of a {base.__name__} must be a string that is not empty, got {name!r}"
+        )
 
     def decorate(kind: T) -> T:
         if not isinstance(kind, type) or not issubclass(kind, base):
@@ -40,10 +42,10 @@ def register(registry: dict[str, Any], base: type, name: str) -> Callable[[T], T
 
 
 def registered_name(settings: Any, registry: dict[str, Any], decorator: str) -> str:
-    """The name under which the class of some settings is registered.
+    """The name under which the class of a settings object is registered.
 
     Raises:
-      ValueError: the class is not registered; the message shows how to.
+      ValueError: the class is not registered; the message shows how to register it.
     """
     for name, known in registry.items():
         if type(settings) is known:
@@ -56,22 +58,22 @@ def registered_name(settings: Any, registry: dict[str, Any], decorator: str) -> 
 
 
 def module_of(settings: Any) -> str | None:
-    """The module to import so that the class of some settings is registered.
+    """Name of the module that registers the class of a settings object when imported.
 
-    None for the classes of this package, which are always registered.
+    None for classes of this package, which are always registered.
     """
     module = _module(type(settings))
     return None if module.split(".")[0] == __name__.split(".")[0] else module
 
 
 def find(registry: dict[str, Any], what: str, name: Any, module: str | None) -> Any:
-    """The class of a name.
+    """The class registered under a name.
 
     Args:
       registry: classes by name.
-      what: name of the kind of classes, for the error.
+      what: kind of class, such as "model", for the error.
       name: the name.
-      module: the module that registered it, if it is known.
+      module: name of the module that registered the class, if known.
 
     Raises:
       ValueError: no class has that name; the message names the module to import.
@@ -91,9 +93,9 @@ def _place(kind: type) -> tuple[str, str]:
 
 
 def _module(kind: type) -> str:
-    """The name by which others import the module of a class."""
+    """The name by which other modules import the module of a class."""
     if kind.__module__ != "__main__":
         return kind.__module__
-    # A script that is run by itself is imported by the name of its file.
+    # The module of a script that runs as __main__ is imported by its file name.
     file = getattr(sys.modules["__main__"], "__file__", None)
     return Path(file).stem if file else kind.__module__

@@ -1,4 +1,4 @@
-"""Many prompts through a function that takes some at a time."""
+"""Applies a function to many prompts in chunks of bounded size."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,13 +11,13 @@ CHUNK = 128
 
 
 def in_chunks(function: Callable[..., Any], *trees: Any, dtype: Any = np.float32) -> Any:
-    """What the function gives for all prompts, though it is given at most `CHUNK` at once.
+    """Applies a function to at most `CHUNK` prompts at a time, and concatenates the results.
 
     Args:
-      function: from pytrees of arrays with prompts as leading axis to such a pytree; it sees one
-        shape, so that a jitted one compiles once.
-      *trees: its arguments for all prompts.
-      dtype: dtype of the floating-point arrays that it is given.
+      function: maps pytrees of arrays with prompts as leading axis to such a pytree. All chunks
+        have equal shapes, so that a jitted function compiles once.
+      *trees: arguments of the function for all prompts.
+      dtype: dtype that floating-point arrays are cast to.
 
     Returns:
       NumPy arrays with all prompts as leading axis.
@@ -28,7 +28,7 @@ def in_chunks(function: Callable[..., Any], *trees: Any, dtype: Any = np.float32
     size = min(CHUNK, count)
     parts = []
     for first in range(0, count, size):
-        # The last chunk starts early rather than have a shape of its own to compile.
+        # The last chunk overlaps the one before, so that all have equal shapes.
         start = min(first, count - size)
         given = jax.tree.map(lambda a, start=start: jnp.asarray(a[start : start + size]), whole)
         done = lambda a, first=first, start=start: np.asarray(a)[first - start :]

@@ -1,6 +1,6 @@
-"""Who a learner is compared with: the estimators of each task family, and the optimal one.
+"""The estimators that learners are compared with, for each task family.
 
-A comparator predicts from every prefix of a prompt at once, as the learner does.
+A comparator predicts from every prefix of a prompt at once, as a learner does.
 """
 
 import dataclasses
@@ -34,23 +34,23 @@ from . import baselines
 from .baselines.lasso import PENALTIES
 from .result import MAX_COLUMNS
 
-# Estimators that fit a model to every prompt and position are asked for so many prompts only, at
-# the positions that a table shows.
+# Number of prompts for estimators that fit a model to each prompt and position. They predict only
+# at the positions that a table shows.
 FITTED_PROMPTS = 64
-FITTED_STEPS = 5000  # of Adam
+FITTED_STEPS = 5000  # steps of Adam
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparator:
-    """An estimator, or several that share their work.
+    """An estimator, or several that are computed together.
 
     Attributes:
-      names: of the estimators.
-      predict: from a batch of episodes to predictions, `[names, B, points, *prediction_shape]`,
-        without the first axis if there is one name; NaN for predictions that were not asked for.
-      prompts: number of prompts that it is asked for at most; None for all.
-      on_host: it takes NumPy arrays and cannot be compiled.
-      double: it computes in float64.
+      names: names of the estimators.
+      predict: maps a batch of episodes to predictions, `[names, B, points, *prediction_shape]`,
+        without the first axis if there is one name; NaN for predictions that it skips.
+      prompts: largest number of prompts to predict; None for all.
+      on_host: whether `predict` takes NumPy arrays and cannot be compiled.
+      double: whether `predict` computes in float64.
     """
 
     names: tuple[str, ...]
@@ -61,11 +61,11 @@ class Comparator:
 
 
 def comparators(family: TaskFamily) -> tuple[list[Comparator], str | None]:
-    """The comparators of a family, and the optimal one's name, or None where none is.
+    """The comparators of a family, and the name of the optimal comparator, or None.
 
-    Those of Garg et al. 2022 (section 2 and appendix A.3) and, where the task allows, the
-    Bayes-optimal predictor; for linear regression also one pass of online gradient descent.
-    Boosting is among them where XGBoost is installed.
+    They are the comparators of Garg et al. 2022 (section 2 and appendix A.3), the Bayes-optimal
+    predictor if it is known and, for linear regression, one pass of online gradient descent.
+    Boosting is included if XGBoost is installed.
     """
     noise, task_scale = (getattr(family, name, 0.0) for name in ("noise", "task_scale"))
     penalty = (noise / task_scale) ** 2 if noise and task_scale else 1.0
@@ -126,7 +126,7 @@ def _one(name: str, baseline: baselines.Baseline) -> Comparator:
 
 
 def _frequencies(labels: Classes) -> Comparator:
-    """The frequencies of the labels before each point, with one more of each class."""
+    """Class frequencies among the labels before each point, with add-one smoothing."""
 
     def predict(episode: Episode) -> jax.Array:
         shown = jax.nn.one_hot(episode.y, labels.number) * episode.context[..., None]
@@ -174,13 +174,13 @@ def _boosting(family: TaskFamily) -> list[Comparator]:
 
 
 def _on_inliers(episode: Episode) -> jax.Array:
-    """Least squares told which points are outliers: rows of zeros have no say in it."""
+    """Least squares on the inliers; the rows of outliers are zeroed and do not affect the fit."""
     kept = jnp.where(episode.queries[..., None], episode.x, 0)
     return baselines.least_squares(kept, jnp.where(episode.queries, episode.y, 0), query=episode.x)
 
 
 def _parities(relevant: int, episode: Episode) -> jax.Array:
-    """The mean of the parities that agree with every earlier point: the posterior mean."""
+    """The posterior mean: the mean of the parities that agree with every earlier point."""
     subsets: Sequence[tuple[int, ...]] = list(
         itertools.combinations(range(episode.x.shape[-1]), relevant)
     )

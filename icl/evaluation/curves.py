@@ -1,4 +1,4 @@
-"""Error at every number of in-context examples, of a run and of classical estimators."""
+"""Errors of a run and of classical estimators at each number of in-context examples."""
 
 import time
 from collections.abc import Callable
@@ -26,19 +26,19 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates a run's newest checkpoint, and writes `eval.json` and `eval.png` in its folder.
 
-    Prompts are of fresh tasks at full difficulty, also for a run trained on a pool or under a
-    curriculum; errors are against the labels as drawn, noise included. The numbers of prompts
-    and resamples are those of Garg et al.'s public code. Comparators that fit a model to every
-    prompt and position are asked for some of both alone (`icl.evaluation.comparators`).
+    Prompts have fresh tasks at full difficulty, even if the run was trained on a pool or under a
+    curriculum. Errors are relative to the labels as drawn, including noise. The default numbers of
+    prompts and resamples are those of Garg et al.'s public code. Comparators that fit a model to
+    every prompt and position are run on only some of them (`icl.evaluation.comparators`).
 
     Args:
       run: the run or its folder.
       prompts: number of prompts.
-      resamples: bootstrap resamples for the 5th to 95th percentile.
+      resamples: number of bootstrap resamples for the interval from 5th to 95th percentile.
       seed: seed of prompts and resamples.
 
     Raises:
-      RunError: no run there, or it has no checkpoint.
+      RunError: the folder has no run, or the run has no checkpoint.
       ValueError: fewer than one prompt or resample.
     """
     run, learner = open_run(run, prompts=prompts, resamples=resamples)
@@ -68,11 +68,11 @@ def evaluate(
 
 
 def _predictions(comparator: Comparator, episodes: Episode) -> tuple[np.ndarray, float]:
-    """Predictions `[names, prompts, ...]`, NaN where none were asked for; milliseconds a prompt."""
+    """Predictions `[names, prompts, ...]`, NaN if not computed, and milliseconds a prompt."""
     asked = min(len(episodes.y), comparator.prompts or len(episodes.y))
     some = jax.tree.map(lambda a: a[:asked], episodes)
     one = len(comparator.names) == 1
-    # Prompts lead, so that chunks can be put together.
+    # Prompts are the leading axis, as `in_chunks` needs.
     predict = lambda e: (
         comparator.predict(e)[:, None] if one else jnp.moveaxis(comparator.predict(e), 0, 1)
     )
@@ -92,11 +92,11 @@ def _predictions(comparator: Comparator, episodes: Episode) -> tuple[np.ndarray,
 def _errors(learner: Learner, predictions: np.ndarray, episodes: Episode) -> np.ndarray:
     """Errors `[prompts, ..., points]` of predictions `[prompts, ..., points, *prediction_shape]`.
 
-    NaN where a prompt makes no prediction.
+    The error is NaN at points that are not scored.
     """
     y, scored = np.asarray(episodes.y), _scored(learner, episodes)
     y = y.astype(np.float64) if np.issubdtype(y.dtype, np.floating) else y
-    # Axes between prompts and points are those of several learners or estimators.
+    # Axes between prompts and points index several learners or estimators.
     several = predictions.ndim - 2 - len(learner.labels.prediction_shape)
     y, scored = (np.expand_dims(a, tuple(range(1, 1 + several))) for a in (y, scored))
     errors = learner.labels.error(predictions.astype(np.float64), y)
@@ -104,7 +104,7 @@ def _errors(learner: Learner, predictions: np.ndarray, episodes: Episode) -> np.
 
 
 def mean_of_finite(errors: np.ndarray) -> np.ndarray:
-    """Mean over the first axis of what is finite; NaN where nothing is."""
+    """Mean of the finite entries over the first axis; NaN if there are none."""
     finite = np.isfinite(errors)
     total, count = np.where(finite, errors, 0).sum(axis=0), finite.sum(axis=0)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
@@ -117,18 +117,18 @@ def learner_errors(
     prompts: int,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Errors of learners alone on the prompts of `evaluate`, without any comparator.
+    """Errors of one or more learners on the prompts of `evaluate`, without comparators.
 
     Args:
-      learner: whose task and layout it is.
-      predict: from variables and episodes to predictions `[B, ..., points, *prediction_shape]`.
+      learner: the learner with the task and layout to use.
+      predict: maps variables and episodes to predictions `[B, ..., points, *prediction_shape]`.
       variables: the first argument of `predict`.
       prompts: number of prompts.
       seed: seed of the prompts.
 
     Returns:
-      Numbers of in-context examples, int `[E]`, and errors `[prompts, ..., E]`, NaN where a
-      prompt makes no prediction.
+      Numbers of in-context examples, int `[E]`, and errors `[prompts, ..., E]`, NaN at points that
+      are not scored.
     """
     episodes = draw_prompts(learner.family, _keys(seed)[0], prompts)
     predictions = in_chunks(partial(jax.jit(predict), variables), episodes)
@@ -138,17 +138,17 @@ def learner_errors(
 
 
 def _keys(seed: int) -> jax.Array:
-    """The keys of an evaluation's prompts and resamples, `[2]`."""
+    """Keys of the prompts and of the resamples of an evaluation, `[2]`."""
     return jax.random.split(stream("evaluation", seed))
 
 
 def _scored(learner: Learner, episodes: Episode) -> np.ndarray:
-    """Which points are predicted without sight of the label, bool `[prompts, points]`."""
+    """Whether a point is predicted without sight of its label, bool `[prompts, points]`."""
     return np.asarray(jax.vmap(learner.layout.scored)(episodes))
 
 
 def draw_prompts(family: TaskFamily, key: jax.Array, prompts: int) -> Episode:
-    """Prompts of fresh tasks at full difficulty, `[prompts, ...]`. The key is consumed."""
+    """Draws prompts of fresh tasks at full difficulty, `[prompts, ...]`. The key is consumed."""
     draw = jax.jit(
         lambda key, data: sample_batch(family, key, jnp.arange(prompts), family.full, data=data)
     )
@@ -161,9 +161,9 @@ def bootstrap(
     """Percentile interval of the mean over prompts.
 
     Args:
-      key: it is consumed.
-      errors: `[prompts, ...]`; every entry sees the same resamples. NaN is left out.
-      resamples: number of resamples of the prompts, drawn with replacement.
+      key: random key; it is consumed.
+      errors: `[prompts, ...]`. All entries share the resamples. NaN entries are left out.
+      resamples: number of resamples of the prompts, each with replacement.
       level: probability inside the interval.
 
     Returns:
@@ -179,7 +179,7 @@ def bootstrap(
         total = partial(jnp.tensordot, weights, axes=1, precision="highest")
         return total(errors) / total(finite)
 
-    # Relative to the mean, so that float32 sums of large and small errors keep their digits.
+    # Errors relative to their mean, so that float32 sums stay accurate at every scale.
     centre = mean_of_finite(errors)
     scale = np.where(centre > 0, centre, 1)
     relative = jnp.asarray(np.where(finite, errors, 0) / scale, jnp.float32)
@@ -187,7 +187,7 @@ def bootstrap(
     keys = jax.random.split(key, resamples)
     means = jax.lax.map(lambda k: resampled_mean(k, relative, finite), keys)
     means = np.asarray(means, np.float64) * scale
-    # A resample may hold nothing that is finite; an entry without any is NaN.
+    # A resample may have no finite errors; an entry with none in any resample is NaN.
     known = np.where(np.isfinite(means).any(axis=0), means, 0)
     tail = 50 * (1 - level)
     ends = (np.nanpercentile(known, q, axis=0) for q in (tail, 100 - tail))

@@ -1,4 +1,4 @@
-"""Predictions at queries of one's own after every prefix of a prompt."""
+"""Predictions at given queries after every prefix of a prompt."""
 
 from functools import partial
 from typing import Any
@@ -14,29 +14,29 @@ from ..training.learner import Learner, Variables
 def predict_queries(
     learner: Learner, variables: Variables, episodes: Episode, queries: jax.Array
 ) -> jax.Array:
-    """The prediction at queries[:, i] from the first i points of each prompt.
+    """Predictions at queries[:, i] from the first i points of each prompt, for every i.
 
-    Garg et al. 2022 (arXiv 2208.01066, section 4) ask for a query that is not the prompt's own
-    next point, for which their public code runs the model once for each prefix. Where the model
-    takes a mask this is one pass: the queries stand behind the prompt, each at the position of the
-    point it replaces, and sees what that point would see, nothing of it and no other query. Else
-    it is `predict_queries_one_by_one`.
+    Garg et al. 2022 (arXiv 2208.01066, section 4) query prompts at inputs other than the next point
+    of the prompt; their public code runs the model once for each prefix. If the model takes a mask,
+    this function needs only one pass: it appends the queries to the prompt. Query i has the
+    position of point i, and sees the points before i and itself, but no other query. For other
+    models it calls `predict_queries_one_by_one`.
 
     Args:
-      learner: whose layout shows every prefix, that is an interleaved one.
-      variables: as from `learner.init`.
-      episodes: batch of episodes, leading axis B.
-      queries: of the shape of `episodes.x`.
+      learner: a learner with the layout interleaved or tagged.
+      variables: variables of the model, as from `learner.init`.
+      episodes: batch of episodes with leading axis B.
+      queries: inputs of the shape of `episodes.x`.
 
     Returns:
-      float32 `[B, points, *prediction_shape]`. Differentiable; entry i depends on queries[:, i]
-      alone among the queries.
+      float32 `[B, points, *prediction_shape]`. Differentiable; entry i depends on no query but
+      queries[:, i].
 
     Raises:
-      ValueError: a layout that predicts a single query, or queries of another shape.
+      ValueError: the layout predicts only one query, or `queries` has another shape.
     """
     _check(learner, episodes, queries)
-    model: Any = learner.model(variables)  # only some take positions and a mask
+    model: Any = learner.model(variables)  # not every model takes positions and a mask
     if not getattr(model, "takes_mask", False):
         return predict_queries_one_by_one(learner, variables, episodes, queries)
     encode, read = partial(learner.encode, variables), learner.layout.read
@@ -50,9 +50,10 @@ def predict_queries(
 def predict_queries_one_by_one(
     learner: Learner, variables: Variables, episodes: Episode, queries: jax.Array
 ) -> jax.Array:
-    """`predict_queries` for any causal model: a pass for each prefix, one after the other.
+    """`predict_queries` for any causal model, with one pass of the model for each prefix.
 
-    Arguments, result and errors are its. Gradients recompute each pass, for memory.
+    Arguments, result and errors are as for `predict_queries`. The gradient recomputes each pass, to
+    save memory.
     """
     _check(learner, episodes, queries)
 
@@ -69,18 +70,18 @@ def predict_queries_one_by_one(
 def _check(learner: Learner, episodes: Episode, queries: jax.Array) -> None:
     if not isinstance(learner.layout, Interleaved):
         raise ValueError(
-            f"the layout {learner.config.layout} predicts one point of a prompt; queries after "
-            "every prefix need a learner with the layout interleaved"
+            f"the layout {learner.config.layout} predicts only one point of a prompt; queries "
+            "after every prefix need the layout interleaved or tagged"
         )
     if queries.shape != episodes.x.shape:
         raise ValueError(
-            f"queries {queries.shape} must have the shape of the prompts' points, "
-            f"{episodes.x.shape}"
+            f"queries must have the shape of the inputs of the prompts, {episodes.x.shape}; got "
+            f"{queries.shape}"
         )
 
 
 def _beside_the_prompt(tokens: int, read: slice) -> tuple[np.ndarray, np.ndarray]:
-    """Positions `[T]` and mask `[T, T]` of a prompt's tokens and then one for each that is read."""
+    """Positions `[T]` and mask `[T, T]` of a prompt followed by one token for each read one."""
     prompt = np.arange(tokens)
     positions = np.concatenate([prompt, prompt[read]])
     in_prompt = np.arange(len(positions)) < tokens

@@ -1,4 +1,4 @@
-"""flax.nnx layers over `icl.kernels`."""
+"""flax.nnx layers built on `icl.kernels`."""
 
 from .mesa import mesa_attention
 from .mixers import MIXERS, CausalSelfAttention, DeltaRule, LinearAttention, Mesa

@@ -1,8 +1,8 @@
-"""Embedders: the part of a model that turns an input into features, before a layout makes tokens.
+"""Embedders: the part of a model that turns inputs into features, before a layout makes tokens.
 
 An embedder is built as `Embedder(kind, features, rngs=...)` and maps inputs `[N, *kind.shape]` to
-float32 `[N, features]`, each input by itself; batch statistics are over all N. `takes` names the
-kinds of inputs it is for. Add one to `EMBEDDERS` to use it by name.
+float32 `[N, features]`, each input independently; batch statistics are over all N. `takes` lists
+the supported input kinds. Add an embedder to `EMBEDDERS` to use it by name.
 """
 
 from abc import abstractmethod
@@ -16,16 +16,16 @@ from flax import nnx
 from ..tasks.inputs import Images, InputKind, Symbols, Vectors
 
 BYTE = 255.0
-CHANNELS = (32, 64)  # of the convolutions
+CHANNELS = (32, 64)  # output channels of the convolutions
 
 
 class Embedder(nnx.Module):
-    """What every embedder has.
+    """Base class of embedders.
 
     Args:
-      kind: what an input is.
-      features: number of features.
-      rngs: `nnx.Rngs` with a `params` stream, and a `dropout` stream.
+      kind: kind of the inputs.
+      features: number of features of an embedded input.
+      rngs: `nnx.Rngs` with the streams `params` and `dropout`.
     """
 
     takes: ClassVar[tuple[type, ...]]
@@ -39,12 +39,12 @@ class Embedder(nnx.Module):
 
     @staticmethod
     def activations(kind: InputKind, features: int) -> int:
-        """Numbers an input in the largest of the activations."""
+        """Number of values an input in the largest activation."""
         return max(int(np.prod(kind.shape)), 4 * features)
 
 
 class LinearEmbedder(Embedder):
-    """A linear map of all numbers of an input; bytes are scaled to 0 to 1."""
+    """A linear map of the flattened input; bytes are first scaled to the range 0 to 1."""
 
     takes = (Vectors, Images)
 
@@ -52,11 +52,11 @@ class LinearEmbedder(Embedder):
         self.linear = nnx.Linear(int(np.prod(kind.shape)), features, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.linear(_numbers(x).reshape(len(x), -1))
+        return self.linear(_as_floats(x).reshape(len(x), -1))
 
 
 class MLPEmbedder(Embedder):
-    """A GELU MLP with one hidden layer of `4 * features` units; bytes are scaled to 0 to 1."""
+    """A GELU MLP with `4 * features` hidden units; bytes are first scaled to the range 0 to 1."""
 
     takes = (Vectors, Images)
 
@@ -65,11 +65,11 @@ class MLPEmbedder(Embedder):
         self.down = nnx.Linear(4 * features, features, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(jax.nn.gelu(self.up(_numbers(x).reshape(len(x), -1))))
+        return self.down(jax.nn.gelu(self.up(_as_floats(x).reshape(len(x), -1))))
 
 
 class ConvolutionEmbedder(Embedder):
-    """Two 3 x 3 convolutions of stride 2 with ReLUs, the mean over pixels, and a linear map."""
+    """Two 3 x 3 convolutions of stride 2 with ReLU, then the mean over pixels and a linear map."""
 
     takes = (Images,)
 
@@ -82,7 +82,7 @@ class ConvolutionEmbedder(Embedder):
         self.out = nnx.Linear(CHANNELS[-1], features, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = _numbers(x)
+        x = _as_floats(x)
         if x.ndim == 3:
             x = x[..., None]
         for convolution in self.convolutions:
@@ -95,7 +95,7 @@ class ConvolutionEmbedder(Embedder):
 
 
 class SymbolEmbedder(Embedder):
-    """A table with a row of features for each symbol."""
+    """A table of learned features, one row for each symbol."""
 
     takes = (Symbols,)
 
@@ -107,7 +107,7 @@ class SymbolEmbedder(Embedder):
         return self.table(x)
 
 
-def _numbers(x: jax.Array) -> jax.Array:
+def _as_floats(x: jax.Array) -> jax.Array:
     return x.astype(jnp.float32) / BYTE if x.dtype == jnp.uint8 else x
 
 
@@ -120,9 +120,9 @@ EMBEDDERS: dict[str, type[Embedder]] = {
 
 
 def check_embedder(name: str | None, kind: InputKind) -> None:
-    """Raises ValueError if inputs of a kind cannot be read by the embedder of a name.
+    """Raises ValueError if the named embedder is unknown or does not take inputs of a kind.
 
-    Without an embedder a layout takes vectors as they are.
+    With the name None, vectors are used as features and other kinds are refused.
     """
     fitting = [known for known, embedder in EMBEDDERS.items() if isinstance(kind, embedder.takes)]
     if name is not None and name not in EMBEDDERS:

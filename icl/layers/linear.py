@@ -16,7 +16,7 @@ def _forward(x, kernel):
 
 def _backward(saved, cotangent):
     x, kernel = saved
-    # On a CPU a product with a transposed kernel takes up to twice the time of a plain one.
+    # On a CPU, a product with a transposed view can take twice the time of one with a copy.
     transposed = lax.platform_dependent(
         kernel, cpu=lambda k: lax.optimization_barrier(k.T), default=lambda k: k.T
     )
@@ -32,7 +32,7 @@ def linear_dot_general(x, kernel, dimension_numbers, precision=None, **options):
     """`lax.dot_general` for `flax.nnx.Linear(dot_general=...)`: `[..., I] @ [I, O]`.
 
     Raises:
-      NotImplementedError: for any other contraction, or a precision or option of its own.
+      NotImplementedError: another contraction, or a precision or option that is not None.
     """
     contraction = (((x.ndim - 1,), (0,)), ((), ()))
     if dimension_numbers != contraction or kernel.ndim != 2 or precision is not None:

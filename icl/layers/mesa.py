@@ -16,20 +16,21 @@ from ..kernels import linear_attention
 def mesa_attention(
     query: jax.Array, key: jax.Array, value: jax.Array, regularization: Any = 1.0
 ) -> jax.Array:
-    """What ridge regression from keys to values, fitted to each prefix, predicts for its query.
+    """Predictions at each query of a ridge regression from keys to values up to its step.
 
     For each head `out_t = (sum_{s<=t} v_s k_s^T) (sum_{s<=t} k_s k_s^T + lambda I)^-1 q_t`. In the
-    dual form one Cholesky factor L of `K K^T + lambda I`, `[T, T]`, serves every prefix, since its
-    leading blocks are the prefixes' factors: the result is causal linear attention with the keys
-    `L^-1 K` and the values `L^-1 V`. For predictions from the points strictly before, shift keys
-    and values by one step behind a row of zeros, which says nothing.
+    dual form a single Cholesky factor L of `K K^T + lambda I`, `[T, T]`, serves every prefix, since
+    the factor of a prefix is a leading block of L. The result is causal linear attention with keys
+    `L^-1 K` and values `L^-1 V`. To predict from strictly earlier steps, shift keys and values by
+    one step and put zeros first, which do not change the regression.
 
-    Computed in float32 (float64 for float64) with exact products. A regularization below about
-    `1e-7 T |k|^2` is lost in the rounding of float32, and the factor then NaN. NaN anywhere in a
-    head's keys makes its whole result NaN. Differentiable in reverse mode. O(T^3) operations.
+    Computed in float32 (float64 for float64) with products at highest precision. A regularization
+    below about `1e-7 T |k|^2` is lost to rounding in float32, and the factor is then NaN. A NaN in
+    the keys of a head makes all of the head's results NaN. Differentiable in reverse mode.
+    O(T^3) operations.
 
     Args:
-      query: `[..., T, N, H]`; T steps, N heads, H features a head, any leading batch.
+      query: `[..., T, N, H]`: T steps, N heads, H features a head, any leading axes.
       key: `[..., T, N, H]`.
       value: `[..., T, N, V]`.
       regularization: lambda, positive; a number, or an array broadcastable to `[N]`.
@@ -38,8 +39,8 @@ def mesa_attention(
       `[..., T, N, V]` in the dtype of `query`.
 
     Raises:
-      ValueError: shapes that do not fit, or a regularization that is not positive.
-      TypeError: inputs that are not floating point.
+      ValueError: shapes do not match, or the regularization is not positive.
+      TypeError: an input is not floating point.
     """
     query, key, value = jnp.asarray(query), jnp.asarray(key), jnp.asarray(value)
     _check(query, key, value)
@@ -70,7 +71,7 @@ def _by_factor(gram: jax.Array) -> jax.Array:
 
 
 def _by_elimination(gram: jax.Array) -> jax.Array:
-    """Row by row, all batch rows at once: batched LAPACK calls in a training step deadlock."""
+    """Gaussian elimination of whole batches; batched LAPACK calls in a training step deadlock."""
     size = gram.shape[-1]
     identity = jnp.broadcast_to(jnp.eye(size, dtype=gram.dtype), gram.shape)
 
@@ -89,7 +90,7 @@ def _by_elimination(gram: jax.Array) -> jax.Array:
 
 @_inverse_factor.defjvp
 def _inverse_factor_jvp(primals, tangents):
-    """Of W = L^-1: dW = -low(W dA W^T) W, where low halves the diagonal (Murray 2016, eq. 8)."""
+    """dW = -low(W dA W^T) W, W = L^-1; low is tril with half the diagonal (Murray 2016, eq. 8)."""
     inverse = _inverse_factor(*primals)
     inside = inverse @ tangents[0] @ jnp.swapaxes(inverse, -1, -2)
     low = jnp.tril(inside) - 0.5 * jnp.eye(inside.shape[-1], dtype=inside.dtype) * inside
@@ -111,15 +112,15 @@ def _check(query: jax.Array, key: jax.Array, value: jax.Array) -> None:
 
 
 def _penalty(regularization: Any, heads: int) -> jax.Array:
-    """`[N]`."""
-    # What is traced, or on a device, cannot be looked at.
-    looked_at = not isinstance(regularization, jax.Array)
-    if looked_at and not np.all(np.asarray(regularization) > 0):
+    """The regularization of each head, `[N]`; raises ValueError if it is invalid."""
+    # JAX arrays may be traced or on a device, so their values are not checked.
+    checked = not isinstance(regularization, jax.Array)
+    if checked and not np.all(np.asarray(regularization) > 0):
         raise ValueError(f"regularization must be positive, got {regularization}")
     penalty = jnp.asarray(regularization)
     if penalty.shape not in ((), (1,), (heads,)):
         raise ValueError(
-            f"regularization must be a number or one for each of {heads} heads, got an array of "
+            f"regularization must be a number, or one for each of {heads} heads; got an array of "
             f"shape {penalty.shape}"
         )
     return jnp.broadcast_to(penalty, (heads,))

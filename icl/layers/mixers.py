@@ -1,9 +1,9 @@
 """Token mixers: the part of a transformer block that moves information between tokens.
 
-A mixer is built as `Mixer(width, heads, dtype=..., kernel_init=..., out_init=..., rngs=...)`
-and maps `[B, T, width]` to the same shape, causally, or to those positions alone that the slice
-`read` selects. One with the attribute `takes_mask` also takes `mask`, bool `[T, T]` (query, key),
-which then says all of what each token sees. Add one to `MIXERS` to use it by name.
+A mixer is built as `Mixer(width, heads, dtype=..., kernel_init=..., out_init=..., rngs=...)`. It
+maps `[B, T, width]` causally to `[B, positions read, width]`, for the positions that the slice
+`read` selects. A mixer whose attribute `takes_mask` is True also takes `mask`, bool `[T, T]`
+(query, key), in place of the causal mask. Add a mixer to `MIXERS` to use it by name.
 """
 
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from .linear import linear_dot_general
 from .mesa import mesa_attention
 
 Initializer = jax.nn.initializers.Initializer
-MIN_REGULARIZATION = 1e-3  # keeps the factor of many unit keys finite in float32
+MIN_REGULARIZATION = 1e-3  # keeps the Cholesky factor of many unit keys finite in float32
 
 
 class _Mixer(nnx.Module):
-    """One projection to query, key and value, and one back from the heads."""
+    """A mixer with a joint projection to query, key and value, and an output projection."""
 
     takes_mask = False
 
@@ -54,12 +54,12 @@ class _Mixer(nnx.Module):
         return self.out(mixed[:, read].reshape(batch, -1, width))
 
     def mix(self, x: jax.Array, qkv: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """`[B, T, N, H]` of the tokens `[B, T, width]` and their `[B, T, 3, N, H]`."""
+        """Mixed values `[B, T, N, H]` of tokens `[B, T, width]` with qkv `[B, T, 3, N, H]`."""
         raise NotImplementedError
 
 
 class CausalSelfAttention(_Mixer):
-    """Softmax attention to the token itself and those before (Vaswani et al. 2017)."""
+    """Causal softmax attention (Vaswani et al. 2017)."""
 
     takes_mask = True
 
@@ -68,12 +68,13 @@ class CausalSelfAttention(_Mixer):
 
 
 class LinearAttention(_Mixer):
-    """Attention without a softmax whose state fades (Mamba-2, Dao and Gu 2024, section 7).
+    """Linear attention whose state decays (Mamba-2, Dao and Gu 2024, section 7).
 
-    Query and key have length 1. Each head and token has a sigmoid for what is left of the state;
-    at first the heads keep from a half to nearly all of it, so that some look at the last tokens
-    and some at all. Without the decay `garg/linear-xs` had learned next to nothing after half of
-    its steps; perhaps no head could tell the token before from the others.
+    Query and key are normalised to length 1. A sigmoid gate of each head and token is the factor on
+    the state. Initially the factors range over heads from 1/2 to nearly 1, so that some heads see
+    mostly the last tokens and others all tokens. Without decay, `garg/linear-xs` had learned next
+    to nothing after half of its training, possibly because no head could single out the previous
+    token.
     """
 
     def __init__(self, width: int, heads: int, **options: Any):
@@ -81,7 +82,7 @@ class LinearAttention(_Mixer):
         gates = lambda key, shape, dtype, out_sharding=None: jnp.linspace(
             0, 4, shape[0], dtype=dtype
         )
-        self.gate = _numbers(width, heads, options, bias_init=gates)
+        self.gate = _head_scalars(width, heads, options, bias_init=gates)
 
     def mix(self, x: jax.Array, qkv: jax.Array) -> jax.Array:
         query, key, value = _unit(qkv[:, :, 0]), _unit(qkv[:, :, 1]), qkv[:, :, 2]
@@ -90,14 +91,15 @@ class LinearAttention(_Mixer):
 
 
 class DeltaRule(_Mixer):
-    """Online gradient descent on what keys should give (Yang et al. 2024, DeltaNet, section 3).
+    """Online gradient descent on a map from keys to values (DeltaNet, Yang et al. 2024, section 3).
 
-    Query and key have length 1, and the learning rate of each head and token is a sigmoid.
+    Query and key are normalised to length 1. The learning rate of each head and token is a sigmoid
+    of a projection of the token.
     """
 
     def __init__(self, width: int, heads: int, **options: Any):
         super().__init__(width, heads, **options)
-        self.beta = _numbers(width, heads, options)
+        self.beta = _head_scalars(width, heads, options)
 
     def mix(self, x: jax.Array, qkv: jax.Array) -> jax.Array:
         query, key, value = _unit(qkv[:, :, 0]), _unit(qkv[:, :, 1]), qkv[:, :, 2]
@@ -106,9 +108,9 @@ class DeltaRule(_Mixer):
 
 
 class Mesa(_Mixer):
-    """Ridge regression on what keys should give (von Oswald et al. 2023, the mesa-layer).
+    """Ridge regression from keys to values (the mesa-layer, von Oswald et al. 2023).
 
-    Query and key have length 1, and each head learns its regularization, 1 at first.
+    Query and key are normalised to length 1. Each head learns its regularization, initially 1.
     """
 
     def __init__(self, width: int, heads: int, **options: Any):
@@ -122,14 +124,14 @@ class Mesa(_Mixer):
         return mesa_attention(query, key, value, regularization)
 
 
-def _numbers(width: int, heads: int, options: dict[str, Any], **more: Any) -> nnx.Linear:
-    """A projection to one number for each head, with a mixer's options."""
+def _head_scalars(width: int, heads: int, options: dict[str, Any], **more: Any) -> nnx.Linear:
+    """A projection to one number for each head, built with the options of a mixer."""
     shared = {name: options[name] for name in ("dtype", "kernel_init", "rngs") if name in options}
     return nnx.Linear(width, heads, dot_general=linear_dot_general, **shared, **more)
 
 
 def _unit(x: jax.Array) -> jax.Array:
-    """Each head's features, `[..., H]`, at length 1."""
+    """Normalises the features `[..., H]` of each head to length 1."""
     wide = x.astype(jnp.float32)
     return (wide * jax.lax.rsqrt((wide**2).sum(axis=-1, keepdims=True) + 1e-6)).astype(x.dtype)
 

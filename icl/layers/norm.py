@@ -1,4 +1,4 @@
-"""Layer normalisation that saves its input and two numbers a row (Ba et al. 2016)."""
+"""Layer normalisation (Ba et al. 2016) whose backward pass keeps x and two numbers a row."""
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,9 @@ EPSILON = 1e-5
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     """`(x - mean) / sqrt(variance + 1e-5) * scale + bias` over the last axis.
 
-    Statistics are float32 (float64 for float64). The backward pass is written out: left to
-    automatic differentiation, XLA fuses each layer's with the recomputation of all later ones.
+    Statistics are computed in float32 (float64 for float64). The backward pass is written by hand:
+    with automatic differentiation, XLA fuses the backward pass of each layer with the recomputation
+    of all later layers.
 
     Args:
       x: `[..., W]`.

@@ -23,7 +23,7 @@ MODELS: dict[str, type[ModelConfig]] = {
 
 
 def register_model(name: str):
-    """A decorator that makes a `ModelConfig` known by a name, as those of this package are.
+    """Class decorator that registers a `ModelConfig` under a name, for configs and commands.
 
         @register_model("mamba")
         @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a model and its settings are to the trainer, whatever the architecture."""
+"""Interface between the trainer and all models and their settings."""
 
 import dataclasses
 from abc import ABC, abstractmethod
@@ -13,8 +13,9 @@ from ..ranges import SIZE, Range, check_ranges
 class HeadWeights(NamedTuple):
     """Weights of the N attention heads of a layer, for tokens as rows `[T, width]`.
 
-    A query scores a key by `(x_q W_Q + b_Q) . (x_k W_K + b_K)`, which the layer may yet scale,
-    bring to unit lengths or put through a softmax; `x_k W_V W_O` is what is then written.
+    The score of a query and a key is `(x_q W_Q + b_Q) . (x_k W_K + b_K)`. The layer may scale the
+    score, normalise query and key, or apply a softmax. A head adds the values `x_k W_V W_O`,
+    weighted by the scores.
     """
 
     query: jax.Array  # [N, width, H]
@@ -26,9 +27,9 @@ class HeadWeights(NamedTuple):
 
 
 class Model(nnx.Module):
-    """Maps prompts to a prediction a token; causally, if its config says so.
+    """Maps prompts to one prediction a token; causally if `causal` of its config is True.
 
-    A model may have variables beside parameters: batch statistics, and random layers such as
+    A model may have variables other than parameters, such as batch statistics and the state of
     dropout. It is in training mode (`train()`) for `training_outputs`, else in evaluation mode.
     """
 
@@ -37,77 +38,83 @@ class Model(nnx.Module):
 
         Args:
           tokens: `[B, T, in_width]`.
-          read: the positions whose predictions are wanted.
+          read: the positions to return predictions for.
 
         Returns:
-          float32 `[B, number of positions read]`, with a last axis `outputs` where not None.
+          float32 `[B, number of positions read]`, with a last axis `outputs` if it is not None.
         """
         raise NotImplementedError
 
     def training_outputs(
         self, tokens: jax.Array, read: slice = slice(None), step: jax.Array | int | None = None
     ) -> jax.Array:
-        """The predictions that are trained on, of which there may be several.
+        """The L sets of predictions whose mean loss is minimised; L is 1 by default.
 
         Args:
           tokens: `[B, T, in_width]`.
-          read: the positions whose predictions are wanted.
-          step: training steps made so far, traced or not; None for the end of training.
+          read: the positions to return predictions for.
+          step: number of training steps made so far, traced or not; None for the end of training.
 
         Returns:
-          float32 `[L, ...]`, each as from a call; the training loss is the mean over L.
+          float32 `[L, ...]`, each of the shape that a call returns.
         """
         return self(tokens, read)[None]
 
     def heads(self) -> list[HeadWeights]:
-        """The weights of each layer's attention heads; a layer that is applied again counts once.
+        """The weights of each layer's attention heads; a layer applied repeatedly is listed once.
 
         Raises:
           NotImplementedError: the model has no attention heads.
         """
         raise NotImplementedError(
             f"a {type(self).__name__} has no attention heads; transformers, looped transformers, "
-            "self-attention and preconditioned attention have"
+            "self-attention and preconditioned attention have them"
         )
 
     def head_inputs(self, tokens: jax.Array) -> list[jax.Array]:
-        """What enters the heads of each layer of `heads`, `[B, T, width]`, of `[B, T, in_width]`.
+        """Inputs `[B, T, width]` to the attention heads of each layer of `heads`.
 
-        Of a layer that is applied again and again it is the last time. Errors are those of `heads`.
+        The input of a layer applied repeatedly is that of its last application.
+
+        Args:
+          tokens: `[B, T, in_width]`.
+
+        Raises:
+          NotImplementedError: the model has no attention heads.
         """
         raise NotImplementedError(f"a {type(self).__name__} has no attention heads")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(ABC):
-    """Size of a model. Register it (`icl.models.register_model`), so that runs can be read back."""
+    """Settings of a model. Register (`icl.models.register_model`) a config to reopen its runs."""
 
-    title: ClassVar[str] = "model"  # in tables and figures
-    # False if all tokens see the whole prompt but its query; a learner checks True.
+    title: ClassVar[str] = "model"  # name in tables and figures
+    # False if all tokens see the whole prompt except the query's label. A learner checks True.
     causal: ClassVar[bool] = True
-    takes_points: ClassVar[bool] = False  # True if a token must be a whole point (x, y)
+    takes_points: ClassVar[bool] = False  # True if each token must be a whole point (x, y)
 
     layers: int = 12
     """Number of layers."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the computation; parameters, statistics and the loss stay float32."""
     embedder: str | None = None
-    """What turns an input into features, by its name in icl.layers.EMBEDDERS; None for vectors
-    as they are."""
+    """Module that turns an input into features, by its name in icl.layers.EMBEDDERS; None to use
+    vectors as features."""
     embedding_width: int = 64
-    """Features of an embedded input."""
+    """Number of features of an embedded input."""
 
     def __post_init__(self) -> None:
-        # Each layer is compiled apart.
+        # Bounded because each layer adds to the compile time.
         check_ranges("model", self, layers=Range(1, 1000), embedding_width=SIZE)
 
     @abstractmethod
     def activations(self, in_width: int) -> int:
-        """Numbers a token in the largest of the layers' activations."""
+        """Number of values a token in the largest activation of a layer."""
 
     @property
     def passes(self) -> int:
-        """Passes through the layers whose activations a gradient holds at once."""
+        """Number of passes through the layers whose activations a gradient holds at once."""
         return 1
 
     @abstractmethod
@@ -117,22 +124,22 @@ class ModelConfig(ABC):
         """The model with initial parameters.
 
         Args:
-          in_width: features of a token.
-          tokens: length of the prompts it is built for.
-          outputs: number of outputs at a token; None for one without an axis.
+          in_width: number of features of a token.
+          tokens: number of tokens of a prompt, at most.
+          outputs: number of outputs at each token; None for a scalar without an axis.
           rngs: `nnx.Rngs` with the streams `params` and `dropout`.
 
         Raises:
-          ValueError: the size does not fit such prompts.
+          ValueError: the settings do not fit prompts of this size.
         """
 
     @abstractmethod
     def flops_by_part(self, in_width: int, tokens: int, batch: int) -> dict[str, float]:
-        """Floating-point operations of a training step, as `icl.models.flops` explains."""
+        """Floating-point operations of a training step by part; see `icl.models.flops`."""
 
 
 def uniform(fan_in: int) -> dict[str, Any]:
-    """PyTorch's default for linear layers, which Garg et al. use at both ends."""
+    """PyTorch's default initialisation of linear layers, used for read-in and read-out."""
     bound = fan_in**-0.5
     init = lambda key, shape, dtype, out_sharding=None: jax.random.uniform(
         key, shape, dtype, -bound, bound

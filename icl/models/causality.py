@@ -1,4 +1,4 @@
-"""Does a model of one's own keep its claim to be causal? `Learner` asks when it is made."""
+"""Checks that a user's model with `causal = True` is causal; `Learner` calls it when it is made."""
 
 import math
 from collections.abc import Callable
@@ -10,25 +10,25 @@ from flax import nnx
 
 from .base import Model, ModelConfig
 
-CUTS = 8  # positions after which all tokens are replaced
-LEAK = {"float32": 1e-3, "bfloat16": 2e-2}  # of the predictions' size; rounding is far below
-_causal: set[Any] = set()  # found so before, in this process
+CUTS = 8  # number of positions after which later tokens are replaced
+LEAK = {"float32": 1e-3, "bfloat16": 2e-2}  # largest relative change; rounding is far below
+_causal: set[Any] = set()  # configs and sizes already checked in this process
 
 
 def check_causal(
     config: ModelConfig, model: Model, make: Callable[[], Model], in_width: int, tokens: int
 ) -> None:
-    """Checks that predictions do not change with later tokens, once for each size of a model.
+    """Checks that predictions do not depend on later tokens, once for each config and size.
 
-    It compiles and runs a forward pass of a few prompts with random weights. A model whose parts
-    are all of this library is not asked: tests hold it causal.
+    The check compiles and runs a forward pass on a few prompts with random weights. Models made
+    only of modules of this library and of flax are not checked here, since tests check them.
 
     Args:
-      config: of the model.
-      model: with abstract variables, as from `nnx.eval_shape`.
+      config: config of the model.
+      model: the model with abstract variables, as from `nnx.eval_shape`.
       make: makes the model with its initial variables.
-      in_width: features of a token.
-      tokens: length of a prompt.
+      in_width: number of features of a token.
+      tokens: number of tokens of a prompt.
 
     Raises:
       ValueError: `config.causal` is True and a prediction changes with later tokens.
@@ -41,26 +41,26 @@ def check_causal(
         if leak > LEAK[config.dtype] * largest:
             name = type(config).__name__
             raise ValueError(
-                f"{name} claims to be causal, but its predictions change with later tokens, among "
-                "which are the labels to predict. Let each token see itself and those before it "
-                "alone (in nnx.MultiHeadAttention: mask=nnx.make_causal_mask(...)); or declare "
-                f"`causal = False` in {name}, for the layouts concatenated and separate"
+                f"{name} claims to be causal, but its predictions change with later tokens, which "
+                "include the labels to predict. Let each token see only itself and earlier tokens "
+                "(in nnx.MultiHeadAttention: mask=nnx.make_causal_mask(...)); or declare "
+                f"`causal = False` in {name}, and use the layout concatenated or separate"
             )
     _causal.add(size)
 
 
 def _is_of_this_library(config: ModelConfig, model: Model) -> bool:
-    """Whether the config and all modules are of this package or of flax's own."""
+    """Whether the config and all modules are defined in this package or in flax."""
     ours = {__name__.split(".")[0], "flax"}
     modules = (node for _, node in nnx.iter_graph(model) if isinstance(node, nnx.Module))
     return all(type(part).__module__.split(".")[0] in ours for part in (config, *modules))
 
 
 def _leak(model: Model, in_width: int, tokens: int) -> tuple[float, float]:
-    """Largest change of a prediction by later tokens, and largest prediction."""
+    """Largest change of a prediction when later tokens change, and largest prediction."""
     rng = np.random.default_rng(0)
 
-    # Not the initial weights: those that are 0 would hide what they are to let through.
+    # Random weights, since initial weights of 0 could hide a dependence on later tokens.
     def weights(leaf: jax.Array) -> np.ndarray:
         drawn = rng.normal(size=leaf.shape)
         drawn = drawn / math.prod(leaf.shape[:-1]) ** 0.5 if leaf.ndim > 1 else 1 + drawn / 10
@@ -73,7 +73,7 @@ def _leak(model: Model, in_width: int, tokens: int) -> tuple[float, float]:
     cuts = np.unique(np.linspace(0, tokens - 1, CUTS + 1).astype(int)[:-1])
     later = np.arange(tokens) > cuts[:, None]
     prompts = np.stack([prompt, *np.where(later[..., None], other, prompt)])
-    # Compiled ahead, so that it also runs while a caller is traced.
+    # Compiled ahead of time, so that the check also runs inside a trace.
     forward = jax.jit(lambda params, rest, prompts: nnx.merge(graph, params, rest)(prompts))
     compiled = forward.lower(params, rest, prompts).compile()
     predictions = np.asarray(compiled(params, rest, prompts))

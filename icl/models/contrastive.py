@@ -1,8 +1,8 @@
-"""Softmax attention varied as its dual model's training would be.
+"""Softmax attention with the variants of its dual contrastive loss.
 
-Ren & Liu 2023 (arXiv 2310.13220) read a softmax layer as gradient descent on a
-contrastive loss without negatives, of pairs W_V x_i and W phi(W_K x_i) (`icl.analysis.dual`), and
-vary the layer as one would that loss: a penalty on W, augmentations, negative samples.
+Ren & Liu 2023 (arXiv 2310.13220) interpret a softmax layer as gradient descent on a contrastive
+loss of pairs W_V x_i and W phi(W_K x_i), without negatives (`icl.analysis.dual`). Three changes of
+the loss become variants of the layer: a penalty on W, augmentations and negative samples.
 """
 
 import dataclasses
@@ -22,31 +22,30 @@ Augmentation = Literal["none", "plain", "residual"]
 
 @dataclasses.dataclass(frozen=True)
 class ContrastiveAttentionConfig(SelfAttentionConfig):
-    """Size of the model and its variants, which can be combined; the defaults are attention."""
+    """Settings of the model and its variants, which can be combined; by default plain attention."""
 
     title: ClassVar[str] = "contrastive attention"
 
     softmax: Literal["none", "first", "all"] = "all"
-    """Must be all: the variants are of softmax attention."""
+    """Must be all, since the variants change softmax attention."""
     regularization: float = 0.0
-    """alpha: the query part's own contribution is multiplied by 1 - alpha."""
+    """alpha: the contribution of the query's own value to its output is multiplied by 1 - alpha."""
     augment_values: Augmentation = "none"
-    """g1, a GELU MLP of each value: in its place (plain) or added to it (residual)."""
+    """g1: a GELU MLP applied to each value; replaces the value (plain) or is added (residual)."""
     augment_keys: Augmentation = "none"
-    """g2, the same of each key."""
+    """g2: a GELU MLP applied to each key; replaces the key (plain) or is added (residual)."""
     augment_size: int | None = None
-    """Hidden units of the augmenting MLPs; None for four times the key size."""
+    """Number of hidden units of the augmenting MLPs; None for four times the key size."""
     negatives: int = 0
-    """Negative samples of a demonstration: those others that it attends to least."""
+    """Number of negative samples of a demonstration: the demonstrations it attends to least."""
     negative_weight: float = 0.0
-    """beta: how much of the mean value of its negatives each demonstration's value loses."""
+    """beta: weight of the mean value of the negatives, subtracted from a demonstration's value."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.softmax != "all":
             raise ValueError(
-                f"a {self.title} model varies softmax attention: softmax must be all, not "
-                f"{self.softmax}"
+                f"model.softmax must be all for a {self.title} model, got {self.softmax}"
             )
         check_ranges(
             "model",
@@ -58,8 +57,8 @@ class ContrastiveAttentionConfig(SelfAttentionConfig):
         )
         if self.regularization and not self.query_in_context:
             raise ValueError(
-                "regularization takes from what the query part adds itself, which is nothing "
-                "where it is no key: query_in_context=True with it"
+                "regularization changes the weight of the query's own value, which the query does "
+                "not attend to: set query_in_context=True"
             )
         for name in ("augment_values", "augment_keys"):
             if getattr(self, name) not in ("none", "plain", "residual"):
@@ -67,20 +66,22 @@ class ContrastiveAttentionConfig(SelfAttentionConfig):
                     f"{name} must be none, plain or residual, got {getattr(self, name)!r}"
                 )
         if self.augment_size is not None and not self.augmented:
-            raise ValueError("augment_size is of augment_values and augment_keys: both are none")
+            raise ValueError(
+                "augment_size has no effect: augment_values and augment_keys are both none"
+            )
         if bool(self.negatives) != bool(self.negative_weight):
             raise ValueError(
-                "negative samples need their number and their weight: got negatives "
+                "negatives and negative_weight must be set together; got negatives "
                 f"{self.negatives} and negative_weight {self.negative_weight}"
             )
 
     @property
     def augmented(self) -> int:
-        """How many augmenting MLPs a layer has."""
+        """Number of augmenting MLPs in a layer."""
         return (self.augment_values != "none") + (self.augment_keys != "none")
 
     def hidden_size(self, width: int) -> int:
-        """Hidden units of an augmenting MLP where tokens have `width` features."""
+        """Number of hidden units of an augmenting MLP, for tokens with `width` features."""
         return self.augment_size or 4 * (self.key_size or width)
 
     def activations(self, in_width: int) -> int:
@@ -93,8 +94,8 @@ class ContrastiveAttentionConfig(SelfAttentionConfig):
         others = tokens - 2
         if self.negatives > others:
             raise ValueError(
-                f"negatives ({self.negatives}) are other demonstrations, of which a prompt of "
-                f"{tokens} tokens has {others}"
+                f"negatives must be at most {others}, the number of other demonstrations in a "
+                f"prompt of {tokens} tokens; got {self.negatives}"
             )
         return ContrastiveAttention(in_width, tokens, self, outputs=outputs, rngs=rngs)
 
@@ -109,20 +110,20 @@ class ContrastiveAttentionConfig(SelfAttentionConfig):
         if self.augmented:
             flops["augmentation"] = 12.0 * self.augmented * size * self.hidden_size(width) * applied
         if self.negatives:
-            # The scores that choose have no gradient.
+            # The scores that choose the negatives have no gradient.
             flops["negatives"] = 8.0 * size * tokens * applied
         return flops
 
 
 class ContrastiveAttentionLayer(SelfAttentionLayer):
-    """e_j + sum over heads of P softmax(g2(K(context)) . Q e_j / sqrt(H)) of varied values.
+    """e_j + sum over heads of P u, with u the softmax(g2(K context) . Q e_j / sqrt(H)) of values.
 
-    A value is g1(V x_i) less `negative_weight` times the mean of its negatives', and for the query
-    part g1(V x) times `1 - regularization`.
+    The value of a demonstration is g1(V x_i) minus `negative_weight` times the mean value of its
+    negatives. The value of the query is g1(V x) times `1 - regularization`.
 
     Args:
-      width: features W of a token.
-      config: size of the model and its variants.
+      width: number of features W of a token.
+      config: settings of the model and its variants.
       rngs: `nnx.Rngs` with a `params` stream.
     """
 
@@ -151,12 +152,12 @@ class ContrastiveAttentionLayer(SelfAttentionLayer):
             )
             varied = varied.at[:, :demonstrations].add(-lost)
         if self.config.regularization:
-            # Weights are the softmax's; only what the query part adds with its own is less.
+            # Softmax weights do not change; only the query's own value is scaled.
             varied = varied.at[:, demonstrations:].multiply(1 - self.config.regularization)
         return dot_product_attention(query, key, varied)
 
     def _negatives(self, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        """The mean value of the negatives of each demonstration, `[B, D, N, H]` as all given."""
+        """Mean value of the negatives of each demonstration; all arrays are `[B, D, N, H]`."""
         scores = jnp.einsum("bqnh,bknh->bnqk", query, key)
         itself = jnp.eye(scores.shape[-1], dtype=bool)
         _, least = jax.lax.top_k(jnp.where(itself, -jnp.inf, -scores), self.config.negatives)
@@ -165,24 +166,24 @@ class ContrastiveAttentionLayer(SelfAttentionLayer):
 
 
 class Augment(nnx.Module):
-    """A GELU MLP with one hidden layer, alone or added to what it is given, then 0 at first.
+    """A GELU MLP with one hidden layer, with or without a residual connection.
 
     Args:
-      size: features in and out.
-      hidden: units between.
-      kind: "plain" or "residual".
+      size: number of features of input and output.
+      hidden: number of hidden units.
+      kind: "plain", or "residual" for x + MLP(x), with the MLP 0 initially.
       rngs: `nnx.Rngs` with a `params` stream.
     """
 
     def __init__(self, size: int, hidden: int, kind: Augmentation, *, rngs: nnx.Rngs):
         self.residual = kind == "residual"
-        # What is added starts at 0, so that training starts from plain attention.
+        # A residual MLP starts at 0, so that training starts from plain attention.
         last: dict[str, Any] = dict(kernel_init=nnx.initializers.zeros) if self.residual else {}
         self.up = nnx.Linear(size, hidden, rngs=rngs)
         self.down = nnx.Linear(hidden, size, rngs=rngs, **last)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[..., size]` of the same."""
+        """Maps `[..., size]` to `[..., size]`."""
         mapped = self.down(jax.nn.gelu(self.up(x)))
         return x + mapped if self.residual else mapped
 
@@ -194,7 +195,7 @@ class ContrastiveAttention(SelfAttention):
         config = self.config
         if isinstance(config, ContrastiveAttentionConfig) and config.augmented:
             raise NotImplementedError(
-                "keys and values that an MLP augments are no linear function of the tokens: "
-                "augment_values and augment_keys none for the views of heads"
+                "keys and values augmented by an MLP are not linear in the tokens; views of heads "
+                "need augment_values and augment_keys none"
             )
         return super().heads()

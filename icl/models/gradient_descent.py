@@ -1,8 +1,8 @@
-"""Gradient descent on the examples of a prompt, as a learner that has only its rates to learn.
+"""Gradient descent on the examples of a prompt, with learned rates.
 
-What von Oswald et al. 2023 (arXiv 2212.07677) hold trained attention against: plain gradient
-descent (section 2), GD++ that also transforms the inputs (appendix A.10), and gradient descent
-from a learned representation and initial weights (section 4), each with learned rates.
+Von Oswald et al. 2023 (arXiv 2212.07677) compare trained attention with three forms of it: plain
+gradient descent (section 2), GD++, which also transforms the inputs (appendix A.10), and gradient
+descent on a learned representation from learned initial weights (section 4).
 """
 
 import dataclasses
@@ -19,22 +19,23 @@ from .features import Features
 
 @dataclasses.dataclass(frozen=True)
 class GradientDescentConfig(ModelConfig):
-    """How many steps, and what is learned of them; computed in float32 with exact products."""
+    """Settings of gradient descent; computed in float32 with products at highest precision."""
 
     title: ClassVar[str] = "gradient descent"
     causal: ClassVar[bool] = False
     takes_points: ClassVar[bool] = True
 
     layers: int = 1
-    """Steps."""
+    """Number of steps of gradient descent."""
     plus_plus: bool = False
-    """Each step also takes x to (I - gamma X X^T) x: GD++."""
+    """Use GD++: each step also replaces x by (I - gamma X X^T) x, with a learned gamma."""
     shared: bool = True
-    """One learning rate and gamma for all steps, or of each step its own."""
+    """Share one learning rate and one gamma among all steps; else each step has its own."""
     learning_rate: float = 1.0
-    """Initial learning rate, of the squared error halved and averaged over the examples."""
+    """Initial learning rate, for a loss of half the mean squared error over the examples."""
     features: int | None = None
-    """Width of a learned representation of x, with initial weights on it; None for x and 0."""
+    """Width of a learned representation of x, with learned initial weights; None to use x, with
+    initial weights 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,12 +61,12 @@ class GradientDescentConfig(ModelConfig):
 
 
 class GradientDescent(Model):
-    """Predicts with the linear weights after steps on the examples before the last token.
+    """Predicts with linear weights after gradient descent on all tokens but the last.
 
     Args:
-      in_width: features of a token (x, y).
-      config: steps and what is learned.
-      outputs: must be None.
+      in_width: number of features of a token (x, y).
+      config: settings of the model.
+      outputs: must be None, for scalar labels.
       rngs: `nnx.Rngs` with a `params` stream.
     """
 
@@ -78,7 +79,7 @@ class GradientDescent(Model):
         rngs: nnx.Rngs,
     ):
         if outputs is not None:
-            raise ValueError(f"{config.title} predicts scalar labels alone")
+            raise ValueError(f"{config.title} predicts only scalar labels")
         self.config = config
         rates = 1 if config.shared else config.layers
         self.learning_rate = nnx.Param(jnp.full(rates, config.learning_rate))
@@ -100,7 +101,7 @@ class GradientDescent(Model):
                 index = 0 if self.config.shared else step
                 examples = x[:, :-1]
                 rate = self.learning_rate[index] / examples.shape[1]
-                # Of |W x - y|^2 / 2, with what is predicted already taken off the labels.
+                # Step on half the squared error of w.x against the residuals.
                 descent = rate * jnp.einsum("bn,bnd->bd", y - predictions[:, :-1], examples)
                 predictions = predictions + jnp.einsum("bd,btd->bt", descent, x)
                 if self.config.plus_plus:

@@ -1,9 +1,9 @@
-"""A transformer whose blocks are applied again and again (Yang et al. 2023, arXiv 2311.12424).
+"""A transformer whose blocks are applied repeatedly (Yang et al. 2023, arXiv 2311.12424).
 
-"Looped transformers are better at learning learning algorithms", section 4: with x the embedded
-prompt, z_0 = 0 and z_{t+1} = transformer(z_t + x), every z_t being read out by the same linear
-layer. As in the public code (Leiay/looped_transformer) the transformer ends with its layer norm,
-which is thus inside the loop, and positions are added in every loop, since they are part of x.
+"Looped transformers are better at learning learning algorithms", section 4: x is the embedded
+prompt, z_0 = 0 and z_{t+1} = transformer(z_t + x). One linear layer reads out every z_t. As in the
+public code (Leiay/looped_transformer), the final layer norm is inside the loop. x includes the
+positional embedding, so every loop adds it.
 """
 
 import dataclasses
@@ -19,22 +19,22 @@ from .transformer import Transformer, TransformerConfig
 
 @dataclasses.dataclass(frozen=True)
 class LoopedTransformerConfig(TransformerConfig):
-    """Size of the model and how its loops are trained; b, T and the defaults are the paper's."""
+    """Settings of the model and of its loops; the defaults, b and T are the paper's."""
 
     title: ClassVar[str] = "looped transformer"
 
     layers: int = 1
-    """Blocks of the loop."""
+    """Number of blocks in a loop."""
     loops: int = 30
-    """Loops at the end of training and in evaluation (b)."""
+    """Number of loops at the end of training and in evaluation (b)."""
     window: int = 15
-    """The last loops, which alone have a gradient and are trained on (T)."""
+    """Number of last loops that have a loss and a gradient; earlier loops have neither (T)."""
     loops_start: int | None = None
-    """Loops at step 0; None for `window`."""
+    """Number of loops at step 0; None for `window`."""
     loops_increment: int = 2
-    """Loops added at each interval, up to `loops`."""
+    """Number of loops added after each interval, up to `loops`."""
     loops_interval: int = 500
-    """Steps between two additions."""
+    """Number of training steps between two additions."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,8 +49,8 @@ class LoopedTransformerConfig(TransformerConfig):
         )
         if not 1 <= self.window <= self._start <= self.loops:
             raise ValueError(
-                f"a window of {self.window} loops, from {self._start} to {self.loops} loops, is "
-                "impossible; it takes 1 <= window <= loops_start <= loops"
+                f"must have 1 <= window <= loops_start <= loops; got window {self.window}, "
+                f"loops_start {self._start} and loops {self.loops}"
             )
 
     @property
@@ -62,7 +62,7 @@ class LoopedTransformerConfig(TransformerConfig):
         return self.window
 
     def loops_at(self, step: jax.Array | int | None) -> jax.Array | int:
-        """How many loops are run at a training step, traced when it is; all of them at None."""
+        """Number of loops at a training step, traced if the step is; `loops` at None."""
         if step is None:
             return self.loops
         grown = self._start + self.loops_increment * (jnp.asarray(step) // self.loops_interval)
@@ -81,7 +81,7 @@ class LoopedTransformerConfig(TransformerConfig):
 
 
 class LoopedTransformer(Transformer):
-    """Maps prompts to a prediction a token and loop; arguments as for `Transformer`."""
+    """Maps prompts to one prediction for each token and loop; arguments as for `Transformer`."""
 
     def __init__(
         self,
@@ -107,8 +107,8 @@ class LoopedTransformer(Transformer):
         """Predictions of the last loop; arguments, result and errors as for `Transformer`.
 
         Args:
-          loops: how many, traced or not; those of the config when None. More than were trained
-            with are possible.
+          loops: number of loops, traced or not; `loops` of the config if None. May exceed the
+            number of loops in training.
         """
         loops = self.config.loops if loops is None else loops
         if isinstance(loops, int) and loops < 1:
@@ -121,7 +121,7 @@ class LoopedTransformer(Transformer):
     def outputs_by_loop(
         self, tokens: jax.Array, read: slice = slice(None), loops: int | None = None
     ) -> jax.Array:
-        """Predictions after each of so many loops, `[loops, ...]`, each as from a call."""
+        """Predictions after each of `loops` loops, `[loops, ...]`; the config's `loops` if None."""
         x = self.embed(tokens)
         count = self.config.loops if loops is None else loops
         return self._run(x, jnp.zeros_like(x), read, count)
@@ -135,12 +135,12 @@ class LoopedTransformer(Transformer):
     def training_outputs(
         self, tokens: jax.Array, read: slice = slice(None), step: jax.Array | int | None = None
     ) -> jax.Array:
-        """Predictions of the last `window` loops run at a step; those before have no gradient."""
+        """Predictions of the last `window` loops at a step; earlier loops have no gradient."""
         config = self.config
         x = self.embed(tokens)
         graph, state = nnx.split(self)
         still, still_x = nnx.merge(graph, jax.lax.stop_gradient(state)), jax.lax.stop_gradient(x)
-        # Of a traced number of loops no program could keep what a gradient needs.
+        # A loop of traced length has no reverse-mode gradient, so it runs on constants.
         z = jax.lax.fori_loop(
             0,
             config.loops_at(step) - config.window,

@@ -1,4 +1,4 @@
-"""A stack of LSTM layers (Hochreiter and Schmidhuber 1997), as flax.nnx has them."""
+"""A stack of flax.nnx LSTM layers (Hochreiter and Schmidhuber 1997)."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -13,14 +13,14 @@ from .base import Model, ModelConfig, uniform
 
 @dataclasses.dataclass(frozen=True)
 class LSTMConfig(ModelConfig):
-    """Size of the model."""
+    """Settings of the model."""
 
     title: ClassVar[str] = "LSTM"
 
     layers: int = 3
-    """LSTM layers, one on top of the other."""
+    """Number of stacked LSTM layers."""
     width: int = 256
-    """Features of a token between layers, and of the state."""
+    """Number of features of a token between layers, and of the state."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,15 +43,15 @@ class LSTMConfig(ModelConfig):
 
 
 class LSTM(Model):
-    """Maps prompts of any length to a prediction a token.
+    """Maps prompts of any length to one prediction a token.
 
-    Initial weights of the layers are flax's (recurrent ones orthogonal, biases 0), those of
-    read-in and read-out the transformer's.
+    The layers have flax's initial weights (orthogonal recurrent weights, zero biases). Read-in and
+    read-out are initialised as in the transformer.
 
     Args:
-      in_width: features of a token.
-      config: size of the model.
-      outputs: numbers of a prediction; None for a scalar.
+      in_width: number of features of a token.
+      config: settings of the model.
+      outputs: number of outputs at each token; None for a scalar.
       rngs: `nnx.Rngs` with a `params` stream.
     """
 
@@ -67,13 +67,13 @@ class LSTM(Model):
 
     def _layer(self, width: int, rngs: nnx.Rngs) -> nnx.RNN:
         cell = nnx.OptimizedLSTMCell(width, width, dtype=self.dtype, rngs=rngs)
-        # Parameters beside the scan, not carried through it, take a quarter off the time.
+        # Parameters closed over by the scan, not carried through it, save a quarter of the time.
         beside: Any = {...: None}
         return nnx.RNN(cell, rngs=False, state_axes=beside)
 
     def __call__(self, tokens: jax.Array, read: slice = slice(None)) -> jax.Array:
         x: Any = self.read_in(tokens).astype(self.dtype)
-        # As x is, which under shard_map is another on every device.
+        # Made from x, so that under shard_map it varies over devices as x does.
         start = jnp.zeros_like(x[:, 0])
         for layer in self.layers:
             x = layer(x, initial_carry=(start, start))

@@ -1,4 +1,4 @@
-"""Linear attention with the zeros of its optimum: one step of preconditioned descent a layer.
+"""Linear attention with fixed zeros: each layer is a step of preconditioned gradient descent.
 
 Ahn et al. 2023, "Transformers learn to implement preconditioned gradient descent for in-context
 learning" (arXiv 2306.00297, section 4, equation 12).
@@ -18,16 +18,17 @@ from .base import HeadWeights, Model, ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class PreconditionedConfig(ModelConfig):
-    """Size of the model; computed in float32 with exact products."""
+    """Settings of the model; computed in float32 with products at highest precision."""
 
     title: ClassVar[str] = "preconditioned attention"
     causal: ClassVar[bool] = False
     takes_points: ClassVar[bool] = True
 
     layers: int = 3
-    """Layers, each with matrices of its own."""
+    """Number of layers, each with its own matrices."""
     transforms_inputs: bool = True
-    """Layers change the inputs too, by P; without, P is 0 (section 4.1: steps of the weights)."""
+    """Layers also change the inputs, by a learned P; else P is 0 and each layer is a gradient step
+    on the weights (section 4.1)."""
     init_std: float = 1e-4
     """Standard deviation of the initial matrices."""
 
@@ -55,15 +56,16 @@ class PreconditionedConfig(ModelConfig):
 
 
 class PreconditionedAttention(Model):
-    """Z <- Z + (1/N) (Z Q Z^T) M (Z P^T), over the examples alone by the mask M.
+    """Z <- Z + (1/N) (Z Q Z^T) M (Z P^T), with a mask M that selects the N examples.
 
-    With rows (x_i, y_i) of Z, Q and P free d x d matrices of the inputs a layer, and P of the
-    labels fixed to 1. The query's label is predicted as minus the last entry of its row.
+    The rows of Z are (x_i, y_i). In each layer the blocks of Q and P on the inputs are learned
+    d x d matrices, and the entry of P on the labels is 1. The predicted label of the query is minus
+    the last entry of the query's row.
 
     Args:
-      in_width: features of a token (x, y).
-      config: size of the model.
-      outputs: must be None.
+      in_width: number of features of a token (x, y).
+      config: settings of the model.
+      outputs: must be None, for scalar labels.
       rngs: `nnx.Rngs` with a `params` stream.
     """
 
@@ -76,7 +78,7 @@ class PreconditionedAttention(Model):
         rngs: nnx.Rngs,
     ):
         if outputs is not None:
-            raise ValueError(f"{config.title} predicts scalar labels alone")
+            raise ValueError(f"{config.title} predicts only scalar labels")
         self.config = config
         shape = (config.layers, in_width - 1, in_width - 1)
         draw = lambda: nnx.Param(config.init_std * jax.random.normal(rngs.params(), shape))
@@ -88,7 +90,7 @@ class PreconditionedAttention(Model):
         return -self._hidden(tokens, self.config.layers)[:, read, -1]
 
     def _hidden(self, tokens: jax.Array, layers: int) -> jax.Array:
-        """The tokens after so many layers."""
+        """The tokens after the first `layers` layers."""
         heads = lambda rows: rows[:, :, None]
         examples = tokens.shape[1] - 1
         with jax.default_matmul_precision("highest"):

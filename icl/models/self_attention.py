@@ -1,8 +1,8 @@
-"""Attention layers and nothing else, over prompts that every token sees whole but for the query.
+"""Attention-only models, in which every token attends to all examples of the prompt.
 
-The learners of "Transformers learn in-context by gradient descent", von Oswald et al. 2023
-(arXiv 2212.07677, section 2 and appendix A.1): no biases, no normalisation, no MLP between
-layers, and in their linear form no softmax.
+These are the models of "Transformers learn in-context by gradient descent", von Oswald et al. 2023
+(arXiv 2212.07677, section 2 and appendix A.1): no biases, no normalisation, no MLP between layers,
+and in the linear form no softmax.
 """
 
 import dataclasses
@@ -20,31 +20,31 @@ from .features import Features
 
 @dataclasses.dataclass(frozen=True)
 class SelfAttentionConfig(ModelConfig):
-    """Size of the model; computed in float32 with exact products."""
+    """Settings of the model; computed in float32 with products at highest precision."""
 
     title: ClassVar[str] = "self-attention"
     causal: ClassVar[bool] = False
 
     layers: int = 1
-    """Layers, or how often one is applied where it is shared."""
+    """Number of layers, or number of applications of a shared layer."""
     heads: int = 1
-    """Heads a layer."""
+    """Number of heads in a layer."""
     key_size: int | None = None
-    """Features of a query, key and value; None for those of a token."""
+    """Number of features of a query, key and value; None for the number of features of a token."""
     softmax: Literal["none", "first", "all"] = "none"
-    """The layers whose weights go through a softmax; the others are linear attention."""
+    """Layers with softmax attention; the others have linear attention."""
     shared: bool = True
-    """One layer applied again and again ("recurrent"), or each with weights of its own."""
+    """Apply one layer repeatedly ("recurrent"); else each layer has its own weights."""
     query_in_context: bool = False
-    """The query's token is a key and a value too."""
+    """Use the query's token as a key and value too; else only the examples are."""
     clip: float | None = None
-    """Largest size of a token's entries after each layer; None for no clipping."""
+    """Largest absolute value of a token's entries after each layer; None for no clipping."""
     positions: int = 0
-    """Sinusoidal features of its position that a token is extended by."""
+    """Number of sinusoidal features of the position, appended to each token."""
     features: int | None = None
-    """Width of an embedding and of a residual MLP before the layers; None for neither."""
+    """Width of an embedding and a residual MLP before the layers; None for neither."""
     init_scale: float = 0.002
-    """Initial variance of the weights times their fan-in, over all layers together."""
+    """Initial variance of the weights times fan-in, divided among the layers."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,17 +60,17 @@ class SelfAttentionConfig(ModelConfig):
         )
         if self.softmax == "first" and self.shared and self.layers > 1:
             raise ValueError(
-                "a shared layer is the same throughout: shared=False for softmax first"
+                "softmax first needs layers that differ: set shared=False, or softmax none or all"
             )
         if self.positions % 2:
             raise ValueError(
-                f"model.positions must be even, a sine and a cosine; got {self.positions}"
+                f"model.positions must be even (pairs of sine and cosine); got {self.positions}"
             )
         if self.dtype != "float32":
             raise ValueError(f"a {self.title} model is computed in float32, not {self.dtype}")
 
     def width(self, in_width: int) -> int:
-        """Features of a token between layers."""
+        """Number of features of a token between layers."""
         return (self.features or in_width) + self.positions
 
     def activations(self, in_width: int) -> int:
@@ -94,7 +94,7 @@ class SelfAttentionConfig(ModelConfig):
     def flops_by_part(self, in_width: int, tokens: int, batch: int) -> dict[str, float]:
         width, total = self.width(in_width), batch * tokens
         size = self.heads * (self.key_size or width)
-        # Linear attention makes a state of the context; a softmax compares all pairs of tokens.
+        # Linear attention sums the context into a state; softmax attention compares all pairs.
         linear = 12.0 * self.heads * (self.key_size or width) ** 2 * total
         softmax = 12.0 * size * tokens * total
         soft_layers = {"none": 0, "first": 1, "all": self.layers}[self.softmax]
@@ -111,12 +111,12 @@ class SelfAttentionLayer(nnx.Module):
     """e_j + sum over heads of P V(context) weights(K(context), Q e_j).
 
     Args:
-      width: features W of a token.
-      heads: N.
-      key_size: features H of a query, key and value.
-      softmax: whether the weights are a softmax of `q . k / sqrt(H)`, or `q . k` itself.
-      init_scale: initial variance of the weights times their fan-in, normal cut off at two
-        standard deviations.
+      width: number of features W of a token.
+      heads: number of heads N.
+      key_size: number of features H of a query, key and value.
+      softmax: whether attention weights are a softmax of `q . k / sqrt(H)`; else they are `q . k`.
+      init_scale: initial variance of the weights times fan-in; the distribution is a normal
+        truncated at two standard deviations.
       rngs: `nnx.Rngs` with a `params` stream.
     """
 
@@ -141,7 +141,7 @@ class SelfAttentionLayer(nnx.Module):
         self.output = weights(heads, key_size, width)
 
     def __call__(self, tokens: jax.Array, context: jax.Array) -> jax.Array:
-        """What the layer adds to tokens `[B, T, W]` from a context `[B, S, W]`."""
+        """The update `[B, T, W]` of tokens `[B, T, W]` that attend to a context `[B, S, W]`."""
         project = lambda x, weights: jnp.einsum("btw,nwh->btnh", x, weights[...])
         mixed = self.mix(
             project(tokens, self.query), project(context, self.key), project(context, self.value)
@@ -149,20 +149,20 @@ class SelfAttentionLayer(nnx.Module):
         return jnp.einsum("btnh,nhw->btw", mixed, self.output[...])
 
     def mix(self, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        """`[B, T, N, H]` of queries `[B, T, N, H]`, and keys and values `[B, S, N, H]`."""
+        """Attention `[B, T, N, H]` of queries `[B, T, N, H]` to keys and values `[B, S, N, H]`."""
         if self.softmax:
             return dot_product_attention(query, key, value)
         return linear_attention(query, key, value, is_causal=False, scale=1.0)
 
 
 class SelfAttention(Model):
-    """Predicts the query's label as minus the last entry of its token after all layers.
+    """Predicts the query's label as minus the label entry of the query's token after all layers.
 
     Args:
-      in_width: features of a token; the last is the label's.
-      tokens: length of the prompts; the last token is the query's.
-      config: size of the model.
-      outputs: must be None.
+      in_width: number of features of a token; the last feature is the label.
+      tokens: number of tokens of a prompt; the last token is the query.
+      config: settings of the model.
+      outputs: must be None, for scalar labels.
       rngs: `nnx.Rngs` with a `params` stream.
     """
 
@@ -176,7 +176,7 @@ class SelfAttention(Model):
         rngs: nnx.Rngs,
     ):
         if outputs is not None:
-            raise ValueError(f"a {config.title} model predicts scalar labels alone")
+            raise ValueError(f"a {config.title} model predicts only scalar labels")
         self.config = config
         width = config.width(in_width)
         self.label = width - config.positions - 1
@@ -193,27 +193,27 @@ class SelfAttention(Model):
         layers: int | None = None,
         damping: float = 1.0,
     ) -> jax.Array:
-        """Predictions at each token that `read` selects; only the query's has not seen its label.
+        """Predictions at each token that `read` selects; only the query's label is hidden.
 
         Args:
           tokens: `[B, T, in_width]`.
-          read: the positions whose predictions are wanted.
-          layers: how many layers to apply; all when None. A shared layer can be applied more often
+          read: the positions to return predictions for.
+          layers: number of layers to apply; all if None. A shared layer can be applied more often
             than in training.
-          damping: factor of what each layer adds.
+          damping: factor on the update of each layer.
 
         Returns:
           float32 `[B, number of positions read]`.
 
         Raises:
-          ValueError: more layers than there are, where they are not shared.
+          ValueError: `layers` exceeds the number of layers, and they are not shared.
         """
         return -self.hidden(tokens, layers, damping)[:, read, self.label]
 
     def hidden(
         self, tokens: jax.Array, layers: int | None = None, damping: float = 1.0
     ) -> jax.Array:
-        """The tokens `[B, T, width]` after so many layers; 0 for what enters the first."""
+        """The tokens `[B, T, width]` after `layers` layers; the input of the first layer if 0."""
         layers = self.config.layers if layers is None else layers
         if not self.config.shared and layers > len(self.layers):
             raise ValueError(f"there are {len(self.layers)} layers, not {layers}")

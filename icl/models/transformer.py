@@ -1,6 +1,6 @@
 """A GPT-2-style pre-norm transformer (Radford et al. 2019) over continuous tokens.
 
-Sizes, initial weights and read-in and read-out are those of Garg et al. 2022 (appendix A.1).
+Sizes, initial weights, read-in and read-out follow Garg et al. 2022 (appendix A.1).
 """
 
 import dataclasses
@@ -21,24 +21,24 @@ INIT_STD = 0.02
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig(ModelConfig):
-    """Size of the model. `xs`, `small` and `standard` below are Garg et al.'s."""
+    """Settings of the model. `XS`, `SMALL` and `STANDARD` are the sizes of Garg et al."""
 
     title: ClassVar[str] = "transformer"
 
     layers: int = 12
     """Number of blocks."""
     heads: int = 8
-    """Attention heads a block."""
+    """Number of attention heads in a block."""
     width: int = 256
-    """Features of the residual stream."""
+    """Number of features of the residual stream."""
     max_tokens: int | None = None
-    """Learned positions; None for as many as the prompts of the task have."""
+    """Number of learned positions; None for the number of tokens in a prompt of the task."""
     mixer: str = "attention"
     """Token mixer, by its name in icl.layers.MIXERS."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the computation; parameters, statistics and the loss stay float32."""
     end_bias: bool = True
-    """Biases in read-in and read-out; Raventós et al. 2023 have none."""
+    """Use biases in read-in and read-out; Raventós et al. 2023 use none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,11 +74,11 @@ STANDARD = TransformerConfig(layers=12, heads=8, width=256, max_tokens=101)
 
 
 class Block(nnx.Module):
-    """x + mixer(norm(x)), then x + mlp(norm(x)) with a GELU MLP four times as wide."""
+    """x + mixer(norm(x)), then x + mlp(norm(x)) with a GELU MLP of 4 * width hidden units."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         dtype = jnp.dtype(config.dtype)
-        # GPT-2 shrinks what is added to the residual stream by its number of additions.
+        # GPT-2 scales initial output weights by 1 / sqrt(number of residual additions).
         out_init = nnx.initializers.normal(INIT_STD / (2 * config.layers) ** 0.5)
         kernel_init = nnx.initializers.normal(INIT_STD)
         options: dict[str, Any] = dict(dtype=dtype, dot_general=linear_dot_general, rngs=rngs)
@@ -98,19 +98,19 @@ class Block(nnx.Module):
     def __call__(
         self, x: jax.Array, read: slice = slice(None), mask: jax.Array | None = None
     ) -> jax.Array:
-        masked = () if mask is None else (mask,)  # a mixer need not know of masks
+        masked = () if mask is None else (mask,)  # custom mixers may not take a mask
         x = x[:, read] + self.mixer(self.mixer_norm(x), read, *masked)
         return x + self.down(jax.nn.gelu(self.up(self.mlp_norm(x)), approximate=True))
 
 
 class Transformer(Model):
-    """Maps prompts to a prediction a token.
+    """Maps prompts to one prediction a token.
 
     Args:
-      in_width: features of a token.
-      tokens: length of the prompts it is built for.
-      config: size of the model.
-      outputs: numbers of a prediction; None for a scalar.
+      in_width: number of features of a token.
+      tokens: number of tokens of a prompt, at most.
+      config: settings of the model.
+      outputs: number of outputs at each token; None for a scalar.
       rngs: `nnx.Rngs` with a `params` stream.
     """
 
@@ -142,7 +142,7 @@ class Transformer(Model):
 
     @property
     def takes_mask(self) -> bool:
-        """Whether every mixer can be told which tokens each token sees."""
+        """Whether every mixer takes a mask of the tokens that each token sees."""
         return all(getattr(block.mixer, "takes_mask", False) for block in self.blocks)
 
     def __call__(
@@ -157,22 +157,22 @@ class Transformer(Model):
 
         Args:
           tokens: `[B, T, in_width]`.
-          read: the positions whose predictions are wanted; what follows the last
-            layer's attention runs on these alone.
-          positions: int `[T]`, the learned position of each token; 0, 1, 2, ... when None.
-          mask: bool `[T, T]`, whether a token (row) sees another (column); itself and those
-            before when None. Only where `takes_mask`.
+          read: the positions to return predictions for; the layers after the last attention run
+            only on these.
+          positions: int `[T]`, the learned position of each token; 0, 1, 2, ... if None.
+          mask: bool `[T, T]`, whether a token (row) sees another (column); causal if None. Only
+            if `takes_mask`.
 
         Returns:
-          float32 `[B, number of positions read]`, with a last axis `outputs` where not None.
+          float32 `[B, number of positions read]`, with a last axis `outputs` if it is not None.
 
         Raises:
-          ValueError: more tokens than learned positions, or a mixer that takes no mask.
+          ValueError: more tokens than learned positions, or a mask for a mixer that takes none.
         """
         return self.predict(self.transform(self.embed(tokens, positions), read, mask))
 
     def embed(self, tokens: jax.Array, positions: jax.Array | None = None) -> jax.Array:
-        """What enters the first block, `[B, T, width]`; arguments and errors as for a call."""
+        """The input of the first block, `[B, T, width]`; arguments and errors as for a call."""
         length = tokens.shape[1]
         if positions is None and length > self.positions.shape[0]:
             raise ValueError(
@@ -185,14 +185,14 @@ class Transformer(Model):
     def transform(
         self, x: jax.Array, read: slice = slice(None), mask: jax.Array | None = None
     ) -> jax.Array:
-        """What leaves the last block, normalised, where `read` selects: `[B, ..., width]`."""
+        """The normalised output of the last block at `read`, `[B, positions read, width]`."""
         last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
             x = block(x, read if index == last else slice(None), mask)
         return self.norm(x)
 
     def predict(self, x: jax.Array) -> jax.Array:
-        """Predictions, float32 `[..., (outputs)]`, from what `transform` returns."""
+        """Predictions, float32 `[..., (outputs)]`, from the result of `transform`."""
         predictions = self.read_out(x.astype(jnp.float32))
         return predictions[..., 0] if self.scalar else predictions
 
@@ -211,7 +211,7 @@ class Transformer(Model):
 
 
 def _head_weights(mixer: Any) -> HeadWeights:
-    """Those of a mixer with one projection to query, key and value, as those of `MIXERS` have."""
+    """Head weights of a mixer with one projection `qkv` to query, key and value."""
     if not hasattr(mixer, "qkv"):
         raise NotImplementedError(
             f"the mixer {type(mixer).__name__} has no projection to query, key and value (qkv)"
@@ -224,5 +224,5 @@ def _head_weights(mixer: Any) -> HeadWeights:
 
 
 def parameter_count(model: nnx.Module) -> int:
-    """How many numbers the model learns."""
+    """Number of learned parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))

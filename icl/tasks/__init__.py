@@ -1,4 +1,4 @@
-"""Task families drawn on the device, pools, curricula and layouts."""
+"""Task families sampled on the device, task pools, curricula and layouts."""
 
 from ..registry import register
 from .base import Data, Difficulty, Episode, FunctionFamily, TaskFamily
@@ -35,7 +35,7 @@ FAMILIES: dict[str, type[TaskFamily]] = {
 
 
 def register_family(name: str):
-    """A decorator that makes a `TaskFamily` known by a name, as those of this package are.
+    """Class decorator that registers a `TaskFamily` under a name, for configs and commands.
 
         @register_family("rotations")
         @dataclasses.dataclass(frozen=True)

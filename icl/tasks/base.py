@@ -1,6 +1,6 @@
-"""What a task family is: a pure sampler of tasks, and of episodes of a task.
+"""Task families: pure samplers of tasks, and of episodes (the points of a task).
 
-Everything here is for one prompt; `jax.vmap` makes batches (see `sampling.py`).
+All samplers here draw a single prompt; `jax.vmap` makes batches (see `sampling.py`).
 """
 
 import dataclasses
@@ -15,39 +15,39 @@ from .draws import normal
 from .inputs import InputKind, Vectors
 from .labels import LabelKind, Scalar
 
-Data = Any  # a pytree of arrays that samplers draw from; None for a family without
+Data = Any  # pytree of arrays that samplers draw from; None if the family has no data
 
 
 class Difficulty(NamedTuple):
-    """How much of the full shape is in use; traced, so that a curriculum recompiles nothing."""
+    """Numbers of coordinates and points in use; traced, so that curricula never recompile."""
 
-    dim: int | jax.Array  # coordinates of x in use, the others are 0; 0 for inputs without any
+    dim: int | jax.Array  # coordinates of x in use, the others are 0; 0 if there are none
     points: int | jax.Array  # points in use, the others are padding
 
 
 class Episode(NamedTuple):
-    """Points of one task, and the role of each of them.
+    """Points of one task, and the roles of each point: query, context, both or neither.
 
-    This is the one place that says which points are what; layouts, losses, evaluation and lengths
-    read it. A point may have both roles: in a layout that predicts every label, a point is a query
-    first, and context for the points after it. A point without a role is padding.
+    Layouts, losses, evaluation and lengths all read the roles from here. A point may have both
+    roles: in a layout that predicts every label, each point is a query first, and then context for
+    the points after it. A point without a role is padding.
     """
 
     x: jax.Array  # [points, *family.input_kind.shape]
     y: jax.Array  # [points, *family.label_kind.shape]
     queries: jax.Array  # bool [points]: the label is predicted, trained on and evaluated
     context: jax.Array  # bool [points]: shown with the label to the points after it
-    label_tokens: jax.Array | None = None  # [points, W]; None for those of the label kind
+    label_tokens: jax.Array | None = None  # [points, W]; None: made by the label kind
 
     @property
     def length(self) -> jax.Array:
-        """Points up to the last one that is not padding, int `[]`; a batch has `[B]`."""
+        """Number of points up to the last that is not padding, int `[]`; `[B]` for a batch."""
         used = self.queries | self.context
         return used.shape[-1] - jnp.argmax(used[..., ::-1], axis=-1)
 
     @property
     def last_query(self) -> jax.Array:
-        """Position of the last query, int `[]`; a batch has `[B]`."""
+        """Position of the last query, int `[]`; `[B]` for a batch."""
         return self.queries.shape[-1] - 1 - jnp.argmax(self.queries[..., ::-1], axis=-1)
 
 
@@ -55,8 +55,8 @@ class Episode(NamedTuple):
 class TaskFamily(ABC):
     """A distribution over tasks, and over the points of a task.
 
-    A family is its settings: a frozen dataclass whose methods are pure and jittable, but for
-    `load_data`. Register it (`icl.tasks.register_family`), so that runs of it can be read back.
+    A family is a frozen dataclass of settings. Its methods are pure and jittable, except
+    `load_data`. Register a family (`icl.tasks.register_family`), so that its runs can be reopened.
     """
 
     every_point_is_query: ClassVar[bool] = True  # at full difficulty
@@ -70,28 +70,29 @@ class TaskFamily(ABC):
     @property
     @abstractmethod
     def input_kind(self) -> InputKind:
-        """What the inputs x are."""
+        """Kind of the inputs x."""
 
     @property
     @abstractmethod
     def label_kind(self) -> LabelKind:
-        """What the labels y are; it owns the loss and the error."""
+        """Kind of the labels y; defines the loss and the error."""
 
     @property
     def full(self) -> Difficulty:
-        """The difficulty at which everything is in use."""
+        """The difficulty with all coordinates and points in use."""
         return Difficulty(0, self.points)
 
     @property
     def data_source(self) -> str | None:
-        """Where `load_data` reads, as a path or a name, for config.json and for errors."""
+        """Path or name of the data that `load_data` reads, for config.json and errors."""
         return None
 
     def load_data(self) -> Data:
-        """Arrays that the samplers draw from, a pytree of NumPy arrays, read once on the host.
+        """Reads the data that the samplers draw from, once, on the host: a pytree of NumPy arrays.
 
-        They are arguments of compiled programs, held by every device, and not in checkpoints.
-        config.json keeps their source and checksum, and a run refuses other data.
+        Compiled programs take the data as an argument, every device holds all of it, and
+        checkpoints leave it out. config.json records the source and a checksum of the data, and
+        a run refuses data with another checksum.
         """
         return None
 
@@ -108,7 +109,7 @@ class TaskFamily(ABC):
 
 @dataclasses.dataclass(frozen=True)
 class FunctionFamily(TaskFamily):
-    """A distribution over functions of vectors, and over their inputs."""
+    """A distribution over functions of vectors, and over the input vectors."""
 
     dim: int = 20
     """Dimension of the inputs x."""
@@ -131,10 +132,10 @@ class FunctionFamily(TaskFamily):
 
     @abstractmethod
     def label(self, task: Any, x: jax.Array) -> jax.Array:
-        """The noiseless labels of inputs `[..., dim]`: the oracle."""
+        """The oracle: noiseless labels of inputs `[..., dim]` under a task."""
 
     def sample_inputs(self, key: jax.Array) -> jax.Array:
-        """Draws inputs `[points, dim]`, standard normal unless a family says otherwise."""
+        """Draws inputs `[points, dim]`; standard normal unless overridden. The key is consumed."""
         return normal(key, (self.points, self.dim))
 
     def sample_episode(
@@ -146,7 +147,7 @@ class FunctionFamily(TaskFamily):
 
 
 def choose_coordinates(key: jax.Array, dim: int, count: int, difficulty: Difficulty) -> jax.Array:
-    """Chooses `count` of the coordinates in use, or all of them if they are fewer: bool `[dim]`.
+    """Chooses `count` of the coordinates in use, or all if fewer are in use: bool `[dim]`.
 
     The key is consumed.
     """

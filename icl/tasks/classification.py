@@ -13,7 +13,7 @@ from .labels import Signs
 
 @dataclasses.dataclass(frozen=True)
 class LinearClassification(FunctionFamily):
-    """y = sign(w.x) with w ~ N(0, I) (public code of Garg et al. 2022, not in the paper).
+    """y = sign(w.x) with w ~ N(0, I): in the public code of Garg et al. 2022, not in the paper.
 
     A task is w, `[dim]`.
     """
@@ -33,8 +33,8 @@ class LinearClassification(FunctionFamily):
 class Parity(FunctionFamily):
     """The product of `relevant` coordinates of x in {-1, 1}^dim (Park et al. 2024, section 3).
 
-    Each prompt has its own coordinates, uniform among those in use; the public code draws one
-    set for a whole batch. A task is bool `[dim]`: the coordinates that matter.
+    Each prompt draws its own coordinates, uniformly among the coordinates in use; the public code
+    draws one set for a whole batch. A task is the set of multiplied coordinates, bool `[dim]`.
     """
 
     dim: int = 10
@@ -42,7 +42,7 @@ class Parity(FunctionFamily):
     points: int = 140
     """Number of (x, y) points in a prompt."""
     relevant: int = 2
-    """Coordinates that are multiplied."""
+    """Number of coordinates that are multiplied."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

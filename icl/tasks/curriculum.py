@@ -1,4 +1,4 @@
-"""Curricula: the difficulty as a function of the training step, at a fixed shape."""
+"""Curricula: the difficulty as a function of the training step; array shapes stay fixed."""
 
 import dataclasses
 from typing import Any
@@ -12,47 +12,47 @@ from .base import Difficulty, TaskFamily
 
 @dataclasses.dataclass(frozen=True)
 class Curriculum:
-    """Difficulty that grows by a fixed amount every `interval` steps up to the full one.
+    """Difficulty that grows by a fixed amount every `interval` steps, up to full difficulty.
 
-    Garg et al. 2022 (appendix A.2) start linear regression at 5 coordinates and 11 points
-    and add 1 and 2 every 2,000 steps.
+    Garg et al. 2022 (appendix A.2) start linear regression with 5 coordinates and 11 points, and
+    add 1 coordinate and 2 points every 2,000 steps.
     """
 
     dim_start: int | None = None
-    """Coordinates in use at step 0; None for all of them throughout."""
+    """Number of coordinates in use at step 0; None to use all from the start."""
     dim_increment: int = 1
-    """Coordinates added at each interval."""
+    """Number of coordinates added after each interval."""
     points_start: int | None = None
-    """Points that count at step 0; None for all of them throughout."""
+    """Number of points in use at step 0; None to use all from the start."""
     points_increment: int = 2
-    """Points added at each interval."""
+    """Number of points added after each interval."""
     interval: int = 2000
-    """Steps between two additions."""
+    """Number of training steps between two additions."""
 
     def __post_init__(self) -> None:
         names = ("dim_start", "dim_increment", "points_start", "points_increment")
         check_ranges("curriculum", self, interval=STEPS, **dict.fromkeys(names, SIZE))
 
     def check_for(self, family: TaskFamily) -> None:
-        """Raises ValueError where a start is beyond what the family has."""
+        """Raises ValueError if a start exceeds the coordinates or points of the family."""
         dim = family.full.dim
         if not dim and self.dim_start is not None:
             raise ValueError(
-                f"the inputs of {type(family).__name__} have no coordinates to begin with: leave "
-                "curriculum.dim_start None"
+                f"the inputs of {type(family).__name__} have no coordinates: set "
+                "curriculum.dim_start to None"
             )
         check_ranges("curriculum", self, points_start=SIZE._replace(high=family.points))
         if dim:
             check_ranges("curriculum", self, dim_start=SIZE._replace(high=int(dim)))
 
     def at(self, step: jax.Array | int, family: TaskFamily) -> Difficulty:
-        """The difficulty at a step; traced when the step is."""
+        """The difficulty at a training step; traced if the step is traced."""
         grown = jnp.asarray(step) // self.interval
 
         def ramp(start: int | None, increment: int, full: Any) -> Any:
             if start is None:
                 return full
-            # No more additions than are needed, whose product cannot overflow.
+            # Limits the number of additions, so that the product cannot overflow.
             needed = max(0, -(-(full - start) // increment))
             return jnp.minimum(start + increment * jnp.minimum(grown, needed), full)
 
@@ -63,7 +63,7 @@ class Curriculum:
 
 
 def garg_curriculum(points_start: int = 11, points_increment: int = 2) -> Curriculum:
-    """Garg et al.'s schedule; trees and ReLU networks start at 26 points and add 5."""
+    """Garg et al.'s schedule. For trees and ReLU networks they start at 26 points and add 5."""
     return Curriculum(
         dim_start=5, points_start=points_start, points_increment=points_increment, interval=2000
     )

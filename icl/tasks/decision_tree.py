@@ -14,22 +14,23 @@ from .draws import normal
 class Tree(NamedTuple):
     """A complete binary tree; the children of node n are 2n + 1 and 2n + 2."""
 
-    coordinates: jax.Array  # int32 [2^depth - 1]: the coordinate of x each inner node asks for
-    leaves: jax.Array  # [2^depth]: the label at each leaf, left to right
+    coordinates: jax.Array  # int32 [2^depth - 1]: coordinate of x that each inner node tests
+    leaves: jax.Array  # [2^depth]: label of each leaf, left to right
 
 
 @dataclasses.dataclass(frozen=True)
 class DecisionTree(FunctionFamily):
-    """Each inner node goes right where its coordinate of x is positive; leaves are N(0, 1).
+    """Each inner node goes right if its coordinate of x is positive; leaf labels are N(0, 1).
 
-    Coordinates are uniform among those in use, so that under a curriculum no node asks for
-    one that is always 0 (the public code draws them among all). A task is a `Tree`.
+    The coordinate of a node is uniform among the coordinates in use, so that under a curriculum no
+    node tests a coordinate that is always 0. The public code draws it among all coordinates. A task
+    is a `Tree`.
     """
 
     points: int = 101
     """Number of (x, y) points in a prompt."""
     depth: int = 4
-    """Depth of the tree: it has 2^depth leaves."""
+    """Depth of the tree, which has 2^depth leaves."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,7 +46,7 @@ class DecisionTree(FunctionFamily):
 
     def label(self, task: Tree, x: jax.Array) -> jax.Array:
         right = x[..., task.coordinates] > 0
-        # From the leaves up: choosing between two halves is faster than looking up a child.
+        # Works from the leaves up: selecting between two halves is faster than a gather.
         values = task.leaves
         for level in reversed(range(self.depth)):
             asked = right[..., 2**level - 1 : 2 ** (level + 1) - 1]

@@ -1,8 +1,8 @@
-"""`jax.random`'s normal and uniform numbers, bit for bit the same draws, in less time on a CPU.
+"""Normal and uniform draws, bit-equal to `jax.random`'s and faster on a CPU.
 
-There JAX runs threefry's rounds in a loop that passes over memory five times; written out,
-they fuse with what uses them. Threefry is Salmon et al. 2011, "Parallel random numbers: as easy
-as 1, 2, 3", section 4.
+On a CPU, JAX runs the rounds of threefry in a loop that passes over memory five times. Here the
+rounds are unrolled, so that XLA fuses them with the code that uses the draws. Threefry is
+Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 4.
 """
 
 import math
@@ -14,19 +14,19 @@ ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
 def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """What `jax.random.normal(key, shape)` draws, float32. The key is consumed."""
+    """Draws float32 bit-equal to `jax.random.normal(key, shape)`. The key is consumed."""
     count = math.prod(shape)
     if str(jax.random.key_impl(key)) != "threefry2x32" or count >= 2**32:
         return jax.random.normal(key, shape)
     lowest = jnp.nextafter(jnp.float32(-1), jnp.float32(0))
     symmetric = _uniform(key, count, lowest, 1)
-    # Flat, and the same computation whatever uses it.
+    # Flat and behind a barrier, so that the code around it cannot change its bits.
     flat = jax.lax.optimization_barrier(jnp.float32(2**0.5) * jax.lax.erf_inv(symmetric))
     return flat.reshape(shape)
 
 
 def uniform(key: jax.Array, shape: tuple[int, ...], low: float, high: float) -> jax.Array:
-    """What `jax.random.uniform(key, shape, minval=low, maxval=high)` draws, float32.
+    """Draws float32 bit-equal to `jax.random.uniform(key, shape, minval=low, maxval=high)`.
 
     The key is consumed.
     """
@@ -44,7 +44,7 @@ def _uniform(key: jax.Array, count: int, low: float | jax.Array, high: float) ->
 
 
 def _bits(key: jax.Array, count: int) -> jax.Array:
-    """What `jax.random.bits(key, (count,))` draws, uint32 `[count]`: a block for each number."""
+    """uint32 `[count]`, bit-equal to `jax.random.bits(key, (count,))`: one block a number."""
     index = jnp.arange(count, dtype=jnp.uint32)
     first, second = _threefry2x32(jax.random.key_data(key), jnp.zeros_like(index), index)
     return first ^ second
@@ -53,7 +53,7 @@ def _bits(key: jax.Array, count: int) -> jax.Array:
 def _threefry2x32(
     key: jax.Array, first: jax.Array, second: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Twenty rounds of threefry-2x32 on a counter of two words, under a key uint32 `[2]`."""
+    """Twenty rounds of threefry-2x32 on a two-word counter, with a key uint32 `[2]`."""
     schedule = (key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(0x1BD11BDA))
     first, second = first + schedule[0], second + schedule[1]
     for group in range(5):
@@ -67,10 +67,10 @@ def _threefry2x32(
 
 
 def stream(name: str, seed: int | None = None) -> jax.Array:
-    """A key for one purpose, whose draws differ from those of training and of other purposes.
+    """Random key for one purpose, different from the keys of training and of other purposes.
 
     Args:
-      name: the purpose, of which the first four letters count.
+      name: the purpose; only its first four letters are used.
       seed: seed of the evaluation or analysis; None for a purpose without a seed.
     """
     number = int.from_bytes(name[:4].encode("ascii"), "big")

@@ -1,4 +1,4 @@
-"""Input kinds: what the inputs x of a family are, before a model reads them."""
+"""Input kinds: shape, dtype and valid values of the inputs x of a family."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -22,23 +22,23 @@ class Vectors:
         return (self.dim,)
 
     def check(self, x: np.ndarray) -> None:
-        """Raises ValueError for an array `[..., dim]` that holds something else."""
+        """Raises ValueError if an array `[..., dim]` is not of finite real numbers."""
         if not np.issubdtype(x.dtype, np.number) or not np.isfinite(x).all():
             raise ValueError("inputs must be finite real numbers")
 
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Images of bytes, uint8 `[height, width]`, or `[height, width, channels]`."""
+    """Images of bytes, uint8 `[height, width]` or `[height, width, channels]`."""
 
     dtype: ClassVar[Any] = np.uint8
 
     height: int
-    """Rows of pixels."""
+    """Number of rows of pixels."""
     width: int
-    """Columns of pixels."""
+    """Number of columns of pixels."""
     channels: int | None = None
-    """Numbers of a pixel; None for grey images without an axis for them."""
+    """Numbers a pixel; None for grey images without an axis of channels."""
 
     def __post_init__(self) -> None:
         for name in ("height", "width", "channels"):
@@ -51,7 +51,7 @@ class Images:
         return (self.height, self.width, *depth)
 
     def check(self, x: np.ndarray) -> None:
-        """Raises ValueError for an array `[..., *shape]` that holds something else."""
+        """Raises ValueError if an array `[..., *shape]` is not uint8."""
         if x.dtype != np.uint8:
             raise ValueError(f"images must be uint8, from 0 to 255; got {x.dtype}")
 
@@ -73,7 +73,7 @@ class Symbols:
         return ()
 
     def check(self, x: np.ndarray) -> None:
-        """Raises ValueError for an array `[...]` that holds something else."""
+        """Raises ValueError if an array `[...]` is not of integers below `vocabulary`."""
         inside = np.issubdtype(x.dtype, np.integer) and ((x >= 0) & (x < self.vocabulary)).all()
         if not inside:
             raise ValueError(

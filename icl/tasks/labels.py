@@ -1,8 +1,8 @@
 """Label kinds: how a label is shown in a prompt, predicted, trained on and scored.
 
-A family names its kind (`TaskFamily.label_kind`). The kind owns everything that follows from it:
-the loss, the error with its name and scale, the token of a label, the number of outputs of the
-model, and what a prediction is.
+A family has one kind of label (`TaskFamily.label_kind`). The kind defines the loss, the error with
+its name and scale, the token of a label, the number of outputs of the model, and how outputs
+become a prediction.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ from ..ranges import SIZE, check_range
 class Measure(NamedTuple):
     """How training shows its loss."""
 
-    label: str  # beside a number of a progress bar, and in metrics.jsonl
-    name: str  # name of the number in words
+    label: str  # short name, in the progress bar and in metrics.jsonl
+    name: str  # full name, in words
     scale: float  # divisor of the loss
 
 
@@ -28,9 +28,9 @@ class Measure(NamedTuple):
 class LabelKind(ABC):
     """A kind of labels.
 
-    Shapes: labels y are `[..., *shape]`, outputs of the model `[..., outputs]` or `[...]` where
-    `outputs` is None, and predictions `[..., *prediction_shape]`. Errors work on NumPy and on JAX
-    arrays, on NumPy in float64.
+    Shapes: labels y are `[..., *shape]`; outputs of the model are `[..., outputs]`, or `[...]` if
+    `outputs` is None; predictions are `[..., *prediction_shape]`. `error` takes NumPy or JAX
+    arrays and keeps their precision.
     """
 
     dtype: ClassVar[Any] = np.float32  # of a label
@@ -43,12 +43,12 @@ class LabelKind(ABC):
     @property
     @abstractmethod
     def outputs(self) -> int | None:
-        """Number of outputs of the model at a position; None for one without an axis."""
+        """Number of model outputs at each position; None for a scalar without an axis."""
 
     @property
     @abstractmethod
     def token_width(self) -> int:
-        """Features of a label's token."""
+        """Number of features of a label's token."""
 
     @property
     @abstractmethod
@@ -58,7 +58,7 @@ class LabelKind(ABC):
     @property
     @abstractmethod
     def training_measure(self) -> Measure:
-        """How training shows the loss: as an error if both differ by a factor alone."""
+        """How training shows the loss: as the error, if the two differ only by a factor."""
 
     @property
     def prediction_shape(self) -> tuple[int, ...]:
@@ -66,11 +66,11 @@ class LabelKind(ABC):
         return () if self.outputs is None else (self.outputs,)
 
     def tokens(self, y: jax.Array) -> jax.Array:
-        """The tokens of labels, float `[points, token_width]`, from y `[points, *shape]`."""
+        """Tokens of the labels, float `[points, token_width]`, for y `[points, *shape]`."""
         return y.reshape(len(y), -1)
 
     def prediction(self, outputs: jax.Array) -> jax.Array:
-        """The prediction that outputs of the model stand for."""
+        """Predictions `[..., *prediction_shape]` from outputs of the model."""
         return outputs
 
     @abstractmethod
@@ -82,17 +82,17 @@ class LabelKind(ABC):
         """The error that evaluation reports, `[...]`."""
 
     def check(self, y: np.ndarray) -> None:
-        """Raises ValueError if an array of labels `[..., *shape]` has values of another kind."""
+        """Raises ValueError if labels `[..., *shape]` have values that this kind does not allow."""
         if not np.issubdtype(y.dtype, np.number) or not np.isfinite(y).all():
             raise ValueError("labels must be finite real numbers")
 
 
 @dataclasses.dataclass(frozen=True)
 class Scalar(LabelKind):
-    """A real number, predicted by its value, trained on and scored by the squared error."""
+    """A real number: the output is the predicted value; loss and error are squared errors."""
 
     scale: float = 1.0
-    """Divisor of errors: the mean squared label, which is the error of predicting 0."""
+    """Divisor of errors: the mean squared label, so that predicting 0 has error 1."""
     scale_name: str = "mean squared label"
     """Name of `scale`, in words."""
 
@@ -125,10 +125,10 @@ class Scalar(LabelKind):
 
 @dataclasses.dataclass(frozen=True)
 class Vector(LabelKind):
-    """A vector, predicted by its value.
+    """A vector: the outputs are its predicted coordinates.
 
-    The loss is the mean of the squared errors of its coordinates; the error is their sum over
-    `scale`.
+    The loss is the mean of the coordinates' squared errors; the error is the sum of the
+    coordinates' squared errors divided by `scale`.
     """
 
     size: int
@@ -170,10 +170,10 @@ class Vector(LabelKind):
 
 @dataclasses.dataclass(frozen=True)
 class Signs(LabelKind):
-    """-1 or 1, predicted by log-odds of 1 and trained by cross-entropy.
+    """-1 or 1: the output is the log-odds of 1, trained by cross-entropy.
 
-    The error is that of the prediction's sign; a prediction of 0 is half an error. Any score whose
-    sign is the label may stand for the log-odds, as that of least squares does.
+    The error is 1 if the sign of the prediction is wrong, and 0.5 for a prediction of 0. Any score
+    whose sign predicts the label can be scored in place of log-odds, such as least squares'.
     """
 
     @property
@@ -211,8 +211,8 @@ class Signs(LabelKind):
 class Classes(LabelKind):
     """An integer from 0 to `number - 1`, predicted by probabilities, trained by cross-entropy.
 
-    The token of a label is one-hot. The error is 1 where the most probable class is another than
-    the label: its mean is 1 minus the accuracy.
+    The token of a label is one-hot. The error is 1 if the most probable class is not the label, so
+    the mean error is 1 minus the accuracy.
     """
 
     dtype: ClassVar[Any] = np.int32
@@ -253,7 +253,7 @@ class Classes(LabelKind):
         return optax.softmax_cross_entropy_with_integer_labels(outputs, y)
 
     def error(self, prediction: Any, y: Any) -> Any:
-        # NaN marks a prediction that was not asked for, and stays NaN.
+        # A NaN prediction marks a skipped one; its error is NaN.
         return (prediction.argmax(axis=-1) != y) + 0 * prediction[..., 0]
 
     def check(self, y: np.ndarray) -> None:

@@ -1,8 +1,7 @@
-"""Layouts: how an episode becomes tokens, and where its predictions are read.
+"""Layouts: how an episode becomes tokens, and at which positions predictions are read.
 
-A layout knows the kind of labels, but nothing of families; a family knows nothing of layouts.
-`encode` and `scored` are for one prompt; `read` says which output positions hold predictions, one
-a point.
+Layouts use the kind of labels, but no task family; families use no layout. `encode` and `scored`
+take one prompt; `read` selects the output positions of predictions, one for each point.
 """
 
 from typing import Protocol
@@ -19,7 +18,7 @@ SCALAR = Scalar()
 class Layout(Protocol):
     @property
     def query_only(self) -> bool:
-        """Whether the last query of an episode is the only point that is predicted."""
+        """Whether only the last query of an episode is predicted."""
         ...
 
     def tokens(self, points: int) -> int:
@@ -27,11 +26,11 @@ class Layout(Protocol):
         ...
 
     def width(self, features: int, labels: LabelKind) -> int:
-        """Features of a token, for inputs of `features` features."""
+        """Number of features of a token, for inputs with `features` features."""
         ...
 
     def encode(self, episode: Episode, labels: LabelKind = SCALAR) -> jax.Array:
-        """The prompt, `[tokens, width]`, of an episode whose x is `[points, features]`."""
+        """The prompt `[tokens, width]` of an episode with x `[points, features]`."""
         ...
 
     @property
@@ -40,15 +39,15 @@ class Layout(Protocol):
         ...
 
     def scored(self, episode: Episode) -> jax.Array:
-        """Bool `[points]`: the queries that the layout predicts without showing their label."""
+        """Bool `[points]`: queries that are predicted without sight of their label."""
         ...
 
 
 class Interleaved:
     """x_1, y_1, x_2, y_2, ...: y_i is predicted at x_i (Garg et al. 2022, section 2).
 
-    A label becomes the token (y, 0, ..., 0), a vector y likewise, unless the episode brings
-    tokens of its own. Under a causal model every prefix is a prompt.
+    The token of a label is (y, 0, ..., 0), for a scalar or a vector y, unless the episode has
+    `label_tokens`. With a causal model every prefix is a prompt.
     """
 
     query_only = False
@@ -73,8 +72,8 @@ class Interleaved:
 class Concatenated:
     """(x_1, y_1), ..., (x_q, 0): only the last query is predicted (von Oswald et al. 2023).
 
-    Points before the query show their labels if they are context. The label of the query and all
-    labels after it are replaced by 0.
+    Points before the query show their labels if the points are context. The label of the query and
+    the labels of all later points are replaced by 0.
     """
 
     query_only = True
@@ -93,15 +92,15 @@ class Concatenated:
         return jnp.arange(episode.queries.shape[0]) == episode.last_query
 
     def _shown(self, episode: Episode, labels: LabelKind) -> jax.Array:
-        """The label tokens of the context before the query, else 0: `[points, W]`."""
+        """Label tokens `[points, W]`: 0 except for context points before the query."""
         before = jnp.arange(episode.queries.shape[0]) < episode.last_query
         return jnp.where((before & episode.context)[:, None], _label_tokens(episode, labels), 0)
 
 
 class Separate(Concatenated):
-    """(x_1, 0), (0, y_1), ..., (x_q, 0): the query alone is predicted, from tokens apart.
+    """(x_1, 0), (0, y_1), ..., (x_q, 0): `Concatenated` with separate tokens for x and y.
 
-    The tokens of von Oswald et al. 2023, section 5.
+    Only the last query is predicted. The tokens are those of von Oswald et al. 2023, section 5.
     """
 
     read = slice(0, None, 2)
@@ -118,10 +117,11 @@ class Separate(Concatenated):
 
 
 class Tagged(Interleaved):
-    """x_1, y_1, x_2, y_2, ... as (0, x) and (y, 0, ..., 0): a token tells which of both it is.
+    """x_1, y_1, x_2, y_2, ... as tokens (0, x) and (y, 0, ..., 0), which tell x from y.
 
-    The tokens of Raventós et al. 2023 (arXiv 2306.15063, section 2). A label takes as many
-    features before x as its token has; tokens of an episode's own stand where (y, 0, ..., 0) does.
+    The tokens are those of Raventós et al. 2023 (arXiv 2306.15063, section 2). The zeros before x
+    are as many as the features of a label token. If the episode has `label_tokens`, they replace
+    (y, 0, ..., 0).
     """
 
     def width(self, features: int, labels: LabelKind) -> int:
@@ -136,7 +136,7 @@ class Tagged(Interleaved):
 
 
 def _label_tokens(episode: Episode, labels: LabelKind) -> jax.Array:
-    """The episode's own tokens of its labels, or those of their kind: `[points, W]`."""
+    """The episode's `label_tokens`, else the tokens that the label kind makes: `[points, W]`."""
     own = episode.label_tokens
     return labels.tokens(episode.y) if own is None else own
 

@@ -11,7 +11,7 @@ from .base import Data, Difficulty, Episode, FunctionFamily
 from .draws import normal, uniform
 from .labels import Scalar
 
-# Mean squares of the inputs at scale 1.
+# Mean square of an input coordinate at `input_scale` 1.
 INPUTS = {"normal": 1.0, "uniform": 1 / 3, "exponential": 2.0, "laplace": 2.0}
 
 
@@ -19,27 +19,28 @@ INPUTS = {"normal": 1.0, "uniform": 1 / 3, "exponential": 2.0, "laplace": 2.0}
 class LinearRegression(FunctionFamily):
     """y = w.x + noise * e with w ~ N(0, I), e ~ N(0, 1) and x ~ N(0, C), trace C = dim.
 
-    Inputs of other distributions, and all of w and x scaled, are those of von Oswald et al. 2023.
-    A task is w, `[dim]`.
+    The other input distributions and the scales of x and w follow von Oswald et al. 2023. A task is
+    w, `[dim]`.
     """
 
     noise: float = 0.0
     """Standard deviation of the label noise, in units of y."""
     covariance_decay: float = 0.0
-    """Eigenvalues of the input covariance fall as i^-decay, in a fixed random basis.
-    0 is the identity; Garg et al.'s skewed covariance (section 4.2) is 2."""
+    """Eigenvalue i of the input covariance is proportional to i^-decay, in a fixed random basis.
+    0 gives the identity; 2 gives Garg et al.'s skewed covariance (section 4.2)."""
     renormalize: bool = False
-    """Divide labels by the standard deviation that they have in expectation, times sqrt(dim).
-    The option `renormalize_ys` of Garg et al.'s public code for noisy regression divides by the
-    deviation of a batch's labels, which estimates it."""
+    """Scale labels to a mean square of dim, by a constant from their expected mean square.
+    The option `renormalize_ys` of Garg et al.'s public code for noisy regression instead divides by
+    the standard deviation of the labels of a batch."""
     inputs: Literal["normal", "uniform", "exponential", "laplace"] = "normal"
-    """Distribution of each coordinate of x: N(0, 1), U(-1, 1), or one of rate 1."""
+    """Distribution of each coordinate of x: N(0, 1), U(-1, 1), Exponential(1) or Laplace(1)."""
     input_scale: float = 1.0
-    """Factor of x: half the range of uniform inputs."""
+    """Factor on x. Uniform inputs are from -input_scale to input_scale."""
     task_scale: float = 1.0
-    """Factor of w."""
+    """Factor on w."""
     random_labels: int = 0
-    """The first so many labels are N(0, 1), whatever x: the noisy contexts of von Oswald et al."""
+    """Number of labels at the start of a prompt that are N(0, 1), independent of x: the noisy
+    contexts of von Oswald et al."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,25 +56,27 @@ class LinearRegression(FunctionFamily):
         if self.inputs not in INPUTS:
             raise ValueError(f"inputs must be one of {', '.join(INPUTS)}, got {self.inputs!r}")
         if self.inputs != "normal" and self.covariance_decay:
-            raise ValueError("covariance_decay is of normal inputs; leave it 0 for others")
+            raise ValueError(
+                f"covariance_decay must be 0 unless inputs are normal; inputs are {self.inputs}"
+            )
 
     @property
     def label_size(self) -> float:
-        """Mean square of w.x for each coordinate of w that is not 0."""
+        """Mean square of w_i x_i for a nonzero coordinate i of w."""
         return INPUTS[self.inputs] * (self.input_scale * self.task_scale) ** 2
 
     def signal(self, dim: int | jax.Array) -> float | jax.Array:
-        """Mean square of w.x where the first `dim` coordinates are in use."""
+        """Mean square of w.x with the first `dim` coordinates in use."""
         if not self.covariance_decay:
             return self.label_size * dim
         variances = (self._covariance_root() ** 2).sum(axis=1)
         return self.label_size * jnp.where(jnp.arange(self.dim) < dim, variances, 0).sum()
 
     def label_factor(self, dim: int | jax.Array) -> float | jax.Array:
-        """What renormalised labels are multiplied by where `dim` coordinates are in use, or 1.
+        """Factor on labels with `dim` coordinates in use; 1 unless `renormalize`.
 
-        It is the same for all prompts: the deviation of a prompt's own labels would tell of those
-        that are still to be predicted.
+        All prompts share the factor. One computed from a prompt's own labels would leak information
+        about the labels still to be predicted.
         """
         if not self.renormalize:
             return 1.0
@@ -88,7 +91,7 @@ class LinearRegression(FunctionFamily):
 
     @property
     def mean_squared_label(self) -> float:
-        """Scale of errors, without noise (as in Garg et al.) unless labels are renormalised."""
+        """Divisor of errors. Leaves out the noise, as in Garg et al., unless `renormalize`."""
         return float(self.dim) if self.renormalize else self.dim * self.label_size
 
     def sample_task(self, key: jax.Array, difficulty: Difficulty, data: Data = None) -> jax.Array:

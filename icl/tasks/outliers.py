@@ -1,7 +1,7 @@
 """Linear regression among outliers (Park et al. 2024, "Can Mamba learn how to learn?").
 
-An outlier is a point whose two tokens are replaced, x and label alike, by vectors that say
-nothing about w. Outliers are in the prompt but do not count: nothing is predicted at them.
+An outlier is a point whose x and label tokens are both replaced by vectors that hold no information
+about w. Outliers stay in the prompt as context, but their labels are not predicted.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from .linear_regression import LinearRegression
 
 @dataclasses.dataclass(frozen=True)
 class _OutlierRegression(LinearRegression):
-    """Linear regression in which each point is an outlier with a probability of its own."""
+    """Linear regression in which each point is an outlier with probability `outliers`."""
 
     every_point_is_query: ClassVar[bool] = False
 
@@ -28,12 +28,12 @@ class _OutlierRegression(LinearRegression):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # A point that counts must be left.
+        # Some points must remain to be predicted.
         check_ranges("task", self, outliers=Range(0.0, 0.999))
 
     @abstractmethod
     def sample_outliers(self, key: jax.Array, task: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What stands for x and for the label in outliers, each `[points, dim]`."""
+        """Draws the replacements of x and of label tokens at outliers, each `[points, dim]`."""
 
     def sample_episode(
         self, key: jax.Array, task: jax.Array, difficulty: Difficulty, data: Data = None
@@ -45,7 +45,7 @@ class _OutlierRegression(LinearRegression):
         x, labels = self.sample_outliers(outlier_key, jnp.where(used, task, 0))
         shown = jnp.zeros_like(clean.x).at[:, 0].set(clean.y)
         pick = lambda outlier, point: jnp.where(replaced[:, None] & used, outlier, point)
-        # A clean label's token keeps its first entry, whatever coordinates are in use.
+        # The first entry of an inlier's label token holds y even if that coordinate is not in use.
         label_tokens = jnp.where(replaced[:, None], jnp.where(used, labels, 0), shown)
         y = jnp.where(replaced, label_tokens[:, 0], clean.y)
         return Episode(pick(x, clean.x), y, clean.queries & ~replaced, clean.context, label_tokens)
@@ -53,7 +53,7 @@ class _OutlierRegression(LinearRegression):
 
 @dataclasses.dataclass(frozen=True)
 class ManyOutlierRegression(_OutlierRegression):
-    """Outliers are vectors of ones, x and label (appendix of Park et al.)."""
+    """The x and label tokens of an outlier are vectors of ones (appendix of Park et al.)."""
 
     points: int = 512
     """Number of (x, y) points in a prompt, outliers included."""
@@ -69,8 +69,9 @@ class ManyOutlierRegression(_OutlierRegression):
 class OrthogonalOutlierRegression(_OutlierRegression):
     """Outliers are (a u + b v) / (a^2 + b^2), with u and v orthogonal to w and to each other.
 
-    u and v are those parts of standard normal vectors, one pair a prompt; a and b are N(0, 1),
-    apart for each outlier's x and label. The quotient has heavy tails, as in the public code.
+    Each prompt has one pair u and v: standard normal vectors with the other directions projected
+    out. a and b are N(0, 1), drawn separately for the x and for the label token of each outlier.
+    The quotient has heavy tails, as in the public code.
     """
 
     points: int = 101
@@ -88,6 +89,6 @@ class OrthogonalOutlierRegression(_OutlierRegression):
 
 
 def _without(vector: jax.Array, direction: jax.Array) -> jax.Array:
-    """The part of a vector that is orthogonal to a direction."""
+    """The component of a vector orthogonal to a direction."""
     squared = (direction**2).sum()
     return vector - direction * (vector * direction).sum() / jnp.where(squared > 0, squared, 1)

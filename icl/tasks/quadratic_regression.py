@@ -11,9 +11,10 @@ from .labels import Scalar
 
 @dataclasses.dataclass(frozen=True)
 class QuadraticRegression(FunctionFamily):
-    """y = w.(x * x) / sqrt(3) with w ~ N(0, I), as large as in linear regression.
+    """y = w.(x * x) / sqrt(3) with w ~ N(0, I).
 
-    The paper has no such experiment, its code has. A task is w, `[dim]`.
+    The mean squared label is dim, as in linear regression. The public code has this family, the
+    paper does not. A task is w, `[dim]`.
     """
 
     @property

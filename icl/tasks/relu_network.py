@@ -13,7 +13,7 @@ from .labels import Scalar
 
 
 class Network(NamedTuple):
-    """The weights of a two-layer network, without biases."""
+    """Weights of a two-layer network without biases."""
 
     hidden: jax.Array  # [dim, hidden]
     out: jax.Array  # [hidden]
@@ -21,15 +21,15 @@ class Network(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ReLUNetwork(FunctionFamily):
-    """y = sqrt(2 / hidden) * out . relu(x hidden), all weights N(0, 1), as large as linear labels.
+    """y = sqrt(2 / hidden) * out . relu(x hidden), all weights N(0, 1).
 
-    A task is a `Network`.
+    The mean squared label is dim, as in linear regression. A task is a `Network`.
     """
 
     points: int = 101
     """Number of (x, y) points in a prompt."""
     hidden: int = 100
-    """Hidden units."""
+    """Number of hidden units."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

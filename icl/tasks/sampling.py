@@ -1,7 +1,7 @@
-"""Batches of episodes, of fresh tasks or of a finite pool.
+"""Batches of episodes, with fresh tasks or tasks from a finite pool.
 
-Prompt i of a batch depends on the batch's key and on i alone, so it is the same bits
-however the batch is split over gradient accumulation steps or devices.
+Prompt i of a batch depends only on the key of the batch and on i. Its bits therefore do not depend
+on how the batch is split over gradient accumulation steps or devices.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ MAX_POOL_SIZE = 2**31 - 1
 def pool_task(
     family: TaskFamily, pool_key: jax.Array, index: jax.Array | int, data: Data = None
 ) -> Any:
-    """Task `index` of a pool: it is drawn again from its index, so a pool takes no memory."""
+    """Task `index` of a pool, drawn anew from its index, so that a pool takes no memory."""
     return family.sample_task(jax.random.fold_in(pool_key, index), family.full, data)
 
 
@@ -29,9 +29,9 @@ def sample_prompt(
     pool_prompts: bool = False,
     data: Data = None,
 ) -> Episode:
-    """An episode of a fresh task, or of a uniform one of `pool_size`. The key is consumed.
+    """An episode of a fresh task, or of a uniform task of a pool. The key is consumed.
 
-    With `pool_prompts` the pool is one of whole prompts: a task comes with its points.
+    With `pool_prompts` the pool holds whole prompts: each task of it has fixed points.
     """
     task_key, episode_key = jax.random.split(key)
     if pool_size is None or pool_key is None:
@@ -40,7 +40,7 @@ def sample_prompt(
         index = jax.random.randint(task_key, (), 0, pool_size)
         task = pool_task(family, pool_key, index, data)
         if pool_prompts:
-            # Another key than the task's own.
+            # Differs from the key of every task of the pool.
             episode_key = jax.random.fold_in(jax.random.fold_in(pool_key, MAX_POOL_SIZE), index)
     return family.sample_episode(episode_key, task, difficulty, data)
 
@@ -55,16 +55,16 @@ def sample_batch(
     pool_prompts: bool = False,
     data: Data = None,
 ) -> Episode:
-    """The prompts of a batch with the given indices.
+    """Draws the prompts with the given indices of a batch.
 
     Args:
-      family: where tasks come from.
-      key: the batch's key; it is consumed.
-      indices: int `[B]`, which prompts of the batch to draw.
-      difficulty: coordinates and points in use.
-      pool_key, pool_size: draw tasks from a pool of `pool_size`, at most 2^31 - 1, that
-        `pool_key` defines; fresh tasks when None.
-      pool_prompts: the pool is one of whole prompts, tasks with their points.
+      family: distribution of the tasks.
+      key: the key of the batch; it is consumed.
+      indices: int `[B]`, indices of the prompts to draw.
+      difficulty: number of coordinates and points in use.
+      pool_key, pool_size: key that defines a pool of tasks, and its number of tasks, at most
+        2^31 - 1; fresh tasks if None.
+      pool_prompts: whether the pool holds whole prompts, that is tasks with fixed points.
       data: what `family.load_data` returned, on the device.
 
     Returns:

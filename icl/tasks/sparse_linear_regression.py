@@ -1,4 +1,4 @@
-"""Sparse linear regression: few coordinates matter (Garg et al. 2022, section 5)."""
+"""Sparse linear regression: few coordinates of w are nonzero (Garg et al. 2022, section 5)."""
 
 import dataclasses
 
@@ -12,13 +12,13 @@ from .linear_regression import LinearRegression
 
 @dataclasses.dataclass(frozen=True)
 class SparseLinearRegression(LinearRegression):
-    """Linear regression whose w has `nonzeros` coordinates that are not 0, each N(0, 1).
+    """Linear regression with `nonzeros` coordinates of w drawn from N(0, 1), the others 0.
 
-    They are uniform among the coordinates in use. A task is w, `[dim]`.
+    The nonzero coordinates are uniform among the coordinates in use. A task is w, `[dim]`.
     """
 
     nonzeros: int = 3
-    """Coordinates of w that are not 0."""
+    """Number of nonzero coordinates of w."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""Vector retrieval: recall the value that came with a key (Park et al. 2024)."""
+"""Vector retrieval: recall the value that was shown with a key (Park et al. 2024)."""
 
 import dataclasses
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from .labels import Vector
 
 
 class Store(NamedTuple):
-    """Keys and their values, on the sphere of radius sqrt(coordinates in use)."""
+    """Keys and their values, all on the sphere of radius sqrt(number of coordinates in use)."""
 
     keys: jax.Array  # [points - 1, dim]
     values: jax.Array  # [points - 1, dim]
@@ -21,14 +21,14 @@ class Store(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class VectorRetrieval(FunctionFamily):
-    """Pairs of a key x and its value y, then one of the keys again: only its value is predicted.
+    """Pairs of a key x and its value y, then one of the keys again, whose value is predicted.
 
-    Multi-query associative recall with vectors for symbols, one query a prompt. A task is a
-    `Store`; under a curriculum over points the query is the last one in use.
+    This is associative recall with vectors in place of symbols, and one query a prompt. A task is a
+    `Store`. Under a curriculum over points the query is the last point in use.
     """
 
     points: int = 65
-    """Pairs, and the query."""
+    """Number of pairs plus 1, for the query."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

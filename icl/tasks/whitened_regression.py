@@ -1,4 +1,4 @@
-"""Linear regression whose inputs have a covariance and whose tasks have its inverse.
+"""Linear regression in which the covariance of w is the inverse of the covariance of x.
 
 Ahn et al. 2023, "Transformers learn to implement preconditioned gradient descent for in-context
 learning" (arXiv 2306.00297, section 6).
@@ -25,21 +25,21 @@ class WhitenedRegression(FunctionFamily):
     dim: int = 5
     """Dimension of the inputs x."""
     points: int = 21
-    """Number of (x, y) points in a prompt; the last is the query where a layout has one."""
+    """Number of (x, y) points in a prompt. Layouts with a single query predict the last point."""
     scales: tuple[float, ...] = (1.0, 1.0, 0.5, 0.25, 1.0)
-    """The diagonal of D: standard deviations of the inputs along the columns of U."""
+    """Diagonal of D: standard deviations of the inputs along the columns of U."""
     rotation_seed: int | None = None
     """Seed of the random rotation U; None for the identity."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "scales", tuple(self.scales))  # JSON has lists alone
+        object.__setattr__(self, "scales", tuple(self.scales))  # a list if read from JSON
         check_ranges("task", self, rotation_seed=SEED)
         for scale in self.scales:
             check_range("task.scales", scale, POSITIVE)
         if len(self.scales) != self.dim:
             raise ValueError(
-                f"task.scales must be {self.dim} positive numbers, one a dimension; got "
+                f"task.scales must be {self.dim} positive numbers, one for each dimension; got "
                 f"{self.scales}"
             )
 

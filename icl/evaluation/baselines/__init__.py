@@ -1,9 +1,10 @@
-"""What classical estimators predict from every prefix of a prompt at once.
+"""Classical estimators that predict from every prefix of a prompt at once.
 
-Each function takes a batch of prompts, x `[B, P, D]` and y `[B, P]`, and returns `[B, P]`:
-the prediction of y_i at x_i from the i points before it, and 0 from none, as in Garg et al.
-2022 (arXiv 2208.01066, appendix A.3). Accuracy near as many points as dimensions wants
-float64: call them under `jax.enable_x64(True)`, as `icl.evaluation.evaluate` does.
+Each function takes a batch of prompts, x `[B, P, D]` and y `[B, P]`, and returns predictions
+`[B, P]`: entry i predicts y_i at x_i from the i points before it, and is 0 if i is 0, as in Garg et
+al. 2022 (arXiv 2208.01066, appendix A.3). With nearly as many points as dimensions, accurate
+results need float64: call the functions under `jax.enable_x64(True)`, as
+`icl.evaluation.evaluate` does.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Gradient-boosted trees, refitted for every prompt and prefix on the host."""
+"""Gradient-boosted trees, fitted on the host to every prefix of every prompt."""
 
 from collections.abc import Sequence
 
@@ -16,20 +16,20 @@ def boosting(
 ) -> np.ndarray:
     """Predictions of XGBoost's regressor, as in Garg et al. 2022 (appendix A.3).
 
-    The defaults are theirs; everything else is XGBoost's. It cannot be jitted, and takes
-    milliseconds a fit, of which there are B * len(positions).
+    The defaults here are Garg et al.'s; other settings are XGBoost's defaults. The function cannot
+    be jitted. It makes B * len(positions) fits, each of which takes milliseconds.
 
     Args:
       x: points `[B, P, D]`.
       y: labels `[B, P]`.
-      trees: trees a fit.
-      depth: of each tree, at most.
-      learning_rate: factor on each tree's predictions.
-      positions: the prefixes to fit, by their number of points; None for all.
+      trees: number of trees in a fit.
+      depth: largest depth of a tree.
+      learning_rate: factor on the predictions of each tree.
+      positions: numbers of points of the prefixes to fit; None for all.
 
     Returns:
-      `[B, P]`: the prediction of y_i at x_i from the i points before it, 0 from none; NaN where
-      i is not among `positions`.
+      `[B, P]`: entry i predicts y_i at x_i from the i points before it; 0 if i is 0, NaN if i is
+      not in `positions`.
 
     Raises:
       ModuleNotFoundError: XGBoost is not installed.
@@ -52,7 +52,7 @@ def boosting(
             if k == 0:
                 predictions[b, k] = 0
                 continue
-            # Threads cost more than they save on so few points.
+            # With so few points, threads cost more time than they save.
             model = XGBRegressor(
                 n_estimators=trees, max_depth=depth, learning_rate=learning_rate, n_jobs=1
             )

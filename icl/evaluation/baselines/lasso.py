@@ -1,9 +1,10 @@
-"""The lasso of every prefix and penalty, from one solution path a prefix.
+"""The lasso for every prefix and penalty, from one solution path for each prefix.
 
 With k points and lambda = k * alpha the objective is |y - X w|^2 / 2 + lambda |w|_1. Its solution
-is piecewise linear in lambda: going down from max |X^T y|, a variable joins where its correlation
-with the residual reaches lambda and leaves where its coefficient reaches 0 (Osborne, Presnell and
-Turlach 2000; Efron et al. 2004). All prompts go from breakpoint to breakpoint in lockstep.
+is piecewise linear in lambda. As lambda falls from max |X^T y|, a variable becomes active when its
+correlation with the residual reaches lambda, and inactive when its coefficient reaches 0 (Osborne,
+Presnell and Turlach 2000; Efron et al. 2004). All prompts step from breakpoint to breakpoint
+together.
 """
 
 from collections.abc import Sequence
@@ -12,12 +13,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-PENALTIES = (1.0, 0.1, 0.01, 0.001, 0.0001)  # those that Garg et al. compare
-SWEEPS = 100  # of coordinate descent, at most, over what rounding left of a path
+PENALTIES = (1.0, 0.1, 0.01, 0.001, 0.0001)  # the penalties of Garg et al.
+SWEEPS = 100  # limit of coordinate descent sweeps that correct the rounding of a path
 
 
 def lasso(x: jax.Array, y: jax.Array, alpha: float | jax.Array = 0.01) -> jax.Array:
-    """The lasso with one penalty; see `lasso_path`."""
+    """The lasso with one penalty, `[B, P]`; see `lasso_path`."""
     return lasso_path(x, y, jnp.asarray([alpha]))[0]
 
 
@@ -27,23 +28,23 @@ def lasso_path(
 ) -> jax.Array:
     """Predictions with the w that minimises |y - X w|^2 / (2 k) + alpha |w|_1 over each prefix.
 
-    k is the number of points of the prefix; there is no intercept. This is scikit-learn's
-    objective, and that of Garg et al. 2022 (appendix A.3). Where columns of X repeat, the
-    minimum is not unique and one of them is taken. Time and memory are O(D^2) a breakpoint and
-    O(B D^2); a path has about as many breakpoints as the smaller of k and D.
+    k is the number of points of the prefix; there is no intercept. Scikit-learn and Garg et al.
+    2022 (appendix A.3) minimise this objective. If columns of X repeat, the minimiser is not
+    unique, and one of the minimisers is used. Time is O(D^2) for each breakpoint, and a path has
+    about min(k, D) breakpoints. Memory is O(B D^2).
 
     Args:
-      x: points `[B, P, D]`. Penalties below 0.01 want float64.
+      x: points `[B, P, D]`. Penalties below 0.01 need float64.
       y: labels `[B, P]`.
       alphas: penalties `[A]`, each above 0, in any order.
 
     Returns:
-      `[A, B, P]`: the prediction of y_i at x_i from the i points before it, 0 from none.
+      `[A, B, P]`: entry i predicts y_i at x_i from the i points before it; 0 if i is 0.
     """
     alphas = jnp.asarray(alphas, x.dtype)
     prompts, _, dim = x.shape
 
-    # Prompts are the last axis throughout, along which processors compute best.
+    # Prompts are the last axis throughout, which vectorises best.
     def step(carry, point):
         gram, moment, count = carry
         query, label = point
@@ -59,24 +60,24 @@ def lasso_path(
 
 
 class _Path(NamedTuple):
-    """Where the paths of N prompts are, each at its own lambda.
+    """State of the solution paths of N prompts, each at its own lambda.
 
-    `fixed + lambda * slope` is the coefficient of an active variable, and the correlation of an
-    inactive one with the residual.
+    `fixed + lambda * slope` is the coefficient of an active variable, or the correlation of an
+    inactive variable with the residual.
     """
 
-    table: jax.Array  # [D, D, N]: the Gram matrix, swept over the active variables
+    table: jax.Array  # [D, D, N]: Gram matrix after the sweep operator on the active variables
     fixed: jax.Array  # [D, N]
     slope: jax.Array  # [D, N]
-    signs: jax.Array  # [D, N]: of the active coefficients; 0 marks the inactive
-    level: jax.Array  # [N]: lambda
-    weights: jax.Array  # [A, D, N]: solutions at the penalties passed
-    running: jax.Array  # [N]: not yet past the last penalty
+    signs: jax.Array  # [D, N]: signs of active coefficients; 0 for inactive variables
+    level: jax.Array  # [N]: current lambda
+    weights: jax.Array  # [A, D, N]: solutions at penalties already passed
+    running: jax.Array  # bool [N]: penalties remain
     steps: jax.Array
 
 
 def _solve(gram: jax.Array, moment: jax.Array, penalties: jax.Array) -> jax.Array:
-    """The weights `[A, D, N]` at each lambda, from X^T X `[D, D, N]` and X^T y `[D, N]`."""
+    """Weights `[A, D, N]` at each lambda, from X^T X `[D, D, N]` and X^T y `[D, N]`."""
     dim, prompts = moment.shape
     empty = jnp.zeros_like(moment)
     start = _Path(
@@ -101,11 +102,11 @@ def _solve(gram: jax.Array, moment: jax.Array, penalties: jax.Array) -> jax.Arra
 
 
 def _to_next_breakpoint(path: _Path, penalties: jax.Array, smallest: jax.Array) -> _Path:
-    """Records the penalties passed on the way to the next breakpoint, and crosses it."""
+    """Stores solutions at penalties before the next breakpoint, then steps across it."""
     table, fixed, slope, signs = path.table, path.fixed, path.slope, path.signs
     active = signs != 0
 
-    # A correlation meets +lambda or -lambda; a coefficient meets 0.
+    # Lambda at which a correlation reaches +lambda or -lambda, or a coefficient reaches 0.
     meets = lambda gap, at: jnp.where(gap > 0, at / jnp.where(gap > 0, gap, 1), 0)
     independent = jnp.einsum("iin->in", table) > smallest
     upper = jnp.where(independent, meets(1 - slope, fixed), 0)
@@ -120,7 +121,7 @@ def _to_next_breakpoint(path: _Path, penalties: jax.Array, smallest: jax.Array) 
     weights = jnp.where(passed[:, None], solutions, path.weights)
     running = path.running & (level > penalties.min())
 
-    # A principal pivot on the chosen variable, which changes sides.
+    # A principal pivot on the chosen variable, which becomes active or inactive.
     one = (jnp.arange(len(signs))[:, None] == chosen) & running
     at = lambda array: jnp.where(one, array, 0).sum(axis=0)
     column = jnp.where(one[:, None], table, 0).sum(axis=0)
@@ -144,14 +145,14 @@ def _to_next_breakpoint(path: _Path, penalties: jax.Array, smallest: jax.Array) 
 def _polish(
     weights: jax.Array, gram: jax.Array, moment: jax.Array, penalties: jax.Array
 ) -> jax.Array:
-    """Coordinate descent where the weights miss the conditions of a minimum, mostly nowhere."""
+    """Coordinate descent until weights meet the optimality conditions; few need it."""
     penalties = penalties[:, None, None]
     diagonal = jnp.einsum("iin->in", gram)
     curvature = jnp.where(diagonal > 0, diagonal, 1)
     tolerance = jnp.finfo(gram.dtype).eps ** (2 / 3) * jnp.abs(moment).max(axis=0)
 
     def residual(weights):
-        # One variable at a time: a batch of small products would be many slow ones on a CPU.
+        # Loops over variables, since batches of small products are slow on a CPU.
         return jax.lax.fori_loop(
             0, len(moment), lambda j, r: r - gram[j] * weights[:, j, None], moment + 0 * weights
         )

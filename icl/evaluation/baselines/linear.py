@@ -1,16 +1,16 @@
-"""Estimators linear in the labels, from running sums over the prompt."""
+"""Estimators that are linear in the labels, computed from running sums over the prompt."""
 
 import jax
 import jax.numpy as jnp
 
 
 def _before(array: jax.Array) -> jax.Array:
-    """Sums over the points before each, along axis 1."""
+    """Sums over the points before each point, along axis 1."""
     return jnp.cumsum(array, axis=1) - array
 
 
 def _spectrum(x: jax.Array, y: jax.Array, query: jax.Array | None = None):
-    """Eigenvalues `[B, P, D]` of each prefix's X^T X, and X^T y and the query in its eigenbasis."""
+    """Eigenvalues of X^T X of each prefix, and X^T y and query in its eigenbasis: `[B, P, D]`."""
     with jax.default_matmul_precision("highest"):
         gram = _before(x[..., :, None] * x[..., None, :])
         moment = _before(x * y[..., None])
@@ -20,9 +20,9 @@ def _spectrum(x: jax.Array, y: jax.Array, query: jax.Array | None = None):
 
 
 def least_squares(x: jax.Array, y: jax.Array, query: jax.Array | None = None) -> jax.Array:
-    """Least squares, of minimum norm where the prefix has fewer points than dimensions.
+    """Least squares, of minimum norm if the prefix has fewer points than dimensions.
 
-    With queries `[B, P, D]` entry i is the prediction there, not at x_i, from the i points before.
+    With `query` `[B, P, D]`, entry i is the prediction at query i, not at x_i.
     """
     values, moment, query = _spectrum(x, y, query)
     tolerance = x.shape[-1] * x.shape[1] * jnp.finfo(x.dtype).eps
@@ -33,19 +33,19 @@ def least_squares(x: jax.Array, y: jax.Array, query: jax.Array | None = None) ->
 def ridge(x: jax.Array, y: jax.Array, penalty: float = 1.0) -> jax.Array:
     """Least squares with `penalty * |w|^2` added to the sum of squares.
 
-    With the noise variance as penalty it is the posterior mean, the optimal predictor, for
-    w ~ N(0, I).
+    For w ~ N(0, I) and a penalty equal to the noise variance, this is the posterior mean, which is
+    the optimal predictor.
     """
     values, moment, query = _spectrum(x, y)
     return (moment * query / (jnp.maximum(values, 0) + penalty)).sum(axis=-1)
 
 
 def averaging(x: jax.Array, y: jax.Array) -> jax.Array:
-    """w as the mean of y_j x_j over the prefix."""
+    """Predicts w.x with w the mean of y_j x_j over the prefix."""
     counts = jnp.maximum(jnp.arange(x.shape[1]), 1)
     return (_before(x * y[..., None]) * x).sum(axis=-1) / counts
 
 
 def zero(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Always 0."""
+    """Predicts 0 at every point."""
     return jnp.zeros_like(y)

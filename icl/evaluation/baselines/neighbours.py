@@ -1,11 +1,11 @@
-"""The mean label of the nearest points before each."""
+"""The nearest-neighbour estimator."""
 
 import jax
 import jax.numpy as jnp
 
 
 def nearest_neighbours(x: jax.Array, y: jax.Array, neighbours: int = 3) -> jax.Array:
-    """The mean label of the nearest points of the prefix, or of all where it has fewer."""
+    """Mean label of the nearest points of the prefix; of all its points if it has fewer."""
     points = x.shape[1]
     neighbours = min(neighbours, points)
     squared = (x**2).sum(axis=-1)

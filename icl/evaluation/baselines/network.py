@@ -1,4 +1,4 @@
-"""A small network fitted to every prefix; all fits take their steps together."""
+"""A small network fitted to every prefix, with all fits trained together."""
 
 import math
 from collections.abc import Sequence
@@ -22,27 +22,28 @@ def two_layer_network(
 ) -> jax.Array:
     """Predictions of a two-layer ReLU network with biases, fitted to each prefix by Adam.
 
-    The loss is the mean squared error of `batch` points a step, drawn with replacement. Weights
-    and biases start uniform within 1 / sqrt(inputs of the layer), as PyTorch's do. The defaults
-    are those of Garg et al. 2022 (appendix A.3), who take a learning rate of 5e-2 on linear
-    functions; their public code takes 100 steps of 100 points.
+    The loss of a step is the mean squared error of `batch` points, drawn with replacement. Initial
+    weights and biases are uniform within 1 / sqrt(number of inputs of the layer), as in PyTorch.
+    The defaults are those of Garg et al. 2022 (appendix A.3), who use a learning rate of 5e-2 for
+    linear functions. Their public code makes 100 steps of 100 points.
 
-    A fit takes about 6 * steps * batch * width * (D + 1) FLOPs, 0.6 GFLOP with the defaults and
-    D = 20; there are B * len(positions) of them. Memory is about 4 copies of all networks.
+    A fit takes about 6 * steps * batch * width * (D + 1) FLOPs, which is 0.6 GFLOP with the
+    defaults and D = 20. There are B * len(positions) fits. Memory is about 4 copies of all
+    networks.
 
     Args:
       x: points `[B, P, D]`.
       y: labels `[B, P]`.
-      width: hidden units.
-      steps: steps of Adam.
-      batch: points a step, drawn anew from the prefix.
-      learning_rate: of Adam, constant.
-      seed: of weights and batches, which also depend on the prompt's index and the position.
-      positions: the prefixes to fit, by their number of points; None for all.
+      width: number of hidden units.
+      steps: number of steps of Adam.
+      batch: number of points in a step, drawn anew from the prefix.
+      learning_rate: constant learning rate of Adam.
+      seed: seed of weights and batches, which also depend on the prompt's index and the position.
+      positions: numbers of points of the prefixes to fit; None for all.
 
     Returns:
-      `[B, P]`: the prediction of y_i at x_i from the i points before it, 0 from none; NaN where
-      i is not among `positions`.
+      `[B, P]`: entry i predicts y_i at x_i from the i points before it; 0 if i is 0, NaN if i is
+      not in `positions`.
 
     Raises:
       ValueError: a position that the prompts do not have.
@@ -65,7 +66,7 @@ def two_layer_network(
 
 @partial(jax.jit, static_argnames=("width", "steps", "batch"))
 def _fit(x, y, positions, key, learning_rate, width, steps, batch):
-    """Predictions `[B, len(positions)]`; a network a prompt and position, N in all."""
+    """Predictions `[B, len(positions)]` of N networks, one for each prompt and position."""
     prompts, points, dim = x.shape
     shape = prompts, len(positions)
     prompt = jnp.repeat(jnp.arange(prompts), len(positions))
@@ -111,7 +112,7 @@ def _start(key: jax.Array, dim: int, width: int, dtype) -> dict[str, jax.Array]:
 
 
 def _outputs(params, x: jax.Array) -> jax.Array:
-    """`[N, K]` of N networks at K points of each, `[N, K, D]`."""
+    """Outputs `[N, K]` of N networks, each at its own K points; x is `[N, K, D]`."""
     hidden = jnp.einsum("nkd,ndh->nkh", x, params["in"]) + params["in bias"][:, None]
     return (
         jnp.einsum("nkh,nh->nk", jax.nn.relu(hidden), params["out"]) + params["out bias"][:, None]

@@ -1,4 +1,4 @@
-"""Estimators that are layers: the delta rule (least mean squares) and the mesa-layer (ridge)."""
+"""Estimators computed by layers: least mean squares (delta rule) and ridge (mesa-layer)."""
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +10,20 @@ from ...layers.mesa import mesa_attention
 def least_mean_squares(x: jax.Array, y: jax.Array, rate: float = 1.0) -> jax.Array:
     """Normalised least mean squares from w = 0, one pass in the order of the points.
 
-    `w += rate * (y_i - w.x_i) x_i / |x_i|^2` (Widrow and Hoff 1960; normalised by Nagumo and Noda
-    1967), which is what DeltaNet's delta rule does in context. At rate 1 it is Kaczmarz's
-    projection (1937): each step fits its point.
+    The update is `w += rate * (y_i - w.x_i) x_i / |x_i|^2` (Widrow and Hoff 1960; normalised by
+    Nagumo and Noda 1967), which is the delta rule of DeltaNet. At rate 1 it is Kaczmarz's
+    projection (1937), after which w fits the point exactly.
 
     Args:
-      x: `[B, P, D]`.
-      y: `[B, P]`.
-      rate: between 0 and 2, where without noise no step takes w away from the true one.
+      x: points `[B, P, D]`.
+      y: labels `[B, P]`.
+      rate: step size between 0 and 2; without noise, no such step increases the error of w.
+
+    Returns:
+      `[B, P]`: entry i predicts y_i at x_i from the i points before it; 0 if i is 0.
+
+    Raises:
+      ValueError: `rate` is not between 0 and 2.
     """
     if not 0 < rate < 2:
         raise ValueError(f"rate must be between 0 and 2, got {rate}")
@@ -32,12 +38,12 @@ def least_mean_squares(x: jax.Array, y: jax.Array, rate: float = 1.0) -> jax.Arr
 
 
 def mesa(x: jax.Array, y: jax.Array, penalty: float = 1.0) -> jax.Array:
-    """`ridge` as one mesa-layer computes it (`icl.layers.mesa`), with one head.
+    """`ridge`, computed by a mesa-layer with one head (`icl.layers.mesa`).
 
     Args:
-      x: `[B, P, D]`.
-      y: `[B, P]`.
-      penalty: as of `ridge`, positive.
+      x: points `[B, P, D]`.
+      y: labels `[B, P]`.
+      penalty: the penalty of `ridge`, positive.
     """
     return mesa_attention(
         x[..., None, :], _earlier(x)[..., None, :], _earlier(y)[..., None, None], penalty
@@ -45,5 +51,5 @@ def mesa(x: jax.Array, y: jax.Array, penalty: float = 1.0) -> jax.Array:
 
 
 def _earlier(array: jax.Array) -> jax.Array:
-    """Each point's predecessor along axis 1, zeros for the first."""
+    """Shifts points by one along axis 1, with zeros first."""
     return jnp.roll(array, 1, axis=1).at[:, 0].set(0)

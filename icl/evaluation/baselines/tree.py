@@ -1,40 +1,41 @@
-"""A regression tree of every prefix, of which only the branch to the query is grown."""
+"""A regression tree for every prefix; only the branch that the query takes is grown."""
 
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-CHUNK = 16  # prompts at once
+CHUNK = 16  # number of prompts computed at once
 
 
 @partial(jax.jit, static_argnames="depth")
 def greedy_tree(x: jax.Array, y: jax.Array, depth: int = 4) -> jax.Array:
     """Predictions of a regression tree (CART) grown greedily on each prefix.
 
-    Each node is split where the squared error falls most, at the midpoint of two neighbouring
-    values of a coordinate, down to `depth` splits and to single points. Of splits equally good,
-    up to rounding, the one of the lowest coordinate is taken, there the one of the lowest value;
-    scikit-learn, which otherwise grows the same tree, takes one at random. Nodes of few points,
-    which many coordinates part alike, often have such ties.
+    Each node is split at the midpoint of two neighbouring values of a coordinate, so that the
+    squared error falls most. Growth stops at `depth` splits and at single points. If several splits
+    are equally good up to rounding, the split with the lowest coordinate is used, and among its
+    splits the one with the lowest threshold. Scikit-learn breaks such ties at random and otherwise
+    grows an equal tree. Ties are common in nodes of few points, which several coordinates often
+    split in one way.
 
-    Garg et al. 2022 (appendix A.3) compare it, and the same on signs: `greedy_tree(jnp.sign(x),
-    y)`. Time is O(B P^2 D depth); memory O(B P D + P^2).
+    Garg et al. 2022 (appendix A.3) compare with this tree on x and on the signs of x:
+    `greedy_tree(jnp.sign(x), y)`. Time is O(B P^2 D depth); memory is O(B P D + P^2).
 
     Args:
       x: points `[B, P, D]`.
       y: labels `[B, P]`.
-      depth: splits from the root to a leaf, at most.
+      depth: largest number of splits from the root to a leaf.
 
     Returns:
-      `[B, P]`: the prediction of y_i at x_i from the i points before it, 0 from none.
+      `[B, P]`: entry i predicts y_i at x_i from the i points before it; 0 if i is 0.
     """
     one = lambda prompt: _one_prompt(prompt[0], prompt[1], depth)
     return jax.lax.map(one, (x, y), batch_size=min(CHUNK, max(len(x), 1)))
 
 
 def _one_prompt(x: jax.Array, y: jax.Array, depth: int) -> jax.Array:
-    """Predictions `[P]`; all prefixes are columns of what is `[..., P]`."""
+    """Predictions `[P]`; the last axis of the arrays `[..., P]` inside indexes prefixes."""
     points = len(y)
     order = jnp.argsort(x, axis=0)
     ascending = jnp.take_along_axis(x, order, axis=0)
@@ -55,23 +56,24 @@ def _one_prompt(x: jax.Array, y: jax.Array, depth: int) -> jax.Array:
 
 
 def _tie(centred: jax.Array) -> jax.Array:
-    """Gains `[P]` that rounding alone can part."""
+    """Largest difference of gains that rounding can cause, `[P]`."""
     return 4 * len(centred) * jnp.finfo(centred.dtype).eps * (centred**2).sum(axis=0)
 
 
 def _best_by_coordinate(
     order: jax.Array, ascending: jax.Array, members: jax.Array, centred: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Each coordinate's best split of each node: the fall of squared error, and the threshold.
+    """Best split of each node by each coordinate.
 
     Args:
-      order: points `[P, D]` by ascending value of each coordinate.
-      ascending: those values.
-      members: whether a point is in a node, `[P, nodes]`.
-      centred: members' labels less the node's mean, else 0.
+      order: indices `[P, D]` that sort the points by each coordinate.
+      ascending: sorted values `[P, D]` of each coordinate.
+      members: bool `[P, nodes]`, whether a point is in a node.
+      centred: `[P, nodes]`, labels of members minus the node's mean label; 0 for other points.
 
     Returns:
-      Two `[D, nodes]`; the fall is -inf where the coordinate has one value.
+      The fall of squared error and the threshold, each `[D, nodes]`. The fall is -inf if no split
+      is possible.
     """
     total = members.sum(axis=0).astype(centred.dtype)
     tie = _tie(centred)
@@ -90,7 +92,7 @@ def _best_by_coordinate(
             label_sum + centred[index],
             jnp.where(member, value, last),
             jnp.where(better, gain, best),
-            # Between neighbouring floats the midpoint may round up to the right one.
+            # The midpoint of adjacent floats may round up to the larger one.
             jnp.where(better, jnp.where(middle < value, middle, last), threshold),
         ), None
 
