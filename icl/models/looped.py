@@ -49,7 +49,7 @@ class LoopedTransformerConfig(TransformerConfig):
         )
         if not 1 <= self.window <= self._start <= self.loops:
             raise ValueError(
-                f"must have 1 <= window <= loops_start <= loops; got window {self.window}, "
+                f"loops need 1 <= window <= loops_start <= loops; got window {self.window}, "
                 f"loops_start {self._start} and loops {self.loops}"
             )
 

@@ -65,7 +65,7 @@ def sample_batch(
       pool_key, pool_size: key that defines a pool of tasks, and its number of tasks, at most
         2^31 - 1; fresh tasks if None.
       pool_prompts: whether the pool holds whole prompts, that is tasks with fixed points.
-      data: what `family.load_data` returned, on the device.
+      data: the result of `family.load_data`, on the device.
 
     Returns:
       An `Episode` with a leading axis B.

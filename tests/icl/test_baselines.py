@@ -1,4 +1,4 @@
-"""Classical estimators of every prefix at once, against scikit-learn and loops over prefixes."""
+"""Estimators fitted to every prefix at once, against scikit-learn and loops over prefixes."""
 
 import sys
 from functools import partial
@@ -27,7 +27,7 @@ ALL = {
 
 
 def fitted(name, x, y, **options):
-    # XGBoost works on the host, outside any program.
+    # XGBoost runs on the host and cannot be jitted.
     return predictions(partial(ALL[name], **options), x, y, jit=name != "boosting")
 
 
@@ -48,7 +48,7 @@ def test_a_prediction_uses_only_earlier_points(fit):
     assert (before[:, 0] == 0).all() and (before[:, 8:] != changed[:, 8:]).any()
 
 
-def test_a_prompt_alone_is_predicted_as_among_others(fit):
+def test_predictions_do_not_depend_on_other_prompts_of_the_batch(fit):
     x, y = linear_prompts(2, 12, 3, noise=0.1)
     together, alone = fit(x, y), fit(x[:1], y[:1])
     np.testing.assert_allclose(together[:1], alone, atol=1e-9)
@@ -65,11 +65,11 @@ def all_penalties(x, y):
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("nonzero", [None, 3], ids=["dense", "sparse"])
 @pytest.mark.parametrize("noise", [0.0, 0.5])
-def test_lasso_is_scikit_learns(nonzero, noise):
+def test_lasso_matches_scikit_learn(nonzero, noise):
     x, y = linear_prompts(1, 41, 20, nonzero, noise)
     ours, compared = all_penalties(x, y), 0
     for penalty, predicted in zip(PENALTIES, ours[:, 0], strict=True):
-        # Small penalties leave it short of the minimum in any time that a test has.
+        # With small penalties scikit-learn does not converge in the time of a test.
         model = Lasso(penalty, fit_intercept=False, tol=1e-11, max_iter=20_000)
         for k in range(1, 41):
             model.fit(x[0, :k], y[0, :k])
@@ -80,7 +80,7 @@ def test_lasso_is_scikit_learns(nonzero, noise):
 
 
 def lasso_weights(x, y):
-    """The weights `[A, D]` fitted to all of x `[K, D]`: predictions at the unit vectors."""
+    """Weights `[A, D]` fitted to x `[K, D]`, read from predictions at the unit vectors."""
     dim = x.shape[1]
     prompts = [np.concatenate([x, query[None]]) for query in np.eye(dim)]
     labels = np.tile(np.append(y, 0.0), (dim, 1))
@@ -94,7 +94,7 @@ def lasso_weights(x, y):
     noise=st.sampled_from([0.0, 0.5]),
     seed=st.integers(0, 99),
 )
-def test_lasso_meets_the_conditions_of_a_minimum(points, dim, kind, noise, seed):
+def test_lasso_meets_the_optimality_conditions(points, dim, kind, noise, seed):
     x, y = linear_prompts(1, points, dim, noise=noise, seed=seed)
     x, y = x[0], y[0]
     if kind.startswith("signs"):
@@ -113,13 +113,13 @@ def test_lasso_meets_the_conditions_of_a_minimum(points, dim, kind, noise, seed)
         )
 
 
-def test_lasso_with_one_penalty_is_that_of_many():
+def test_lasso_with_one_penalty_equals_its_entry_of_the_path():
     x, y = linear_prompts(4, 12, 5, noise=0.1)
     one = predictions(lambda x, y: baselines.lasso(x, y, PENALTIES[2]), x, y)
     np.testing.assert_allclose(one, all_penalties(x, y)[2], atol=1e-12)
 
 
-def test_lasso_in_float32_is_near():
+def test_lasso_in_float32_is_near_float64():
     x, y = linear_prompts(4, 12, 5, noise=0.1)
     single = baselines.lasso(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32), 0.1)
     assert single.dtype == jnp.float32
@@ -130,7 +130,7 @@ def test_lasso_in_float32_is_near():
 
 
 def best_splits(x, y):
-    """The greatest fall of squared error over all splits, and the splits that reach it."""
+    """The splits, as (coordinate, threshold), that reduce the squared error most."""
     splits = []
     for d in range(x.shape[1]):
         values = np.unique(x[:, d])
@@ -144,7 +144,7 @@ def best_splits(x, y):
 
 
 def grow(x, y, query, depth):
-    """The tree's prediction at a query, and whether splits on the way there tied."""
+    """The tree's prediction at a query, and whether any split on its branch was a tie."""
     tied = False
     for _ in range(depth):
         splits = best_splits(x, y)
@@ -162,7 +162,7 @@ def grow(x, y, query, depth):
     kind=st.sampled_from(["gaussian", "signs", "steps", "equal labels", "integer labels"]),
     seed=st.integers(0, 99),
 )
-def test_tree_is_grown_by_the_best_split_and_the_first_of_equals(depth, kind, seed):
+def test_tree_uses_the_best_split_and_the_first_of_ties(depth, kind, seed):
     x, y = linear_prompts(2, 12, 3, noise=1.0, seed=seed)
     if kind == "signs":
         x = np.sign(x)
@@ -177,9 +177,9 @@ def test_tree_is_grown_by_the_best_split_and_the_first_of_equals(depth, kind, se
     np.testing.assert_allclose(ours, expected, atol=1e-9)
 
 
-def test_tree_is_scikit_learns_where_no_splits_tie():
+def test_tree_matches_scikit_learn_if_no_splits_tie():
     x, y = linear_prompts(2, 50, 6, noise=0.5)
-    x = x.astype(np.float32).astype(np.float64)  # as scikit-learn rounds it
+    x = x.astype(np.float32).astype(np.float64)  # scikit-learn rounds x to float32
     ours = predictions(partial(baselines.greedy_tree, depth=3), x, y)
     compared = 0
     for b, k in np.ndindex(*y.shape):
@@ -200,7 +200,7 @@ def test_network_learns_a_linear_function():
     assert error.mean() < 0.1 * (y[:, 30] ** 2).mean()
 
 
-def test_network_repeats_itself_and_differs_by_seed():
+def test_network_is_deterministic_and_depends_on_the_seed():
     x, y = linear_prompts(2, 12, 3)
     fit = lambda seed: predictions(partial(ALL["network"], seed=seed), x, y)
     np.testing.assert_array_equal(fit(0), fit(0))
@@ -208,7 +208,7 @@ def test_network_repeats_itself_and_differs_by_seed():
 
 
 def test_network_draws_only_from_the_prefix():
-    """One point of the prefix is learned by heart, whatever the others are."""
+    """A prefix of one point is fitted exactly, whatever the later points are."""
     x, y = np.ones((1, 5, 2)), np.array([[2.0, -50.0, -50.0, -50.0, -50.0]])
     fit = partial(baselines.two_layer_network, steps=300, learning_rate=5e-2, positions=[1])
     np.testing.assert_allclose(predictions(fit, x, y)[0, 1], 2.0, atol=1e-3)
@@ -218,7 +218,7 @@ def test_network_draws_only_from_the_prefix():
 
 
 @pytest.mark.parametrize("name", ["network", "boosting"])
-def test_only_positions_asked_for_are_fitted(name):
+def test_only_the_given_positions_are_fitted(name):
     if name == "boosting":
         pytest.importorskip("xgboost")
     x, y = linear_prompts(2, 12, 3)
@@ -236,7 +236,7 @@ def test_only_positions_asked_for_are_fitted(name):
 # Boosting
 
 
-def test_boosting_is_xgboosts():
+def test_boosting_matches_xgboost():
     xgboost = pytest.importorskip("xgboost")
     x, y = linear_prompts(2, 21, 3)
     ours = baselines.boosting(x, y, trees=7, depth=2, learning_rate=0.3, positions=[20])
@@ -246,7 +246,7 @@ def test_boosting_is_xgboosts():
         np.testing.assert_allclose(ours[b, 20], expected[0], rtol=1e-6)
 
 
-def test_boosting_without_xgboost_says_what_to_install(monkeypatch):
+def test_boosting_without_xgboost_names_the_package_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "xgboost", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'fused-icl\[baselines\]'"):
         baselines.boosting(np.zeros((1, 2, 1)), np.zeros((1, 2)))

@@ -1,4 +1,4 @@
-"""Baselines against closed forms and against a loop over prefixes; intervals; files."""
+"""Baselines against closed forms and loops over prefixes; bootstrap; files of an evaluation."""
 
 import importlib
 import json
@@ -49,14 +49,14 @@ def neighbours_fit(x, y, query):
     noise=st.sampled_from([0.0, 0.5]),
     seed=st.integers(0, 9),
 )
-def test_all_prefixes_at_once_equal_a_refit_per_prefix(ours, theirs, dim, points, noise, seed):
+def test_all_prefixes_at_once_match_a_fit_per_prefix(ours, theirs, dim, points, noise, seed):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(3, points, dim))
     y = np.einsum("bpd,bd->bp", x, rng.normal(size=(3, dim))) + noise * rng.normal(size=(3, points))
     np.testing.assert_allclose(predictions(ours, x, y), per_prefix(theirs, x, y), atol=1e-6)
 
 
-def test_least_squares_takes_the_smallest_norm_where_points_repeat():
+def test_least_squares_has_minimum_norm_if_points_repeat():
     rng = np.random.default_rng(0)
     x = np.repeat(rng.normal(size=(4, 3, 5)), 3, axis=1)
     y = np.einsum("bpd,bd->bp", x, rng.normal(size=(4, 5)))
@@ -85,7 +85,7 @@ def errors(family, estimator):
 
 
 def within(measured, expected, spread=5.0):
-    """The mean of the measured errors is within so many standard errors of what is expected."""
+    """Asserts that mean errors are within `spread` standard errors of the expected values."""
     standard_error = measured.std(axis=0) / PROMPTS**0.5
     np.testing.assert_array_less(
         np.abs(measured.mean(axis=0) - expected), spread * standard_error + 1e-9
@@ -126,14 +126,14 @@ def test_ridge_with_the_noise_variance_is_the_best_linear_estimator():
         assert (best[1:] < other[1:]).all()
 
 
-def test_nearest_neighbours_ignores_what_was_not_seen():
+def test_nearest_neighbours_uses_only_earlier_points():
     x = np.array([[[0.0], [10.0], [0.1], [0.2]]])
     y = np.array([[1.0, 5.0, 2.0, 3.0]])
     ours = predictions(lambda x, y: baselines.nearest_neighbours(x, y, 2), x, y)
     np.testing.assert_allclose(ours, [[0.0, 1.0, 3.0, 1.5]])
 
 
-def test_bootstrap_covers_the_mean_as_often_as_it_says():
+def test_bootstrap_intervals_cover_the_mean_at_their_level():
     rng = np.random.default_rng(0)
     covered = []
     for repeat in range(40):
@@ -148,7 +148,7 @@ def run(tmp_path_factory):
     return icl.train(tiny(), tmp_path_factory.mktemp("runs") / "run", logging=QUIET)
 
 
-def test_evaluation_writes_what_it_returns(run):
+def test_evaluation_saves_its_result(run):
     result = icl.evaluate(run, prompts=300, resamples=20)
     saved = json.loads((run.path / "eval.json").read_text())
     assert saved["examples"] == [0, 1, 2, 3, 4] and saved["prompts"] == 300
@@ -163,7 +163,7 @@ def test_evaluation_writes_what_it_returns(run):
         assert (curve.low <= curve.mean + 1e-12).all() and (curve.mean <= curve.high + 1e-12).all()
 
 
-def test_evaluation_is_the_same_again_and_differs_by_seed(run):
+def test_evaluation_is_deterministic_and_depends_on_the_seed(run):
     means = [
         icl.evaluate(run, prompts=50, resamples=2, seed=seed).curves["transformer"].mean
         for seed in (0, 0, 1)
@@ -172,7 +172,7 @@ def test_evaluation_is_the_same_again_and_differs_by_seed(run):
     assert (means[0] != means[2]).all()
 
 
-def test_a_chunk_boundary_loses_no_prompt(run, monkeypatch):
+def test_the_chunk_size_does_not_change_an_evaluation(run, monkeypatch):
     from icl.evaluation import chunks
 
     whole = icl.evaluate(run, prompts=23, resamples=2)
@@ -182,22 +182,22 @@ def test_a_chunk_boundary_loses_no_prompt(run, monkeypatch):
         np.testing.assert_allclose(parts.curves[name].mean, curve.mean, rtol=1e-5, atol=1e-9)
 
 
-def test_concatenated_prompts_are_evaluated_where_they_predict(tmp_path):
+def test_concatenated_prompts_are_evaluated_only_at_the_query(tmp_path):
     run = icl.train(tiny(layout="concatenated"), tmp_path / "run", logging=QUIET)
     result = icl.evaluate(run, prompts=20, resamples=2)
     np.testing.assert_array_equal(result.examples, [4])
 
 
 def optimal_errors(family, prompts=300):
-    """Mean error of the comparator that is said to be optimal, and of the others."""
+    """Mean error of the comparator that is called optimal, and mean errors of the others."""
     episodes = draw_prompts(family, jax.random.key(2), prompts)
     chosen, reference = comparators(family)
-    counted = np.asarray(episodes.queries)
+    queried = np.asarray(episodes.queries)
     means = {}
     for comparator in chosen:
         found = np.asarray(comparator.predict(episodes))
         error = np.asarray(family.label_kind.error(found, np.asarray(episodes.y)))
-        means[comparator.names[0]] = error[counted].mean()
+        means[comparator.names[0]] = error[queried].mean()
     return means.pop(reference), means
 
 
@@ -211,7 +211,7 @@ def optimal_errors(family, prompts=300):
     ],
     ids=lambda family: type(family).__name__,
 )
-def test_who_is_called_optimal_beats_the_others(family):
+def test_the_comparator_called_optimal_beats_the_others(family):
     best, others = optimal_errors(family)
     assert others and all(best < 0.7 * other for other in others.values())
 
@@ -234,7 +234,7 @@ def test_consistent_parities_are_a_posterior_mean():
     "name",
     ["relu_network", "linear_classification", "vector_retrieval"],
 )
-def test_families_are_evaluated_in_their_own_terms(name, tmp_path, monkeypatch):
+def test_families_are_evaluated_by_the_error_of_their_label_kind(name, tmp_path, monkeypatch):
     module = importlib.import_module("icl.evaluation.comparators")
     monkeypatch.setattr(module, "FITTED_PROMPTS", 2)
     monkeypatch.setattr(module, "MAX_COLUMNS", 3)
@@ -255,7 +255,7 @@ def family_error(name):
     return FAMILIES[name](dim=3, points=6).error_name.split()[0]
 
 
-def test_the_mean_and_its_interval_leave_out_what_was_not_asked():
+def test_means_and_bootstrap_intervals_leave_out_nan():
     rng = np.random.default_rng(0)
     samples = rng.exponential(size=(200, 3))
     samples[rng.random((200, 3)) < 0.5] = np.nan
@@ -267,7 +267,7 @@ def test_the_mean_and_its_interval_leave_out_what_was_not_asked():
     np.testing.assert_allclose((high - low)[0], 2 * 1.645 * width, rtol=0.35)
 
 
-def test_trees_have_no_known_optimum_and_every_family_somebody_to_beat():
+def test_every_family_has_comparators_and_trees_have_no_optimal_one():
     assert comparators(DecisionTree(dim=3, points=5))[1] is None
     for name in FAMILIES:
         chosen, reference = comparators(sized(name, dim=3, points=6))
@@ -276,7 +276,7 @@ def test_trees_have_no_known_optimum_and_every_family_somebody_to_beat():
         assert reference is None or reference in names
 
 
-def test_ridge_is_optimal_for_tasks_of_any_size():
+def test_ridge_is_optimal_at_every_task_scale():
     family = LinearRegression(dim=3, points=6, noise=1.0, task_scale=3.0)
     chosen, reference = comparators(family)
     [ridge] = [one for one in chosen if one.names == ("ridge",)]
@@ -285,7 +285,7 @@ def test_ridge_is_optimal_for_tasks_of_any_size():
     expected = predictions(lambda x, y: baselines.ridge(x, y, 1 / 9), *episodes[:2])
     assert reference == "ridge" and (found == expected).all()
     assert comparators(LinearRegression(dim=3, points=6, random_labels=2))[1] is None
-    # A factor of all labels, noise included, changes no ratio of both.
+    # Renormalising scales signal and noise alike, so the optimal penalty does not change.
     assert comparators(LinearRegression(noise=1.0, renormalize=True))[1] == "ridge"
 
 

@@ -1,4 +1,4 @@
-"""Layouts: what a token is, and that no scored prediction could have seen its label."""
+"""Layouts: contents of tokens; scored predictions cannot depend on their own label."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def test_shapes_as_declared(layout):
 
 @pytest.mark.parametrize("points", [1, 3, 5])
 def test_scored_predictions_cannot_see_their_label(layout, points):
-    """Under a causal model: tokens up to where y_i is read do not change with y_i."""
+    """Tokens up to the position that predicts y_i do not change with y_i or later labels."""
     drawn = episode(points)
     read = np.arange(layout.tokens(5))[layout.read]
     scored = np.asarray(layout.scored(drawn))
@@ -63,7 +63,7 @@ def test_interleaved_is_x_then_y():
     np.testing.assert_array_equal(tokens[1::2, 1:], 0)
 
 
-def test_vector_labels_and_tokens_of_their_own_are_shown():
+def test_vector_labels_and_label_tokens_are_shown():
     interleaved = LAYOUTS["interleaved"]
     retrieval = VectorRetrieval(dim=3, points=5)
     shown = sample_prompt(retrieval, jax.random.key(0), retrieval.full)
@@ -76,7 +76,7 @@ def test_vector_labels_and_tokens_of_their_own_are_shown():
     np.testing.assert_array_equal(tokens[4, 3:], 0)
 
 
-def test_concatenated_puts_the_query_where_the_curriculum_ends():
+def test_concatenated_predicts_the_last_point_in_use_of_a_curriculum():
     layout, drawn = LAYOUTS["concatenated"], episode(3)
     np.testing.assert_array_equal(layout.scored(drawn), [0, 0, 1, 0, 0])
     np.testing.assert_array_equal(layout.encode(drawn)[:2, 3], drawn.y[:2])

@@ -1,4 +1,4 @@
-"""The mesa-layer and the delta rule as estimators: ridge regression and least mean squares."""
+"""The mesa-layer, and the estimators computed by layers: ridge and least mean squares."""
 
 import dataclasses
 
@@ -29,15 +29,15 @@ def inputs(shape, columns, seed=0):
 
 
 def refitted(query, key, value, penalty):
-    """The definition, each prefix of each head solved by itself."""
+    """The definition: one ridge regression for each prefix and head."""
     *batch, length, heads, width = query.shape
     out = np.zeros(value.shape)
     for at in np.ndindex(*batch, heads):
-        where = (*at[:-1], slice(None), at[-1])
-        q, k, v = query[where], key[where], value[where]
+        head = (*at[:-1], slice(None), at[-1])
+        q, k, v = query[head], key[head], value[head]
         for t in range(length):
             gram = k[: t + 1].T @ k[: t + 1] + penalty[at[-1]] * np.eye(width)
-            out[where][t] = v[: t + 1].T @ k[: t + 1] @ np.linalg.solve(gram, q[t])
+            out[head][t] = v[: t + 1].T @ k[: t + 1] @ np.linalg.solve(gram, q[t])
     return out
 
 
@@ -68,7 +68,7 @@ def test_every_prefix_is_a_ridge_regression(case, penalty, seed):
         np.testing.assert_allclose(wide, expected, atol=1e-10 * np.abs(expected).max())
 
 
-def test_gradients_are_those_of_finite_differences():
+def test_gradients_match_finite_differences():
     with jax.enable_x64(True):
         arrays = *map(jnp.asarray, inputs((2, 6, 2, 3), 4)), jnp.array([0.5, 2.0])
         check_grads(layer, arrays, order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
@@ -114,7 +114,7 @@ def test_impossible_layers_are_refused(changes, error, message):
         mesa_attention(**(usual | changes))
 
 
-def test_the_mixer_learns():
+def test_the_mixer_reduces_the_loss_and_learns_its_regularization():
     init = nnx.initializers.normal(0.3)
     mixer = MIXERS["mesa"](8, 2, kernel_init=init, out_init=init, rngs=nnx.Rngs(params=0))
     graph, state = nnx.split(mixer)
@@ -159,7 +159,7 @@ def test_the_mesa_layer_is_ridge_regression():
 
 
 def one_by_one(x, y, rate):
-    """The weights corrected after each point, in turn."""
+    """Predictions with weights that are updated after each point."""
     w, out = np.zeros((len(x), x.shape[-1])), np.zeros(y.shape)
     for i in range(x.shape[1]):
         out[:, i] = (w * x[:, i]).sum(axis=-1)
@@ -175,9 +175,9 @@ online = jax.jit(baselines.least_mean_squares, static_argnums=2)
 
 @settings(max_examples=10)
 @given(points=st.sampled_from([1, 41]), rate=st.sampled_from([0.3, 1.9]), seed=st.integers(0, 9))
-def test_least_mean_squares_corrects_the_weights_point_by_point(points, rate, seed):
+def test_least_mean_squares_updates_the_weights_after_each_point(points, rate, seed):
     x, y = linear_prompts(3, points, 8, noise=0.1, seed=seed)
-    x[0, : points // 2] = 0  # points of length 0 teach nothing
+    x[0, : points // 2] = 0  # points of length 0 do not change the weights
     with jax.enable_x64(True):
         ours = online(jnp.asarray(x), jnp.asarray(y), rate)
     np.testing.assert_allclose(ours, one_by_one(x, y, rate), atol=1e-10)
@@ -202,14 +202,14 @@ def test_linear_regression_is_compared_with_least_mean_squares():
 
 
 def test_a_training_step_makes_no_lapack_call_on_a_cpu():
-    """Batched LAPACK calls in a compiled training step wait for one another for ever."""
+    """Batched LAPACK calls in a compiled training step deadlock."""
     x = jnp.ones((2, 5, 2, 4))
     loss = lambda x: (mesa_attention(x, x, x, 1.0) ** 2).sum()
     program = jax.jit(jax.grad(loss), backend="cpu").lower(x).compile().as_text()
     assert 'custom_call_target="lapack' not in program
 
 
-def test_the_inverse_factor_is_that_of_lapack_with_its_derivative():
+def test_the_inverse_factor_and_its_derivative_match_lapack():
     rows = jax.random.normal(jax.random.key(0), (3, 6, 6))
     gram = rows @ jnp.swapaxes(rows, -1, -2) + jnp.eye(6)
     change = jax.random.normal(jax.random.key(1), gram.shape)

@@ -1,4 +1,4 @@
-"""Models: laws of all of them; the transformer's sizes, its layers against flax's own; loops."""
+"""Laws of all models; sizes of the transformer; loops; layer norm and linear against references."""
 
 import dataclasses
 import json
@@ -53,7 +53,7 @@ SIZES = {
     "gradient_descent": GradientDescentConfig(layers=2, plus_plus=True),
     "preconditioned_attention": PreconditionedConfig(layers=2),
 }
-# The transformer has tests of its own, with every mixer; those of whole prompts have others.
+# The transformer is tested below with every mixer; models of whole prompts in other files.
 OTHERS = [name for name, size in SIZES.items() if name != "transformer" and size.causal]
 
 
@@ -70,7 +70,7 @@ def prompt(length=12, in_width=5, batch=3):
 
 
 def jitted(model):
-    """The model as a compiled function of its arguments."""
+    """The model as a compiled function of tokens and the limits of `read`."""
     graph, state = nnx.split(model)
     call = lambda state, tokens, read: nnx.merge(graph, state)(tokens, slice(*read))
     compiled = jax.jit(call, static_argnums=2)
@@ -82,7 +82,7 @@ def test_every_registered_model_has_a_tiny_size():
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_no_model_sees_the_future_and_reading_some_positions_changes_nothing(name):
+def test_models_are_causal_and_reading_some_positions_does_not_change_them(name):
     model, tokens = jitted(build_any(SIZES[name])), prompt()
     whole, changed = model(tokens), model(tokens.at[:, 7:].add(10.0))
     assert whole.shape == (3, 12) and whole.dtype == jnp.float32
@@ -93,7 +93,7 @@ def test_no_model_sees_the_future_and_reading_some_positions_changes_nothing(nam
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_every_parameter_of_every_model_learns_from_vectors(name):
+def test_every_parameter_has_a_gradient_with_vector_outputs(name):
     model = build_any(SIZES[name], outputs=2)
     graph, state = nnx.split(model)
     assert all(isinstance(leaf, nnx.Param) for leaf in jax.tree.leaves(
@@ -120,7 +120,7 @@ def test_every_model_in_bfloat16_is_near_float32(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_settings_of_every_model_are_read_back_and_replaced(name):
+def test_settings_of_every_model_can_be_saved_loaded_and_replaced(name):
     config = tiny(model=SIZES[name], layout="concatenated")
     data = json.loads(json.dumps(config_to_dict(config)))
     assert data["model"]["kind"] == name and config_from_dict(data) == config
@@ -134,7 +134,7 @@ def test_settings_of_every_model_are_read_back_and_replaced(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_learner_draws_the_parameters_that_flax_would(name):
+def test_a_learner_draws_the_initial_parameters_of_the_built_model(name):
     learner = Learner(tiny(model=SIZES[name], layout="concatenated"))
     init = lambda key: nnx.to_pure_dict(
         nnx.state(SIZES[name].build(4, 5, rngs=nnx.Rngs(params=key)), nnx.Param)
@@ -143,18 +143,18 @@ def test_a_learner_draws_the_parameters_that_flax_would(name):
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), theirs, ours))
 
 
-def test_settings_of_a_model_without_kind_are_a_transformers():
+def test_settings_without_a_kind_are_those_of_a_transformer():
     data = config_to_dict(tiny())
     del data["model"]["kind"]
     assert config_from_dict(data) == tiny()
 
 
-def test_a_model_nobody_registered_is_refused():
+def test_an_unregistered_model_is_refused():
     @dataclasses.dataclass(frozen=True)
     class Mine(TransformerConfig):
         pass
 
-    with pytest.raises(ValueError, match="Mine is not in icl.models.MODELS"):
+    with pytest.raises(ValueError, match="Mine is not registered"):
         config_to_dict(tiny(model=Mine()))
     with pytest.raises(TypeError, match="model must be a ModelConfig"):
         tiny(model="lstm")
@@ -189,13 +189,14 @@ def test_looped_and_recurrent_models_learn(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["transformer", *OTHERS])
-def test_flops_are_of_the_parameters_in_products(name):
+def test_flops_count_the_parameters_in_matrix_products(name):
     model = nnx.eval_shape(lambda: build_any(SIZES[name]))
     kernels = [v.size for path, v in nnx.to_flat_state(nnx.state(model)) if "kernel" in path]
     parts = flops_by_part(SIZES[name], 5, 12, 2)
     assert training_flops(SIZES[name], 5, 12, 2) == sum(parts.values())
     products = sum(parts.values()) - parts.get("attention", 0)
-    if name == "looped_transformer":  # three loops at 6 and four at 2, the ends 1 and 3 times
+    # Three loops count 6 and four count 2; read-in runs once and read-out three times.
+    if name == "looped_transformer":
         ends = 5 * 16 + 16
         expected = 24 * (26 * (sum(kernels) - ends) + 6 * (5 * 16 + 3 * 16))
     else:
@@ -204,7 +205,7 @@ def test_flops_are_of_the_parameters_in_products(name):
 
 
 def unrolled(model, tokens, read, loops, window):
-    """Yang et al.'s loops, one by one: those before the last `window` without gradient."""
+    """Yang et al.'s loops, unrolled; loops before the last `window` have no gradient."""
 
     def transform(model, x, z):
         h = z + x
@@ -224,7 +225,7 @@ def unrolled(model, tokens, read, loops, window):
     return jnp.stack(outputs)
 
 
-def test_loops_are_those_of_the_definition_and_so_is_their_gradient():
+def test_loops_and_their_gradient_match_the_unrolled_definition():
     graph, state = nnx.split(build_any(LOOPED))
     tokens, read = prompt(), slice(0, None, 2)
     weight = jax.random.normal(jax.random.key(2), (3, 3, 6))
@@ -260,7 +261,7 @@ def test_loops_are_those_of_the_definition_and_so_is_their_gradient():
         nnx.merge(graph, state)(tokens, loops=0)
 
 
-def test_the_loss_of_loops_is_the_mean_over_them_at_the_steps_number():
+def test_the_loss_is_the_mean_over_the_last_loops_of_a_step():
     from icl.tasks import sample_batch
 
     config = tiny(model=LOOPED)
@@ -296,7 +297,7 @@ def test_loops_grow_as_in_the_public_code():
             dataclasses.replace(config, **wrong)
 
 
-def test_the_window_of_loops_is_held_at_once():
+def test_microbatches_shrink_with_the_window_of_loops():
     one, many = (
         microbatch_size(Learner(tiny(model=dataclasses.replace(LOOPED, window=window),
                                      training_batch_size=4096)))
@@ -317,14 +318,14 @@ def test_parameter_counts_are_gargs(config, millions):
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_predictions_do_not_see_the_future(mixer):
+def test_every_mixer_is_causal(mixer):
     model, tokens = jitted(build(dataclasses.replace(TINY, mixer=mixer))), prompt()
     changed = tokens.at[:, 7:].add(10.0)
     np.testing.assert_allclose(model(tokens)[:, :7], model(changed)[:, :7], atol=1e-6)
     assert np.abs(model(tokens)[:, 7:] - model(changed)[:, 7:]).max() > 1e-4
 
 
-def test_reading_some_positions_changes_nothing_in_them():
+def test_reading_some_positions_does_not_change_predictions():
     model, tokens = build(), prompt()
     np.testing.assert_allclose(
         model(tokens, slice(0, None, 2)), model(tokens)[:, ::2], rtol=1e-5, atol=1e-6
@@ -341,7 +342,7 @@ def test_initial_weights_are_gpt2s():
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_every_parameter_of_a_mixer_learns(mixer):
+def test_every_parameter_of_a_mixer_has_a_gradient(mixer):
     model = build(dataclasses.replace(TINY, mixer=mixer))
     gradients = jax.tree.leaves(nnx.grad(lambda model: (model(prompt()) ** 2).sum())(model))
     assert all(jnp.isfinite(g).all() for g in gradients)
@@ -382,7 +383,7 @@ def test_a_mixer_is_chosen_by_name(monkeypatch):
 
 
 class Mean(Model):
-    """Predicts from the mean of all tokens, or of those so far."""
+    """Predicts from the mean of all tokens, or of the tokens so far."""
 
     def __init__(self, in_width, only_earlier, rngs):
         self.read_out = nnx.Linear(
@@ -411,7 +412,7 @@ class MeanConfig(ModelConfig):
         return {}
 
 
-def test_a_model_of_ones_own_that_sees_later_tokens_must_say_so(monkeypatch):
+def test_a_user_model_that_sees_later_tokens_must_declare_it(monkeypatch):
     from icl.layers import mixers
 
     with pytest.raises(ValueError, match=r"MeanConfig claims to be causal.*causal = False"):
@@ -453,7 +454,7 @@ def test_too_long_prompts_are_refused():
         build()(prompt(13))
 
 
-# Compiled once a shape, since examples repeat shapes.
+# Jitted so that examples of one shape share a compiled program.
 @jax.jit
 def norm_by_ours(x, scale, bias, weight):
     loss = lambda *a: (layer_norm(*a) * weight).sum()

@@ -1,4 +1,4 @@
-"""Predictions at queries of one's own: one pass against a pass for each prefix."""
+"""Predictions at given queries: a single pass against a pass for each prefix."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from .helpers import tiny
 
 
 def learner_of(task, *, layers=1, heads=2, mixer="attention", layout="interleaved"):
-    """A learner whose weights are large enough for every token to matter, and prompts."""
+    """A learner, its parameters, scaled up so that every token matters, and prompts."""
     model = TransformerConfig(layers=layers, heads=heads, width=16, mixer=mixer)
     learner = Learner(tiny(task=task, model=model, layout=layout))
     grown = lambda leaf: leaf * 5 if leaf.ndim > 1 else leaf
@@ -44,7 +44,7 @@ def largest_difference(a, b):
         (5, 4, 3, 1, "tagged"),
     ],
 )
-def test_one_pass_is_a_pass_for_each_prefix(dim, points, layers, heads, layout):
+def test_a_single_pass_equals_a_pass_for_each_prefix(dim, points, layers, heads, layout):
     task = LinearRegression(dim=dim, points=points)
     learner, params, episodes = learner_of(task, layers=layers, heads=heads, layout=layout)
     queries = other_points(episodes)
@@ -59,8 +59,8 @@ def test_one_pass_is_a_pass_for_each_prefix(dim, points, layers, heads, layout):
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_a_query_stands_for_the_next_point_and_sees_those_before_alone(mixer):
-    # Only with two layers could what one query sees reach another.
+def test_a_query_replaces_the_next_point_and_sees_only_earlier_points(mixer):
+    # With two layers, a leak between queries could pass through a third token.
     task, layers = LinearRegression(dim=3, points=4), 2 if mixer == "attention" else 1
     learner, params, episodes = learner_of(task, layers=layers, mixer=mixer)
 
@@ -105,7 +105,7 @@ def test_only_attention_takes_a_mask(mixer):
     [VectorRetrieval(dim=3, points=4), OrthogonalOutlierRegression(dim=3, points=4)],
     ids=["vector labels", "label tokens"],
 )
-def test_labels_may_be_vectors_or_bring_their_tokens(task):
+def test_labels_may_be_vectors_or_have_label_tokens(task):
     learner, params, episodes = learner_of(task)
     queries = other_points(episodes)
     together = ask(learner, params, episodes, queries)
@@ -114,7 +114,7 @@ def test_labels_may_be_vectors_or_bring_their_tokens(task):
     assert largest_difference(together, one_by_one) < 1e-5
 
 
-def test_a_looped_transformer_is_asked_in_one_pass_too():
+def test_a_looped_transformer_predicts_all_queries_in_one_pass():
     task = LinearRegression(dim=3, points=4)
     model = LoopedTransformerConfig(layers=1, heads=2, width=16, loops=3, window=2)
     learner = Learner(tiny(task=task, model=model))
@@ -127,7 +127,7 @@ def test_a_looped_transformer_is_asked_in_one_pass_too():
     assert largest_difference(together, one_by_one) < 1e-5
 
 
-def test_what_cannot_be_asked_is_refused():
+def test_other_layouts_and_shapes_are_refused():
     task = LinearRegression(dim=3, points=5)
     episodes = Episode(jnp.zeros((2, 5, 3)), jnp.zeros((2, 5)), jnp.ones((2, 5), bool))
     with pytest.raises(ValueError, match="layout interleaved"):

@@ -1,4 +1,4 @@
-"""Models that see the whole prompt: linear self-attention, gradient descent, refusals."""
+"""Models that see the whole prompt: self-attention, gradient descent, preconditioned attention."""
 
 import dataclasses
 
@@ -36,7 +36,7 @@ def learner(request):
 
 def initial(learner):
     params = jax.jit(learner.init)(jax.random.key(1))
-    # Of gamma 0 nothing would tell.
+    # The initial gamma is 0, which would hide its effect.
     return params | ({"gamma": params["gamma"] + 0.05} if "gamma" in params else {})
 
 
@@ -51,7 +51,7 @@ def test_the_query_is_predicted_from_all_examples_without_its_label(learner):
     np.testing.assert_array_equal(query_predictions(learner, params, unseen), before)
 
 
-def test_the_order_of_examples_says_nothing_without_positions(learner):
+def test_the_order_of_examples_matters_only_with_positions(learner):
     params, episodes = initial(learner), episodes_of(learner)
     turned = jax.tree.map(lambda a: a.at[:, :-1].set(a[:, -2::-1]), episodes)
     same = [query_predictions(learner, params, each) for each in (episodes, turned)]
@@ -61,7 +61,7 @@ def test_the_order_of_examples_says_nothing_without_positions(learner):
         np.testing.assert_allclose(*same, atol=1e-5)
 
 
-def test_every_parameter_learns(learner):
+def test_every_parameter_has_a_gradient(learner):
     gradient = jax.jit(jax.grad(lambda params: learner.loss_sum(params, episodes_of(learner))[0]))
     gradients = gradient(initial(learner))
     if "gamma" in gradients:
@@ -74,7 +74,7 @@ def test_every_parameter_learns(learner):
     assert training_flops(model, 4, 5, 8) > 0 and model.activations(4) >= 4
 
 
-def test_a_layer_is_attention_by_its_definition():
+def test_a_layer_matches_the_definition_of_attention():
     for softmax in ("none", "all"):
         learner = Learner(
             tiny(
@@ -123,8 +123,8 @@ def test_a_shared_layer_can_be_applied_more_often_and_damped():
 
 
 @pytest.mark.parametrize("plus_plus", [False, True])
-def test_gradient_descent_is_gradient_descent(plus_plus):
-    """Against steps on the weights, in GD++ of the residual on transformed inputs."""
+def test_gradient_descent_matches_steps_on_the_weights(plus_plus):
+    """Compares with numerical gradient steps; those of GD++ fit residuals on transformed inputs."""
     model = GradientDescentConfig(layers=3, shared=False, plus_plus=plus_plus)
     learner = Learner(tiny(model=model, layout="concatenated"))
     params = {"learning_rate": jnp.array([0.3, 0.5, 0.2])}
@@ -160,7 +160,7 @@ def test_gradient_descent_is_gradient_descent(plus_plus):
         (dict(layout="concatenated", task=ManyOutlierRegression(dim=3, points=5)), "outliers"),
     ],
 )
-def test_settings_in_which_labels_would_be_seen_are_refused(changes, message):
+def test_layouts_and_tasks_that_show_the_label_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         tiny(**(dict(model=SelfAttentionConfig()) | changes))
 
@@ -183,7 +183,7 @@ def test_impossible_models_are_refused(kind, settings, message):
         kind(**settings)
 
 
-def test_sines_are_learned_from_features(tmp_path):
+def test_sines_are_learned_with_features(tmp_path):
     config = tiny(
         task=SineRegression(points=6, input_range=1.0), layout="concatenated",
         model=SelfAttentionConfig(features=8),
@@ -194,7 +194,7 @@ def test_sines_are_learned_from_features(tmp_path):
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_a_pool_of_prompts_is_learned_by_heart(tmp_path):
+def test_a_pool_of_prompts_is_memorised(tmp_path):
     config = tiny(
         task=LinearRegression(dim=3, points=5, inputs="uniform"), layout="concatenated",
         model=SelfAttentionConfig(features=32, init_scale=0.5), training_pool_size=2,

@@ -1,4 +1,4 @@
-"""Laws that every registered task family keeps, and what each documents of its own."""
+"""Laws of every registered task family, and the documented properties of each."""
 
 import dataclasses
 from functools import partial
@@ -34,7 +34,7 @@ from icl.tasks.draws import normal, uniform
 from .helpers import sized
 
 FAMILY_IDS = sorted(FAMILIES)
-PARTLY_COUNTED = (ManyOutlierRegression, OrthogonalOutlierRegression, VectorRetrieval)
+PARTLY_QUERIED = (ManyOutlierRegression, OrthogonalOutlierRegression, VectorRetrieval)
 MANY = 4000
 
 
@@ -48,29 +48,29 @@ def batch(family, seed=0, size=16, difficulty=None, **options):
     return draw_batch(family, jax.random.key(seed), jnp.arange(size), difficulty, **options)
 
 
-# Compiled once a family for nearly all of what follows.
+# Compiled once for each family and shared by most tests of this file.
 @partial(jax.jit, static_argnums=0, static_argnames="pool_prompts")
 def draw_batch(family, key, indices, difficulty, **options):
     return sample_batch(family, key, indices, difficulty, **options)
 
 
 def labels_of(family, task, episodes):
-    """The oracle's labels where points count, and the drawn ones."""
-    counted = np.asarray(episodes.queries)
+    """The oracle's labels and the drawn labels of all queries."""
+    queried = np.asarray(episodes.queries)
     oracle = jax.jit(jax.vmap(lambda x: family.label(task, x)))(episodes.x)
-    return np.asarray(oracle)[counted], np.asarray(episodes.y)[counted]
+    return np.asarray(oracle)[queried], np.asarray(episodes.y)[queried]
 
 
 def equal(a, b):
     return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a, b)))
 
 
-def test_same_key_same_bits_and_other_key_other_bits(family):
+def test_equal_keys_draw_equal_bits_and_other_keys_other_bits(family):
     assert equal(batch(family, 0), batch(family, 0))
     assert not equal(batch(family, 0).x, batch(family, 1).x)
 
 
-def test_a_compiled_batch_is_its_prompts_one_by_one(family):
+def test_a_compiled_batch_equals_prompts_sampled_one_by_one(family):
     together = batch(family, 5)
     alone = sample_prompt(family, jax.random.fold_in(jax.random.key(5), 3), family.full)
     one = jax.tree.map(lambda a: a[3], together)
@@ -78,7 +78,7 @@ def test_a_compiled_batch_is_its_prompts_one_by_one(family):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_a_batch_is_the_same_bits_however_it_is_split(family):
+def test_splitting_a_batch_does_not_change_its_bits(family):
     draw = lambda *rows: draw_batch(family, jax.random.key(0), jnp.arange(*rows), family.full)
     halves = [draw(0, 8), draw(8, 16)]
     assert equal(draw(16), jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *halves))
@@ -97,15 +97,15 @@ def test_shapes_and_finiteness(family):
 
 def test_moments(family):
     episodes = batch(family, size=MANY)
-    counted = np.asarray(episodes.queries)
-    x, y = np.asarray(episodes.x)[counted], np.asarray(episodes.y)[counted]
-    # Standard errors: of x about 1 / sqrt(points counted), of y sqrt(3 / MANY) of its scale.
+    queried = np.asarray(episodes.queries)
+    x, y = np.asarray(episodes.x)[queried], np.asarray(episodes.y)[queried]
+    # Standard errors: about 1 / sqrt(number of queries) for x, sqrt(3 / MANY) * scale for y.
     near = 6 / len(x) ** 0.5
     covariance = covariance_of(family)
     size = covariance.max()
     np.testing.assert_allclose(x.mean(axis=0), 0, atol=near * size**0.5)
     np.testing.assert_allclose(x.T @ x / len(x), covariance, atol=1.4 * near * size)
-    # Half a period of phases leaves a sine a mean: E a * E sin(x) cos(phase) + cos(x) sin(phase).
+    # With phases from 0 to pi a sine has the mean E a * E[sin(x) cos(phase) + cos(x) sin(phase)].
     mean = 2.55 * np.sin(5) / 5 * 2 / np.pi if isinstance(family, SineRegression) else 0.0
     assert np.abs(y.mean(axis=0) - mean).max() < 0.1 * family.label_kind.scale**0.5
     squared = y**2 if family.label_kind.shape == () else (y**2).sum(axis=-1)
@@ -129,14 +129,14 @@ def test_difficulty_hides_coordinates_and_points_without_recompiling(family):
         np.testing.assert_array_equal(episodes.x[..., dim:], 0)
         assert (np.abs(episodes.x[..., :dim][episodes.queries]) > 0).all()
         assert not episodes.queries[:, points:].any()
-        if not isinstance(family, PARTLY_COUNTED):
+        if not isinstance(family, PARTLY_QUERIED):
             assert episodes.queries[:, :points].all()
         assert np.isfinite(episodes.y).all()
     assert draw_batch._cache_size() == compiled
 
 
-def test_a_pool_holds_so_many_tasks_whose_oracle_knows_the_labels(family):
-    # With this key no two of three parities are the same.
+def test_a_pool_has_distinct_tasks_that_repeat_and_takes_no_memory(family):
+    # With this key the first three parities differ.
     pool_key = jax.random.key(12)
     of_pool = jax.jit(lambda index: pool_task(family, pool_key, index))
     flat = lambda task: tuple(np.concatenate([np.ravel(a) for a in jax.tree.leaves(task)]))
@@ -146,7 +146,7 @@ def test_a_pool_holds_so_many_tasks_whose_oracle_knows_the_labels(family):
     np.testing.assert_allclose(oracle, labels, atol=1e-6)
     oracle, labels = labels_of(family, of_pool(0), batch(family))
     assert np.abs(oracle - labels).max() > 0.1
-    # An enormous one takes no memory.
+    # A pool of 2^25 tasks takes no memory.
     many = draw_batch.lower(
         family, pool_key, jnp.arange(16), family.full, pool_key=pool_key, pool_size=2**25
     )
@@ -194,7 +194,7 @@ def test_decision_tree_walks_as_documented():
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (3, 7, 20)])
-def test_draws_are_jax_randoms(shape):
+def test_draws_are_bit_equal_to_jax_random(shape):
     for implementation in ("threefry2x32", "rbg"):
         keys = [jax.random.key(3, impl=implementation) for _ in range(4)]
         np.testing.assert_array_equal(normal(keys[0], shape), jax.random.normal(keys[1], shape))
@@ -256,7 +256,7 @@ def test_quadratic_and_network_labels_as_documented():
         ReLUNetwork(hidden=0)
 
 
-def test_many_outliers_are_ones_and_do_not_count():
+def test_many_outliers_are_ones_and_are_not_queries():
     family = ManyOutlierRegression(dim=3, points=40, outliers=0.8)
     episodes = jax.tree.map(np.asarray, batch(family, size=50))
     np.testing.assert_allclose(episodes.queries.mean(), 0.2, atol=0.04)
@@ -270,7 +270,7 @@ def test_many_outliers_are_ones_and_do_not_count():
         ManyOutlierRegression(outliers=1.0)
 
 
-def test_orthogonal_outliers_say_nothing_of_the_task():
+def test_orthogonal_outliers_are_orthogonal_to_the_task():
     family = OrthogonalOutlierRegression(dim=5, points=30, outliers=0.5)
     task = family.sample_task(jax.random.key(0), family.full)
     episode = family.sample_episode(jax.random.key(1), task, family.full)
@@ -303,7 +303,7 @@ def test_renormalised_labels_are_divided_by_a_constant():
     for dim in (2, 4):
         ours, theirs = (batch(f, size=MANY, difficulty=Difficulty(dim, 9)) for f in (family, plain))
         np.testing.assert_allclose(ours.y, theirs.y * (4 / (dim + 1)) ** 0.5, rtol=1e-5)
-    # Labels of a prompt share their w: a standard error is near sqrt(2 / (4 MANY)).
+    # Labels of a prompt share w, so the standard error is near sqrt(2 / (4 MANY)).
     np.testing.assert_allclose(family.label_kind.error(0.0, ours.y).mean(), 1, rtol=0.05)
     np.testing.assert_allclose(plain.error(0.0, theirs.y).mean(), 1.25, rtol=0.05)
     assert dataclasses.replace(family, noise=9.0, input_scale=9.0).label_kind.scale == 4
@@ -312,7 +312,7 @@ def test_renormalised_labels_are_divided_by_a_constant():
     assert sparse.label_kind.scale == 4
 
 
-def test_an_error_names_what_its_scale_leaves_out():
+def test_the_name_of_an_error_tells_what_its_scale_leaves_out():
     name = lambda **settings: LinearRegression(dim=4, points=9, **settings).label_kind.error_name
     plain = "squared error / mean squared label"
     assert name() == name(noise=0.7, renormalize=True) == plain
@@ -321,7 +321,7 @@ def test_an_error_names_what_its_scale_leaves_out():
 
 
 @pytest.mark.parametrize("inputs", ["uniform", "exponential", "laplace"])
-def test_linear_regression_has_inputs_and_tasks_of_other_kinds_and_sizes(inputs):
+def test_linear_regression_with_other_input_distributions_and_scales(inputs):
     family = LinearRegression(dim=4, points=9, inputs=inputs, input_scale=0.5, task_scale=3.0)
     episodes = batch(family, size=MANY)
     np.testing.assert_allclose((episodes.y**2).mean(), family.label_kind.scale, rtol=0.1)
@@ -335,7 +335,7 @@ def test_linear_regression_has_inputs_and_tasks_of_other_kinds_and_sizes(inputs)
             dataclasses.replace(family, **wrong)
 
 
-def test_random_labels_are_the_first_and_say_nothing():
+def test_random_labels_come_first_and_do_not_depend_on_x():
     family = LinearRegression(dim=4, points=9, random_labels=3)
     episodes, plain = batch(family, size=500), batch(dataclasses.replace(family, random_labels=0))
     task = family.sample_task(jax.random.key(0), family.full)
@@ -348,7 +348,7 @@ def test_random_labels_are_the_first_and_say_nothing():
         LinearRegression(dim=4, points=9, random_labels=9)
 
 
-def test_sines_are_as_documented_with_amplitude_and_phase_apart():
+def test_sines_have_independent_amplitude_and_phase():
     family = SineRegression(points=5, low_amplitude=1.0, high_amplitude=3.0, input_range=2.0)
     tasks = draw_tasks(family, count=MANY)
     assert 1 <= tasks[:, 0].min() and tasks[:, 0].max() <= 3
@@ -360,11 +360,11 @@ def test_sines_are_as_documented_with_amplitude_and_phase_apart():
         rtol=1e-6,
     )
     for wrong in (dict(dim=2), dict(low_amplitude=4.0), dict(input_range=0.0)):
-        with pytest.raises(ValueError, match="dim 1|amplitude|input_range"):
+        with pytest.raises(ValueError, match="dim must be 1|amplitude|input_range"):
             dataclasses.replace(family, **wrong)
 
 
-def test_a_pool_of_prompts_fixes_the_points_too():
+def test_a_pool_of_prompts_also_fixes_the_points():
     family = LinearRegression(dim=3, points=4)
     draw = partial(batch, family, pool_key=jax.random.key(9), pool_size=5, size=60)
     tasks = lambda episodes: len(np.unique(np.asarray(episodes.x).round(5), axis=0))

@@ -14,10 +14,9 @@ def greedy_tree(x: jax.Array, y: jax.Array, depth: int = 4) -> jax.Array:
 
     Each node is split at the midpoint of two neighbouring values of a coordinate, so that the
     squared error falls most. Growth stops at `depth` splits and at single points. If several splits
-    are equally good up to rounding, the split with the lowest coordinate is used, and among its
-    splits the one with the lowest threshold. Scikit-learn breaks such ties at random and otherwise
-    grows an equal tree. Ties are common in nodes of few points, which several coordinates often
-    split in one way.
+    are equally good up to rounding, the one with the lowest coordinate index is used, then the one
+    with the lowest threshold. Scikit-learn breaks such ties at random and otherwise grows an equal
+    tree. Ties are common in nodes of few points, which several coordinates often split in one way.
 
     Garg et al. 2022 (appendix A.3) compare with this tree on x and on the signs of x:
     `greedy_tree(jnp.sign(x), y)`. Time is O(B P^2 D depth); memory is O(B P D + P^2).
