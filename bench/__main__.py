@@ -17,10 +17,10 @@ COMMANDS = {
     "sampling": "drawing prompts, beside host samplers",
     "lasso": "the lasso of every prefix, beside scikit-learn's loop",
     "populations": "a population in one program, beside one model",
-    "profile": "where a training step's time goes",
+    "profile": "the time of each part of a training step",
     "scaling": "how our step's time grows with batch, length and depth",
     "tune": "the fastest launches on this GPU, into a table",
-    "gpu-code": "what would run on a GPU, checked without one",
+    "gpu-code": "checks of GPU code without a GPU",
 }
 MAINS = {"tune": "bench.kernels.tune", "gpu-code": "bench.gpu_code.check"}
 # What `python -m bench` runs, with the arguments of a quick run (None: not in a quick run).
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         if name in MAINS:
             return importlib.import_module(MAINS[name]).main(rest)
         return run(name, rest)
-    described = "\n".join(f"  {name:12} {what}" for name, what in COMMANDS.items())
+    described = "\n".join(f"  {name:12} {about}" for name, about in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         epilog=f"names, each with a --help of its own:\n{described}",
     )
     parser.add_argument("name", nargs="?", choices=COMMANDS, metavar="NAME", help="one benchmark")
-    parser.add_argument("--quick", action="store_true", help="a few cases, in about two minutes")
+    parser.add_argument("--quick", action="store_true", help="a few cases in about two minutes")
     parser.add_argument("--against", metavar="REVISION", help="also time this revision of ours")
     parser.add_argument(
         "--out", type=Path, help=f"folder for results and page; bench/, or {QUICK_OUT} if --quick"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common import machine
+from ..common.driver import one_of
 from ..common.report import BENCH, Table
 from ..common.worker import ROOT
 from ..kernels.ops import CASES
@@ -47,7 +48,8 @@ def main(argv: list[str] | None = None) -> int:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench gpu-code", description=__doc__)
-    parser.add_argument("workloads", nargs="*", help=f"{', '.join(WORKLOADS)}; by default all")
+    parser.add_argument("workloads", nargs="*", type=one_of(WORKLOADS),
+                        help=f"{', '.join(WORKLOADS)}; by default all")  # fmt: skip
     parser.add_argument("--only", choices=STAGES, action="append", help="a stage; by default all")
     parser.add_argument(
         "--arch",
@@ -56,9 +58,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, help="folder for results/; by default bench/")
     options = parser.parse_args(argv)
-    unknown = [name for name in options.workloads if name not in WORKLOADS]
-    if unknown:
-        parser.error(f"no workload {unknown[0]!r}; there are {', '.join(WORKLOADS)}")
     # Results of some checks must not overwrite those of all.
     options.is_whole = not (options.workloads or options.only or options.arch)
     options.workloads = options.workloads or WORKLOADS

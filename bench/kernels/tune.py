@@ -17,6 +17,7 @@ from icl.kernels.dispatch import target
 from icl.kernels.plans import forcing
 
 from ..common import machine
+from ..common.driver import one_of
 from ..common.worker import describe_error
 from .device_time import Program, Timer, launch_one_by_one
 from .jax_side import attend, directed, draw
@@ -67,16 +68,14 @@ def main(argv: list[str] | None = None) -> int:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench tune", description=__doc__)
-    parser.add_argument("workloads", nargs="*", help=f"{', '.join(WORKLOADS)}; by default all")
+    parser.add_argument("workloads", nargs="*", type=one_of(WORKLOADS),
+                        help=f"{', '.join(WORKLOADS)}; by default all")  # fmt: skip
     parser.add_argument("--dtype", default="bfloat16", choices=tuple(EPS))
     parser.add_argument("--out", type=Path, help="folder for the table in place of the kernels'")
     parser.add_argument(
         "--seconds", type=float, default=180, help="time limit for the trials of a key"
     )
     options = parser.parse_args(argv)
-    unknown = [name for name in options.workloads if name not in WORKLOADS]
-    if unknown:
-        parser.error(f"no workload {unknown[0]!r}; there are {', '.join(WORKLOADS)}")
     options.workloads = options.workloads or list(WORKLOADS)
     return options
 

@@ -20,13 +20,7 @@ from icl.training.parallel import DATA, make_mesh, use_cpu_cores
 from ..common.driver import one_of, positive
 from ..common.report import Bar, Report, Table, busy_notes
 from ..common.turns import ratios, summary, take_turns
-from ..common.worker import (
-    Commands,
-    PatientWorker,
-    Started,
-    Worker,
-    failures_as_values,
-)
+from ..common.worker import Commands, PatientWorker, Started, Worker, failures_as_values
 from ..training.trainer import seconds_of, used
 
 START = {"ours": "bench.tasks.sampling:start", "host": "bench.tasks.sampling:start_host"}

@@ -17,6 +17,7 @@ from icl.models import TransformerConfig
 from icl.training import Config
 
 from ..common.worker import Started, failures_as_values
+from ..tasks.host_samplers import linear_regression
 from .cases import case_config, contestant, prompt_tokens
 from .trainer import resident_bytes
 
@@ -24,32 +25,20 @@ from .trainer import resident_bytes
 COMPILED_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
 
 
+@failures_as_values()
 def start(case: str, name: str, steps: int, device: str) -> Started:
     """The peer as a contestant; `step` answers with the seconds of a step, `memory` with bytes.
 
     Raises:
       ValueError: the peer cannot run; the message gives the reason.
     """
-    with failures_as_values():
-        return _start(case, name, steps, device)
-
-
-def _start(case: str, name: str, steps: int, device: str) -> Started:
     config, who = case_config(case), contestant(name)
     before = resident_bytes()
     started = time.perf_counter()
     torch.manual_seed(config.training.seed)
-    trainer = Trainer(
-        make_peer(config).to(device),
-        config.training.batch_size,
-        config.task.points,
-        config.task.dim,
-        config.optimizer.learning_rate,
-        device,
-        bf16=who.dtype == "bfloat16",
-        compiled=who.variant == "compile",
-    )
-    if who.variant == "compile":
+    compiled = who.variant == "compile"
+    trainer = Trainer(config, device, bf16=who.dtype == "bfloat16", compiled=compiled)
+    if compiled:
         error, limit = trainer.compiled_error(), COMPILED_TOLERANCE[who.dtype]
         if not error <= limit:
             raise ValueError(f"compiling changes the loss by {error:.1e}; the limit is {limit:.0e}")
@@ -124,13 +113,6 @@ class InContextGPT2(nn.Module):
         return self.backbone.wte.weight.numel()
 
 
-def draw_prompts(batch: int, points: int, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Linear regression on the host: x `[batch, points, dim]`, y = w.x `[batch, points]`."""
-    x = torch.randn(batch, points, dim)
-    w = torch.randn(batch, dim, 1)
-    return x, (x @ w)[:, :, 0]
-
-
 def prefix_loss(prediction: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Mean squared error over all prefixes of all prompts."""
     return ((prediction - y) ** 2).mean()
@@ -140,30 +122,17 @@ class Trainer:
     """The training loop's body.
 
     Args:
-      model: the model, already on the device.
-      batch, points, dim: shape of a batch.
-      learning_rate: learning rate of Adam.
+      config: the settings of our trainer.
       device: `cpu` or `cuda`.
       bf16: whether to compute in bfloat16 under autocast.
       compiled: whether `torch.compile` compiles the forward pass and the loss with its gradient.
     """
 
-    def __init__(
-        self,
-        model: InContextGPT2,
-        batch: int,
-        points: int,
-        dim: int,
-        learning_rate: float,
-        device: str = "cpu",
-        *,
-        bf16: bool = False,
-        compiled: bool = False,
-    ):
-        self.model = model.train()
-        self.shape = (batch, points, dim)
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
-        self.device = device
+    def __init__(self, config: Config, device: str, *, bf16: bool, compiled: bool):
+        self.model = make_peer(config).to(device).train()
+        self.batch, self.task, self.device = config.training.batch_size, config.task, device
+        learning_rate = config.optimizer.learning_rate
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=learning_rate)
         self.autocast = torch.autocast(device, torch.bfloat16, enabled=bf16)
         self.loss = torch.compile(self._loss) if compiled else self._loss
 
@@ -179,7 +148,7 @@ class Trainer:
             return abs(self.loss(x, y).item() / eager - 1)
 
     def _draw(self) -> tuple[torch.Tensor, torch.Tensor]:
-        x, y = draw_prompts(*self.shape)
+        x, y = linear_regression(self.batch, self.task)
         return x.to(self.device), y.to(self.device)
 
     def step(self) -> float:

@@ -1,4 +1,4 @@
-"""Stand-ins for the frameworks' processes: NumPy by the definition, with a fault or without."""
+"""Stand-ins for the frameworks' processes: definitions in NumPy, with or without faults."""
 
 import numpy as np
 
@@ -7,10 +7,10 @@ from bench.kernels.sides import Side, checked_rows, not_installed
 
 
 class StandIn(Side):
-    """Answers as a framework would.
+    """A side whose contestants compute the definition.
 
     Args:
-      fault: of the contestant of that name; "wrong", "unable" or "tired", which fails once timed.
+      faults: by contestant, "wrong", "unable" or "tired", which fails when it is timed.
     """
 
     def __init__(self, *arguments, faults=()):

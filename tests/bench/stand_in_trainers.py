@@ -1,6 +1,6 @@
 """Stand-ins for the processes of trainers, samplers and the machine's peak; they compute nothing.
 
-PyTorch's are replaced if PyTorch is not installed, all of them where a test is about failures.
+They replace PyTorch's processes if PyTorch is not installed, and all in tests of failures.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""`python -m bench` as a whole, its page, and the commands that documents name."""
+"""`python -m bench`, its page, and the commands in documents."""
 
 import importlib
 import json
@@ -21,37 +21,37 @@ PAGES += [*(ROOT / "docs").glob("*.md"), *(ROOT / "kernels").glob("*.md")]
 
 
 def documented():
-    """The arguments of every `python -m bench` that a document or the Makefile names."""
+    """The arguments of every `python -m bench` in the documents and the Makefile."""
     for page in PAGES:
         text = re.sub(r"\\\n\s*", "", page.read_text())
         for line in re.findall(r"-m bench\b([^`\n#|]*)", text):
             yield page.name, re.sub(r"\$\(\w+\)", "", line)
 
 
-def test_all_of_them_are_run_and_what_went_wrong_is_told_last(tmp_path, monkeypatch, capfd):
+def test_a_whole_run_reports_failures_last(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(commands, "WHOLE", {
         "kernels": [*("oswald", "--directions", "forward", "--only", "reference"),
                     *("--rows", "1", "--rounds", "1")],
         "no-such-benchmark": [],
     })  # fmt: skip
     assert commands.main(["--quick", "--out", str(tmp_path)]) == 1
-    told = capfd.readouterr()
-    assert "invalid choice: 'no-such-benchmark'" in told.err
-    assert told.err.splitlines()[-1].startswith("NOT MEASURED: part of no-such-benchmark")
-    assert told.err.count("NOT MEASURED") == 1
+    printed = capfd.readouterr()
+    assert "invalid choice: 'no-such-benchmark'" in printed.err
+    assert printed.err.splitlines()[-1].startswith("NOT MEASURED: part of no-such-benchmark")
+    assert printed.err.count("NOT MEASURED") == 1
     page = (tmp_path / "RESULTS.md").read_text()
-    assert page in told.out
+    assert page in printed.out
     assert "### kernels" in page and "no-such-benchmark" not in page
 
 
-def test_the_quick_run_and_the_whole_take_arguments_that_exist():
+def test_arguments_of_the_quick_and_the_whole_run_exist():
     for name, quick in commands.WHOLE.items():
         parser_of(name).parse_args(quick or [])
         parser_of(name).parse_args(["--against", "HEAD"] if name in commands.COMPARED else [])
     assert set(commands.COMMANDS) == set(report.REPORTS) | set(commands.MAINS)
 
 
-def test_every_documented_command_is_one():
+def test_documented_commands_exist():
     found = list(documented())
     assert {"README.md", "Makefile", "performance.md"} <= {page for page, _ in found}
     named = set()
@@ -93,7 +93,7 @@ def test_the_page_has_a_section_for_each_device(tmp_path, monkeypatch):
         assert (tmp_path / picture).exists()
 
 
-def test_committed_results_can_be_read_and_are_in_the_page():
+def test_committed_results_are_in_the_page():
     page = (ROOT / "bench" / "RESULTS.md").read_text()
     files = sorted((ROOT / "bench" / "results").glob("*.json"))
     names = [name for name in report.REPORTS for path in files if path.name.startswith(f"{name}-")]
@@ -111,7 +111,7 @@ def test_committed_results_can_be_read_and_are_in_the_page():
             assert all(str(part) in page for part in found.parts), path.name
 
 
-def test_turns_go_round_and_a_budget_cuts_them():
+def test_turns_alternate_and_a_time_limit_cuts_rounds():
     called = []
     turns = {name: lambda name=name: called.append(name) or float(len(called)) for name in "ab"}
     taken, _ = take_turns(turns, [], 2)
@@ -120,7 +120,7 @@ def test_turns_go_round_and_a_budget_cuts_them():
     assert len(taken["a"]) == 3
 
 
-def test_a_revision_has_icl_and_its_kernels(tmp_path):
+def test_a_checked_out_revision_has_icl_and_its_kernels(tmp_path):
     try:
         with machine.checked_out("HEAD") as folder:
             assert (folder / "icl" / "kernels" / "__init__.py").exists()

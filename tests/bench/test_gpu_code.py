@@ -1,4 +1,4 @@
-"""What runs on a GPU compiles and is in the lowered program, on a machine without one."""
+"""The checks of GPU code on a machine without a GPU."""
 
 import importlib.util
 import json
@@ -42,7 +42,7 @@ print(json.dumps([[name for name, _ in kernel_calls(lowered)], products]))
 
 
 def run(tmp_path, *arguments):
-    """A Python process that does not interpret kernels, as this one does."""
+    """Runs Python without this process's settings that interpret kernels."""
     drop = ("ICL_KERNELS_INTERPRET", "TRITON_INTERPRET")
     environment = {name: value for name, value in os.environ.items() if name not in drop}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path / "triton"), "JAX_PLATFORMS": "cpu"}
@@ -83,13 +83,13 @@ def test_main_compiles_a_workload_and_counts_its_traffic(tmp_path):
 
 @pytest.fixture
 def environment(monkeypatch):
-    """Of this process, which `main` changes."""
+    """Restores the environment variables that `main` removes."""
     for name in ("ICL_KERNELS_INTERPRET", "TRITON_INTERPRET"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(check.machine, "missing", lambda *names: [])
 
 
-def test_main_says_last_what_misses_a_target(environment, monkeypatch, tmp_path, capsys):
+def test_missed_targets_are_reported_last(environment, monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(
         check.STAGES, "traffic", lambda options: ([{"row": 1}], ["twice the bytes"])
     )
@@ -101,7 +101,7 @@ def test_main_says_last_what_misses_a_target(environment, monkeypatch, tmp_path,
 
 
 @pytest.mark.parametrize("absent", ["triton", "jax_cuda12_plugin jax_cuda13_plugin"])
-def test_what_is_not_installed_is_told(environment, monkeypatch, capsys, absent):
+def test_missing_packages_are_reported(environment, monkeypatch, capsys, absent):
     missing = lambda *names: [name for name in names if name in absent.split()]
     monkeypatch.setattr(check.machine, "missing", missing)
     assert main(["gpu-code", "oswald", "--only", "lowering"]) == 1
@@ -118,7 +118,7 @@ BACKWARDS = {
 @needs_triton
 @needs_plugin
 @pytest.mark.parametrize("workload", BACKWARDS)
-def test_a_short_backward_keeps_everything_in_registers_and_uses_tensor_cores(workload, tmp_path):
+def test_short_backward_kernels_do_not_spill_and_use_tensor_cores(workload, tmp_path):
     program = COMPILE.replace("WORKLOAD", workload).replace("KERNEL", BACKWARDS[workload])
     found = said(tmp_path, program)
     assert "error" not in found, found
@@ -131,7 +131,7 @@ def test_a_short_backward_keeps_everything_in_registers_and_uses_tensor_cores(wo
 @needs_triton
 @needs_plugin
 @pytest.mark.parametrize("op", ["dot_product_attention", "linear_attention"])
-def test_the_gradient_lowered_for_cuda_is_the_two_kernels_and_no_other_product(op, tmp_path):
+def test_a_gradient_lowered_for_cuda_has_two_kernels_and_no_other_product(op, tmp_path):
     kernels, products = said(tmp_path, LOWER.replace("OP", op))
     assert kernels == ["forward_kernel", "backward_kernel"]
     assert products == 0

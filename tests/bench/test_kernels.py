@@ -1,4 +1,4 @@
-"""The benchmark of kernels, run by its real `main` with processes of its own at a tiny size."""
+"""The benchmark of kernels, run by its `main` at tiny sizes."""
 
 import importlib.util
 import json
@@ -14,12 +14,12 @@ from bench.common.worker import ROOT
 from bench.kernels import benchmark
 from bench.kernels.ops import CASES, CPU_CASES, PEERS
 
-HELPERS = {"flax_attention_fn", "targeting"}  # public, and no ops
+HELPERS = {"flax_attention_fn", "targeting"}  # public names that are not ops
 
 
 @pytest.fixture
 def sides(monkeypatch, in_process):
-    """Puts stand-ins, by framework, in the place of the processes that compute."""
+    """Replaces the frameworks' processes by stand-ins."""
 
     def replace(**functions):
         for framework, function in functions.items():
@@ -29,7 +29,7 @@ def sides(monkeypatch, in_process):
 
 
 def run(folder, *arguments):
-    """The exit status and what was written."""
+    """Runs the benchmark; returns the exit status and the written results."""
     status = main(["kernels", *arguments, "--out", str(folder), "--seed", "1"])
     [path] = (folder / "results").glob("kernels-*.json")
     return status, json.loads(path.read_text(), parse_constant=pytest.fail)
@@ -49,7 +49,7 @@ def test_main_times_all_contestants_and_writes_what_it_prints(tmp_path, sides, c
     if importlib.util.find_spec("torch") is None:
         sides(torch="start_torch")
     names = ["packed-short-causal", "linear-oswald", "delta-tiny"]
-    both = ("--directions", "forward+backward")  # the results of forward are among its results
+    both = ("--directions", "forward+backward")  # includes the results of forward
     status, results = run(tmp_path, *names, "--rows", "2", "--rounds", "1", *both)
     printed = capsys.readouterr()
     assert status == 0, printed.err
@@ -85,7 +85,7 @@ def test_another_revision_is_timed_beside_ours(tmp_path, sides, capsys):
         assert direction["contestants"]["ours at HEAD"]["over_ours"]["median"] == 1
 
 
-def test_a_revision_that_does_not_exist_is_told(capsys, sides):
+def test_an_unknown_revision_is_reported(capsys, sides):
     sides(jax="start_jax", torch="start_torch")
     assert main(["kernels", "oswald", "--against", "no-such-revision"]) == 1
     assert "no revision 'no-such-revision'" in capsys.readouterr().err
@@ -99,7 +99,7 @@ def test_a_revision_that_does_not_exist_is_told(capsys, sides):
         ("start_wrong_torch", "torch-sdpa wrong: out is off by 1.0e-02; the limit is"),
     ],
 )
-def test_a_peer_that_fails_is_told_last_and_by_the_status(tmp_path, sides, capsys, torch, said):
+def test_a_failing_peer_is_reported_last_and_by_the_status(tmp_path, sides, capsys, torch, said):
     sides(jax="start_jax", torch=torch)
     status, results = run(tmp_path, "oswald", "--rows", "2", "--rounds", "1")
     assert status == 1
@@ -109,7 +109,7 @@ def test_a_peer_that_fails_is_told_last_and_by_the_status(tmp_path, sides, capsy
         assert "over_ours" not in direction["contestants"]["torch-sdpa"]
 
 
-def test_a_peer_that_is_not_made_for_a_workload_is_no_problem(tmp_path, sides, capsys):
+def test_a_peer_that_does_not_support_a_workload_is_no_problem(tmp_path, sides, capsys):
     sides(jax="start_jax", torch="start_unable_torch")
     status, _ = run(tmp_path, "oswald", "--rows", "2", "--rounds", "1")
     printed = capsys.readouterr()
@@ -128,7 +128,7 @@ def test_nothing_is_timed_if_ours_is_wrong(tmp_path, sides, capsys):
 
 
 @pytest.mark.parametrize("argument", ["no-such-workload", "--rounds=0", "--only=nobody"])
-def test_arguments_that_mean_nothing_are_refused(argument, capsys):
+def test_unknown_arguments_are_refused(argument, capsys):
     with pytest.raises(SystemExit):
         main(["kernels", argument])
     assert "error:" in capsys.readouterr().err

@@ -1,6 +1,6 @@
-"""The benchmarks of training and of tasks, run by their real `main` at a tiny size.
+"""The benchmarks of training and of tasks, run by their `main` at tiny sizes.
 
-Where PyTorch is not installed, its processes are stood in for.
+If PyTorch is not installed, stand-ins replace its processes.
 """
 
 import ast
@@ -29,7 +29,7 @@ IN_GIT = not subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_outp
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    """Puts stand-ins in the place of PyTorch's processes."""
+    """Replaces PyTorch's processes by stand-ins, and with `ours` also JAX's."""
 
     def replace(trainer="start_trainer", gate="start_gate", host="start_host", ours=None):
         monkeypatch.setattr(benchmark, "PEER_NEEDS", ())
@@ -46,7 +46,7 @@ def stand_in(monkeypatch):
 
 @pytest.fixture
 def run(tmp_path, capsys):
-    """Runs a benchmark; returns its status, its results, and what it printed."""
+    """Runs a benchmark; returns its status, its results and its output."""
 
     def go(name, *arguments):
         status = main([name, *arguments, "--out", str(tmp_path)])
@@ -57,13 +57,13 @@ def run(tmp_path, capsys):
     return go
 
 
-def test_a_step_is_timed_beside_every_contestant(run, not_compiled, stand_in, tmp_path):
+def test_training_times_every_contestant(run, not_compiled, stand_in, tmp_path):
     # Another revision's contestant runs in its own process and is compiled.
     if not HAS_TORCH:
         stand_in()
     against = ("--against", "HEAD") if IN_GIT else ()
-    status, results, told = run("training", "tiny@8", "--rounds", "2", "--steps", "1", *against)
-    assert status == 0, told.err
+    status, results, printed = run("training", "tiny@8", "--rounds", "2", "--steps", "1", *against)
+    assert status == 0, printed.err
     names = ["ours", "plain attention", "torch", "torch.compile"]
     names += ["ours at HEAD"] if IN_GIT else []
     found = results["cases"]["tiny@8"]
@@ -83,38 +83,36 @@ def test_a_step_is_timed_beside_every_contestant(run, not_compiled, stand_in, tm
         assert older["ready"]["compile_seconds"] > 0 and older["memory"]["program"] > 0
     page = (tmp_path / "RESULTS.md").read_text()
     ms = found["contestants"]["torch.compile"]["ms_a_step"]["median"]
-    assert all(str(part) in told.out for part in report_of("training", results).parts)
+    assert all(str(part) in printed.out for part in report_of("training", results).parts)
     row = f"| tiny@8 | torch.compile   | {ms:>9.1f} |"
-    assert row in told.out and row in page
+    assert row in printed.out and row in page
     [picture] = (tmp_path / "results").glob("*.png")
     assert f"(results/{picture.name})" in page and picture.stat().st_size > 5000
 
 
-def test_a_mixer_without_a_peer_is_listed_so(run, stand_in):
+def test_a_mixer_without_a_peer_is_marked(run, stand_in):
     stand_in(ours="start_ours")
-    status, results, told = run("training", *NO_PEER)
-    assert status == 0, told.err
+    status, results, printed = run("training", *NO_PEER)
+    assert status == 0, printed.err
     assert all(found["asked"] == ["ours"] for found in results["cases"].values())
-    assert told.out.count("no peer") == len(NO_PEER)
+    assert printed.out.count("no peer") == len(NO_PEER)
 
 
-def test_a_revision_that_does_not_exist_is_refused(run, stand_in):
+def test_an_unknown_revision_is_refused(run, stand_in):
     stand_in(ours="start_ours")
-    status, results, told = run("training", "tiny@8", "--alone", "--against", "no-such-revision")
-    assert status == 1 and not results and "no revision 'no-such-revision'" in told.err
+    status, results, printed = run("training", "tiny@8", "--alone", "--against", "no-such-revision")
+    assert status == 1 and not results and "no revision 'no-such-revision'" in printed.err
 
 
-def test_contestants_that_fail_are_told_last_and_so_are_goals_not_measured(
-    run, stand_in, monkeypatch
-):
+def test_failing_contestants_and_goals_not_measured_are_reported_last(run, stand_in, monkeypatch):
     monkeypatch.setitem(goals.CPU_RATIOS, "tiny", (2.0, 1.5))
     stand_in(trainer="start_broken_trainer", ours="start_ours")
     arguments = ("tiny@8", "--rounds", "1", "--steps", "1", "--only", "torch")
-    status, results, told = run("training", *arguments)
+    status, results, printed = run("training", *arguments)
     assert status == 1
     assert "ImportError: no kernel image" in results["cases"]["tiny@8"]["failed"]["torch"]
     assert "ours" in results["cases"]["tiny@8"]["contestants"]
-    assert told.err.splitlines() == [
+    assert printed.err.splitlines() == [
         "NOT MEASURED: tiny@8, torch: ImportError: no kernel image",
         "NOT MEASURED: goal: tiny@8: torch takes 2 times as long",
     ]
@@ -123,24 +121,24 @@ def test_contestants_that_fail_are_told_last_and_so_are_goals_not_measured(
 def test_a_contestant_that_ends_in_its_turns_fails(run, stand_in):
     stand_in(trainer="start_tired_trainer", ours="start_ours")
     arguments = ("tiny@8", "--rounds", "1", "--steps", "1", "--only", "torch")
-    status, _, told = run("training", *arguments)
-    assert status == 1 and "in its turns" in told.err.splitlines()[-1]
+    status, _, printed = run("training", *arguments)
+    assert status == 1 and "in its turns" in printed.err.splitlines()[-1]
 
 
-def test_nothing_is_timed_if_the_peer_computes_something_else(run, stand_in):
+def test_nothing_is_timed_if_the_gate_fails(run, stand_in):
     stand_in(gate="start_wrong_gate", ours="start_ours")
-    status, results, told = run("training", "tiny@8", "--rounds", "1")
+    status, results, printed = run("training", "tiny@8", "--rounds", "1")
     assert status == 1 and not results
-    assert told.err.splitlines()[-1] == "NOT MEASURED: training: tiny: predictions differ"
+    assert printed.err.splitlines()[-1] == "NOT MEASURED: training: tiny: predictions differ"
 
 
-def test_without_pytorch_ours_is_timed_and_the_status_tells(run, stand_in, monkeypatch):
+def test_without_pytorch_ours_is_timed_and_the_status_is_1(run, stand_in, monkeypatch):
     stand_in(ours="start_ours")
     monkeypatch.setattr(benchmark, "PEER_NEEDS", ("no_such_package",))
     arguments = ("tiny@8", "--rounds", "1", "--steps", "1", "--only", "torch")
-    status, results, told = run("training", *arguments)
+    status, results, printed = run("training", *arguments)
     assert status == 1 and "ours" in results["cases"]["tiny@8"]["contestants"]
-    assert "no no_such_package here: pip install" in told.err
+    assert "no no_such_package here: pip install" in printed.err
 
 
 @pytest.mark.skipif(not HAS_TORCH, reason="needs PyTorch")
@@ -168,8 +166,8 @@ def test_goals_are_met_missed_or_not_measured():
 
 
 def test_the_profile_leaves_out_one_part_at_a_time(run, not_compiled):
-    status, results, told = run("profile", "tiny@8", "--rounds", "1", "--steps", "1")
-    assert status == 0, told.err
+    status, results, printed = run("profile", "tiny@8", "--rounds", "1", "--steps", "1")
+    assert status == 0, printed.err
     rows = {row["name"]: row for row in results["cases"]["tiny@8"]["rows"]}
     assert list(rows) == [
         "attention without projections", "its projections", "MLP", "layer norms", "drawing tasks",
@@ -177,55 +175,55 @@ def test_the_profile_leaves_out_one_part_at_a_time(run, not_compiled):
     ]  # fmt: skip
     parts = sum(row["ms"] for name, row in rows.items() if name != "whole step")
     assert parts == pytest.approx(rows["whole step"]["ms"])
-    assert all(name in told.out for name in rows)
+    assert all(name in printed.out for name in rows)
 
 
 def test_scaling_times_every_value_of_an_axis(run, not_compiled):
     arguments = ("batch", "--base", "tiny@8", "--rounds", "1")
-    status, results, told = run("scaling", *arguments)
-    assert status == 0, told.err
+    status, results, printed = run("scaling", *arguments)
+    assert status == 0, printed.err
     found = results["scaling"]["batch"]
     assert [row["value"] for row in found["rows"]] == [4, 8]
     assert all(row["ms_a_step"]["median"] > 0 for row in found["rows"])
-    assert "time grows as batch^" in told.out
+    assert "time grows as batch^" in printed.out
     assert exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
 
 
 def test_a_population_is_timed_beside_one_model(run, not_compiled):
     arguments = ("tiny@8", "--members", "2", "--steps", "1", "--rounds", "1")
-    status, results, told = run("populations", *arguments)
-    assert status == 0, told.err
+    status, results, printed = run("populations", *arguments)
+    assert status == 0, printed.err
     assert results["over_population"]["population"]["median"] == 1
-    assert len(results["ms_a_step_of_a_model"]) == 3 and "alone on one device" in told.out
+    assert len(results["ms_a_step_of_a_model"]) == 3 and "alone on one device" in printed.out
 
 
-def test_families_are_drawn_beside_a_host_sampler(run, in_process, stand_in):
+def test_sampling_times_families_and_a_host_sampler(run, in_process, stand_in):
     if not HAS_TORCH:
         stand_in()
-    names = ["sine", "vector_retrieval"]  # one with labels that are numbers, one with vectors
-    status, results, told = run("sampling", *names, "--batch", "2", "--rounds", "1")
-    assert status == 0, told.err
+    names = ["sine", "vector_retrieval"]  # labels are numbers in one and vectors in the other
+    status, results, printed = run("sampling", *names, "--batch", "2", "--rounds", "1")
+    assert status == 0, printed.err
     assert list(results["families"]) == names
     for name, family in results["families"].items():
-        assert family["ms_a_batch"]["ours"]["median"] > 0 and name in told.out
+        assert family["ms_a_batch"]["ours"]["median"] > 0 and name in printed.out
         assert family["host_over_ours"]["median"] > 0
 
 
-def test_a_family_without_a_peer_is_listed_so_and_a_peer_that_fails_is_told(
+def test_a_family_without_a_peer_is_marked_and_a_failing_peer_is_reported(
     run, stand_in, monkeypatch
 ):
     monkeypatch.setattr(sampling, "NO_PEER", ("sine",))
     stand_in(host="start_broken_host", ours="start_ours")
     arguments = ("sine", "linear_regression", "--batch", "2", "--rounds", "1")
-    status, results, told = run("sampling", *arguments)
+    status, results, printed = run("sampling", *arguments)
     assert status == 1 and results["families"]["sine"]["peer"] is None
-    assert "no peer" in told.out
-    assert told.err == (
+    assert "no peer" in printed.out
+    assert printed.err == (
         "NOT MEASURED: linear_regression, host sampler: ModuleNotFoundError: no PyTorch\n"
     )
 
 
-def test_every_family_has_a_host_sampler_or_is_listed_without():
+def test_every_family_has_a_host_sampler_or_is_listed_as_without():
     source = (ROOT / "bench" / "tasks" / "host_samplers.py").read_text()
     samplers = {node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
     assert samplers | set(sampling.NO_PEER) == set(FAMILIES)
@@ -234,7 +232,7 @@ def test_every_family_has_a_host_sampler_or_is_listed_without():
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs PyTorch")
 @pytest.mark.parametrize("name", FAMILIES)
-def test_host_samplers_draw_what_the_families_draw(name):
+def test_host_samplers_and_families_have_equal_distributions(name):
     import jax
 
     from bench.tasks import host_samplers
@@ -245,14 +243,14 @@ def test_host_samplers_draw_what_the_families_draw(name):
     x, y = (array.numpy() for array in getattr(host_samplers, name)(512, family))
     ours = draw_prompts(family, jax.random.key(0), 512)
     assert x.shape == ours.x.shape
-    # Of the sizes, because some families have inputs without a variance.
+    # Quantiles of absolute values, because inputs of some families have no variance.
     quantiles = lambda array: np.quantile(np.abs(np.asarray(array)), [0.25, 0.5, 0.75, 0.9])
     np.testing.assert_allclose(quantiles(x), quantiles(ours.x), rtol=0.05, atol=0.02)
     labels = ours.y if y.ndim == ours.y.ndim else ours.label_tokens
     np.testing.assert_allclose(quantiles(y), quantiles(labels), rtol=0.15, atol=0.05)
 
 
-def test_every_mixer_has_a_case_and_those_without_a_peer_are_listed():
+def test_every_mixer_has_a_case_and_mixers_without_a_peer_are_listed():
     mixers = {SIZES[size].model.mixer for size in SIZES}
     assert mixers == {name for name in MIXERS if name != "plain_attention"}
     for cases in CASES_BY_PLATFORM.values():
@@ -263,11 +261,11 @@ def test_every_mixer_has_a_case_and_those_without_a_peer_are_listed():
 def test_the_lasso_is_compared_before_it_is_timed(run, in_process):
     sizes = ("--prompts", "3", "--loop-prompts", "2", "--checked-prompts", "2")
     sizes += ("--dim", "2", "--points", "3", "--rounds", "1")
-    status, results, told = run("lasso", *sizes)
-    assert status == 0, told.err
+    status, results, printed = run("lasso", *sizes)
+    assert status == 0, printed.err
     assert results["agreement"]["compared"] > 0
     assert 0 <= results["agreement"]["largest_difference"] < 1e-6
-    assert results["loop_over_ours"]["median"] > 0 and "loop over ours" in told.out
+    assert results["loop_over_ours"]["median"] > 0 and "loop over ours" in printed.out
 
 
 def test_a_lasso_that_differs_is_refused(in_process, monkeypatch):
@@ -285,14 +283,14 @@ def test_a_lasso_that_differs_is_refused(in_process, monkeypatch):
     ("profile", "huge"), ("scaling", "width"), ("populations", "huge"), ("sampling", "cosine"),
     ("lasso", "--dim", "-1"), ("no-such-benchmark",),
 ])  # fmt: skip
-def test_what_does_not_exist_is_refused_with_what_does(arguments, capsys):
+def test_unknown_names_are_refused_with_the_known_ones(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         main(list(arguments))
     assert ended.value.code == 2
     assert "usage: python -m bench" in capsys.readouterr().err
 
 
-def test_a_part_of_a_benchmark_does_not_take_the_place_of_the_whole(monkeypatch, capsys, tmp_path):
+def test_results_of_some_cases_do_not_overwrite_those_of_all(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("bench.common.driver.BENCH", tmp_path)
     monkeypatch.setattr(
         "bench.training.scaling.measure", lambda _: {"device": "cpu", "scaling": {}}
@@ -303,7 +301,7 @@ def test_a_part_of_a_benchmark_does_not_take_the_place_of_the_whole(monkeypatch,
     )
 
 
-def test_a_worker_that_ends_or_refuses_is_told():
+def test_a_worker_that_ends_or_refuses_is_reported():
     with pytest.raises(WorkerFailed, match="no kernel image"):
         Worker(STAND_IN + "start_broken_trainer", "tiny@8", "torch", 1, "cpu")
     with Worker(STAND_IN + "start_tired_trainer", "tiny@8", "torch", 1, "cpu") as worker:

@@ -1,4 +1,4 @@
-"""The tuner of the Triton kernels' launches: what it tries, what it takes, what it refuses."""
+"""The tuner of the Triton kernels' launches."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ def operands_of():
 
 
 def seconds_of(wanted, tiled=1.0, fixed=1.0):
-    """A fake timer: a plan is the slower, the further its launches are from those wanted."""
+    """A fake timer, whose seconds grow with the distance of a plan's launches from `wanted`."""
 
     def measure(plan, direction):
         fields = ("forward",) if direction == "forward" else ("forward", "backward")
@@ -53,7 +53,7 @@ def test_the_tuner_takes_one_form_for_both_directions_by_their_sum():
     assert tune.best_plan(operands, measure) == tiled
 
 
-def test_the_tuner_passes_over_what_does_not_run():
+def test_the_tuner_skips_plans_that_do_not_run():
     operands = operands_of()
     infinite = lambda plan, direction: float("inf")
     with pytest.raises(RuntimeError, match="no launch"):
@@ -90,7 +90,7 @@ def test_a_trial_runs_the_plan_and_refuses_wrong_results(monkeypatch):
 
 
 def test_without_a_gpu_there_is_nothing_to_tune(capsys, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "")  # which it changes
+    monkeypatch.setenv("XLA_FLAGS", "")  # restores what `main` changes
     if jax.default_backend() == "gpu":
         pytest.skip("there is")
     assert main(["tune", "oswald"]) == 2
