@@ -22,14 +22,14 @@ class InProcess(Worker):
     """A `Worker` that runs its commands in the test's process; answers still go through JSON.
 
     Two kinds keep their own processes: workers that need PyTorch, because importing it causes
-    warnings, and workers that import `icl` of another revision.
+    warnings, and workers of another revision, except stand-ins, which do not import its `icl`.
     """
 
     _starting = threading.Lock()
 
     def __init__(self, start, *arguments, source=ROOT):
         self._commands = None
-        if start in NEED_TORCH or source != ROOT:
+        if start in NEED_TORCH or (source != ROOT and start.startswith("bench.")):
             super().__init__(start, *arguments, source=source)
             return
         self.cpu_seconds = 0.0

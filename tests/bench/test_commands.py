@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -28,7 +29,15 @@ def documented():
             yield page.name, re.sub(r"\$\(\w+\)", "", line)
 
 
-def test_a_whole_run_reports_failures_last(tmp_path, monkeypatch, capfd):
+def test_a_whole_run_reports_failures_last(tmp_path, in_process, monkeypatch, capfd):
+    def run_here(command, cwd):
+        assert command[:3] == [sys.executable, "-m", "bench"] and cwd == ROOT
+        try:
+            return SimpleNamespace(returncode=commands.main(command[3:]))
+        except SystemExit as ended:
+            return SimpleNamespace(returncode=ended.code)
+
+    monkeypatch.setattr(commands, "subprocess", SimpleNamespace(run=run_here))
     monkeypatch.setattr(commands, "WHOLE", {
         "kernels": [*("oswald", "--directions", "forward", "--only", "reference"),
                     *("--rows", "1", "--rounds", "1")],
