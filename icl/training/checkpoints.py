@@ -1,4 +1,4 @@
-"""Checkpoints: Orbax underneath, a checksum of every array, and a restore past damaged ones."""
+"""Checkpoints: saved by Orbax with a checksum of every array; restores skip damaged ones."""
 
 import contextlib
 import gc
@@ -26,32 +26,32 @@ from jax.sharding import SingleDeviceSharding
 from . import disk, processes
 from .disk import RunError
 
-CHECKSUMS = "checksums"  # saved as one more item, so that it is there when the arrays are
-SHOWN = 3  # arrays that a message names
+CHECKSUMS = "checksums"  # saved as another item, so it exists if the arrays do
+SHOWN = 3  # number of arrays that an error names
 LOGGERS = ("absl", "asyncio")
 REMOVALS, REMOVAL_SECONDS = 20, 0.05
 
 Items = dict[str, Any]  # name -> pytree of arrays
-# Arrays that a checkpoint should hold, where it depends on the step by step.
+# Shapes of the items of a checkpoint, or a function from a step to those shapes.
 Abstract = Items | Callable[[int], Items]
 
 
 class DamagedCheckpoint(UserWarning):
-    """A checkpoint whose files are not what was written; it was passed over."""
+    """A checkpoint was skipped because its files changed after they were written."""
 
 
 class Checkpoints:
-    """The checkpoints of a run, by step. A save is on disk, whole, when it returns.
+    """The checkpoints of a run, by step. `save` returns after the checkpoint is complete on disk.
 
-    A checkpoint holds named pytrees, which can be read apart: parameters alone are enough to
-    evaluate a run.
+    A checkpoint holds named pytrees ("items") that can be read separately: parameters alone are
+    enough to evaluate a run.
 
     Args:
-      folder: where they are; made where it is missing.
-      keep: how many of the newest stay; None for all.
-      resume: the command that continues from them.
-      settings: from a step to settings by name, as JSON; a checkpoint of that step that was made
-        with others of those names is refused.
+      folder: folder of the checkpoints; it is made if it does not exist.
+      keep: number of newest checkpoints to keep; None for all.
+      resume: the command that continues the run, for errors.
+      settings: from a step to the settings at that step, by name, as JSON. `restore` refuses a
+        checkpoint that was made with other values of these settings.
 
     Raises:
       RunError: the system refuses the folder.
@@ -69,7 +69,7 @@ class Checkpoints:
         self.folder = Path(folder).absolute()
         with disk.usable(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        # Orbax would wait for processes that never come here.
+        # Orbax would wait for the other processes, which never save.
         alone = ocp.options.MultiprocessingOptions(
             primary_host=0, active_processes={0}, barrier_sync_key_prefix="icl"
         )
@@ -83,18 +83,19 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def steps(self) -> list[int]:
-        """Steps that seem to have a checkpoint, in order."""
+        """Steps that have a folder of a checkpoint, in ascending order."""
         with disk.usable(self.folder):
-            names = os.listdir(self.folder)  # Orbax passes over what is no folder
+            names = os.listdir(self.folder)  # Orbax's own listing omits files
         return sorted(int(name) for name in names if name.isdecimal())
 
     def save(self, step: int, items: Items) -> None:
-        """Writes a checkpoint, unless the step has one.
+        """Writes a checkpoint, unless one of this step exists.
 
         Raises:
-          DiskFull: there is no room. Older checkpoints are as they were, and nothing of this one
-            stays.
-          CannotSave: the system refuses it for another reason; likewise.
+          DiskFull: the disk is full. Older checkpoints are unchanged, and the incomplete one is
+            removed.
+          CannotSave: the system refuses a write for another reason. Older checkpoints are
+            unchanged, and the incomplete one is removed.
         """
         if self._path(step).exists():
             return
@@ -112,7 +113,7 @@ class Checkpoints:
                 saves[CHECKSUMS] = ocp.args.JsonSave(written | {"crc32": _seal(written)})
                 self._manager.save(step, args=ocp.args.Composite(**saves))
             except Exception as error:
-                # Here, where they are quiet, end the tasks that complain when they are deleted.
+                # Orbax's tasks print warnings when they are deleted, so delete them here.
                 traceback.clear_frames(error.__traceback__)
                 gc.collect()
                 time.sleep(REMOVAL_SECONDS)
@@ -124,9 +125,9 @@ class Checkpoints:
         """Reads items of a checkpoint.
 
         Raises:
-          RunError: it holds other arrays than these, or was made with other settings, or the
-            system does not let it be read.
-          DamagedCheckpoint: its files are not what was written.
+          RunError: the checkpoint has arrays of other shapes or was made with other settings, or
+            the system refuses to read it.
+          DamagedCheckpoint: the files changed after they were written.
         """
         written = None
         try:
@@ -155,9 +156,9 @@ class Checkpoints:
         return items
 
     def restore_newest(self, abstract: Abstract) -> tuple[int, Items] | None:
-        """The newest checkpoint that can be read, with its step; None where there is none.
+        """Step and items of the newest checkpoint that can be read; None if there is none.
 
-        Each damaged one on the way gives a `DamagedCheckpoint` warning.
+        Each damaged checkpoint that is skipped gives a `DamagedCheckpoint` warning.
 
         Raises:
           RunError: as `restore`.
@@ -165,9 +166,9 @@ class Checkpoints:
         return next(self.restore_all(abstract), None)
 
     def restore_all(self, abstract: Abstract) -> Iterator[tuple[int, Items]]:
-        """Every checkpoint that can be read, with its step, from the newest on.
+        """Step and items of every checkpoint that can be read, newest first.
 
-        Each damaged one on the way gives a `DamagedCheckpoint` warning.
+        Each damaged checkpoint that is skipped gives a `DamagedCheckpoint` warning.
 
         Raises:
           RunError: as `restore`.
@@ -188,16 +189,16 @@ class Checkpoints:
     def restore_to_continue(
         self, abstract: Abstract, become: Callable[[int, Items], Items] = lambda step, items: items
     ) -> tuple[int, Items] | None:
-        """`restore_newest`, with newer checkpoints set aside; then closes.
+        """Restores the newest checkpoint that can be read, sets newer ones aside, and closes.
 
-        Nothing is changed before an error.
+        An error leaves all files unchanged.
 
         Args:
           abstract: as for `restore_newest`.
-          become: from step and items to the items to go on with; raises where they cannot.
+          become: from step and items to the items to continue with; raises if they do not fit.
 
         Raises:
-          RunError: as `restore`, or there are checkpoints and all of them are damaged.
+          RunError: as `restore`, or all checkpoints are damaged.
         """
         try:
             found = self.restore_newest(abstract)
@@ -212,17 +213,17 @@ class Checkpoints:
         return found
 
     def all_damaged(self) -> str:
-        """What is said where no checkpoint can be read."""
+        """The error message if no checkpoint can be read."""
         return (
-            f"every checkpoint in {self.folder} is damaged; nothing was changed. Bring back a "
-            f"copy, or start afresh from step 0 with: mv {self.folder} "
+            f"every checkpoint in {self.folder} is damaged; nothing was changed. Restore a "
+            f"copy, or start again from step 0 with: mv {self.folder} "
             f"{self.folder.with_name('damaged-checkpoints')} && {self._resume}"
         )
 
     def set_aside_after(self, step: int) -> None:
-        """Moves checkpoints newer than `step` to a folder `damaged` beside, to be saved anew.
+        """Moves checkpoints newer than `step` into the folder `damaged` beside this one.
 
-        What saves that were cut short left behind is removed.
+        Files of interrupted saves are removed.
         """
         self._remove_partial()
         newer = [s for s in self.steps() if s > step]
@@ -248,7 +249,7 @@ class Checkpoints:
         return tree.map(processes.from_data, found, abstract)
 
     def _written(self, step: int) -> dict[str, Any] | None:
-        """The checksums of a checkpoint; None where it was written without."""
+        """The checksums of a checkpoint; None if it has none, as in old runs."""
         if CHECKSUMS not in os.listdir(self._path(step)):
             return None
         args = ocp.args.Composite(**{CHECKSUMS: ocp.args.JsonRestore()})
@@ -256,11 +257,11 @@ class Checkpoints:
         if written.pop("crc32") != _seal(written):
             raise DamagedCheckpoint("wrong checksum of the checksums")
         if written["step"] != step:
-            raise DamagedCheckpoint(f"it is that of step {written['step']}")
-        # A version may know settings that another does not.
+            raise DamagedCheckpoint(f"it is the checkpoint of step {written['step']}")
+        # Compare common settings only: another version may have others.
         settings = self._settings(step)
         different = [
-            f"{name} is {theirs!r} there, {settings[name]!r} here"
+            f"{name} is {theirs!r} in the checkpoint, {settings[name]!r} now"
             for name, theirs in written["settings"].items()
             if name in settings and settings[name] != theirs
         ]
@@ -274,7 +275,8 @@ class Checkpoints:
     def _check_fit(self, step: int, abstract: Items, written: dict[str, Any]) -> None:
         wanted = _shapes(abstract)
         different = [
-            f"{item}{name} is {_shown(has.get(name))} there, {_shown(wants.get(name))} here"
+            f"{item}{name} is {_shown(has.get(name))} in the checkpoint, "
+            f"{_shown(wants.get(name))} now"
             for item, wants in wanted.items()
             for has in [{name: array[:2] for name, array in written[item].items()}]
             for name in dict.fromkeys([*has, *wants])
@@ -285,7 +287,7 @@ class Checkpoints:
             raise RunError(self._misfit(step, f"{'; '.join(different[:SHOWN])}{more}"))
 
     def _check_fit_without_checksums(self, step: int, abstract: Items, error: Exception) -> None:
-        """By the shapes that Orbax wrote down; damage where those cannot be read either."""
+        """Raises RunError if the shapes saved by Orbax differ; returns if they cannot be read."""
         for item, wants in _shapes(abstract).items():
             try:
                 file = self._path(step) / item / "_METADATA"
@@ -302,12 +304,12 @@ class Checkpoints:
     def _misfit(self, step: int, what: str) -> str:
         return (
             f"checkpoint {self._path(step)} does not fit the settings: {what}. Was config.json "
-            "edited, or another optimiser given? Put back what it was made with, and change "
-            "settings by options of icl train --resume; nothing was changed"
+            "edited, or another optimiser given? Restore the old settings and optimiser, and "
+            "change settings by options of icl train --resume; nothing was changed"
         )
 
     def _refused(self, step: int) -> OSError | None:
-        """What the system refuses of a checkpoint's files, which Orbax may take for missing."""
+        """The system's error for a checkpoint's files; Orbax may report them as missing."""
 
         def fail(error: OSError) -> None:
             raise error
@@ -321,7 +323,7 @@ class Checkpoints:
         return None
 
     def _remove_partial(self) -> None:
-        # TensorStore's threads may still be writing, and make a folder again.
+        # TensorStore's threads may still write, and so make a removed folder again.
         for _ in range(REMOVALS):
             parts = list(self.folder.glob("*.orbax-checkpoint-tmp*"))
             for part in parts:
@@ -332,14 +334,14 @@ class Checkpoints:
 
 
 def on_one_device(items: Any) -> Any:
-    """A pytree of arrays from wherever they are to one device, where any other can read them."""
+    """A pytree of arrays, moved to a single device, so that it can be restored on any devices."""
     if jax.process_count() > 1:
-        return processes.on_host(items)  # Orbax refuses the arrays of one process among several
+        return processes.on_host(items)  # Orbax refuses local arrays of one of several processes
     return jax.device_put(items, jax.local_devices()[0])
 
 
 def _shapes(items: Items) -> dict[str, Any]:
-    """Shape and dtype of every array by item and name; of a key its data's."""
+    """Shape and dtype of every array, by item and name; a key counts as its key data."""
 
     def shape(leaf: Any) -> tuple[list[int], str]:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -356,14 +358,15 @@ def _shapes(items: Items) -> dict[str, Any]:
 
 
 def carried_over(items: Items, abstract: Items) -> Items:
-    """The arrays in the structure of others, where settings change it but not the arrays.
+    """The arrays of `items` in the tree structure of `abstract`.
 
-    Clipping of gradients, for one, has no arrays, and yet a place in an optimiser's state.
+    Settings may change the structure of an optimiser's state without changing its arrays: gradient
+    clipping has a place in the structure but no arrays.
 
     Raises:
-      RunError: the arrays are others.
+      RunError: names, shapes or dtypes of the arrays differ.
     """
-    # Numbers in a name are places in a tuple.
+    # Remove positions in tuples from the names.
     bare = lambda items: {
         item: [(re.sub(r"\[\d+\]", "", name), array) for name, array in arrays.items()]
         for item, arrays in _shapes(items).items()
@@ -371,7 +374,7 @@ def carried_over(items: Items, abstract: Items) -> Items:
     if bare(items) != bare(abstract):
         raise RunError(
             "the state of the optimiser in the checkpoint has other arrays than the optimiser to "
-            "go on with; give one of the same parts. Nothing was changed"
+            "continue with; pass an optimiser of the same kind. Nothing was changed"
         )
     return {
         name: tree.unflatten(tree.structure(abstract[name]), tree.leaves(arrays))
@@ -380,7 +383,7 @@ def carried_over(items: Items, abstract: Items) -> Items:
 
 
 def _checksums(items: Items) -> dict[str, Any]:
-    """Shape, dtype and CRC-32 of every array by item and name."""
+    """Shape, dtype and CRC-32 of every array, by item and name."""
     shapes = _shapes(items)
     for item, arrays in items.items():
         for name, leaf in zip(shapes[item], tree.leaves(arrays), strict=True):
@@ -390,7 +393,7 @@ def _checksums(items: Items) -> dict[str, Any]:
 
 
 def _seal(written: dict[str, Any]) -> int:
-    """A checksum of the checksums, which are on the same disk as the arrays."""
+    """A checksum of the checksums, which can be damaged as the arrays can."""
     return zlib.crc32(json.dumps(written, sort_keys=True).encode())
 
 
@@ -400,7 +403,7 @@ def _shown(array: tuple[list[int], str] | None) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps Orbax's threads and tasks from printing tracebacks of what its `save` raises."""
+    """Silences Orbax's threads and tasks, which print tracebacks when `save` raises."""
     silence = lambda record: False
     hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
     for name in LOGGERS:
@@ -414,7 +417,7 @@ def _quiet() -> Iterator[None]:
 
 
 class NoCheckpoints:
-    """In place of a run's checkpoints in processes that keep none."""
+    """Stands for a run's checkpoints in processes that save none."""
 
     def steps(self) -> list[int]:
         return []

@@ -1,4 +1,4 @@
-"""The settings of a run: frozen dataclasses, checked when made, saved as JSON."""
+"""The settings of a run: frozen dataclasses that check their values and are saved as JSON."""
 
 import dataclasses
 import math
@@ -15,34 +15,33 @@ from ..tasks import FAMILIES, LAYOUTS, MAX_POOL_SIZE, Curriculum, LinearRegressi
 from ..tasks.labels import Measure
 
 CUSTOM = "custom"
-# Options of optax's optimisers that are decays of averages, or momentum.
+# Options of optax's optimisers that are momentum or decay rates of moving averages.
 DECAYS = ("b1", "b2", "b3", "decay", "decay_rate", "momentum", "rho")
 DECAY = Range(0.0, 0.9999999)
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """The optimiser, its learning rate over time, and gradient clipping."""
+    """The optimiser, the learning-rate schedule and gradient clipping."""
 
     name: str = "adam"
-    """Any optimiser of optax that takes a learning rate, by its name there."""
+    """Name of an optax optimiser that takes a learning rate."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
     schedule: Literal["constant", "cosine", "linear", "halving"] = "cosine"
-    """Learning rate after warm-up: constant, or down to 0 at the last step by a cosine or a line,
-    or halved every halving_steps.
-    Warm-up over half of the steps and then a line are the triangle of Raventós et al. 2023."""
+    """Learning rate after warm-up: constant, cosine or linear decay to 0, or halvings.
+    Warm-up over half of the steps with linear decay is the triangle of Raventós et al. 2023."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises linearly from 0."""
+    """Number of steps over which the learning rate rises linearly from 0."""
     halving_steps: int | None = None
-    """Steps after which the schedule "halving" halves the learning rate, again and again."""
+    """Number of steps between halvings of the learning rate under the schedule "halving"."""
     clip_norm: float | None = None
-    """Largest global norm of the gradient; None for no clipping."""
+    """Maximum global norm of the gradient; None for no clipping."""
     clip_each: float | None = None
-    """Largest norm of each matrix of the gradient, the last two axes of a parameter, or of each
-    vector; None for no clipping."""
+    """Maximum norm of the gradient of each matrix or vector; None for no clipping.
+    The last two axes of a parameter are a matrix."""
     options: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Further arguments of the optimiser, as in: b2 0.98 weight_decay 0.1."""
+    """Further arguments of the optimiser, for example: b2 0.98 weight_decay 0.1."""
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -65,27 +64,27 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """How long, on how much at once, and how often the run is written down."""
+    """Number of steps, batch size, seed, and how often metrics and checkpoints are written."""
 
     steps: int = 10_000
-    """Updates of the parameters."""
+    """Number of updates of the parameters."""
     batch_size: int = 64
-    """Prompts an update."""
+    """Number of prompts per update."""
     seed: int = 0
-    """Seed of the initial parameters, of the pool and of every batch."""
+    """Seed of the initial parameters, the pool and every batch."""
     pool_size: int | None = None
-    """Train on a fixed pool of so many tasks, which takes no memory; None for fresh tasks."""
+    """Number of tasks in a fixed training pool; None to draw a new task for every prompt."""
     pooled: Literal["tasks", "prompts"] = "tasks"
-    """What the pool fixes: tasks, whose points are fresh in every prompt, or whole prompts."""
+    """What the pool holds: tasks, with new points in every prompt, or whole prompts."""
     microbatch_size: int | None = None
-    """Prompts whose gradient is computed at once, a divisor of the batch size; None for the
-    whole batch on an accelerator and what fits the cache on a CPU."""
+    """Number of prompts whose gradient is computed at once, a divisor of batch_size.
+    None chooses the whole batch on an accelerator, a number that fits the cache on a CPU."""
     log_every: int = 100
-    """Steps a line of metrics.jsonl; also how many run on the device before the host looks."""
+    """Number of steps per line of metrics.jsonl; the host checks the loss at least this often."""
     checkpoint_every: int = 1000
-    """Steps between checkpoints, a multiple of log_every."""
+    """Number of steps between checkpoints, a multiple of log_every."""
     keep_checkpoints: int = 3
-    """How many of the newest checkpoints stay."""
+    """Number of checkpoints to keep; older ones are deleted."""
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -103,7 +102,7 @@ class TrainingConfig:
         if self.pooled not in ("tasks", "prompts"):
             raise ValueError(f"pooled must be tasks or prompts, got {self.pooled!r}")
         if self.pooled == "prompts" and self.pool_size is None:
-            raise ValueError("a pool of prompts needs its size: pool_size with pooled prompts")
+            raise ValueError("a pool of prompts needs its size: set training.pool_size")
         if self.checkpoint_every % self.log_every:
             raise ValueError(
                 f"checkpoint_every ({self.checkpoint_every}) must be a multiple of "
@@ -119,18 +118,19 @@ class Config:
     """Everything that determines a run."""
 
     task: TaskFamily = dataclasses.field(default_factory=LinearRegression)
-    """What is learned in context."""
+    """The task family that is learned in context."""
     layout: Literal["interleaved", "concatenated", "tagged", "separate"] = "interleaved"
-    """How points become tokens: x1 y1 x2 y2 ..., or (x1, y1) ... (query, 0), or tagged:
-    (0, x1) (y1, 0) (0, x2) ..., or separate: (x1, 0) (0, y1) ... (query, 0)"""
+    """How points become tokens.
+    Interleaved: x1 y1 x2 y2 ...; concatenated: (x1, y1) ... (query, 0).
+    Tagged: (0, x1) (y1, 0) (0, x2) ...; separate: (x1, 0) (0, y1) ... (query, 0)."""
     model: ModelConfig = dataclasses.field(default_factory=TransformerConfig)
-    """The in-context learner."""
+    """The model that learns in context."""
     curriculum: Curriculum = dataclasses.field(default_factory=Curriculum)
-    """Difficulty over training."""
+    """Difficulty of the task at each training step."""
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    """How parameters are updated."""
+    """The optimiser and its learning rate."""
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
-    """Length, batch and bookkeeping."""
+    """Number of steps, batch size, logging and checkpoints."""
 
     def __post_init__(self) -> None:
         expected = {
@@ -153,36 +153,43 @@ class Config:
 
     @property
     def training_measure(self) -> Measure:
-        """How training shows its loss: on the scale of the evaluation, where the task allows."""
+        """How training shows the loss: as the error of evaluation, if a factor converts it."""
         measure = self.task.label_kind.training_measure
-        # Labels in a smaller part of the dimensions are smaller.
+        # With fewer dimensions in use labels are smaller than `measure.scale` says.
         if measure.label != "error" or self.curriculum.dim_start is None:
             return measure
         return measure._replace(name=f"{measure.name} at full difficulty")
 
     def _check_whole_prompts(self) -> None:
-        """A model that sees the whole prompt must know that its query, and only that, is last."""
+        """Raises ValueError unless the last point, and only that, is the query of every prompt.
+
+        A model that is not causal reads all labels, so no other point can be predicted.
+        """
         title = self.model.title
         if not LAYOUTS[self.layout].query_only:
             raise ValueError(
-                f"a {title} sees the whole prompt, labels included; with it the layout must be "
-                f"concatenated or separate, where only the query is predicted, not {self.layout}"
+                f"a {title} sees the whole prompt, labels included, so the layout must be one that "
+                f"predicts only the query, concatenated or separate; got {self.layout}"
             )
         if self.model.takes_points and self.layout != "concatenated":
-            raise ValueError(f"{title} takes tokens (x, y): layout concatenated, not {self.layout}")
+            raise ValueError(
+                f"{title} takes tokens (x, y): set layout to concatenated, not {self.layout}"
+            )
         if self.task.points < 2:
-            raise ValueError(f"a {title} needs an example beside the query: points at least 2")
+            raise ValueError(
+                f"a {title} needs an example besides the query: set task.points to at least 2"
+            )
         if self.curriculum.points_start is not None or not self.task.every_point_is_query:
             raise ValueError(
-                f"a {title} takes the last point for the query, so every point must count: leave "
-                "curriculum.points_start None, and take a task without outliers"
+                f"a {title} takes the last point as the query, so no point may be padding: leave "
+                "curriculum.points_start None, and choose a task without outliers"
             )
 
     def replace(self, **changes: Any) -> "Config":
         """A copy with changes given as `section_field=value` or `section=object`.
 
-        `config.replace(training_steps=500, task_noise=0.5)`. A name that fits no field
-        raises TypeError with those that exist.
+        `config.replace(training_steps=500, task_noise=0.5)`. A name that is no
+        setting raises TypeError, whose message lists all settings.
         """
         whole, parts = {}, {}
         for name, value in changes.items():
@@ -201,23 +208,23 @@ class Config:
         return dataclasses.replace(self, **whole)
 
     def flat(self) -> dict[str, Any]:
-        """Every setting by the name that `replace` takes."""
+        """All settings, by the names that `replace` takes."""
         flat = {}
         for section, value in config_to_dict(self).items():
             if isinstance(value, dict):
                 flat.update({f"{section}_{name}": item for name, item in value.items()})
             else:
                 flat[section] = value
-        # Told by the names of the model's settings; set as `model=object`.
+        # `replace` changes classes by `task=object` and `model=object` only.
         for name in ("model_kind", "model_module", "task_module"):
             flat.pop(name, None)
         return flat
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
-    """A JSON-able dictionary; task family and model go by their registered names.
+    """The settings as a dictionary for JSON, with task family and model by their registered names.
 
-    An optimiser given from Python is its name alone: its numbers are nowhere here.
+    An optimiser given from Python is saved by its name "custom" alone.
     """
     result = dataclasses.asdict(config)
     if config.optimizer.name == CUSTOM:
@@ -230,17 +237,17 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 
 
 def _imported(settings: Any) -> dict[str, str]:
-    """The module that registers the class of some settings, if it is not of this package."""
+    """The module that registers a class of settings, unless the class is part of this package."""
     module = module_of(settings)
     return {} if module is None else {"module": module}
 
 
 def config_from_dict(data: dict[str, Any]) -> Config:
-    """The inverse of `config_to_dict`; a model of no kind, as once written, is a transformer.
+    """The inverse of `config_to_dict`; a model without a kind, in old files, is a transformer.
 
     Raises:
-      ValueError: when the dictionary has unknown families, kinds of models or settings, or
-        settings of another type.
+      ValueError: a family, a kind of model or a setting is unknown, or a value has the wrong
+        type.
     """
     try:
         data = dict(data)
@@ -265,7 +272,7 @@ def config_from_dict(data: dict[str, Any]) -> Config:
 
 
 def _made(kind: type, section: str, settings: dict[str, Any]) -> Any:
-    """A section of settings from JSON, where tuples are lists."""
+    """A section of settings from JSON, which stores tuples as lists."""
     if not isinstance(settings, dict):
         raise ValueError(f"{section} must be settings by name, got {settings!r}")
     hints = typing.get_type_hints(kind)
@@ -279,7 +286,7 @@ def _made(kind: type, section: str, settings: dict[str, Any]) -> Any:
 
 
 def _is_of(value: Any, hint: Any) -> bool:
-    """Whether a value from JSON is of a type."""
+    """Whether a value from JSON has the type of a hint."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return value in inner
@@ -295,7 +302,7 @@ def _is_of(value: Any, hint: Any) -> bool:
 
 
 def _check_numbers(name: str, value: Any) -> None:
-    """Raises ValueError for a number that is not finite, or that no device can hold."""
+    """Raises ValueError for a number that is not finite or does not fit a device's integers."""
     if isinstance(value, dict):
         for key, item in value.items():
             _check_numbers(f"{name}.{key}" if name else str(key), item)

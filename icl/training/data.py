@@ -1,4 +1,4 @@
-"""The arrays that a family's samplers draw from: read once, placed on devices, told apart."""
+"""The arrays that a family's samplers draw from: loading, and checks by fingerprint."""
 
 import functools
 import hashlib
@@ -15,11 +15,11 @@ Fingerprint = dict[str, Any]  # {"source": str | None, "sha256": str}
 
 
 def load_data(family: TaskFamily) -> Data:
-    """What `family.load_data` returns, NumPy arrays; read again only if its file has changed.
+    """The NumPy arrays that `family.load_data` returns, cached until the source file changes.
 
     Raises:
-      RunError: the system refuses the file.
-      TypeError: a leaf is no array of numbers.
+      RunError: the file cannot be read.
+      TypeError: a leaf is not an array of numbers.
     """
     source = family.data_source
     try:
@@ -63,18 +63,18 @@ def fingerprint(family: TaskFamily) -> Fingerprint | None:
 
 
 def check_same(written: Fingerprint | None, family: TaskFamily, who: str) -> None:
-    """Raises RunError if a family's data are not those that were written down.
+    """Raises RunError if a family's data differ from those of a run.
 
     Args:
-      written: the fingerprint of a run's data; None for a run without data.
-      family: the family whose data would be used now.
-      who: the run, for the error.
+      written: the fingerprint of the run's data; None for a run without data.
+      family: the family whose data are checked.
+      who: names the run in the error.
     """
     now = fingerprint(family)
     if (written or {}).get("sha256") == (now or {}).get("sha256"):
         return
     place = lambda it: "no data" if it is None else f"{it['source']} (sha256 {it['sha256'][:12]})"
     raise RunError(
-        f"{who} was trained on other data: {place(written)} then, {place(now)} now. Bring back "
+        f"{who} was trained on other data: {place(written)} then, {place(now)} now. Restore "
         "the data it was trained on, or start another run; nothing was changed"
     )

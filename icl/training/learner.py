@@ -1,4 +1,4 @@
-"""A run's settings made into pure functions: initial variables, predictions, loss."""
+"""Pure functions of a run's settings: initial variables, predictions and the loss."""
 
 import math
 from typing import Any, NamedTuple
@@ -19,13 +19,13 @@ Params = Any
 class Variables(NamedTuple):
     """All variables of a model, each a nested dict of arrays."""
 
-    params: Params  # float32: what the optimiser updates
-    state: Any  # what the model updates itself in training, as batch statistics; often {}
-    keys: Any  # keys and counts of random layers, as dropout; constant, often {}
+    params: Params  # float32, updated by the optimiser
+    state: Any  # updated by the model in training, such as batch statistics; often {}
+    keys: Any  # keys and counts of random layers, such as dropout; constant, often {}
 
 
 class Network(nnx.Module):
-    """An embedder of inputs before a model."""
+    """An embedder of inputs, followed by a model."""
 
     def __init__(self, embedder: Embedder, model: Model):
         self.embedder = embedder
@@ -33,13 +33,13 @@ class Network(nnx.Module):
 
 
 class Learner:
-    """The model of a config, its task and its layout, without any state.
+    """The model, task and layout of a config; all variables are passed as arguments.
 
     Args:
       config: the settings.
 
     Raises:
-      ValueError: settings that do not fit together, or a model that claims to be causal and is not.
+      ValueError: settings contradict each other, or a model claims to be causal and is not.
     """
 
     def __init__(self, config: Config):
@@ -56,14 +56,14 @@ class Learner:
 
     @property
     def features(self) -> int:
-        """Features of an input as the layout takes it."""
+        """Number of features of an input in the layout."""
         if self.config.model.embedder is not None:
             return self.config.model.embedding_width
         return math.prod(self.family.input_kind.shape)
 
     @property
     def width(self) -> int:
-        """Features of a token."""
+        """Number of features of a token."""
         return self.layout.width(self.features, self.labels)
 
     def _network(self, key: jax.Array) -> Network | Model:
@@ -118,15 +118,15 @@ class Learner:
         """The predicted label of each point from the points before it.
 
         Args:
-          variables: as from `init`; parameters alone for a model that has nothing else.
+          variables: as from `init`; parameters alone if the model has no other variables.
           episodes: batch of episodes, leading axis B.
 
         Returns:
-          float32 `[B, points, *prediction_shape]`, as the family's label kind says. Only the
-          predictions that `layout.scored` marks are made without sight of the label.
+          float32 `[B, points, *prediction_shape]`, as defined by the family's label kind. Only
+          predictions at points that `layout.scored` marks are made without seeing the label.
 
         Raises:
-          ValueError: the arrays of the episodes do not have the shapes of this task's.
+          ValueError: an array of the episodes does not have the shape that the task defines.
         """
         self._check_shapes(episodes)
         embedder, model = self.network(variables)
@@ -134,7 +134,7 @@ class Learner:
         return self.labels.prediction(outputs)
 
     def encode(self, variables: Variables | Params, episodes: Episode) -> jax.Array:
-        """The tokens of a batch of episodes, `[B, tokens, width]`; errors as of `predict`."""
+        """The tokens of a batch of episodes, `[B, tokens, width]`; errors as for `predict`."""
         self._check_shapes(episodes)
         return self._encode(self.network(variables)[0], episodes)
 
@@ -168,8 +168,8 @@ class Learner:
         Args:
           variables: as from `init`.
           episodes: batch of episodes, leading axis B.
-          step: training steps made so far, if the model's outputs depend on them; None for the
-            end of training.
+          step: number of training steps made so far, if the model's outputs depend on it; None for
+            the end of training.
 
         Returns:
           The sum; the number of scored positions, and `Variables.state` after the batch.
@@ -188,7 +188,7 @@ class Learner:
 
 
 def _split(module: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State, nnx.State]:
-    """Graph, parameters, state and keys of a module, in the order of `Variables`."""
+    """The graph of a module, then its parameters, state and keys in the order of `Variables`."""
     graph, params, keys, state = nnx.split(module, nnx.Param, nnx.RngState, ...)
     return graph, params, state, keys
 
@@ -198,7 +198,7 @@ def _as_arrays(tree: Any) -> Any:
 
 
 def _rngs(key: jax.Array) -> nnx.Rngs:
-    """`nnx.Rngs(params=key, dropout=...)` that takes a third of the time to build a model."""
+    """`nnx.Rngs(params=key, dropout=...)`, with which a model is built in a third of the time."""
     rngs: Any = nnx.Rngs()
     rngs.params = _Stream(key, tag="params")
     rngs.dropout = _Stream(jax.random.fold_in(key, 2**32 - 1), tag="dropout")
@@ -206,9 +206,9 @@ def _rngs(key: jax.Array) -> nnx.Rngs:
 
 
 class _Stream(nnx.RngStream):
-    """An `nnx.RngStream` that counts in NumPy until a compiled program counts in arrays.
+    """An `nnx.RngStream` whose counter is a NumPy number until a compiled program replaces it.
 
-    Flax counts in arrays from the first key on, which takes most of the time to trace a model.
+    Flax counts in JAX arrays, which takes most of the time of tracing a model.
     """
 
     def __init__(self, key: Any, *, tag: str):

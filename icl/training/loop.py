@@ -1,4 +1,4 @@
-"""The host loop: chunks of steps on the device, and what happens between them."""
+"""The host loop: runs chunks of steps on the device; saves and checks between chunks."""
 
 import signal
 import time
@@ -20,15 +20,15 @@ POLL_SECONDS = 0.01
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss became NaN or infinite; the message says when, and what to try."""
+    """The loss became NaN or infinite; the message names the step and what to try."""
 
 
 class Interrupted(Exception):
-    """A signal stopped the run after it was saved.
+    """The run was stopped by a signal, and saved.
 
     Attributes:
-      signum: the signal.
-      step: the step that was saved.
+      signum: number of the signal.
+      step: step of the saved checkpoint.
     """
 
     def __init__(self, step: int, signum: int, resume: str):
@@ -38,26 +38,26 @@ class Interrupted(Exception):
 
 
 class Journal(Protocol):
-    """Where a run, or a population of runs, is written down.
+    """Saves the metrics and checkpoints of a run or of a population.
 
     Attributes:
-      resume: the command that continues it.
+      resume: the command that continues the run or population.
     """
 
     resume: str
 
     def check(self, first: int, metrics: StepMetrics) -> None:
-        """Looks at every chunk, which began at step `first`; raises to stop the run."""
+        """Checks the metrics of a chunk that began at step `first`; raises to stop the run."""
 
     def record(self, step: int, metrics: StepMetrics, seconds: float) -> dict[str, Any]:
-        """The numbers of a log interval, or of its part until `step`, that took so long."""
+        """The record of a log interval until `step`, whose steps took `seconds`."""
         ...
 
     def write(self, step: int, record: dict[str, Any], metrics: StepMetrics) -> None:
-        """Writes down a log interval that is complete."""
+        """Saves the record of a complete log interval."""
 
     def save(self, step: int, state: Any) -> None:
-        """Makes a checkpoint."""
+        """Saves a checkpoint."""
 
 
 def advance(
@@ -70,28 +70,28 @@ def advance(
     display: ProgressDisplay,
     seconds_a_step: float | None,
 ) -> Any:
-    """Trains from step `first` to the last.
+    """Trains from step `first` to the last step.
 
     Args:
       compile: from a state and a number of steps to the program of a chunk, which takes a state
-        and gives the state after it and `StepMetrics`, with steps as their last axis.
-      state: at step `first`; it is consumed.
-      first: steps made.
-      training: how many there are, and how often what is written down.
-      journal: where to.
-      memory: tells what to do where a program does not fit.
-      display: what a person sees.
-      seconds_a_step: expected, of all devices; None where nobody waits long.
+        and returns the state after the chunk and `StepMetrics`, whose last axis is the steps.
+      state: the state at step `first`; it is consumed.
+      first: number of steps made so far.
+      training: number of steps, and the intervals of metrics and checkpoints.
+      journal: saves metrics and checkpoints.
+      memory: raises OutOfMemory with advice if a program does not fit.
+      display: shows progress.
+      seconds_a_step: expected duration of a step on all devices; None if it is not estimated.
 
     Returns:
       The state after the last step.
 
     Raises:
       OutOfMemory: a chunk does not fit the device.
-      Interrupted: a signal, or an output that was closed; the state was saved.
+      Interrupted: a signal came or standard output was closed; the state was saved.
     """
     chunks = _Chunks(compile, display, memory)
-    # From a measured time, and yet the same for every process.
+    # Timings differ between processes, so all use the lead's.
     at_once = steps_at_once(training.log_every, seconds_a_step)
     at_once = int(processes.from_lead(lambda: str(at_once)))
     with display, saves_first() as stop:
@@ -134,7 +134,7 @@ def advance(
 
 
 class _Chunks:
-    """Compiled chunks by length; nearly always one, and one more for a remainder."""
+    """Compiled chunks by length: usually one, and another for a remainder of steps."""
 
     def __init__(self, compile: Callable, display: ProgressDisplay, memory: MemoryGuard):
         self._compile = compile
@@ -144,10 +144,10 @@ class _Chunks:
         self._compile_seconds = 0.0
 
     def compiled(self, state: Any, length: int, stop: list[int], step: int) -> tuple[Callable, int]:
-        """A chunk's program, and the signal that came while it was compiled; 0 where none did.
+        """The program of a chunk, and the signal that came while it was compiled, or 0.
 
         Raises:
-          OutOfMemory: it does not fit the device.
+          OutOfMemory: the program does not fit the device.
         """
         if length in self._compiled:
             return self._compiled[length], 0
@@ -162,10 +162,10 @@ class _Chunks:
             return chunk, processes.agree(stop[0] if stop else 0, step)
 
     def run(self, chunk: Callable, state: Any, stop: list[int]) -> tuple[Any, StepMetrics, float]:
-        """Runs a chunk; returns the new state, its metrics as NumPy, and the seconds it took.
+        """Runs a chunk; returns the new state, the metrics as NumPy arrays, and the duration.
 
         Raises:
-          OutOfMemory: it does not fit the device.
+          OutOfMemory: the program does not fit the device.
         """
         with self._memory.told():
             return self._run_chunk(chunk, state, stop)
@@ -174,7 +174,7 @@ class _Chunks:
         started = time.perf_counter()
         state, metrics = chunk(state)
         told = False
-        # Waiting in Python, rather than inside JAX, lets signals in.
+        # Python handles signals only between its own instructions, so do not wait inside JAX.
         while not metrics.loss.is_ready():
             time.sleep(POLL_SECONDS)
             processes.watch()
@@ -186,6 +186,6 @@ class _Chunks:
         return state, metrics, time.perf_counter() - started
 
     def take_compile_seconds(self) -> dict[str, float]:
-        """Seconds spent compiling since the last call, for the metrics; nothing where none."""
+        """Seconds of compilation since the last call, as an item of the metrics; empty if none."""
         seconds, self._compile_seconds = self._compile_seconds, 0.0
         return {"compile_seconds": round(seconds, 3)} if seconds else {}

@@ -1,7 +1,7 @@
-"""The devices of a run: who trains which member of a population on which prompts of a batch.
+"""The devices of a run: how members of a population and prompts of a batch are divided among them.
 
-The devices that train the same model hold all its parameters, draw a part of each batch, and add
-their gradients in one all-reduce a step. Which prompts a batch has does not depend on the devices.
+Devices that share a model each hold all its parameters, draw a part of each batch, and add their
+gradients in one all-reduce per step. The prompts of a batch do not depend on the devices.
 """
 
 import contextlib
@@ -15,21 +15,21 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-# Axes of the mesh: over members of a population, and over the prompts of a batch.
+# Mesh axes: members of a population, and prompts of a batch.
 MEMBERS, DATA = "members", "data"
 MAX_CPU_DEVICES = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-    """What a step inside `shard_map` must know."""
+    """How a step inside `shard_map` is divided among devices."""
 
-    count: int  # devices that share a batch
-    axes: tuple[str, ...]  # mesh axes over which their gradients differ
+    count: int  # number of devices that share a batch
+    axes: tuple[str, ...]  # mesh axes along which the gradients of devices differ
 
     @classmethod
     def of(cls, mesh: Mesh | None, *, population: bool = False) -> "Shards":
-        """Those of a step on this mesh; None for a single device, outside of `shard_map`."""
+        """The shards of a step on a mesh; None means a single device, outside `shard_map`."""
         if mesh is None or mesh.size == 1:
             return ALONE
         shared = (DATA,) if mesh.shape[DATA] > 1 else ()
@@ -40,33 +40,33 @@ ALONE = Shards(1, ())
 
 
 def use_cpu_cores() -> None:
-    """Makes every core, up to 8, a device of its own, where JAX runs on a CPU.
+    """Makes each CPU core, up to 8, a JAX device of its own.
 
-    Small models train faster on two devices of a core each than on one that splits every
-    operation in two (docs/performance.md). Without effect once JAX computes, or where the number
-    was chosen, as by JAX_NUM_CPU_DEVICES.
+    Small models train faster on two devices of one core each than on one device that splits every
+    operation between two cores (docs/performance.md). This has no effect after JAX has computed
+    anything, or if the number of devices was chosen, for example by JAX_NUM_CPU_DEVICES.
     """
     chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if chosen or getattr(jax.config, "jax_num_cpu_devices", -1) > 0:
         return
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    with contextlib.suppress(RuntimeError):  # JAX computes already
+    with contextlib.suppress(RuntimeError):  # JAX has computed already
         jax.config.update("jax_num_cpu_devices", min(cores, MAX_CPU_DEVICES))
 
 
 def make_mesh(batch_size: int, members: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """The devices of a run: first split over its members, the rest over the batch.
+    """The mesh of a run: devices are divided among the members, then among prompts of a batch.
 
-    As many are used as divide the members, and then the batch, evenly.
+    The mesh has the largest number of devices that divides the members, and then the batch, evenly.
 
     Args:
-      batch_size: prompts of a batch.
-      members: of the population; 1 for a single model.
-      devices: those to choose from; None for all, those of other processes too.
+      batch_size: number of prompts in a batch.
+      members: number of members of the population; 1 for a single model.
+      devices: available devices; None for all, including those of other processes.
 
     Raises:
-      ValueError: with several processes, where some device would have nothing to do.
+      ValueError: there are several processes, and some device would be idle.
     """
     devices = jax.devices() if devices is None else list(devices)
     across = largest_divisor(members, len(devices))
@@ -91,9 +91,10 @@ def largest_divisor(number: int, limit: int) -> int:
 
 
 def place(tree: Any, mesh: Mesh, *, population: bool = False) -> Any:
-    """The tree's arrays on the devices: all of it on each, or each member where it trains.
+    """Places arrays on the devices of a mesh.
 
-    Several processes pass the same arrays; a population is placed by one process alone.
+    Each device gets a copy of the whole tree or, of a population, the members that it trains. If
+    there are several processes, all must pass equal arrays; a population needs a single process.
     """
     sharding = NamedSharding(mesh, PartitionSpec(MEMBERS) if population else PartitionSpec())
     if jax.process_count() == 1:
@@ -106,14 +107,14 @@ def place(tree: Any, mesh: Mesh, *, population: bool = False) -> Any:
 
 
 def varying(tree: Any, axes: tuple[str, ...]) -> Any:
-    """The tree's arrays as values of this device, whose gradients nobody sums unasked."""
+    """Marks arrays as device-specific, so that JAX does not sum their gradients over devices."""
     if not axes:
         return tree
     return jax.tree.map(lambda a: jax.lax.pcast(a, axes, to="varying"), tree)
 
 
 def mean_over_batch(tree: Any) -> Any:
-    """The mean over the devices that share a batch; integers, which agree, become the largest."""
+    """The mean over the devices that share a batch; of integers, which are equal, the maximum."""
     mean = lambda a: (
         jax.lax.pmean(a, DATA) if jnp.issubdtype(a.dtype, jnp.floating) else (jax.lax.pmax(a, DATA))
     )
@@ -121,6 +122,6 @@ def mean_over_batch(tree: Any) -> Any:
 
 
 def sum_over_batch(tree: Any) -> Any:
-    """The sum over the devices that share a batch, as one all-reduce of one float32 vector."""
+    """The sum over the devices that share a batch, by one all-reduce of a float32 vector."""
     flat, restore = ravel_pytree(jax.tree.map(lambda a: a.astype(jnp.float32), tree))
     return restore(jax.lax.psum(flat, DATA))

@@ -1,6 +1,6 @@
-"""Populations: models that differ in numbers alone, trained in one compiled program.
+"""Populations: models that are trained together in one compiled program.
 
-Members differ in seeds, learning rates and pool sizes; any other difference needs another program.
+Members may differ in seed, learning rate and pool size; any other difference needs another program.
 """
 
 from collections.abc import Sequence
@@ -20,20 +20,20 @@ from .step import Program, StepMetrics, TrainState, init_state, train_step
 
 
 class MemberSettings(NamedTuple):
-    """Settings in which the members of one program differ, beside their seeds: `[members]`."""
+    """Settings that may differ between members, besides the seed; each `[members]`."""
 
     learning_rate: jax.Array  # float32: peak of the schedule
-    pool_size: jax.Array | None  # int32; None where every task is fresh
+    pool_size: jax.Array | None  # int32; None if there is no pool
 
 
 def shared_config(config: Config) -> Config:
-    """The config without what members of one program may differ in."""
+    """The config with constants for the settings that may differ between members."""
     pool = config.training.pool_size and 1
     return config.replace(training_seed=0, training_pool_size=pool, optimizer_learning_rate=1.0)
 
 
 def group_by_program(configs: Sequence[Config]) -> list[list[int]]:
-    """Indices of the configs that train in the same program, in order of appearance."""
+    """Groups of indices of configs that can share a program, in order of appearance."""
     groups: dict[str, list[int]] = {}
     for index, config in enumerate(configs):
         groups.setdefault(repr(shared_config(config)), []).append(index)
@@ -41,7 +41,7 @@ def group_by_program(configs: Sequence[Config]) -> list[list[int]]:
 
 
 def member_settings(configs: Sequence[Config]) -> MemberSettings:
-    """The settings in which the members of one program differ."""
+    """The settings that may differ between the members of one program."""
     rates = jnp.array([config.optimizer.learning_rate for config in configs], jnp.float32)
     pools = [config.training.pool_size for config in configs]
     fresh = pools[0] is None
@@ -49,7 +49,7 @@ def member_settings(configs: Sequence[Config]) -> MemberSettings:
 
 
 def init_population(configs: Sequence[Config]) -> TrainState:
-    """The members' states before the first step, with a leading axis `[members]`."""
+    """The states of all members before the first step, with a leading axis `[members]`."""
     states = []
     for config in configs:
         learner = Learner(config)
@@ -67,15 +67,16 @@ def compile_population(
 ) -> Program:
     """Compiles `length` training steps of every member into one program that donates its state.
 
-    A member's step is that of `compile_chunk`. An accelerator takes a step of all members at once
-    (`vmap`); on a CPU each device trains one member after the other, whose batch fits its cache.
+    A member's step computes the same as that of `compile_chunk`. An accelerator makes a step of all
+    members at once (`vmap`). A CPU device trains its members one after the other, because the batch
+    of a single member fits its cache.
 
     Args:
-      config: the settings that the members share.
-      settings: those in which they differ, placed on the mesh.
+      config: the settings that all members share.
+      settings: the settings that differ, placed on the mesh.
       state: from `init_population`, placed on the mesh.
       length: number of steps.
-      mesh: the devices, from `make_mesh`; None for one.
+      mesh: the devices, from `make_mesh`; None for a single device.
       data: what `config.task.load_data` returned, placed on every device of the mesh.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Predictions for prompts of one's own: NumPy in, NumPy out."""
+"""Predictions for a user's own prompts, with NumPy arrays in and out."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,15 +11,16 @@ import numpy as np
 from ..tasks import Episode, InputKind, LabelKind
 from .learner import Learner, Params, Variables
 
-CHUNK = 64  # prompts at once
+CHUNK = 64  # number of prompts per call of the compiled program
 
 
 class Predictor:
-    """A learner with its variables, as a function of examples and queries.
+    """A trained learner as a function from examples and queries to predictions.
 
     Args:
       learner: the model, its task and its layout.
-      variables: as from `Learner.init`, or `Run.variables()[1]`.
+      variables: from `Learner.init` or `Run.variables()[1]`; parameters alone if there are no
+        others.
     """
 
     def __init__(self, learner: Learner, variables: Variables | Params):
@@ -28,24 +29,24 @@ class Predictor:
         self._programs: dict[int, tuple[int, Callable[..., jax.Array]]] = {}
 
     def __call__(self, x_context: Any, y_context: Any, x_query: Any) -> np.ndarray:
-        """The predicted labels of queries, each from the examples of its prompt alone.
+        """Predicts the label of each query from the examples of its prompt.
 
-        A causal model is compiled at the first call only, whatever the number of prompts, examples
-        and queries. A model that sees whole prompts is compiled for each number of examples.
+        A causal model is compiled once, for any number of prompts, examples and queries. A model
+        that is not causal is compiled once for each number of examples.
 
         Args:
           x_context: inputs of the examples `[B, n, *input]`, or `[n, *input]` for one prompt; n is
-            at most the number of points that the learner was trained with, less 1.
+            at most `task.points - 1`.
           y_context: labels of the examples `[B, n, *label]`, or `[n, *label]`.
           x_query: inputs to predict labels for, `[B, Q, *input]`, or `[Q, *input]`.
 
         Returns:
-          float32 `[B, Q, *prediction]`, or `[Q, *prediction]`: values, log-odds of the sign 1, or
-          probabilities of the classes, as the task's label kind says.
+          float32 `[B, Q, *prediction]`, or `[Q, *prediction]`. The task's label kind defines a
+          prediction: a value, the log-odds of the sign 1, or the probabilities of the classes.
 
         Raises:
-          ValueError: arrays of other shapes or kinds than the task's, more examples than the
-            learner was trained with, or a number of examples that the model cannot take.
+          ValueError: an array has a shape or values that the task does not have, or the model
+            cannot take this number of examples.
         """
         inputs, labels = self._learner.family.input_kind, self._learner.labels
         x_context = _checked("x_context", x_context, inputs)
@@ -55,8 +56,8 @@ class Predictor:
         leading = {array.ndim - len(kind.shape) for array, kind in kinds}
         if len(leading) > 1:
             raise ValueError(
-                "x_context, y_context and x_query must all have a leading axis of prompts, or none "
-                f"of them; got shapes {x_context.shape}, {y_context.shape} and {x_query.shape}"
+                "x_context, y_context and x_query must all have a leading axis of prompts, or all "
+                f"have none; got shapes {x_context.shape}, {y_context.shape} and {x_query.shape}"
             )
         one = leading == {1}
         if one:
@@ -64,8 +65,8 @@ class Predictor:
         prompts, examples = x_context.shape[:2]
         if y_context.shape[:2] != (prompts, examples) or len(x_query) != prompts:
             raise ValueError(
-                f"prompts and examples must agree: x_context has {prompts} of {examples}, "
-                f"y_context {y_context.shape[0]} of {y_context.shape[1]}, and x_query "
+                f"prompts and examples must agree: x_context has {prompts} prompts of {examples} "
+                f"examples, y_context {y_context.shape[0]} of {y_context.shape[1]}, and x_query "
                 f"{len(x_query)} prompts"
             )
         found = self._predicted(x_context, y_context, x_query)
@@ -77,7 +78,7 @@ class Predictor:
         count = prompts * queries
         found = np.empty((count, *self._learner.labels.prediction_shape), np.float32)
         for first in range(0, count, CHUNK):
-            # Rows beyond the last repeat it, so that every call has one shape.
+            # Repeat the last row to fill the chunk, so that all calls have equal shapes.
             rows = np.minimum(np.arange(first, first + CHUNK), count - 1)
             prompt, query = np.divmod(rows, queries)
             inputs = np.zeros((CHUNK, points, *x.shape[2:]), x.dtype)
@@ -89,14 +90,14 @@ class Predictor:
         return found.reshape(prompts, queries, *found.shape[1:])
 
     def _program(self, examples: int) -> tuple[int, Callable[..., jax.Array]]:
-        """Points of a prompt, and the compiled predictions for queries behind the examples."""
+        """Number of points of a padded prompt, and the compiled program that predicts its query."""
         points = self._learner.family.points
         if examples >= points:
             raise ValueError(
                 f"the learner was trained on prompts of {points} points: it takes at most "
                 f"{points - 1} examples and the query, got {examples} examples"
             )
-        # Padding after the query would be seen by a model that is not causal.
+        # A model that is not causal would see padding after the query, so leave none.
         if not self._learner.config.model.causal:
             points = examples + 1
         if points not in self._programs:
@@ -131,7 +132,7 @@ class Predictor:
 
 
 def _checked(name: str, array: Any, kind: InputKind | LabelKind) -> np.ndarray:
-    """The array in the dtype of its kind; ValueError if it has another shape or other values."""
+    """The array in the dtype of its kind; ValueError if its shape or values do not fit the kind."""
     array, shape = np.asarray(array), kind.shape
     leading = array.ndim - len(shape)
     if leading not in (1, 2) or array.shape[leading:] != shape:

@@ -1,4 +1,4 @@
-"""A run is a folder: config.json, metrics.jsonl, checkpoints/, and what evaluation adds."""
+"""A run is a folder with config.json, metrics.jsonl, checkpoints/ and files of evaluations."""
 
 import contextlib
 import fcntl
@@ -23,7 +23,7 @@ from .prediction import Predictor
 from .step import variable_items, variables_from
 
 FORMAT = 1
-# What a creation that was cut short may have left in a folder.
+# Files that an interrupted creation may leave; a folder with only these counts as empty.
 NOTHING = {".lock", "config.json.tmp"}
 
 
@@ -32,8 +32,8 @@ class Run:
 
     Attributes:
       path: the folder.
-      config: the settings it is trained with, now.
-      history: from which step on which settings were others than before; empty for most runs.
+      config: the current settings.
+      history: the changes of settings, with the step of each; empty for most runs.
     """
 
     def __init__(self, path: Path, config: Config, history: History | None = None) -> None:
@@ -47,10 +47,10 @@ class Run:
         """Makes the folder and writes the settings.
 
         Raises:
-          RunError: the folder exists and is not empty, or another process is making a run of
-            it, or the system refuses it; nothing in it is touched.
+          RunError: the folder is not empty, another process makes a run in it, or the system
+            refuses access. Its files are not changed.
           DiskFull, CannotSave: the settings cannot be written.
-          TypeError: the task's data are no arrays.
+          TypeError: the task's data are not arrays.
         """
         path = named(path)
         data = {"format": FORMAT, "config": config_to_dict(config), "made_with": _versions()}
@@ -64,7 +64,7 @@ class Run:
             path.mkdir(parents=True, exist_ok=True)
         run = cls(path, config)
         with run.locked():
-            # Two processes may have found the folder free; one of them is first.
+            # Another process may have made a run here before the lock was taken.
             if _taken(path):
                 raise RunError(_occupied(path, config))
             write_json(path / "config.json", data)
@@ -72,10 +72,10 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":
-        """Finds a run.
+        """Opens the run in a folder.
 
         Raises:
-          RunError: there is no run in that folder, or its settings cannot be read.
+          RunError: the folder holds no run, or the settings cannot be read.
         """
         path = named(path)
         file = path / "config.json"
@@ -92,11 +92,11 @@ class Run:
             return cls(path, config, checked(data.get("history", []), config))
 
     def go_on_with(self, config: Config, step: int) -> None:
-        """Writes down that the run goes on from a step with other settings, or the same.
+        """Records in config.json that the run continues with `config` from a step on.
 
         Raises:
           RunError: config.json cannot be read.
-          DiskFull, CannotSave: it cannot be written; it is as it was.
+          DiskFull, CannotSave: config.json cannot be written; it is unchanged.
         """
         history = extended(self.history, self.config, config, step)
         if (config, history) != (self.config, self.history):
@@ -106,7 +106,7 @@ class Run:
             self.config, self.history = config, history
 
     def check_data(self) -> None:
-        """Raises RunError if the task's data are not those that the run is trained on."""
+        """Raises RunError if the task's data differ from the data the run was trained on."""
         with disk.reading(self.path / "config.json", "bring back a copy of it") as found:
             written = found.get("data")
         check_same(written, self.config.task, str(self.path))
@@ -116,15 +116,15 @@ class Run:
         return settings_at(self.config, self.history, step)
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
-        """Holds the folder for writing; RunError where another process holds it."""
+        """Locks the folder for writing; RunError if another process holds the lock."""
         return locked(self.path)
 
     def checkpoints(self, may_differ: Callable[[str], bool] = lambda name: False) -> Checkpoints:
-        """Those of the run.
+        """The run's checkpoints.
 
         Args:
-          may_differ: which settings a checkpoint may have been made with others of than
-            config.json tells.
+          may_differ: whether a setting, given its name, may have another value in a checkpoint
+            than in config.json.
         """
 
         def settings(step: int) -> dict[str, Any]:
@@ -139,15 +139,15 @@ class Run:
         )
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; one cut short by a crash is left out.
+        """The records of metrics.jsonl, without a last line that a crash left incomplete.
 
         Raises:
-          RunError: the file cannot be read, or a line of it is no record of a step.
+          RunError: the file cannot be read, or a line is not the record of a step.
         """
         file = self.path / "metrics.jsonl"
         with disk.usable(file):
             text = disk.read_text(file) if file.exists() else ""
-        lines = text.split("\n")  # nothing else ends a line
+        lines = text.split("\n")  # splitlines would also split at other characters
         records = []
         for number, line in enumerate(lines, 1):
             try:
@@ -158,8 +158,8 @@ class Run:
                     continue
             if not _is_record(record):
                 raise RunError(
-                    f"{file} cannot be read: line {number} has no step and loss; take that line "
-                    "out, or move the file away"
+                    f"{file} cannot be read: line {number} has no step and loss; delete that line, "
+                    "or move the file away"
                 )
             records.append(record)
         return records
@@ -168,7 +168,8 @@ class Run:
         """Step and variables of the newest checkpoint that can be read.
 
         Raises:
-          RunError: there is none, or the newest holds another model's, or the system refuses it.
+          RunError: there is no such checkpoint, it holds another model's variables, or the system
+            refuses to read it.
         """
         with contextlib.closing(self.variables_by_step()) as newest_first:
             found = next(newest_first, None)
@@ -180,13 +181,13 @@ class Run:
         return found
 
     def variables_by_step(self) -> Generator[tuple[int, Variables], None, None]:
-        """Step and variables of every checkpoint that can be read, from the newest on.
+        """Step and variables of every checkpoint that can be read, newest first.
 
-        Each damaged one gives a `DamagedCheckpoint` warning, and is passed over. The number of
-        checkpoints is the run's training.keep_checkpoints.
+        Each damaged checkpoint gives a `DamagedCheckpoint` warning and is skipped. A run keeps its
+        newest `training.keep_checkpoints` checkpoints.
 
         Raises:
-          RunError: one holds another model's parameters, or the system refuses it.
+          RunError: a checkpoint holds another model's variables, or the system refuses to read it.
         """
         self.check_data()
         learner = Learner(self.config)
@@ -197,9 +198,10 @@ class Run:
                 yield step, variables_from(items)
 
     def predict(self, x_context: Any, y_context: Any, x_query: Any) -> np.ndarray:
-        """The predicted labels of queries from examples, by the newest checkpoint when first asked.
+        """Predicts the labels of queries from examples, with NumPy arrays in and out.
 
-        Arguments, result and errors are those of `Predictor`; also those of `variables`.
+        The first call reads the newest checkpoint, which all later calls use. Arguments, result and
+        errors are those of `Predictor.__call__`; errors of `variables` are possible too.
         """
         if self._predictor is None:
             self._predictor = Predictor(Learner(self.config), self.variables()[1])
@@ -211,7 +213,7 @@ class Run:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds a folder for writing; RunError where another process holds it, or none may write."""
+    """Locks a folder for writing; RunError if another process holds the lock or none may write."""
     with contextlib.ExitStack() as stack:
         with disk.usable(folder):
             handle = stack.enter_context(open(folder / ".lock", "w"))
@@ -219,32 +221,32 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunError(
-                f"{folder} is being trained by another process; stop that one first, or "
+                f"{folder} is being trained by another process; stop that process first, or "
                 "choose another folder"
             ) from None
         yield
 
 
 def free_path(name: str, root: str | Path = "runs") -> Path:
-    """`runs/NAME`, or the first of `runs/NAME-2`, `runs/NAME-3`, ... that does not exist."""
+    """`runs/NAME`, or the first of `runs/NAME-2`, `runs/NAME-3`, ... if that path exists."""
     path = Path(root) / name.replace("/", "-")
     with disk.usable(path):
         return disk.free_name(path)
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Writes a JSON file whole or not at all.
+    """Writes a JSON file completely or not at all.
 
-    Arrays become lists, and numbers that JSON does not have (NaN, infinities) null.
+    Arrays become lists; NaN and infinities, which JSON does not have, become null.
 
     Raises:
-      DiskFull, CannotSave: it cannot be written; what the file held before is still there.
+      DiskFull, CannotSave: the file cannot be written; its old content is unchanged.
     """
     write_whole(path, json.dumps(plain(data), indent=2, allow_nan=False) + "\n")
 
 
 def plain(value: Any) -> Any:
-    """What JSON can hold of a value: arrays as lists, null for NaN and infinities."""
+    """A value in types that JSON has: arrays become lists, NaN and infinities None."""
     if isinstance(value, dict):
         return {name: plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -255,9 +257,9 @@ def plain(value: Any) -> Any:
 
 
 def named(path: str | Path) -> Path:
-    """The path; RunError for the empty one, which would be the current folder."""
+    """The path; RunError if it is empty, because it would mean the current folder."""
     if str(path) == "":
-        raise RunError("the name of the folder is empty; give one, as runs/mine")
+        raise RunError("the name of the folder is empty; give a name such as runs/mine")
     return Path(path)
 
 
@@ -289,14 +291,14 @@ def _taken(path: Path) -> bool:
 
 
 def _occupied(path: Path, config: Config) -> str:
-    """Why a folder that holds something cannot become a new run, and what to do."""
+    """The error for a folder that is not empty: why it cannot be a new run, and what to do."""
     try:
         other = Run.open(path).config
     except RunError:
         return f"{path} exists and is not a run; choose another folder, or empty it yourself"
     theirs, ours = other.flat(), config.flat()
     different = [
-        f"{name} (there {theirs.get(name)!r}, here {ours.get(name)!r})"
+        f"{name} (that run has {theirs.get(name)!r}, this one {ours.get(name)!r})"
         for name in dict.fromkeys([*theirs, *ours])
         if theirs.get(name) != ours.get(name)
     ]

@@ -1,4 +1,4 @@
-"""Training a single run: a new one, or one that was stopped."""
+"""Training of a single run: a new run, or one that is resumed."""
 
 import contextlib
 import dataclasses
@@ -35,26 +35,26 @@ def train(
     optimizer: optax.GradientTransformation | None = None,
     logging: LoggingConfig | None = None,
 ) -> Run:
-    """Trains an in-context learner from its first step to its last, on all devices.
+    """Trains an in-context learner on all devices, from the first step to the last.
 
     Args:
       config: the settings.
-      run_dir: folder of the run; None for a new one below `runs`.
-      optimizer: any optax optimiser, in place of `config.optimizer`; a resume must pass it
+      run_dir: folder of the run; None for a new folder in `runs`.
+      optimizer: any optax optimiser, used instead of `config.optimizer`; a resume must pass it
         again.
-      logging: further places for the metrics.
+      logging: progress display, TensorBoard and Weights & Biases.
 
     Returns:
       The run, with a checkpoint of its last step.
 
     Raises:
-      RunError: the folder is taken, or cannot be used. Nothing in it is touched.
+      RunError: the folder is not empty or cannot be used. Its files are not changed.
       NonFiniteLoss: the loss became NaN or infinite.
-      OutOfMemory: a step does not fit the device; the message says which batch would.
-      DiskFull, CannotSave: there is no room to save, or the system refuses it; what was saved is
-        whole.
-      Interrupted: SIGINT, SIGTERM, SIGHUP, or an output that was closed; the run was saved.
-      LostProcess: one of several processes is gone or gave up.
+      OutOfMemory: a step does not fit the device; the message names a batch size that does.
+      DiskFull, CannotSave: the disk is full, or the system refuses a write; files saved before
+        are intact.
+      Interrupted: SIGINT, SIGTERM or SIGHUP came, or standard output was closed; the run was saved.
+      LostProcess: another process of the run died or failed.
     """
     if optimizer is not None:
         config = dataclasses.replace(config, optimizer=OptimizerConfig(name=CUSTOM))
@@ -75,22 +75,22 @@ def train(
 def prepare(
     config: Config, optimizer: optax.GradientTransformation | None = None, members: int = 1
 ) -> tuple[Learner, optax.GradientTransformation]:
-    """Who is trained, and how, once it is known that the settings allow it.
+    """The learner and the optimiser of a run, after checks of the settings and of memory.
 
     Args:
-      config: of a new run, or of the first of several that differ in numbers alone.
-      optimizer: in place of the one in the config.
-      members: how many such runs are trained at once.
+      config: settings of the run, or of the first member of a population.
+      optimizer: used instead of `config.optimizer`.
+      members: number of runs that are trained at once.
 
     Raises:
-      ValueError: settings that do not fit together.
-      OutOfMemory: what must be held does not fit the devices.
+      ValueError: settings contradict each other.
+      OutOfMemory: the variables and the optimiser's state do not fit the devices.
     """
     warmup, steps = config.optimizer.warmup_steps, config.training.steps
     if config.optimizer.name != CUSTOM and warmup > steps:
         raise ValueError(
-            f"optimizer.warmup_steps ({warmup:,}) is longer than the run, of training.steps "
-            f"({steps:,}): lower the first or raise the second"
+            f"optimizer.warmup_steps ({warmup:,}) is longer than the run, training.steps "
+            f"({steps:,}): lower optimizer.warmup_steps or raise training.steps"
         )
     learner = Learner(config)
     optimizer = optimizer or make_optimizer(config.optimizer, steps)
@@ -108,25 +108,26 @@ def resume(
 ) -> Run:
     """Continues a run from its newest checkpoint that can be read.
 
-    On as many devices the run ends with the same bits as if it had never stopped, unless settings
-    change; on another number with the same numbers up to rounding. Changed settings are written
-    into config.json, with what they were and the step from which they hold.
+    If neither settings nor the number of devices change, the result is bit-equal to that of a run
+    that never stopped. On another number of devices it is equal up to rounding. Changed settings
+    are written into config.json, with their old values and the step from which the new ones hold.
 
     Args:
       run: the run or its folder.
-      optimizer: the one the run was started with, where it was given from Python; or one with
-        other numbers whose state has the same arrays.
+      optimizer: required if the run was started with an optimiser from Python: that optimiser, or
+        another whose state has equal shapes.
       logging: as for `train`.
-      microbatch_size: in place of the run's own, until it stops; None for its own.
-      **changes: settings from now on, as `Config.replace` takes them: those of the optimiser but
-        its name, the length of the run, the batch size, what is logged and kept, the model's
-        dtype. `icl.resume(run, optimizer_learning_rate=1e-4)`.
+      microbatch_size: used instead of the run's microbatch size until this call ends; None for
+        the run's.
+      **changes: new settings, named as in `Config.replace`. The optimiser's settings except its
+        name, the number of steps, the batch size, the intervals of logs and checkpoints, and the
+        model's dtype can change: `icl.resume(run, optimizer_learning_rate=1e-4)`.
 
     Raises:
-      RunError: no run there, or another process is training it, or it cannot go on as asked: its
-        checkpoints are all damaged, hold the state of another model or optimiser, or cannot be
-        read. Nothing in the folder is touched.
-      ValueError: a setting that cannot change, or a microbatch that does not divide the batch.
+      RunError: the folder holds no run; another process trains it; or all its checkpoints are
+        damaged, cannot be read or hold the state of another model or optimiser. Nothing in the
+        folder is changed.
+      ValueError: a setting cannot change, or microbatch_size does not divide the batch size.
       NonFiniteLoss, OutOfMemory, DiskFull, CannotSave, Interrupted, LostProcess: as for `train`.
     """
     path = run.path if isinstance(run, Run) else run
@@ -154,18 +155,18 @@ def _resume(
     optimizer = optimizer or make_optimizer(config.optimizer, config.training.steps)
 
     def items_at(step: int) -> dict[str, Any]:
-        """What the checkpoint of a step holds."""
+        """Shapes of the items in the checkpoint of a step."""
         then, its = run.config_at(step), optimizer
         if then.optimizer.name != CUSTOM:
             its = make_optimizer(then.optimizer, then.training.steps)
         return jax.eval_shape(lambda: init_state(learner, its).items())
 
     def become(step: int, items: dict[str, Any]) -> dict[str, Any]:
-        """The items of that checkpoint for the optimiser to go on with."""
+        """The items of a checkpoint, in the structure of the new optimiser's state."""
         if step > config.training.steps:
             raise RunError(
-                f"{run.path} has made {step} steps, more than the {config.training.steps} asked "
-                "for; nothing was changed"
+                f"{run.path} has made {step} steps, more than the {config.training.steps} of "
+                "training.steps; nothing was changed"
             )
         return carried_over(items, jax.eval_shape(lambda: init_state(learner, optimizer).items()))
 
@@ -181,16 +182,18 @@ def _resume(
 
 
 def _create(path: str, config: Config) -> Run:
-    """Makes the folder, on the lead, once every process is known to have the same settings."""
+    """Makes the folder in the lead process, if all processes have equal settings and data."""
     mine = json.dumps([config_to_dict(config), fingerprint(config.task)])
     if processes.from_lead(lambda: mine) != mine:
-        raise ValueError("this process has other settings or data than the first one")
+        raise ValueError(
+            "this process has other settings or data than process 0; start all with equal ones"
+        )
     processes.agree()
     return Run(Path(processes.from_lead(lambda: str(Run.create(path, config).path))), config)
 
 
 def _open(path: str | Path) -> Run:
-    """The run in the lead's folder; only the lead needs its history."""
+    """The run in the lead process's folder; only the lead has the run's history."""
     opened = []
 
     def read() -> str:
@@ -203,7 +206,7 @@ def _open(path: str | Path) -> Run:
     if opened:
         return opened[0]
     run = Run(Path(path), config_from_dict(config))
-    check_same(data, run.config.task, f"{path}, by the first process,")
+    check_same(data, run.config.task, f"{path} in process 0")
     return run
 
 
@@ -218,7 +221,7 @@ def _advance(
     state: TrainState,
     logging: LoggingConfig,
 ) -> None:
-    """Trains from the state to the last step, writing the run down on the way."""
+    """Trains from the state to the last step, and saves metrics and checkpoints."""
     training = run.config.training
     mesh = make_mesh(training.batch_size)
     state = processes.lead_arrays(state)
@@ -252,7 +255,7 @@ def _advance(
 
 
 class RunJournal:
-    """Writes a run into its folder, where this process is the lead."""
+    """Writes metrics and checkpoints into a run's folder, in the lead process only."""
 
     def __init__(self, run: Run, learner: Learner, logging: LoggingConfig, first: int):
         self.resume = f"icl train --resume {run.path}"
@@ -263,7 +266,7 @@ class RunJournal:
         self._sinks = open_sinks(run, logging, first) if lead else []
 
     def check(self, first: int, metrics: StepMetrics) -> None:
-        """Raises NonFiniteLoss where the loss or its gradient is not finite."""
+        """Raises NonFiniteLoss if the loss or its gradient is not finite at some step."""
         bad = ~np.isfinite(metrics.loss + metrics.grad_norm)
         if not bad.any():
             return
@@ -277,19 +280,19 @@ class RunJournal:
         )
 
     def _advice(self) -> str:
-        """How the run can go on after its loss became infinite."""
+        """How to continue the run after its loss became NaN or infinite."""
         config = self._learner.config
         if config.optimizer.name == CUSTOM:
             return (
-                "Go on with a lower learning rate: icl.resume(run, optimizer=...), with an "
-                "optimiser of the same parts"
+                "Continue with a lower learning rate: icl.resume(run, optimizer=...), with an "
+                "optimiser whose state has equal shapes"
             )
         lower = float(f"{config.optimizer.learning_rate / 3:.1g}")
         dtype = "" if config.model.dtype == "float32" else " --model.dtype float32"
         return (
-            f"Go on with a lower learning rate: {self.resume} --optimizer.learning-rate {lower:g} "
-            f"--optimizer.clip-norm 1{dtype}; or start another run with a longer "
-            "optimizer.warmup_steps"
+            f"Continue with a lower learning rate: {self.resume} "
+            f"--optimizer.learning-rate {lower:g} --optimizer.clip-norm 1{dtype}; or start another "
+            "run with a longer optimizer.warmup_steps"
         )
 
     def record(self, step: int, metrics: StepMetrics, seconds: float) -> dict[str, float]:
@@ -316,13 +319,13 @@ class RunJournal:
 def metrics_record(
     learner: Learner, metrics: StepMetrics, seconds: float, learning_rate: float | None
 ) -> dict[str, float]:
-    """The line of metrics of some steps, which took so many seconds together.
+    """The record of a number of steps for metrics.jsonl.
 
     Args:
-      learner: who is trained.
+      learner: the learner that is trained.
       metrics: each `[steps]`.
-      seconds: of all steps.
-      learning_rate: of the last one; None where nobody knows.
+      seconds: duration of all steps together.
+      learning_rate: that of the last step; None if it is unknown.
     """
     rate = len(metrics.loss) / seconds
     loss, measure = float(metrics.loss.mean()), learner.config.training_measure

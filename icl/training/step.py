@@ -1,7 +1,7 @@
-"""One update, and the scanned chunk of updates that runs on the device.
+"""A training step, and the chunk of steps that runs on the device as one program.
 
-Nothing here touches the host: a step draws its own batch from `fold_in(key, step)`, so the
-result depends neither on how steps are cut into chunks nor on where a run was resumed.
+A step draws its batch on the device from `fold_in(key, step)`, so the result depends neither on how
+steps are grouped into chunks nor on the step from which a run was resumed.
 """
 
 import math
@@ -27,26 +27,26 @@ from .parallel import (
     varying,
 )
 
-# Activations of an MLP's hidden layer that stay in a CPU's cache, in bytes.
+# Largest size of a microbatch's activations that stays in a CPU's cache, in bytes.
 CPU_CACHE_BYTES = 4 * 2**20
 
 
 class TrainState(NamedTuple):
-    """All that changes during a run, and its keys."""
+    """The variables, the optimiser's state, the step count and the keys of a run."""
 
     variables: Variables
     opt_state: Any
-    step: jax.Array  # int32 []: updates made so far
+    step: jax.Array  # int32 []: number of updates made
     data_key: jax.Array  # key []: batch t is drawn from fold_in(data_key, t)
     pool_key: jax.Array  # key []: defines the pool of tasks
 
     @property
     def params(self) -> Params:
-        """What the optimiser updates."""
+        """The parameters, which the optimiser updates."""
         return self.variables.params
 
     def items(self) -> dict[str, Any]:
-        """The parts that a checkpoint keeps apart."""
+        """The state as the separate items of a checkpoint."""
         return variable_items(self.variables) | {"rest": self[1:]}
 
     @classmethod
@@ -56,14 +56,14 @@ class TrainState(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """What a chunk brings back, each `[steps]`."""
+    """Metrics of every step of a chunk, each `[steps]`."""
 
     loss: jax.Array
     grad_norm: jax.Array  # global norm, before clipping
 
 
 def variable_items(variables: Variables) -> dict[str, Any]:
-    """Variables as parts of a checkpoint; a model with parameters alone has one part."""
+    """Variables as items of a checkpoint; one item if the model has parameters alone."""
     params, *others = variables
     more = {"variables": others} if jax.tree.leaves(others) else {}
     return {"params": params} | more
@@ -75,7 +75,7 @@ def variables_from(items: dict[str, Any]) -> Variables:
 
 
 def init_state(learner: Learner, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step, from the config's seed."""
+    """The state before the first step, determined by the config's seed."""
     _, data_key, tasks_key = _keys(learner.config)
     variables = initial_variables(learner)
     opt_state = optimizer.init(variables.params)
@@ -83,7 +83,7 @@ def init_state(learner: Learner, optimizer: optax.GradientTransformation) -> Tra
 
 
 def initial_variables(learner: Learner) -> Variables:
-    """The variables before the first step, from the config's seed."""
+    """The variables before the first step, determined by the config's seed."""
     return learner.init(_keys(learner.config)[0])
 
 
@@ -98,7 +98,7 @@ def _keys(config: Config) -> jax.Array:
 
 
 def microbatch_size(learner: Learner, devices: int = 1) -> int:
-    """Prompts whose gradient a device computes at once: as configured, or for the backend."""
+    """Number of prompts whose gradient a device computes at once."""
     config = learner.config
     batch = config.training.batch_size // devices
     if config.training.microbatch_size is not None:
@@ -121,15 +121,15 @@ def batch_gradient(
     shards: Shards = ALONE,
     data: Data = None,
 ) -> tuple[jax.Array, Params, Any]:
-    """Mean loss of the step's batch, and its gradient, one microbatch after the other.
+    """Mean loss of the step's batch and the gradient of the loss, summed over microbatches.
 
-    The state of the model passes from a microbatch to the next; devices that share a batch each
-    make a state from their part, and the mean of them is the new one. Random layers have other
-    keys in every microbatch of every step.
+    The model's state (batch statistics) is updated by one microbatch after the other. If devices
+    share a batch, each updates the state from its part, and the new state is the mean over devices.
+    Random layers have different keys in every microbatch of every step.
 
     Args:
-      pool_size: in place of the config's, if members of a population differ in it.
-      shards: how many devices share the batch; more than one only inside `shard_map`.
+      pool_size: replaces the config's pool size, in which members of a population may differ.
+      shards: the devices that share the batch; more than one only inside `shard_map`.
       data: what `learner.family.load_data` returned, on the device.
 
     Returns:
@@ -140,7 +140,7 @@ def batch_gradient(
     difficulty = learner.config.curriculum.at(state.step, learner.family)
     size, share = microbatch_size(learner, shards.count), training.batch_size // shards.count
     offset = share * jax.lax.axis_index(DATA) if shards.count > 1 else 0
-    # Summed below, once; a use of replicated parameters would sum its gradient each time.
+    # Gradients are summed below; without `varying`, JAX would sum them after every use.
     shared = (DATA,) if shards.count > 1 else ()
     params, model_state, keys = varying(state.variables, shared)
 
@@ -182,7 +182,7 @@ def batch_gradient(
 
 
 def _folded(keys: Any, number: jax.Array | int) -> Any:
-    """A tree with a number folded into each of its keys; counts stay."""
+    """A tree with a number folded into each of its keys; other leaves do not change."""
 
     def fold(leaf: jax.Array) -> jax.Array:
         if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -201,7 +201,7 @@ def train_step(
     shards: Shards = ALONE,
     data: Data = None,
 ) -> tuple[TrainState, StepMetrics]:
-    """Draws a batch, and updates the variables on it; arguments as for `batch_gradient`."""
+    """Draws a batch and updates the variables; other arguments as for `batch_gradient`."""
     loss, grads, model_state = batch_gradient(learner, state, pool_size, shards, data)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -211,11 +211,11 @@ def train_step(
 
 
 class Program:
-    """A compiled chunk of steps, with the arguments that stay from call to call.
+    """A compiled chunk of steps, with the arguments that every call shares.
 
     Args:
-      compiled: takes a `TrainState`, which it consumes, and the arguments.
-      arguments: on the devices.
+      compiled: a program that takes a `TrainState`, which it consumes, and `arguments`.
+      arguments: pytrees of arrays on the devices.
     """
 
     def __init__(self, compiled: jax.stages.Compiled, *arguments: Any):
@@ -223,11 +223,11 @@ class Program:
         self._arguments = arguments
 
     def __call__(self, state: TrainState) -> tuple[TrainState, StepMetrics]:
-        """The state after the steps, and their metrics."""
+        """The state after the chunk, and the metrics of its steps."""
         return self.compiled(state, *self._arguments)
 
     def memory_analysis(self) -> Any:
-        """XLA's, of the compiled program."""
+        """XLA's memory analysis of the compiled program."""
         return self.compiled.memory_analysis()
 
 
@@ -243,11 +243,11 @@ def compile_chunk(
 
     Args:
       mesh: the devices that share each batch, with `state` and `data` placed on all of them; None
-        for one.
+        for a single device.
       data: what `learner.family.load_data` returned, an argument of the program.
 
     Returns:
-      A function from a `TrainState` to the one `length` steps later and `StepMetrics`.
+      A function from a `TrainState` to the state `length` steps later and `StepMetrics`.
     """
     step = partial(train_step, learner, optimizer, shards=Shards.of(mesh))
     chunk = lambda state, data: jax.lax.scan(lambda s, _: step(s, data=data), state, length=length)

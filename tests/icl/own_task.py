@@ -1,6 +1,6 @@
-"""A task and a model as a user defines them: bytes of images, ten classes, batch statistics.
+"""A user's task and model: uint8 images, ten classes, batch statistics, dropout.
 
-Nothing here is known to the library but by its decorators.
+The library knows them by the two decorators only.
 """
 
 import dataclasses
@@ -30,10 +30,10 @@ def write_images(path, seed=0):
 @icl.register_family("test_images")
 @dataclasses.dataclass(frozen=True)
 class ImageClasses(TaskFamily):
-    """Images of a file; a task is a permutation of the labels of its classes."""
+    """Images from a file; a task is a permutation of the class labels."""
 
     file: str = ""
-    """File of the images."""
+    """Path of the .npz file with the images."""
 
     @property
     def input_kind(self):
@@ -65,12 +65,12 @@ class ImageClasses(TaskFamily):
 @icl.register_model("test_averages")
 @dataclasses.dataclass(frozen=True)
 class AveragesConfig(ModelConfig):
-    """Size of the model."""
+    """Settings of a model that averages features over the prompt."""
 
     layers: int = 1
     """Number of layers."""
     width: int = 16
-    """Features of a token."""
+    """Number of features of a token."""
     dropout: float = 0.1
     """Probability that a feature is dropped in training."""
 
@@ -85,7 +85,7 @@ class AveragesConfig(ModelConfig):
 
 
 class Averages(Model):
-    """Normalised features of each token, beside their running mean over the prompt."""
+    """Predicts from the normalised features of each token and their running mean."""
 
     def __init__(self, in_width, config, outputs, rngs):
         self.read_in = nnx.Linear(in_width, config.width, rngs=rngs)
@@ -100,7 +100,7 @@ class Averages(Model):
 
 
 def config_of(file, **changes):
-    """Settings of a run of a second."""
+    """Settings of a run that takes a second."""
     config = Config(
         task=ImageClasses(points=4, file=file),
         model=AveragesConfig(embedder="convolution", embedding_width=8),

@@ -169,7 +169,7 @@ def test_a_taken_folder_is_refused(folder, capsys):
     assert main(train(folder, "--training.steps=20")) == 2
     assert "--resume" in capsys.readouterr().err
     assert main(train(folder, "--training.steps=30")) == 2
-    assert "training_steps (there 20, here 30)" in capsys.readouterr().err
+    assert "training_steps (that run has 20, this one 30)" in capsys.readouterr().err
 
 
 def test_nan_is_exit_status_one(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""What figures show, from numbers that are made up."""
+"""The content of figures, drawn from invented numbers."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from .helpers import tiny
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that were saved, by file, without the work of saving them."""
+    """Figures by file name, collected instead of saved."""
     figures = {}
     save = lambda figure, path, **options: figures.update({Path(path).name: figure})
     monkeypatch.setattr(Figure, "savefig", save)
@@ -32,7 +32,7 @@ def evaluation(tmp_path, **errors):
     return Evaluation(np.array([10]), curves, "ridge", 7, 100, tmp_path / "run")
 
 
-def test_a_single_query_is_a_row_for_each_estimator(drawn, tmp_path):
+def test_with_a_single_query_the_figure_has_a_row_for_each_estimator(drawn, tmp_path):
     found = evaluation(tmp_path, learner=(0.5, 0.02), ridge=(0.3, 0.01), far=(5e3, 2e3))
     found.draw()
     assert set(drawn) == {"eval.png", "eval.pdf"}
@@ -51,7 +51,7 @@ def test_a_single_query_is_a_row_for_each_estimator(drawn, tmp_path):
     assert "90% interval" in axes.get_xlabel() and "after 10 examples" in axes.get_title()
 
 
-def test_a_sweep_of_single_queries_is_a_row_for_each_model(drawn, tmp_path):
+def test_with_single_queries_the_figure_of_a_sweep_has_a_row_for_each_model(drawn, tmp_path):
     sweep = Sweep.create(tmp_path / "sweep", tiny(layout="concatenated"), {"name": ["adam"]}, 2)
     records = [
         {"member": member.path.name, "changes": member.changes, "examples": [4],
@@ -64,7 +64,7 @@ def test_a_sweep_of_single_queries_is_a_row_for_each_model(drawn, tmp_path):
     assert [text.get_text() for text in errors.texts] == ["0.500 ± 0.100"]
 
 
-def test_shifts_have_axes_that_suit_them(drawn, tmp_path):
+def test_the_scale_of_an_axis_depends_on_the_kind_of_shift(drawn, tmp_path):
     pair = lambda ours, theirs: {"learner": ours, "GD": theirs}
     sweeps = {
         "tasks times": ShiftCurves([1, 2, 3], pair([0.47, 0.47, 0.48], [0.46, 0.46, 0.46])),
@@ -81,7 +81,7 @@ def test_shifts_have_axes_that_suit_them(drawn, tmp_path):
     assert applied.get_yscale() == "log" and applied.get_ylim()[1] < 1e3
 
 
-def test_matrices_of_a_row_share_their_colours(drawn, tmp_path):
+def test_matrices_in_a_row_share_a_colour_scale(drawn, tmp_path):
     query = -np.eye(3) * np.array([0.2, 1.0])[:, None, None]
     steps = np.array([1, 2])
     found = Preconditioning(
@@ -94,7 +94,7 @@ def test_matrices_of_a_row_share_their_colours(drawn, tmp_path):
     assert scales == [(-1, 1), (-1, 1), (-3, 3)]
 
 
-def test_early_checkpoints_are_looked_at_most():
+def test_checkpoints_are_chosen_densely_at_the_start_of_training():
     steps = [step for step, _ in _log_spaced([(100 * n, None) for n in range(1, 51)])]
     assert steps[:4] == [100, 200, 300, 400] and steps[-2:] == [4100, 5000]
     assert len(steps) <= MOST_CHECKPOINTS
@@ -102,13 +102,13 @@ def test_early_checkpoints_are_looked_at_most():
     assert _log_spaced(few) == few
 
 
-def test_every_figure_is_saved_in_both_forms():
+def test_figures_are_saved_by_one_function_only():
     package = Path(icl.__file__).parent
     saving = [file.name for file in package.rglob("*.py") if "savefig(" in file.read_text()]
     assert saving == ["figures.py"]
 
 
-def test_equal_figures_are_equal_files(tmp_path):
+def test_drawing_a_figure_again_gives_an_equal_file(tmp_path):
     found = evaluation(tmp_path, learner=(0.5, 0.02))
     found.path.mkdir()
     files = [found.figure_path, found.figure_path.with_suffix(".pdf")]

@@ -1,4 +1,4 @@
-"""The contract of tasks and models: one of each, defined outside the library, goes everywhere."""
+"""A task and a model that are defined outside the library work in every command."""
 
 import os
 import re
@@ -49,7 +49,7 @@ def with_other_keys(leaf):
     return jax.random.fold_in(leaf, 1) if is_key else leaf
 
 
-def test_a_killed_run_ends_with_the_same_bits(whole, file, tmp_path):
+def test_a_killed_and_resumed_run_ends_bit_equal_to_an_uninterrupted_one(whole, file, tmp_path):
     process = children.start(train_slowly, tmp_path / "run", config_of(file), out=tmp_path / "out")
     saved = tmp_path / "run" / "checkpoints"
     while process.is_alive() and not (saved / "4").exists():
@@ -63,10 +63,10 @@ def test_a_killed_run_ends_with_the_same_bits(whole, file, tmp_path):
     first = Learner(whole.config).init(jax.random.key(0))
     assert jax.tree.leaves(variables.state) and jax.tree.leaves(variables.keys)
     changed = jax.tree.map(lambda a, b: bool((a != b).any()), variables.state, first.state)
-    assert all(jax.tree.leaves(changed)), "every batch statistic has moved"
+    assert all(jax.tree.leaves(changed)), "every batch statistic has changed"
 
 
-def test_its_data_are_an_argument_of_the_step_and_not_in_checkpoints(whole):
+def test_data_are_an_argument_of_the_step_and_not_in_checkpoints(whole):
     learner, optimizer, state = start(whole.config)
     data = load_data(learner.family)
     step = jax.jit(lambda state, data: train_step(learner, optimizer, state, data=data))
@@ -78,7 +78,7 @@ def test_its_data_are_an_argument_of_the_step_and_not_in_checkpoints(whole):
     assert not any(data["images"].tobytes()[:64] in content for content in held)
 
 
-def test_random_layers_have_other_keys_in_every_step_and_part_of_a_batch(file):
+def test_random_layers_have_different_keys_in_every_step_and_microbatch(file):
     losses = {}
     for size in (8, 4):
         config = config_of(file, training_microbatch_size=size, model_dropout=0.9)
@@ -86,7 +86,7 @@ def test_random_layers_have_other_keys_in_every_step_and_part_of_a_batch(file):
         loss = jax.jit(
             lambda state, data, learner=learner: batch_gradient(learner, state, data=data)[0]
         )
-        # Other keys of the layers in a step with the prompts of the first.
+        # Change the keys of random layers, but not the prompts.
         keys = jax.tree.map(with_other_keys, state.variables.keys)
         other = state._replace(variables=state.variables._replace(keys=keys))
         data = load_data(learner.family)
@@ -96,7 +96,7 @@ def test_random_layers_have_other_keys_in_every_step_and_part_of_a_batch(file):
     assert losses[8][0] != losses[4][0]
 
 
-def test_other_data_are_refused(whole, file, tmp_path):
+def test_a_run_refuses_data_that_changed(whole, file, tmp_path):
     run = shutil.copytree(whole.path, tmp_path / "run")
     record = run / "config.json"
     assert file in record.read_text() and "sha256" in record.read_text()
@@ -118,17 +118,19 @@ def test_other_data_are_refused(whole, file, tmp_path):
     assert contents(run) == before
 
 
-def test_it_is_evaluated_beside_the_frequencies_of_classes(whole, capsys):
+def test_evaluation_compares_the_model_with_class_frequencies(whole, capsys):
     assert cli.main(["eval", str(whole.path), "--prompts", "32", "--resamples", "20"]) == 0
     assert "fraction misclassified" in " ".join(capsys.readouterr().out.split())
     result = icl.evaluate(whole, prompts=32, resamples=20)
     assert list(result.curves) == ["model", "class frequencies"]
     assert result.examples.tolist() == [0, 1, 2, 3]
     frequencies = result.curves["class frequencies"].mean
-    assert frequencies[0] > 0.6 > frequencies[3] > 0.1, "two classes, one of them shown before"
+    assert frequencies[0] > 0.6 > frequencies[3] > 0.1, (
+        "a prompt has two classes, and the examples show them"
+    )
 
 
-def test_prompts_of_ones_own_are_predicted(whole, file):
+def test_a_run_predicts_for_the_prompts_of_a_user(whole, file):
     learner = Learner(whole.config)
     images = load_data(learner.family)["images"]
     x, y = images[:2, :3].swapaxes(0, 1), np.array([[3, 7]] * 3)
@@ -150,7 +152,7 @@ def test_prompts_of_ones_own_are_predicted(whole, file):
             whole.predict(*arguments)
 
 
-def test_it_is_swept_with_its_statistics(whole, file, tmp_path):
+def test_a_sweep_trains_batch_statistics_as_single_runs_do(whole, file, tmp_path):
     sweep = train_sweep(config_of(file), {}, seeds=2, sweep_dir=tmp_path / "sweep", progress=False)
     records = SweepResult.load(sweep).records
     assert all(np.isfinite(record["normalised_error"]).all() for record in records)
@@ -159,7 +161,7 @@ def test_it_is_swept_with_its_statistics(whole, file, tmp_path):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
-def test_it_trains_on_eight_devices(file, tmp_path):
+def test_an_own_task_trains_on_eight_devices(file, tmp_path):
     process = children.start(
         train_on_eight,
         tmp_path / "run",
@@ -176,7 +178,9 @@ def test_it_trains_on_eight_devices(file, tmp_path):
 @pytest.mark.parametrize(
     ("section", "registry", "key"), [("task", FAMILIES, "family"), ("model", MODELS, "kind")]
 )
-def test_an_unknown_class_is_told_with_its_module(monkeypatch, file, section, registry, key):
+def test_the_error_for_an_unregistered_class_names_its_module(
+    monkeypatch, file, section, registry, key
+):
     data = config_to_dict(config_of(file))
     assert config_from_dict(data) == config_of(file)
     monkeypatch.delitem(registry, data[section][key])
@@ -199,7 +203,7 @@ def test_wrong_registrations_are_refused():
         icl.register_model("")
 
 
-def test_inputs_that_need_another_embedder_are_told(file):
+def test_an_embedder_that_does_not_fit_the_inputs_is_refused(file):
     config = config_of(file)
     for name, message in (
         (None, "images cannot be read without an embedder: .*convolution"),

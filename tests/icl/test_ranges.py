@@ -1,4 +1,4 @@
-"""Every setting that is a number has a range, and says so by its name."""
+"""Every numeric setting has a range, and errors name the setting."""
 
 import dataclasses
 import re
@@ -26,7 +26,7 @@ SECTIONS = {
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_every_number_among_the_settings_has_a_range(section):
+def test_every_numeric_setting_has_a_range(section):
     settings, numbers = SECTIONS[section], 0
     for name, hint in typing.get_type_hints(type(settings)).items():
         union = typing.get_origin(hint) is types.UnionType
@@ -60,7 +60,7 @@ def test_every_number_among_the_settings_has_a_range(section):
         (dict(task=WhitenedRegression(dim=2, scales=(1, 2))), None),
     ],
 )
-def test_numbers_that_mean_nothing_are_refused(changes, message):
+def test_numbers_out_of_range_are_refused(changes, message):
     if message is None:
         assert tiny(**changes)
         return
@@ -68,7 +68,7 @@ def test_numbers_that_mean_nothing_are_refused(changes, message):
         tiny(**changes)
 
 
-def test_seeds_at_the_ends_of_their_range_are_different_keys():
+def test_seeds_at_both_ends_of_the_range_give_different_keys():
     keys = {tuple(jax.random.key_data(jax.random.key(seed)).tolist()) for seed in (*SEED, 2**31)}
     assert len(keys) == 3
 

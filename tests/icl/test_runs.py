@@ -1,4 +1,4 @@
-"""Run folders: nothing is overwritten, nothing half-written is believed."""
+"""Run folders: no file is overwritten, and incomplete files are recognised."""
 
 import json
 import os
@@ -30,12 +30,12 @@ def finished(tmp_path_factory, programs):
 
 @pytest.fixture
 def run(finished, tmp_path):
-    """A copy of a finished run that a test may spoil."""
+    """A copy of a finished run, which a test may change."""
     shutil.copytree(finished.path, tmp_path / "run")
     return Run.open(tmp_path / "run")
 
 
-def test_a_run_reads_back(finished):
+def test_an_opened_run_has_the_settings_it_was_made_with(finished):
     again = Run.open(finished.path)
     assert again.config == finished.config
     made_with = json.loads((finished.path / "config.json").read_text())["made_with"]
@@ -49,14 +49,14 @@ def test_a_run_reads_back(finished):
         (lambda run: run.config.replace(task_noise=0.5), "other settings: task_noise"),
     ],
 )
-def test_a_taken_folder_is_refused_and_left_alone(run, make, message):
+def test_training_into_the_folder_of_a_run_is_refused_and_changes_nothing(run, make, message):
     before = contents(run.path)
     with pytest.raises(RunError, match=message):
         icl.train(make(run), run.path, logging=QUIET)
     assert contents(run.path) == before
 
 
-def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path):
+def test_a_folder_that_is_not_a_run_is_refused_and_unchanged(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     for action in (
         lambda: icl.train(tiny(), tmp_path, logging=QUIET),
@@ -73,7 +73,7 @@ def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path):
 
 
 def edit(run, change):
-    """Changes what a run's config.json holds."""
+    """Changes the content of a run's config.json."""
     file = run.path / "config.json"
     data = json.loads(file.read_text())
     change(data)
@@ -107,7 +107,7 @@ def edit(run, change):
         (lambda data: data.update(history=[{}]), "it has no 'from_step'"),
     ],
 )
-def test_an_unreadable_config_is_told(tmp_path, content, message):
+def test_an_unreadable_config_gives_an_error_that_says_why(tmp_path, content, message):
     run = Run.create(tmp_path / "run", tiny())
     file = run.path / "config.json"
     if callable(content):
@@ -140,7 +140,9 @@ def test_an_unreadable_config_is_told(tmp_path, content, message):
         ("eval.json", None, "eval.json .*a folder is where a file should be"),
     ],
 )
-def test_unreadable_files_of_a_run_are_told(tmp_path, file, content, message, capsys):
+def test_an_unreadable_file_of_a_run_gives_an_error_that_names_it(
+    tmp_path, file, content, message, capsys
+):
     run = Run.create(tmp_path / "run", tiny())
     (run.path / "metrics.jsonl").write_text('{"step": 5, "loss": 2.0}\n{"step": 10, "lo')
     assert [record["step"] for record in run.metrics()] == [5]
@@ -159,10 +161,10 @@ def test_unreadable_files_of_a_run_are_told(tmp_path, file, content, message, ca
     error = capsys.readouterr().err
     assert error.startswith("icl: ") and file in error and error.count("\n") == 1
     now = {p: c for p, c in contents(run.path).items() if p.stem != "training"}
-    assert now == before  # but for the figure of training
+    assert now == before  # except the figure of training
 
 
-def test_unreadable_files_of_a_sweep_are_told(tmp_path):
+def test_an_unreadable_file_of_a_sweep_gives_an_error_that_names_it(tmp_path):
     sweep = Sweep.create(tmp_path / "sweep", tiny(), {"learning_rate": [1e-3]}, 1)
     for content in ("{}", '{"prompts": 1, "members": []}', "[3]"):
         (sweep.path / "results.json").write_text(content)
@@ -185,7 +187,9 @@ def test_unreadable_files_of_a_sweep_are_told(tmp_path):
         ("/proc/run", "/proc/run cannot be used"),
     ],
 )
-def test_a_folder_that_cannot_be_is_told(tmp_path, monkeypatch, folder, message, capsys):
+def test_an_impossible_folder_gives_an_error_of_one_line(
+    tmp_path, monkeypatch, folder, message, capsys
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("precious")
     os.symlink("loop", tmp_path / "loop")
@@ -221,18 +225,18 @@ def test_a_folder_that_cannot_be_is_told(tmp_path, monkeypatch, folder, message,
         dict(training_steps=10**20),
     ],
 )
-def test_numbers_that_a_file_cannot_hold_are_refused(changes):
+def test_numbers_that_json_cannot_hold_are_refused(changes):
     [(name, _)] = changes.items()
     with pytest.raises(ValueError, match=f"{name.replace('_', '.', 1)}.* must be"):
         tiny(**changes)
 
 
-def test_two_processes_on_one_run_are_refused(run):
+def test_a_second_process_on_a_run_is_refused(run):
     with run.locked(), pytest.raises(RunError, match="another process"):
         icl.resume(run, logging=QUIET)
 
 
-def test_default_folders_do_not_collide(tmp_path):
+def test_a_default_folder_is_one_that_does_not_exist(tmp_path):
     assert free_path("garg/linear-xs", tmp_path) == tmp_path / "garg-linear-xs"
     (tmp_path / "garg-linear-xs").mkdir()
     assert free_path("garg/linear-xs", tmp_path) == tmp_path / "garg-linear-xs-2"
@@ -260,13 +264,13 @@ def damage_manifest(step):
 
 
 def damage_numbers(step):
-    """Files that are whole, with other numbers than those that were saved."""
+    """Intact files with other numbers than those that were saved."""
     shutil.rmtree(step / "params")
     shutil.copytree(step.parent / "10" / "params", step / "params")
 
 
 def damage_name(step):
-    """The checkpoint of another step, which is whole."""
+    """The intact checkpoint of another step."""
     shutil.rmtree(step)
     shutil.copytree(step.parent / "10", step)
 
@@ -286,7 +290,7 @@ def damage_checksums(step):
     [damage_data, damage_half, damage_manifest, damage_numbers, damage_name, damage_kind,
      damage_checksums],
 )  # fmt: skip
-def test_a_damaged_checkpoint_is_passed_over(run, finished, damage):
+def test_a_damaged_checkpoint_is_skipped(run, finished, damage):
     steps = run.checkpoints().steps()
     assert steps == [10, 20]
     earlier = run.path / "damaged" / "20"
@@ -305,11 +309,11 @@ def test_a_damaged_checkpoint_is_passed_over(run, finished, damage):
     assert losses(map(json.loads, dropped)) == losses(finished.metrics())[2:]
 
 
-def test_with_every_checkpoint_damaged_a_run_stops_and_says_how_to_start_afresh(run, finished):
+def test_if_all_checkpoints_are_damaged_the_error_says_how_to_start_again(run, finished):
     for step in (10, 20):
         damage_data(run.path / "checkpoints" / str(step))
     before = contents(run.path)
-    for action in (lambda: icl.resume(run, logging=QUIET), run.params):
+    for action in (lambda: icl.resume(run, logging=QUIET), run.variables):
         with pytest.warns(DamagedCheckpoint), pytest.raises(RunError) as caught:
             action()
         assert contents(run.path) == before | {run.path / ".lock": b""}
@@ -324,7 +328,7 @@ def test_with_every_checkpoint_damaged_a_run_stops_and_says_how_to_start_afresh(
 
 @pytest.mark.parametrize("with_checksums", [True, False])
 def test_a_resume_that_does_not_fit_is_refused_and_changes_nothing(run, with_checksums):
-    if not with_checksums:  # as once written
+    if not with_checksums:  # as in old runs
         for step in run.checkpoints().steps():
             shutil.rmtree(run.path / "checkpoints" / str(step) / "checksums")
         assert run.variables()[0] == 20
@@ -336,7 +340,7 @@ def test_a_resume_that_does_not_fit_is_refused_and_changes_nothing(run, with_che
     assert contents(run.path) == before | {run.path / ".lock": b""}
     edit(run, lambda data: data["config"]["model"].update(width=32))
     before = contents(run.path)
-    there = "model_width is 16 there, 32 here" if with_checksums else "other shapes"
+    there = "model_width is 16 in the checkpoint, 32 now" if with_checksums else "other shapes"
     for action in (icl.resume, icl.evaluate):
         with pytest.raises(RunError, match=f"20 does not fit the settings.*{there}"):
             action(run.path)
@@ -344,30 +348,30 @@ def test_a_resume_that_does_not_fit_is_refused_and_changes_nothing(run, with_che
     if with_checksums:
         edit(run, lambda data: data["config"]["model"].update(width=16))
         edit(run, lambda data: data["config"]["task"].update(noise=0.5))
-        with pytest.raises(RunError, match="20 does not fit.*task_noise is 0.0 there, 0.5 here"):
+        with pytest.raises(RunError, match="20 does not fit.*task_noise is 0.0 in .*, 0.5 now"):
             icl.evaluate(run.path)
         edit(run, lambda data: data["config"]["task"].update(noise=0.0))
         edit(run, lambda data: data["config"]["optimizer"].update(learning_rate=1e-4))
         assert Run.open(run.path).variables()[0] == 20
-        with pytest.raises(RunError, match="learning_rate is 0.003 there, 0.0001 here.*--resume"):
+        with pytest.raises(RunError, match="learning_rate is 0.003 in .*, 0.0001 now.*--resume"):
             icl.resume(run.path, logging=QUIET)
 
 
-def test_a_custom_optimizer_of_other_parts_is_refused(tmp_path):
+def test_a_custom_optimizer_with_another_state_is_refused(tmp_path):
     run = icl.train(tiny(), tmp_path / "run", optimizer=optax.adam(1e-3), logging=QUIET)
     assert json.loads((run.path / "config.json").read_text())["config"]["optimizer"] == {
         "name": "custom"
     }
     assert Run.open(run.path).config == run.config
     before = contents(run.path)
-    with pytest.raises(RunError, match="rest.* missing here.*another optimiser given"):
+    with pytest.raises(RunError, match="rest.* missing now.*another optimiser given"):
         icl.resume(run, optimizer=optax.sgd(1e-3), logging=QUIET)
     with pytest.raises(ValueError, match="would change nothing: the optimiser .* from Python"):
         icl.resume(run, optimizer_learning_rate=1e-4, logging=QUIET)
     assert contents(run.path) == before
 
 
-def test_a_run_goes_on_with_other_settings_and_tells_of_it(run, finished):
+def test_a_run_continues_with_changed_settings_and_records_them(run, finished):
     shutil.rmtree(run.path / "checkpoints" / "20")
     command = ["train", "--resume", str(run.path), "--no-evaluate", "--logging.no-progress"]
     assert main([*command, "--optimizer.learning-rate=1e-3", "--optimizer.clip-norm", "1"]) == 0
@@ -387,13 +391,13 @@ def test_a_run_goes_on_with_other_settings_and_tells_of_it(run, finished):
     old = [record["learning_rate"] for record in finished.metrics()]
     assert rates[:2] == old[:2]
     np.testing.assert_allclose(rates[2:], np.array(old[2:]) / 3, rtol=1e-5)
-    # Again from the checkpoint whose optimiser did not clip, and from one that did.
+    # Resume again, from the checkpoint of the optimiser that did not clip gradients.
     end = changed.variables()[1]
     shutil.rmtree(run.path / "checkpoints" / "20")
     again = icl.resume(run.path, logging=QUIET)
     assert_same_bits(again.variables()[1], end)
     assert again.history == changed.history == Run.open(run.path).history
-    # An optimiser from Python, whose state has the same arrays in other places.
+    # An optimiser from Python, whose state has equal arrays at other places.
     adam = optax.adam(lambda step: 1e-4)
     given = icl.resume(run.path, optimizer=adam, training_steps=25, logging=QUIET)
     assert [record["step"] for record in given.metrics()] == [5, 10, 15, 20, 25]
@@ -429,7 +433,7 @@ def test_settings_that_cannot_change_are_refused(finished, changes, message, cap
     assert contents(finished.path) == before
 
 
-def test_every_setting_may_change_or_has_a_reason_not_to():
+def test_the_settings_that_may_change_are_those_of_the_help():
     listed = {
         f"{section}_{name}"
         for section, kind in (
@@ -443,7 +447,7 @@ def test_every_setting_may_change_or_has_a_reason_not_to():
     assert free == listed | {"optimizer_options"}
 
 
-def test_lines_past_the_checkpoint_and_torn_lines_are_dropped(run, finished):
+def test_a_resume_drops_incomplete_lines_and_those_after_the_checkpoint(run, finished):
     shutil.rmtree(run.path / "checkpoints" / "20")
     with open(run.path / "metrics.jsonl", "a") as file:
         file.write('{"step": 25, "lo')
@@ -455,7 +459,7 @@ def test_lines_past_the_checkpoint_and_torn_lines_are_dropped(run, finished):
     assert losses == [(r["step"], r["loss"]) for r in finished.metrics()]
 
 
-def test_every_logged_line_is_the_same_again(finished, tmp_path):
+def test_two_runs_with_equal_settings_log_equal_metrics(finished, tmp_path):
     again = icl.train(tiny(), tmp_path / "run", logging=LoggingConfig(progress=False))
     for a, b in zip(again.metrics(), finished.metrics(), strict=True):
         for name in ("step", "loss", "grad_norm", "learning_rate"):

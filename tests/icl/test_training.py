@@ -1,4 +1,4 @@
-"""The trained program: chunks, microbatches, optimisers, settings, what stops a run."""
+"""The training program: chunks, microbatches, optimisers, settings, and errors that stop a run."""
 
 import dataclasses
 import json
@@ -45,7 +45,7 @@ def test_chunk_length_changes_no_bit(task):
     assert int(ends[0][0].step) == 20
 
 
-def test_a_scanned_chunk_is_so_many_single_steps():
+def test_a_scanned_chunk_equals_single_steps():
     learner, optimizer, state = start(tiny())
     step = jax.jit(lambda state: train_step(learner, optimizer, state))
     single = state
@@ -68,7 +68,7 @@ def test_microbatches_add_up_to_the_batch(layout):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_the_chosen_microbatch_divides_the_batch():
+def test_the_default_microbatch_size_divides_the_batch():
     for batch_size in (1, 7, 48, 64):
         size = microbatch_size(Learner(tiny(training_batch_size=batch_size)))
         assert batch_size % size == 0
@@ -107,7 +107,7 @@ def test_the_loss_is_the_mean_over_scored_positions():
         (VectorRetrieval(dim=3, points=5), dict(), r"y .*shape \[B, points, 3\].*got \(8, 5\)"),
     ],
 )
-def test_episodes_of_another_shape_are_refused(task, changes, message):
+def test_episodes_with_wrong_shapes_are_refused(task, changes, message):
     shapes = dict(x=(8, 5, 3), y=(8, 5), queries=(8, 5), context=(8, 5)) | changes
     episodes = Episode(**{name: np.ones(shape) for name, shape in shapes.items()})
     learner = Learner(tiny(task=task))
@@ -116,7 +116,7 @@ def test_episodes_of_another_shape_are_refused(task, changes, message):
             ask(None, episodes)
 
 
-def test_progress_shows_the_loss_as_an_error_and_names_it(capsys):
+def test_progress_shows_the_loss_as_an_error_with_its_name(capsys):
     numbers = dict(loss=1.5, steps_per_second=2.0, tokens_per_second=9.0)
     for config, line, number in (
         (tiny(), "error: squared error / mean squared label, over", "error 0.5000"),
@@ -151,7 +151,7 @@ def test_training_learns(tmp_path):
     assert run.checkpoints().steps() == [400, 500, 600]
 
 
-def test_steps_need_not_be_a_multiple_of_anything(tmp_path):
+def test_the_number_of_steps_need_not_be_a_multiple_of_log_every(tmp_path):
     run = icl.train(tiny(training_steps=12), tmp_path / "run", logging=QUIET)
     assert [record["step"] for record in run.metrics()] == [5, 10, 12]
     assert run.variables()[0] == 12
@@ -179,14 +179,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, changes):
     assert icl.Run.open(tmp_path / "run").checkpoints().steps() == []
 
 
-def test_the_message_names_step_and_last_good_checkpoint(tmp_path):
+def test_a_loss_that_is_not_finite_is_reported_with_step_and_last_checkpoint(tmp_path):
     explode = optax.scale_by_schedule(lambda step: jnp.where(step < 16, -1e-3, 1e30))
     with pytest.raises(NonFiniteLoss, match="at step 1[78].*step 10.*resume.run, optimizer=..."):
         icl.train(tiny(), tmp_path / "run", optimizer=explode, logging=QUIET)
     assert icl.Run.open(tmp_path / "run").variables()[0] == 10
 
 
-def test_any_optimizer_of_optax(tmp_path):
+def test_any_optax_optimizer_trains(tmp_path):
     for name, options in (("lion", {"b1": 0.8}), ("sgd", {"momentum": 0.9}), ("adamw", {})):
         changes = dict(optimizer_name=name, optimizer_options=options, training_steps=5)
         run = icl.train(tiny(**changes), tmp_path / name, logging=QUIET)
@@ -199,7 +199,7 @@ def test_any_optimizer_of_optax(tmp_path):
     icl.resume(run, optimizer=optax.lamb(1e-3), logging=QUIET)
 
 
-def test_wrong_optimizers_are_refused():
+def test_unknown_optimizers_and_options_are_refused():
     with pytest.raises(ValueError, match="did you mean .*adam"):
         make_optimizer(OptimizerConfig(name="adma"), 10)
     with pytest.raises(ValueError, match="takes no option beta; it takes b1"):
@@ -221,13 +221,13 @@ def test_settings_survive_json(name):
     assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
 
 
-def test_presets_keep_their_laws():
+def test_every_preset_builds_a_learner_and_an_optimizer():
     models = set()
     for name, entry in PRESETS.items():
         learner = Learner(entry.config)
         make_optimizer(entry.config.optimizer, entry.config.training.steps)
         assert name.count("/") == 1 and "\n" not in entry.summary
-        if repr(entry.config.model) not in models:  # a model of many layers takes seconds
+        if repr(entry.config.model) not in models:  # building a deep model takes seconds
             models.add(repr(entry.config.model))
             shapes = jax.eval_shape(learner.init, jax.random.key(0))
             assert jax.tree.leaves(shapes)
@@ -237,7 +237,7 @@ def test_presets_keep_their_laws():
         preset("zzz")
 
 
-def test_replace_reaches_every_setting_and_refuses_the_rest():
+def test_replace_changes_settings_by_name_and_refuses_unknown_names():
     config = tiny(task_noise=0.5, model=TransformerConfig(layers=4), model_width=32)
     assert config.task.noise == 0.5
     assert (config.model.layers, config.model.width) == (4, 32)
@@ -274,13 +274,15 @@ def test_unreadable_settings_are_refused():
 
 
 def test_tensorboard_gets_the_metrics(tmp_path):
-    pytest.importorskip("tensorboardX", reason="tensorboardX is an option")
+    pytest.importorskip("tensorboardX", reason="tensorboardX is optional")
     logging = LoggingConfig(progress=False, tensorboard=True)
     run = icl.train(tiny(), tmp_path / "run", logging=logging)
     assert list((run.path / "tensorboard").iterdir())
 
 
-def test_a_sink_that_is_not_installed_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+def test_a_metrics_sink_that_is_not_installed_is_refused_before_a_folder_is_made(
+    tmp_path, monkeypatch
+):
     import sys
 
     for name, logging in (
