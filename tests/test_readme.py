@@ -1,13 +1,32 @@
-"""The README says what is so."""
+"""What the README and the pages of docs/ say is true."""
 
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import icl
 from icl.analysis import ANALYSES
+from icl.cli import main
 from icl.experiments import PRESETS
+from icl.models import MODELS
+from icl.tasks import FAMILIES, sample_batch
+from icl.training import Learner
+from icl.training.config import config_from_dict, config_to_dict
+from icl.training.data import load_data
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+
+
+def block_with(text, words):
+    """The block of Python code in a page that contains some words."""
+    [block] = [b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if words in b]
+    return block
 
 
 def test_the_table_of_presets_is_the_registry():
@@ -44,9 +63,47 @@ def test_make_targets_it_names_exist():
 
 
 def test_the_python_it_shows_names_what_exists():
-    import icl
-    import icl.kernels
-
     for name in re.findall(r"\bicl\.(\w+)\(", README):
         assert hasattr(icl, name), name
     assert icl.preset("garg/linear-xs").replace(task_noise=0.5, training_steps=20_000)
+
+
+def test_the_predictions_it_shows_have_the_shape_it_says():
+    learner = Learner(icl.preset("garg/linear-xs").replace(model_layers=1))
+    shapes = jax.eval_shape(learner.init, jax.random.key(0)).params
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    names = {"run": SimpleNamespace(predict=icl.Predictor(learner, zeros))}
+    exec(block_with(README, "run.predict("), names)
+    assert names["y_query"].shape == (100, 3)
+
+
+def test_the_task_and_model_of_the_page_on_own_tasks_work(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "own-task.md").read_text()
+    (tmp_path / "my_task.py").write_text(block_with(page, "register_family"))
+    images = np.random.default_rng(0).integers(0, 256, (10, 28, 28), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    monkeypatch.chdir(tmp_path)
+    # The check compiles the model; test_models.py tests it.
+    monkeypatch.setattr("icl.training.learner.check_causal", lambda *arguments: None)
+    try:
+        assert main(["--import", "my_task", "list", "mine/images"]) == 0
+        config = icl.preset("mine/images")
+        assert config_from_dict(config_to_dict(config)) == config
+        learner = Learner(config)
+        data, key = load_data(learner.family), jax.random.key(0)
+        draw = lambda key, data: sample_batch(
+            learner.family, key, jnp.arange(4), learner.family.full, data=data
+        )
+        episodes = jax.eval_shape(draw, key, data)
+        assert episodes.x.shape == (4, 20, 28, 28) and episodes.x.dtype == np.uint8
+        variables = jax.eval_shape(learner.init, key)
+        loss, _ = jax.eval_shape(learner.loss_sum, variables, episodes)
+        assert loss.shape == ()
+    finally:
+        for registry, name in (
+            (FAMILIES, "relabelled_images"),
+            (MODELS, "gru"),
+            (PRESETS, "mine/images"),
+            (sys.modules, "my_task"),
+        ):
+            registry.pop(name, None)

@@ -1,6 +1,6 @@
-"""Experiments by paper, a file each, as presets that `icl train NAME` runs.
+"""Presets of experiments, one file per paper; `icl train NAME` trains a preset.
 
-A file is imported when one of its presets is asked for.
+A file is imported when one of its presets is looked up.
 """
 
 from .presets import PRESETS, Preset, preset, register, report

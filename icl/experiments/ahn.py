@@ -1,12 +1,12 @@
 """Transformers learn to implement preconditioned gradient descent for in-context learning.
 
 Ahn, Cheng, Daneshmand & Sra 2023 (arXiv 2306.00297), section 6 and the public code. Linear
-attention, whose weights are 0 where those of its optimum are, learns regression of inputs with
-covariance U D^2 U^T. A layer becomes a step of gradient descent with the inverse covariance as
+attention, in which weights that are 0 at the optimum are fixed at 0, learns regression of inputs
+with covariance U D^2 U^T. A layer becomes a step of gradient descent with the inverse covariance as
 preconditioner; `icl.analysis.preconditioning` shows the learned preconditioners.
 
 `ahn/isotropic` and `ahn/rotated` are the paper's demonstrations: three layers, without and with a
-random rotation U. `ahn/layers` compares one to four layers with as many steps of descent. Every
+random rotation U. `ahn/layers` compares one to four layers with one to four steps of descent. Every
 step draws a new batch; the public code draws one every 100 steps for `rotated` and `layers`. The
 `-xs` presets have smaller batches and other learning rates.
 """

@@ -3,8 +3,8 @@
 Paper size follows appendix A.2: Adam at 1e-4, no warm-up, no clipping, batches of 64,
 500,001 steps in the public code and 500,000 here, and the curriculum over dimensions and
 points. The `-xs` presets train on two CPU cores in minutes. They have a higher learning rate with
-warm-up and a cosine; b2 0.95, with which they leave the first plateau sooner; no clipping, which
-would prolong the plateau; and a curriculum only if they do not learn without one.
+warm-up and cosine decay; b2 0.95, which shortens the first plateau; no clipping, which would
+prolong the plateau; and a curriculum only if they do not learn without one.
 
 `garg/capacity` is figure 6 as a sweep: models of three sizes learn linear regression in d = 10 to
 50 dimensions from 2d + 1 points (the paper has three seeds: `--seeds 3`). `garg/capacity-xs` has

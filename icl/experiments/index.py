@@ -1,7 +1,7 @@
 # ruff: noqa: E501
 """Every preset of the library: the file that registers it, its name, and one line about it.
 
-It is apart from the settings so that `icl list` need not import what they are made of.
+This index is separate from the settings, so that `icl list` does not import models and tasks.
 """
 
 FILES = {
@@ -32,7 +32,7 @@ FILES = {
         "garg/classification-xs": "linear classification, d=4, 17 points, xs model: minutes on a CPU",
         "garg/classification": "linear classification of the public code, d=20, 41 points, standard model (for a GPU)",
         "garg/capacity": "figure 6: three models in 10 to 50 dimensions (a sweep, for GPUs)",
-        "garg/capacity-xs": "figure 6 in small: models of one to three layers in 2 to 5 dimensions (a sweep, a CPU)",
+        "garg/capacity-xs": "a small figure 6: models of one to three layers in 2 to 5 dimensions (a sweep, a CPU)",
     },
     "looped": {
         "looped/linear": "linear regression, d=20, 41 points, a looped transformer of 30 loops (for a GPU)",
@@ -54,10 +54,10 @@ FILES = {
         "oswald/sine-descent": "the comparator of oswald/sine: a step of gradient descent on a learned representation",
         "oswald/sine-xs": "oswald/sine with batches of 256 and fewer steps: minutes on a CPU",
         "oswald/sine-descent-xs": "oswald/sine-descent with batches of 256 and fewer steps: minutes on a CPU",
-        "oswald/copying": "inputs and labels in tokens apart, softmax then linear attention: figure 8 (for a GPU)",
+        "oswald/copying": "inputs and labels in separate tokens, softmax then linear attention: figure 8 (for a GPU)",
         "oswald/copying-xs": "oswald/copying with d=5 and batches of 256: minutes on a CPU",
         "oswald/softmax": "one layer with linear or softmax attention, one head or two: figure 12 (a sweep, a CPU)",
-        "oswald/data-sets": "one layer trained on 128 to 8,192 prompts again and again (a sweep, a CPU)",
+        "oswald/data-sets": "one layer trained on a fixed set of 128 to 8,192 prompts (a sweep, a CPU)",
     },
     "park": {
         "park/parity-xs": "parities of 2 of d=5 bits, 21 points, xs model: minutes on a CPU",

@@ -1,4 +1,4 @@
-"""The registry of presets, whose files are imported when one of their presets is asked for."""
+"""The registry of presets; the file of a preset is imported when the preset is looked up."""
 
 import dataclasses
 import difflib
@@ -22,11 +22,11 @@ class Preset:
     """A named experiment.
 
     Attributes:
-      name: `paper/experiment`, with `-xs` for the size of a CPU.
+      name: `paper/experiment`, with the suffix `-xs` for sizes that suit a CPU.
       config: the settings.
       summary: one line.
       over: the default grid of a sweep, as `icl.sweep` takes it.
-      report: the name in `icl.analysis.ANALYSES` of what is asked of its finished sweeps.
+      report: name in `icl.analysis.ANALYSES` of the analysis of its finished sweeps.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Preset:
 
 
 class _Presets(MutableMapping[str, Preset]):
-    """Presets by name, those of the library first; looking one up imports its file."""
+    """Presets by name, those of the library first; a look-up imports the file of the preset."""
 
     def __init__(self) -> None:
         self._registered: dict[str, Preset] = {}
@@ -84,11 +84,10 @@ def register(
 
     Args:
       name, config, over, report: as of `Preset`.
-      summary: one line; None for a preset of the library, whose line is in `index.py`.
+      summary: one line; None for a preset of the library, whose summary is in `index.py`.
 
     Raises:
-      ValueError: there is a preset of that name, or no line about it, or no analysis `report` of
-        sweeps.
+      ValueError: the name is taken, there is no summary, or `report` is not an analysis of sweeps.
     """
     if name in PRESETS and (name not in SUMMARIES or summary is not None):
         raise ValueError(f"there is a preset {name!r} already")
@@ -96,14 +95,14 @@ def register(
     if summary is None:
         raise ValueError(f"the preset {name!r} needs a summary of one line")
     if report is not None and (report not in ANALYSES or ANALYSES[report].of != "sweep"):
-        raise ValueError(f"no analysis {report!r} of a sweep is in icl.analysis.ANALYSES")
+        raise ValueError(f"icl.analysis.ANALYSES has no analysis {report!r} of a sweep")
     PRESETS[name] = Preset(name, config, summary, over, report)
 
 
 def report(sweep: "Sweep") -> "Result | None":
-    """Asks a finished sweep what its preset reports; None if it has no report.
+    """Runs the report of a sweep's preset on the finished sweep; None if the preset has no report.
 
-    The files of the result are written again.
+    Existing files of the report are overwritten.
     """
     known = PRESETS.get(sweep.preset or "")
     return ask(known.report, sweep) if known and known.report else None
@@ -113,13 +112,13 @@ def preset(name: str) -> "Config":
     """The settings of a preset.
 
     Raises:
-      KeyError: no preset of that name; the message suggests near ones.
+      KeyError: no preset has that name; the message suggests similar names.
     """
     return named(name, PRESETS, "preset").config
 
 
 def named(name: str, known: Mapping[str, Any], kind: str) -> Any:
-    """The entry of that name; KeyError that suggests near names if there is none."""
+    """The entry of a name; KeyError that suggests similar names if there is none."""
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)

@@ -1,9 +1,9 @@
 """Pretraining task diversity and the emergence of non-Bayesian in-context learning for regression.
 
 Raventós, Paul, Chen & Ganguli 2023 (arXiv 2306.15063). Linear regression with noise, trained on a
-pool of M tasks. Below a threshold of M the learner predicts as the optimal estimator for the pool
-(dMMSE) does, above it as the optimal estimator for all tasks (ridge) does, which has a larger error
-on the pool.
+pool of M tasks. Below a threshold of M the learner predicts like the optimal estimator for the pool
+(dMMSE). Above it the learner predicts like the optimal estimator for all tasks (ridge), which has a
+larger error on the pool.
 
 `raventos/pool` follows section 2 and the public code: 8 dimensions, 16 points, noise of variance
 0.25, tokens (0, x) and (y, 0), GPT-2 of 8 layers without biases at its ends, Adam with the
