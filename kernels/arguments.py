@@ -1,4 +1,4 @@
-"""Checks of what users give, that the public functions share."""
+"""Checks of users' arguments, shared by the public functions."""
 
 import math
 import operator
@@ -54,7 +54,7 @@ def as_flag(name: str, flag: Any) -> bool:
 
 
 def as_window(window: Any) -> tuple[int, int] | None:
-    """`(left, right)` of a window, of which one number stands for both."""
+    """`(left, right)` of a window; one number stands for both sides."""
     if window is None:
         return None
     sides = window if isinstance(window, tuple | list) else (window, window)
@@ -74,9 +74,11 @@ def as_window(window: Any) -> tuple[int, int] | None:
 def flat_rows(
     name: str, array: Any, batch: tuple[int, ...], rest: tuple[int, ...], letters: str
 ) -> jax.Array | None:
-    """`[B or 1, ...]` of what broadcasts to `[*batch, *rest]`, whose axes of size 1 stay.
+    """An array that broadcasts to `[*batch, *rest]`, as `[B or 1, ...]`.
 
-    letters: what `rest` is called in the message.
+    Axes of size 1 in `rest` stay.
+
+    letters: names of the axes of `rest`, for the message.
     """
     if array is None:
         return None
@@ -95,7 +97,7 @@ def flat_rows(
 
 
 def flat_lengths(name: str, lengths: Any, batch: tuple[int, ...]) -> jax.Array | None:
-    """int32 `[B]`."""
+    """Lengths as int32 `[B]`."""
     if lengths is None:
         return None
     lengths = jnp.asarray(lengths)

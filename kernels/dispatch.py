@@ -1,4 +1,4 @@
-"""Choosing an implementation: what the machine is, and what each one cannot do."""
+"""Chooses an implementation, by the machine and by what each implementation cannot do."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ import jax
 
 @dataclass(frozen=True)
 class Target:
-    """What programs are compiled for.
+    """The machine for which programs are compiled.
 
     platform: "cpu", "cuda", "rocm" or "tpu".
     capability: CUDA's compute capability, 90 for 9.0; None off CUDA.
@@ -28,7 +28,7 @@ _target: ContextVar[Target | None] = ContextVar("target", default=None)
 
 
 def target() -> Target:
-    """The machine at hand: JAX's default device, or what `targeting` says."""
+    """The machine of JAX's default device, or the one given to `targeting`."""
     override = _target.get()
     if override is not None:
         return override
@@ -46,7 +46,7 @@ def target() -> Target:
 
 @contextlib.contextmanager
 def targeting(platform: str, capability: int | None = None, device: str = "") -> Iterator[None]:
-    """Traces for another machine, to compile for a GPU where there is none.
+    """Traces for another machine, to compile for a GPU that this one lacks.
 
     with targeting("cuda", 90):
         jax.jit(step).trace(state).lower(lowering_platforms=("cuda",))
@@ -68,10 +68,10 @@ class Implementation:
     """One way to compute an op.
 
     run: `(problem, operands) -> out`.
-    refusal: `(target, problem, operands) -> str | None`, why it cannot be done, or None.
-    is_best: `(target, problem, operands) -> bool`, whether it is the fastest one known here.
-    run_anywhere: as run, but also correct when the program is lowered for another platform than
-      the one it was chosen for; used when nobody asked for an implementation.
+    refusal: `(target, problem, operands) -> str | None`, why it cannot take the call, or None.
+    is_best: `(target, problem, operands) -> bool`, whether it is the fastest known for this call.
+    run_anywhere: like run, and correct too if the program is lowered for another platform; used
+      if the caller asked for no implementation.
     """
 
     run: Callable[[Any, Any], jax.Array]
@@ -94,12 +94,13 @@ def choose(
       op: the op's name, for messages.
       implementations: by name, in the order in which they are considered when None is asked.
       asked: a name, names in order of preference, or None for the best one here.
-      problem, operands: what it must be able to do.
-      default: the one that always works.
+      problem, operands: the call.
+      default: the name of the implementation that takes every call.
 
     Raises:
       ValueError, TypeError: as `names_of`.
-      NotImplementedError: none of the names can do this here; the message says why not.
+      NotImplementedError: no implementation of these names can take the call here; the message says
+        why.
     """
     here, names = target(), names_of(op, implementations, asked)
     if names is None:
@@ -145,11 +146,11 @@ def run(
 def names_of(
     op: str, implementations: Mapping[str, Implementation], asked: Any
 ) -> list[str] | None:
-    """The names asked for, in order of preference; None where the best one is.
+    """The names asked for, in order of preference; None if the best one is wanted.
 
     Raises:
       ValueError: a name that does not exist, or no name at all.
-      TypeError: what is no name.
+      TypeError: an object that is not a name.
     """
     if asked is None:
         return None

@@ -1,4 +1,4 @@
-"""From a pair of raw kernel calls to an op: what the Triton and the Pallas forms share."""
+"""Makes an op of a forward and a backward kernel call, in Triton or in Pallas."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,12 +26,12 @@ def fused(
 
     Args:
       forward: `(problem, operands) -> (out, saved)`, kernel calls alone.
-      backward: `(problem, operands, saved, d_out) -> gradient`, kernel calls alone; not yet added
-        up along axes on which an operand has size 1, nor cast to the operand's dtype.
+      backward: `(problem, operands, saved, d_out) -> gradient`, kernel calls alone. The gradient
+        need not be summed over broadcast axes of an operand, nor cast to the operand's dtype.
       definition: `(problem, operands) -> out` in plain JAX.
       platform: where the kernels run; elsewhere `run_anywhere` takes the definition.
-      prepare: settles the problem of the backward pass before vmap adds rows to the batch.
-      plain_saved: what `forward` saves, without kernels; its values are not read.
+      prepare: makes the problem of the backward pass, before vmap adds rows to the batch.
+      plain_saved: arrays of the shapes that `forward` saves; their values are not read.
     """
     folded_forward = batch_foldable(forward)
     folded_backward = batch_foldable(
@@ -64,7 +64,7 @@ def fused(
 
 
 def _with_rows_of_cotangent(operands: Any, saved: Any, d_out: Any) -> tuple[Any, Any, Any]:
-    """The same, with a query and saved arrays for each row of a cotangent that alone was mapped."""
+    """Repeats the query and the saved arrays if vmap mapped only the cotangent."""
     rows = jax.tree.leaves(d_out)[0].shape[0]
     if batch_rows(operands) == rows:
         return operands, saved, d_out

@@ -1,7 +1,7 @@
 """Runs Triton kernels on the CPU through Triton's own interpreter, without PyTorch.
 
-Needs `TRITON_INTERPRET=1` before Triton is imported; `triton_call` sees to it. Outputs are filled
-with NaN first, so that what a kernel forgets to write is seen.
+Needs `TRITON_INTERPRET=1` before Triton is imported; `triton_call` sets it. Outputs start as NaN,
+so that an entry which a kernel does not write shows.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ _BUILDER = triton_interpreter.interpreter_builder
 
 
 class _Tensor:
-    """As much of a torch.Tensor as the interpreter asks for; the memory is NumPy's."""
+    """The part of torch.Tensor that the interpreter uses, over NumPy's memory."""
 
     def __init__(self, array: np.ndarray | None = None):
         self.array = array
@@ -59,7 +59,7 @@ class _Tensor:
 
 @dataclass
 class Traffic:
-    """What kernels did: bytes that loads and stores moved, and operations in products."""
+    """Bytes that kernels loaded and stored, and operations in their products."""
 
     loaded: int = 0
     stored: int = 0
@@ -71,7 +71,7 @@ _traffic: Traffic | None = None
 
 @contextlib.contextmanager
 def counting() -> Iterator[Traffic]:
-    """Counts the traffic of the kernels that run inside; not for two threads at once."""
+    """Counts the traffic of the kernels that run inside, from one thread at a time."""
     global _traffic
     _traffic = Traffic()
     try:
@@ -108,7 +108,7 @@ def _float32(handle: Any) -> np.ndarray:
 
 
 def _dot(a: Any, b: Any, accumulator: Any, *_: Any) -> Any:
-    """Products of bfloat16, which the interpreter keeps as uint16 and multiplies as such."""
+    """A product; the interpreter's own multiplies bfloat16 as the uint16 that hold it."""
     if _traffic is not None:
         _traffic.dot_flops += 2 * a.data.shape[-2] * a.data.shape[-1] * b.data.shape[-1]
     dtype = accumulator.data.dtype

@@ -1,9 +1,15 @@
-"""Sums and products whose precision is said, and sizes of tiles."""
+"""Sums and products of explicit precision, and sizes of tiles."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+
+def accumulation_dtype(dtype: Any) -> jnp.dtype:
+    """The dtype of sums of numbers of `dtype`: float64 for float64, else float32."""
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
 def einsum(precision: str | None, dtype: jnp.dtype):
@@ -16,7 +22,7 @@ def einsum(precision: str | None, dtype: jnp.dtype):
 
 
 def triton_precision(precision: str | None, dtype: jnp.dtype) -> str:
-    """Triton's name for JAX's default_matmul_precision; float32 stays exact unless told."""
+    """Triton's name for JAX's default_matmul_precision; float32 stays exact by default."""
     if dtype != jnp.float32:
         return "ieee"
     if precision in ("default", "bfloat16", "tensorfloat32", "TF32_TF32_F32"):

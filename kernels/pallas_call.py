@@ -1,23 +1,22 @@
-"""Calling a Pallas kernel from JAX: on a TPU through Mosaic, elsewhere interpreted.
+"""Calls a Pallas kernel from JAX: on a TPU through Mosaic, elsewhere interpreted.
 
-All arrays have four axes, `[B or 1, heads or 1, rows, columns]`, and a program owns a key head of a
-batch row with the query heads that share it: of every array it sees `[heads, rows, columns]`.
+All arrays have four axes, `[B or 1, heads or 1, rows, columns]`. A program owns one key head of one
+batch row, and the query heads that share it. It sees `[heads, rows, columns]` of every array.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
 from .dispatch import Target, interpreting, target
 from .fused import dtype_refusal
 
-if TYPE_CHECKING:
-    from jax.experimental import pallas as pl
-
-# Of the 16 MiB that the compiler gives a program.
+# The compiler gives a program 16 MiB.
 BYTES_ON_CHIP = 12 * 2**20
 
 
@@ -51,7 +50,7 @@ def call_refusal(here: Target, what: str, needed: int, *arrays: Any) -> str | No
 
 
 def padded(rows: int, columns: int) -> int:
-    """How many elements a tile takes on chip."""
+    """Number of elements that a tile takes on chip."""
     return -(-rows // 8) * 8 * -(-columns // 128) * 128
 
 
@@ -59,18 +58,14 @@ def pallas_call(kernel: Callable, grid: tuple[int, int], inputs: tuple, outputs:
     """Runs a program for every batch row and key head.
 
     Args:
-      kernel: takes inputs and outputs, in this order, in the trees in which they are given here.
-      grid: how many batch rows and key heads there are.
+      kernel: takes the trees of `inputs`, then the trees of `outputs`.
+      grid: numbers of batch rows and key heads.
       inputs: trees of arrays; int32 ones are read as scalars.
       outputs: trees of shapes and dtypes.
 
     Returns:
       Arrays with the shapes and dtypes of `outputs`.
     """
-    # Imported here, since Pallas takes as long to import as half of JAX.
-    from jax.experimental import pallas as pl
-    from jax.experimental.pallas import tpu as pltpu
-
     # In a shard_map all inputs vary over the same axes, and so do the outputs.
     kind = jax.typeof(jax.tree.leaves(inputs)[0]).manual_axis_type
     outputs = jax.tree.map(lambda out: out.update(manual_axis_type=kind), outputs)
@@ -86,11 +81,8 @@ def pallas_call(kernel: Callable, grid: tuple[int, int], inputs: tuple, outputs:
     )(*inputs)
 
 
-def block(key_heads: int, array: Any) -> "pl.BlockSpec":
-    """One batch row, and the heads that share a key head; an axis of 1 serves all programs."""
-    from jax.experimental import pallas as pl
-    from jax.experimental.pallas import tpu as pltpu
-
+def block(key_heads: int, array: Any) -> pl.BlockSpec:
+    """One batch row and the heads that share a key head; all programs read an axis of size 1."""
     rows, heads, *rest = array.shape
     return pl.BlockSpec(
         (None, max(1, heads // key_heads), *rest),
@@ -110,20 +102,20 @@ def wide(tile: jax.Array) -> jax.Array:
 
 
 def products(precision: str | None, dtype: Any) -> Callable:
-    """A function `(a, b, axes)` that multiplies tiles, both taken in `dtype`.
+    """A function `(a, b, axes)` that casts two tiles to `dtype` and multiplies them.
 
-    It sums over an axis of a and one of b, in float32.
+    It sums over one axis of each, in float32.
 
-    precision: JAX's default_matmul_precision; float32 stays exact unless told.
+    precision: JAX's default_matmul_precision; float32 stays exact by default.
     """
     inexact = dtype != jnp.float32 or precision in ("default", "fastest", "bfloat16")
-    # Mosaic knows these two.
+    # Mosaic has only these two.
     exactness = jax.lax.Precision.DEFAULT if inexact else jax.lax.Precision.HIGHEST
 
     def product(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
         a, b = a.astype(dtype), b.astype(dtype)
         if axes == (1, 1) and b.shape[0] == 1:
-            # Mosaic turns this one into a product with a vector, which only float32 has.
+            # Mosaic turns this into a product with a vector, which it has in float32 alone.
             a, b = wide(a), wide(b)
         contract = (((axes[0],), (axes[1],)), ((), ()))
         return jax.lax.dot_general(a, b, contract, exactness, jnp.float32)

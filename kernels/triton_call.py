@@ -1,4 +1,4 @@
-"""Calling a Triton kernel from JAX: on a GPU through jax-triton, elsewhere interpreted.
+"""Calls a Triton kernel from JAX: on a GPU through jax-triton, elsewhere interpreted.
 
 A kernel takes its inputs, then its outputs, then its constants, and nothing else: no scalars,
 aliases or zeroed outputs, on which jax-triton 0.3 and 0.4 differ. Constants are few: a NamedTuple
@@ -18,7 +18,7 @@ from .fused import dtype_refusal
 from .wiring import vary_over, varying_axes
 
 if interpreting():
-    # Triton looks at this when a kernel is defined, also for its own library.
+    # Triton reads this when a kernel is defined, those of its own library too.
     os.environ["TRITON_INTERPRET"] = "1"
 
 
@@ -126,6 +126,6 @@ def stand_ins(arrays: Mapping[str, Any]) -> dict[str, jax.Array]:
 
 
 def strides(shape: tuple[int, ...], batch: int, offset: int = 0) -> tuple[int, ...]:
-    """What `tiles.py` takes for a contiguous `[batch or 1, length, heads, H]`."""
+    """Strides, as in `tiles.py`, of a contiguous `[batch or 1, length, heads, H]`."""
     rows, length, heads, width = shape
     return (length * heads * width if rows == batch else 0, heads * width, width, offset)

@@ -1,9 +1,9 @@
 """How a pair of forward and backward kernels becomes a function that JAX can transform.
 
-`jax.custom_vjp` is outermost and `jax.custom_batching.custom_vmap` sits on the kernel calls
-inside it: then grad, vmap, each of the other, scan, checkpoint and shard_map all compose. An op
-is a function of a hashable `problem` and a pytree of operands, each with one batch axis first,
-of the batch's size or 1.
+`jax.custom_vjp` is outermost. Inside it, `jax.custom_batching.custom_vmap` wraps the kernel calls.
+Then grad, vmap, their nestings, scan, checkpoint and shard_map compose. An op is a function of a
+hashable `problem` and a pytree of operands. The first axis of an operand is the batch, of its full
+size or of size 1.
 """
 
 import functools
@@ -20,9 +20,8 @@ def differentiable(forward: Callable, backward: Callable, definition: Callable) 
     Args:
       forward: `(problem, operands) -> (out, saved)`.
       backward: `(problem, operands, saved, d_out) -> gradient`, a pytree like operands with None
-        for what is not floating point.
-      definition: `(problem, operands) -> out` in plain JAX; the gradient's own derivatives
-        are taken from it.
+        for arrays that are not floating point.
+      definition: `(problem, operands) -> out` in plain JAX, for the derivatives of the gradient.
 
     Returns:
       `(problem, operands) -> out`, differentiable in reverse mode as often as wanted.
@@ -38,7 +37,7 @@ def differentiable(forward: Callable, backward: Callable, definition: Callable) 
         return (out, saved), (operands, saved)
 
     def run_backward(problem, residuals, cotangents):
-        # What is saved never leaves this module, so its cotangent is always 0.
+        # The saved arrays never leave this module, so their cotangents are 0.
         return (pull_back(problem, *residuals, cotangents[0]),)
 
     run.defvjp(run_forward, run_backward)
@@ -66,7 +65,7 @@ def differentiable(forward: Callable, backward: Callable, definition: Callable) 
     pull_back.defvjp(pull_back_forward, pull_back_backward)
 
     def op(problem, operands):
-        # A shared operand's gradient is added up over devices where this transposes.
+        # The transpose of this sums the gradient of a shared operand over the devices.
         leaves = jax.tree.leaves(operands)
         axes = frozenset().union(*map(varying_axes, leaves))
         return run(problem, jax.tree.map(lambda leaf: vary_over(leaf, axes), operands))[0]
@@ -80,7 +79,7 @@ def batch_rows(tree: Any) -> int:
 
 
 def split_floats(tree: Any) -> tuple[list[jax.Array], Callable]:
-    """The floating-point leaves, and a function that puts such leaves back among the others."""
+    """The floating-point leaves, and a function that rebuilds the tree from such leaves."""
     leaves, structure = jax.tree.flatten(tree)
     is_float = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
 
@@ -98,8 +97,8 @@ def batch_foldable(function: Callable) -> Callable:
     """Teaches a kernel call to run under vmap, by folding the mapped axis into the batch.
 
     Args:
-      function: `(problem, *operands) -> outputs`; arrays have the batch axis first, of the
-        batch's size or 1. The first axis of an output is a multiple of the batch's size.
+      function: `(problem, *operands) -> outputs`. The first axis of an array is the batch, of its
+        full size or of size 1. The first axis of an output is a multiple of the batch size.
     """
 
     @functools.cache
@@ -122,7 +121,7 @@ def batch_foldable(function: Callable) -> Callable:
 
 
 def _fold(leaf: jax.Array, mapped: bool, axis_size: int, batch: int) -> jax.Array:
-    """`[V, B or 1, ...]`, or `[B or 1, ...]` where not mapped, as `[V * B, ...]` or `[1, ...]`."""
+    """`[V, B or 1, ...]`, or `[B or 1, ...]` if not mapped, as `[V * B, ...]` or `[1, ...]`."""
     if not mapped:
         if leaf.shape[0] == 1:
             return leaf
@@ -133,7 +132,7 @@ def _fold(leaf: jax.Array, mapped: bool, axis_size: int, batch: int) -> jax.Arra
 
 
 def varying_axes(array: jax.Array) -> frozenset:
-    """The axes of a `shard_map` over which an array differs from device to device."""
+    """The axes of a `shard_map` along which an array differs between devices."""
     kind = jax.typeof(array)
     if hasattr(kind, "manual_axis_type"):
         return frozenset(kind.manual_axis_type.varying)
@@ -141,6 +140,6 @@ def varying_axes(array: jax.Array) -> frozenset:
 
 
 def vary_over(array: jax.Array, axes: frozenset) -> jax.Array:
-    """The array as one that differs over these axes too."""
+    """Marks an array as differing along these axes too."""
     missing = tuple(sorted(axes - varying_axes(array)))
     return jax.lax.pcast(array, missing, to="varying") if missing else array

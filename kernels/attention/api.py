@@ -48,15 +48,15 @@ def dot_product_attention(
 
     `softmax(scale * query @ key^T + bias) @ value` over the keys that the mask allows
     (Vaswani et al. 2017, section 3.2.1). Softmax and sums are in float32, or float64
-    for float64 inputs. Unlike JAX's own, a query that may attend to no key gives 0, with
-    zero gradients, and so does one whose bias is -inf for every key. NaN or infinity in a hidden
-    key or value changes nothing. In a call with anything that can hide a key (mask, causality,
-    window or lengths) a query that sees NaN or infinity in a key or value gets NaN in its whole
-    result. With nothing of the kind these spread as in the formula: NaN in a value spoils its own
-    feature alone, and a key of infinite score counts for nothing where that is -inf.
+    for float64 inputs. Unlike in JAX's own, a query that may attend to no key gives 0 with
+    zero gradients. So does a query whose bias is -inf for every key. NaN or infinity in a hidden
+    key or value changes nothing. If the call has anything that can hide a key (mask, causality,
+    window or lengths), a query that sees NaN or infinity in a key or value gets NaN in its whole
+    result. Otherwise NaN and infinity spread as in the formula: NaN in a value spoils its own
+    feature alone, and a key with a score of -inf has no weight.
 
-    Differentiable in reverse mode as often as wanted; for `jax.jvp` and what is built on
-    it (`jacfwd`, `hessian`, `linearize`), ask for `implementation="reference"`.
+    Differentiable in reverse mode any number of times. For `jax.jvp`, `jacfwd`, `hessian` and
+    `linearize`, ask for `implementation="reference"`.
 
     Args:
       query: `[..., T, N, H]`; T queries, N heads, H features a head, any leading batch.
@@ -71,7 +71,7 @@ def dot_product_attention(
       local_window_size: `w` or `(left, right)`; query t attends to keys from `t - left`
         to `t + right`.
       implementation: None for the best one here, which always works; a name, which is taken or
-        refused; or a sequence of names, of which the first that can do it is taken.
+        refused; or a sequence of names, the first of which that can take the call is taken.
         "triton": fused, on a GPU. "cudnn": JAX's own, on an NVIDIA GPU. "pallas": fused, on a
         TPU. "xla": everywhere. "reference": the definition, everywhere, every derivative.
 
@@ -83,7 +83,7 @@ def dot_product_attention(
         implementation of that name.
       TypeError: inputs that are not floating point, a mask that is not boolean, or an option of
         the wrong type.
-      NotImplementedError: the implementation asked for cannot do this here; says why.
+      NotImplementedError: the implementation asked for cannot take the call here; says why.
     """
     query, key, value = jnp.asarray(query), jnp.asarray(key), jnp.asarray(value)
     _check_shapes(query, key, value)
@@ -109,10 +109,10 @@ def packed_dot_product_attention(
     local_window_size: int | tuple[int, int] | None = None,
     implementation: str | Sequence[str] | None = None,
 ) -> jax.Array:
-    """`dot_product_attention` of query, key and value that lie in one array.
+    """`dot_product_attention` of query, key and value packed in one array.
 
-    A fused projection gives them so; the kernels read them, and write their gradient, where they
-    lie, while splitting them first would copy each.
+    A fused projection returns such an array. The kernels read it and write its gradient in place;
+    to split it first would copy all three.
 
     Args:
       qkv: `[..., T, 3, N, H]`; query, key and value, any leading batch.
@@ -151,7 +151,7 @@ def _attend(
     local_window_size: Any,
     implementation: Any,
 ) -> jax.Array:
-    """Checks what both functions share; `scores` is (N, T, S)."""
+    """Checks the arguments of both functions and runs; `scores` is (N, T, S)."""
     if mask is not None and jnp.asarray(mask).dtype != jnp.bool_:
         dtype = jnp.asarray(mask).dtype
         raise TypeError(f"mask must be boolean (True attends), got {dtype}; use bias")

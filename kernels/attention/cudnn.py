@@ -1,4 +1,4 @@
-"""cuDNN's fused attention, by way of JAX; the fastest for long rows in half precision."""
+"""cuDNN's fused attention, called through JAX; the fastest for long rows in half precision."""
 
 from functools import partial
 
@@ -38,13 +38,13 @@ def _refusal(target: Target, problem: Problem, operands: Operands) -> str | None
 
 
 def _is_best(target: Target, problem: Problem, operands: Operands) -> bool:
-    """Long rows, and only where cuDNN keeps this package's contract: nothing but causality."""
+    """Long rows for which cuDNN keeps this package's contract: nothing but causality hides keys."""
     keeps_contract = operands.bias is None and not may_blind(problem, operands)
     return keeps_contract and Dimensions.of(operands).S > 128
 
 
 def _anywhere(problem: Problem, operands: Operands) -> jax.Array:
-    # Checkpointed, so that the form not taken asks for nothing to be saved.
+    # Checkpointed, so that nothing is saved for the branch that is not taken.
     plain = jax.checkpoint(partial(definition, problem))
     return portable(attention, lambda _, o: plain(o))(problem, operands)
 

@@ -20,21 +20,21 @@ def flax_attention_fn(
     implementation: str | Sequence[str] | None = None,
     **unknown: Any,
 ) -> "FlaxAttention":
-    """Makes the `attention_fn` of Flax's `MultiHeadAttention` (nnx, and linen's DotProduct one).
+    """Makes the `attention_fn` of Flax's `MultiHeadAttention` and `MultiHeadDotProductAttention`.
 
-    `nnx.MultiHeadAttention(..., attention_fn=flax_attention_fn(is_causal=True))`. Options are given
-    here, where no layer overrides them. `functools.partial` would lose what the layer passes too:
-    nnx passes `is_causal=False` in every call. So a partial of this function, or this function
-    itself as `attention_fn`, is an error.
+    `nnx.MultiHeadAttention(..., attention_fn=flax_attention_fn(is_causal=True))`. Options given
+    here are not overridden by the layer. Options of a `functools.partial` would be: nnx passes
+    `is_causal=False` in every call. So a partial of this function, or this function itself as
+    `attention_fn`, is an error.
 
     Args:
       is_causal: must be given. True: causal in every call, which needs no mask and is fastest.
-        False: as the layer says, by its mask or, in nnx, by `layer(x, is_causal=True)`.
+        False: causal if the layer's mask is, or, in nnx, in `layer(x, is_causal=True)`.
       scale, local_window_size, implementation: as in `dot_product_attention`.
 
     Returns:
-      A function that a layer calls. Equal options make equal functions, which share what is
-      compiled.
+      A function that a layer calls. Equal options make equal functions, which share compiled
+      programs.
 
     Raises:
       TypeError: no `is_causal`; arrays, or an argument that the layer passes; an option of the
@@ -44,14 +44,14 @@ def flax_attention_fn(
     if arrays or is_causal is None:
         raise TypeError(
             "flax_attention_fn makes the function that a layer calls: give the layer "
-            "attention_fn=flax_attention_fn(is_causal=True), or False to leave that to the layer, "
-            "with all other options there too, and no functools.partial: it loses what the layer "
-            "passes as well"
+            "attention_fn=flax_attention_fn(is_causal=True), or False to leave causality to the "
+            "layer, with all other options there too, and no functools.partial: the layer's "
+            "own arguments override those of a partial"
         )
     if unknown:
         raise TypeError(
             f"flax_attention_fn does not take {', '.join(unknown)}: give it to the layer, or to "
-            "the function that is made"
+            "the function that flax_attention_fn returns"
         )
     names = dispatch.names_of("attention", IMPLEMENTATIONS, implementation)
     return FlaxAttention(
@@ -64,7 +64,7 @@ def flax_attention_fn(
 
 @dataclass(frozen=True)
 class FlaxAttention:
-    """What `flax_attention_fn` makes, of its options."""
+    """The function that `flax_attention_fn` makes, with its options."""
 
     is_causal: bool
     scale: float | None
@@ -91,24 +91,24 @@ class FlaxAttention:
         attn_weights_value_einsum: Any = None,
         **unknown: Any,
     ) -> jax.Array:
-        """What a layer calls. Linen passes only what it finds in this signature, so it names all.
+        """The call of a layer. Linen passes only arguments named in this signature.
 
         Args:
-          query, key, value: `[..., length, heads, head_dim]`, cast to `dtype` when that is given.
+          query, key, value: `[..., length, heads, head_dim]`, cast to `dtype` if that is given.
           bias: as in `dot_product_attention`.
-          mask: True, or nonzero as Flax's float masks have it, where a query may attend;
-            broadcastable to `[..., heads, T, S]`. A query that sees nothing gives 0, where Flax
-            gives the mean of all values.
-          is_causal: makes the call causal, as that of `flax_attention_fn` does.
+          mask: True or, in a float mask, nonzero if a query may attend; broadcastable to
+            `[..., heads, T, S]`. A query that sees nothing gives 0; Flax's own gives the mean of
+            all values.
+          is_causal: makes the call causal, as the argument of `flax_attention_fn` does.
           deterministic, dropout_rate, dropout_rng, broadcast_dropout: dropout must be off.
           precision, force_fp32_for_softmax: accepted; sums and softmax are in float32 anyway.
           module: must be None: there are no weights to sow.
 
         Raises:
-          NotImplementedError: dropout, sown weights, or anything else that it does not know.
-          ValueError: causality or a window where keys are not as many as queries. In decode mode
-            a layer's mask hides what is not written yet, but nothing says where its query stands.
-          And as `dot_product_attention`.
+          NotImplementedError: dropout, sown weights, or an unknown argument.
+          ValueError: causality or a window with different numbers of queries and keys. In decode
+            mode a layer's mask hides keys not written yet, but the position of the query is
+            unknown. Otherwise as `dot_product_attention`.
         """
         if dropout_rate > 0 and not deterministic:
             raise NotImplementedError(

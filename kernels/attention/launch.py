@@ -1,7 +1,7 @@
-"""How the Triton kernels are launched: a table per device that ships, a heuristic behind it.
+"""Launches of the Triton kernels: from a table that ships for the device, else by a heuristic.
 
-A table is `launch_tables/<device>.json`, written by `python -m bench tune` on that device: from the
-key of a call (see `key_of`) to the plan that was fastest there. Nothing is tuned at run time.
+A table is `launch_tables/<device>.json`, written by `python -m bench tune` on that device. It maps
+the key of a call (see `key_of`) to the plan that was fastest. Nothing is tuned at run time.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ TABLES = Path(__file__).with_name("launch_tables")
 
 @dataclass(frozen=True)
 class Config:
-    """One kernel's launch: queries and keys in a tile, batch rows of a program, warps, stages."""
+    """Launch of one kernel: queries and keys of a tile, warps, stages, batch rows of a program."""
 
     block_t: int
     block_s: int
@@ -39,9 +39,9 @@ class Config:
 
 @dataclass(frozen=True)
 class Plan:
-    """The form, "row" or "tiled", and its kernels' launches.
+    """The form, "row" or "tiled", and the launches of its kernels.
 
-    The row form has one backward kernel; `backward_queries` is the tiled form's second one.
+    `backward_queries` is the second backward kernel of the tiled form; the row form has one.
     """
 
     form: str
@@ -55,7 +55,7 @@ class Plan:
 
 
 def plan(problem: Problem, operands: Operands) -> Plan:
-    """The launch for this call on the machine at hand."""
+    """The launches of this call on the current machine."""
     sizes = Dimensions.of(operands)
     given = forced(Plan)
     if given is not None:
@@ -66,14 +66,14 @@ def plan(problem: Problem, operands: Operands) -> Plan:
 
 
 def _check_fits(plan: Plan, sizes: Dimensions) -> None:
-    """Raises ValueError where a kernel would leave out keys or batch rows."""
+    """Raises ValueError if a kernel would leave out keys or batch rows."""
     for config in (plan.forward, plan.backward) if plan.form == "row" else ():
         if config.block_s < sizes.S or sizes.B % config.rows:
             raise ValueError(f"{config} does not fit {sizes.B} batch rows of {sizes.S} keys")
 
 
 def _for_batch(plan: Plan, sizes: Dimensions) -> Plan:
-    """The plan with no more rows a program than this batch can be cut into."""
+    """The plan with rows per program that divide the batch and leave the GPU full."""
 
     def fit(config: Config) -> Config:
         rows = config.rows
@@ -85,7 +85,7 @@ def _for_batch(plan: Plan, sizes: Dimensions) -> Plan:
 
 
 def key_of(problem: Problem, operands: Operands) -> str:
-    """What a table is looked up by; sizes are rounded up to powers of two."""
+    """The key of a call in a table; sizes are rounded up to powers of two."""
     sizes = Dimensions.of(operands)
     rounded = [next_power_of_2(size) for size in (sizes.T, sizes.S, sizes.H)]
     length, key_length, width = rounded
@@ -95,13 +95,13 @@ def key_of(problem: Problem, operands: Operands) -> str:
 
 
 def table_path(device: str) -> Path:
-    """Where the table of a device is, by the device's name."""
+    """Path of the table of a device, by the device's name."""
     return TABLES / (re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") + ".json")
 
 
 @functools.cache
 def read_table(path: Path) -> dict[str, Plan]:
-    """The plans by key; none where there is no such file."""
+    """The plans by key; empty if there is no such file."""
     if not path.exists():
         return {}
     plans = json.loads(path.read_text())["plans"]
@@ -109,7 +109,7 @@ def read_table(path: Path) -> dict[str, Plan]:
 
 
 def write_table(path: Path, plans: dict[str, Plan], **about: Any) -> None:
-    """Writes what `read_table` reads, after what the table is about: device, versions, revision."""
+    """Writes a table for `read_table`, headed by `about`: device, versions, revision."""
     drop = lambda values: {name: value for name, value in values.items() if value is not None}
     entries = {key: drop(dataclasses.asdict(plan)) for key, plan in sorted(plans.items())}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,12 +118,12 @@ def write_table(path: Path, plans: dict[str, Plan], **about: Any) -> None:
 
 
 def heuristic(problem: Problem, operands: Operands) -> Plan:
-    """A launch that fits on chip everywhere; see `make check-gpu-code` for its registers."""
+    """A launch that fits on every GPU; see `make check-gpu-code` for its registers."""
     return forms(operands)[0]
 
 
 def forms(operands: Operands) -> list[Plan]:
-    """A launch for each form that can take the call, the likely faster one first."""
+    """A launch of each form that can take the call; the first is likely faster."""
     sizes = Dimensions.of(operands)
     keys = max(16, next_power_of_2(sizes.S))
     width = max(16, next_power_of_2(sizes.H))
@@ -154,7 +154,7 @@ def _row(sizes: Dimensions, keys: int, itemsize: int) -> Plan:
         block = min(queries, 128)
         warps = max(block * keys // 1024, keys * width // 512)
     else:
-        # Warps lie along the keys: each holds a slice of them, and no operand is held twice.
+        # Warps lie along the keys: each holds a slice, and no operand is held twice.
         block = 16
         warps = max(keys * width // 1024, keys // 16) if itemsize <= 2 else keys * width // 256
     warps = min(max(warps, 1), 8)

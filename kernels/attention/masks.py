@@ -1,4 +1,4 @@
-"""One boolean mask out of everything that hides a key from a query."""
+"""Combines all that hides keys from queries into one boolean mask."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from .problem import Dimensions, Operands, Problem
 def allowed_pairs(problem: Problem, operands: Operands) -> jax.Array | None:
     """The keys each query may see: boolean, four axes, broadcastable to `[B, N, T, S]`.
 
-    None when that is all of them.
+    None if nothing is hidden.
     """
     sizes = Dimensions.of(operands)
     rows = jnp.arange(sizes.T)[None, None, :, None]

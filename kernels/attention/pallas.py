@@ -2,8 +2,8 @@
 
 A program owns one key head of one batch row, holds its keys and values and all queries of the
 heads that share it, and takes these heads one after the other. As in triton_row.py a whole row of
-scores is at hand, so nothing is saved for the backward pass: it recomputes the softmax, takes delta
-as rowsum(P * dP), and writes each gradient once. For TPU, and for Pallas' interpret mode anywhere.
+scores is on chip, so nothing is saved for the backward pass: it recomputes the softmax, takes delta
+as rowsum(P * dP), and writes each gradient once. Runs on TPU, and in Pallas' interpreter anywhere.
 """
 
 from functools import partial
@@ -50,7 +50,7 @@ def _backward_kernel(
         weights, total, blind = _softmax(scores)
         weights = weights / total
         if hidden:
-            # What a query that sees nothing holds must not reach the keys.
+            # NaN in a query that sees nothing must not reach the keys.
             q, do = (jnp.where(blind, 0.0, wide(tile)).astype(tile.dtype) for tile in (q, do))
         dv += dot(weights, do, (0, 0))
         d_weights = dot(do, v, (1, 1))
@@ -74,7 +74,7 @@ def _keys_and_values(operands: Operands, hidden: bool) -> tuple[jax.Array, jax.A
         return k, v, None
     finite = [jnp.abs(wide(tile)) < jnp.inf for tile in (k, v)]
     broken = jnp.where(finite[0] & finite[1], 0.0, 1.0)
-    # A product with ones, because a row of sums is wanted where a reduction gives a column.
+    # A product with ones gives a row of sums; a reduction would give a column.
     ones = jnp.ones((1, k.shape[1]), jnp.float32)
     count = products("default", jnp.float32)(ones, broken, (1, 1))
     poison = jnp.where(count > 0, jnp.nan, 0.0)
@@ -112,7 +112,7 @@ def _pairs_allowed(problem: Problem, operands: Operands, member: int, shape: tup
 
 
 def _of_member(scores: Any, member: int) -> jax.Array:
-    """A query head's bias or mask, which all may share."""
+    """A query head's bias or mask; one may serve all heads."""
     return scores[member if scores.shape[0] > 1 else 0]
 
 
@@ -126,7 +126,7 @@ def _forward(problem: Problem, operands: Operands) -> tuple[jax.Array, tuple]:
 
 
 def _backward(problem: Problem, operands: Operands, saved: tuple, d_out: jax.Array) -> Operands:
-    """The gradient, that of the bias not yet added up over what it was broadcast along."""
+    """The gradient; that of the bias is not yet summed over its broadcast axes."""
     sizes, inputs = Dimensions.of(operands), _heads_first(operands)
     kernel = partial(_backward_kernel, problem, hides(problem, operands))
     gradient_of = lambda array: jax.ShapeDtypeStruct((sizes.B, *array.shape[1:]), array.dtype)
@@ -142,7 +142,7 @@ def _backward(problem: Problem, operands: Operands, saved: tuple, d_out: jax.Arr
 
 
 def _heads_first(operands: Operands) -> Operands:
-    """Four axes each, `[B, heads, length, H]` where not scores, so that blocks are whole in two."""
+    """Arrays of four axes, `[B, heads, length, H]`, so that blocks are whole in the last two."""
     *first, bias, mask, query_lengths, key_lengths = unpack(operands)
     first = [array.swapaxes(1, 2) for array in first]
     lengths = [a if a is None else a.reshape(-1, 1, 1, 1) for a in (query_lengths, key_lengths)]
@@ -155,7 +155,7 @@ def _refusal(here: Target, problem: Problem, operands: Operands) -> str | None:
 
 
 def _bytes_on_chip(operands: Operands) -> int:
-    """About what the backward pass holds: blocks, twice to load the next, and float32 tiles."""
+    """About the size of the backward pass: blocks, twice to load the next, and float32 tiles."""
     sizes = Dimensions.of(operands)
     group = sizes.N // sizes.K
     queries, keys = padded(sizes.T, sizes.H), padded(sizes.S, sizes.H)
@@ -170,7 +170,7 @@ def _bytes_on_chip(operands: Operands) -> int:
 
 
 IMPLEMENTATION = Implementation(
-    # Never timed on a TPU, so it is not taken unasked.
+    # Never timed on a TPU, so only taken if asked for.
     **fused(_forward, _backward, definition, "tpu"),
     refusal=_refusal,
 )

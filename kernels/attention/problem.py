@@ -1,4 +1,4 @@
-"""What a call of attention is: arrays with one batch axis, and what is known without them."""
+"""A call of attention: arrays with one batch axis, and options fixed at tracing."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,13 +11,13 @@ from ..wiring import batch_rows
 class Operands(NamedTuple):
     """The arrays of a call; a batch axis of 1 stands for all batch rows.
 
-    query: `[B, T, N, H]`; or query, key and value in one, `[B, T, 3, N, H]`, and no key or value.
+    query: `[B, T, N, H]`; or query, key and value packed, `[B, T, 3, N, H]`, without key and value.
     key, value: `[B, S, K, H]`.
     bias: `[B or 1, N or 1, T or 1, S or 1]`, or None.
     mask: boolean, as bias.
     query_lengths, key_lengths: int32 `[B or 1]`, or None.
 
-    A gradient has the same fields, with None for what is not a floating-point array.
+    A gradient has these fields too, with None for arrays that are not floating point.
     """
 
     query: Any
@@ -35,10 +35,10 @@ class Operands(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """What is fixed when a call is traced.
+    """Options fixed when a call is traced.
 
     scale: factor of the scores.
-    window: how far before and after its own position a query sees, or None.
+    window: numbers of positions that a query sees before and after its own, or None.
     precision: JAX's default_matmul_precision; None keeps float32 products exact.
     bias_rows: batch rows over which a program of the row form adds up the bias's gradient.
     """
@@ -80,7 +80,7 @@ class Dimensions(NamedTuple):
 
 
 def unpack(operands: Operands) -> Operands:
-    """The same with query, key and value apart."""
+    """Operands with query, key and value as three arrays."""
     if not operands.is_packed:
         return operands
     query, key, value = (operands.query[:, :, i] for i in range(3))
@@ -99,6 +99,6 @@ def hides(problem: Problem, operands: Operands) -> bool:
 
 
 def may_blind(problem: Problem, operands: Operands) -> bool:
-    """Whether a query may be left with no key to see; causality alone always leaves the first."""
+    """Whether a query may see no key at all; causality alone leaves it the first."""
     extras = (problem.window, operands.mask, operands.query_lengths, operands.key_lengths)
     return any(extra is not None for extra in extras)

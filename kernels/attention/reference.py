@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 
 from ..dispatch import Implementation
-from ..numerics import einsum
+from ..numerics import accumulation_dtype, einsum
 from .masks import allowed_pairs
 from .problem import Dimensions, Operands, Problem, unpack
 
 
 def share_heads(operands: Operands) -> Operands:
-    """The same with query, key and value apart, and a key head for every query head."""
+    """Operands with query, key and value unpacked, and a key head for every query head."""
     sizes = Dimensions.of(operands)
     operands = unpack(operands)
     if sizes.K == sizes.N:
@@ -20,10 +20,10 @@ def share_heads(operands: Operands) -> Operands:
 
 
 def keep_finite(key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Keys and values with 0 for what is not finite, and what to add to the scores of each key.
+    """Keys and values with 0 for NaN and infinity, and a term for the scores of each key.
 
     A product with a probability of 0 would carry the NaN of a hidden key or value to every
-    query. A key that held any gets a score of NaN instead, which reaches the queries that see it.
+    query. A key that is not finite gets scores of NaN instead, for the queries that see it.
 
     Returns:
       key and value `[B, S, N, H]`, and `[B, N, 1, S]`.
@@ -38,7 +38,7 @@ def attention(problem: Problem, operands: Operands) -> jax.Array:
     """`softmax(scale * query @ key^T + bias) @ value`, `[B, T, N, H]` in the query's dtype."""
     operands = share_heads(operands)
     query, key, value, bias = operands[:4]
-    dtype = jnp.promote_types(query.dtype, jnp.float32)
+    dtype = accumulation_dtype(query.dtype)
     product = einsum(problem.precision, dtype)
     allowed = allowed_pairs(problem, operands)
     if allowed is not None:
@@ -51,7 +51,7 @@ def attention(problem: Problem, operands: Operands) -> jax.Array:
     lowest = jnp.finfo(dtype).min
     if allowed is not None:
         scores = jnp.where(allowed, scores + poison.astype(dtype), lowest)
-    # Never -inf, so that a query whose scores all are -inf has weights of 0.
+    # Never -inf, so that a query whose scores are all -inf has weights of 0.
     highest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     weights = jnp.exp(scores - jnp.maximum(highest, lowest))
     if allowed is not None:

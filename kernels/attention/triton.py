@@ -118,7 +118,7 @@ def _saved_by_tiled(operands: Operands, out: Any) -> dict[str, jax.ShapeDtypeStr
 
 
 def _backward(problem: Problem, operands: Operands, saved: Any, d_out: jax.Array) -> Operands:
-    """The gradient, that of the bias not yet added up over what it was broadcast along."""
+    """The gradient; that of the bias is not yet summed over its broadcast axes."""
     plan = launch.plan(problem, operands)
     kernels = _backward_row if plan.form == "row" else _backward_tiled
     found = kernels(problem, operands, plan, saved, d_out)

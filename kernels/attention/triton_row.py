@@ -1,7 +1,7 @@
 """Attention with a head's keys and values on chip: one launch forward, one backward.
 
-A program owns one key head of one batch row (or of ROWS batch rows, one after the other), holds
-its keys and values, and walks the queries BLOCK_T at a time; with T <= BLOCK_T that is one step.
+A program owns one key head of one batch row (or of ROWS batch rows, one after the other). It holds
+the keys and values and walks the queries BLOCK_T at a time; with T <= BLOCK_T that is one step.
 A whole row of scores is in registers, so nothing is saved for the backward pass: it recomputes
 the softmax, takes delta as rowsum(P * dP) (FlashAttention, Dao et al. 2022, appendix B.2, has
 rowsum(dO * O), which is equal), and writes each gradient once. Each tensor is read or written
@@ -111,7 +111,7 @@ def backward_kernel(
         d_value = d_query
     EXACT: tl.constexpr = CALL.T % BLOCK_T == 0
     OVERHANGS: tl.constexpr = BLOCK_S != CALL.S
-    # One query head and one block of queries: the bias's gradient is added up over the rows.
+    # The bias's gradient is summed over rows only for one query head and one block of queries.
     tl.static_assert(not CALL.SUMS_BIAS or (CALL.GROUP == 1 and BLOCK_T >= CALL.T))
     program = tl.program_id(0)
     head = program % CALL.K

@@ -3,14 +3,14 @@
 Forward: a program owns BLOCK_T queries of one head, keeps a running maximum and sum, and saves
 both: their log-sum-exp in one number would lose the sum of scores as large as 1e9. Backward: one
 kernel owns BLOCK_T queries, takes delta = rowsum(O * dO) and adds up dQ; another owns BLOCK_S keys
-and adds up dK and dV over the queries of all heads that share them; no atomics, so two runs give
-the same bits. Tiles that causality, the window or the lengths hide are never visited, and tiles
-that a mask hides are visited but not computed.
+and adds up dK and dV over the queries of all heads that share them. There are no atomics, so two
+runs give the same bits. Tiles hidden by causality, the window or the lengths are never visited.
+Tiles hidden by a mask are visited but not computed.
 
-In half precision delta needs more digits than the output has. So what rounding took from the output
-is saved too, and the sum is that of the rounded weights: the output is then a true mean of values,
-whose common part leaves no error in dP - delta. With a bias, whose gradient is in float32, delta is
-rowsum(P * dP), and the keys pass by once more.
+In half precision delta needs more digits than the output has. So the rounding error of the output
+is saved too. The sum is that of the rounded weights, so that the output is a true mean of values
+and a common part of the values leaves no error in dP - delta. With a bias, whose gradient is in
+float32, delta is rowsum(P * dP), and the keys pass by once more.
 """
 
 import triton
@@ -88,7 +88,7 @@ def forward_kernel(
     S_EXACT: tl.constexpr = CALL.S % BLOCK_S == 0
     blocks: tl.constexpr = (CALL.T + BLOCK_T - 1) // BLOCK_T
     program = tl.program_id(0)
-    # The last queries of a causal row see the most keys: they start first.
+    # The last queries of a causal row see the most keys, so they start first.
     first = (blocks - 1 - program % blocks) * BLOCK_T
     n = program // blocks % (CALL.K * CALL.GROUP)
     b = (program // blocks // (CALL.K * CALL.GROUP)).to(tl.int64)
@@ -124,7 +124,7 @@ def forward_kernel(
                 CALL,
             )
             scores, _ = scores_of(q, k, poison, pairs, not S_EXACT, STRIDES, CALL)
-            # Not a number is no maximum: it must stay in its own columns until the sum.
+            # NaN must not become the maximum: it stays in its own columns until the sum.
             block_highest = tl.max(tl.where(scores == scores, scores, float("-inf")), axis=1)
             new_highest = tl.maximum(highest, block_highest)
             base = tl.where(new_highest > float("-inf"), new_highest, 0.0)
@@ -340,7 +340,7 @@ def backward_keys_kernel(
                 scores, allowed = scores_of(q, k, poison, pairs, not S_EXACT, STRIDES, CALL)
                 weights = exponential(scores - highest[:, None], CALL) * inverse[:, None]
                 if CALL.HIDES:
-                    # A broken row has a sum of NaN, and hidden keys must not see it.
+                    # A broken row has a sum of NaN, which must not reach hidden keys.
                     weights = tl.where(allowed, weights, 0.0)
                     blind = inverse == 0
                     q = tl.where(blind[:, None], 0.0, q.to(tl.float32)).to(q.dtype)

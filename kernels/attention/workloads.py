@@ -1,10 +1,10 @@
-"""Named real shapes, which tests, checks and benchmarks share."""
+"""Named shapes of real workloads, for tests, checks and benchmarks."""
 
 from typing import NamedTuple
 
 
 class Workload(NamedTuple):
-    """B batch rows, T queries and keys, N heads of H features; bfloat16 unless said."""
+    """B batch rows, T queries and keys, N heads of H features; bfloat16 by default."""
 
     B: int
     T: int
@@ -13,9 +13,9 @@ class Workload(NamedTuple):
     is_causal: bool
 
     def flops(self, backward: bool) -> int:
-        """Operations in the products that must be done: 2 forward, 5 backward.
+        """Operations of the necessary products: 2 forward, 5 backward.
 
-        Causal halves are counted as what they need, T (T + 1) / 2 pairs.
+        A causal call needs T (T + 1) / 2 pairs.
         """
         pairs = self.T * (self.T + 1) // 2 if self.is_causal else self.T * self.T
         return (10 if backward else 4) * self.B * self.N * pairs * self.H

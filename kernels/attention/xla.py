@@ -1,7 +1,7 @@
 """Attention in XLA operations, with a backward pass that saves only the probabilities.
 
-Left to itself JAX keeps the scores, their exponentials and the probabilities of every
-layer. Written out, the backward pass needs the probabilities P alone (FlashAttention,
+JAX's own derivative keeps the scores, their exponentials and the probabilities of every
+layer. This backward pass needs the probabilities P alone (FlashAttention,
 Dao et al. 2022, appendix B.2): dV = P^T dO, dP = dO V^T, dS = P * (dP - rowsum(dP * P)).
 """
 
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ..dispatch import Implementation
-from ..numerics import sum_to
+from ..numerics import accumulation_dtype, sum_to
 from ..wiring import differentiable
 from .masks import allowed_pairs
 from .problem import Dimensions, Operands, Problem, hides, may_blind, pack
@@ -31,12 +31,12 @@ def _product(problem: Problem, dtype: jnp.dtype, a: jax.Array, b: jax.Array, axe
 
 
 def _finite(array: jax.Array) -> jax.Array:
-    """0 for what is not finite: times a probability of 0 it would be NaN."""
+    """The array with 0 for NaN and infinity, which times a probability of 0 would be NaN."""
     return jnp.where(jnp.isfinite(array), array, 0)
 
 
 def _poisoned(key: jax.Array, value: jax.Array) -> jax.Array:
-    """Keys with NaN for what is not finite in key or value, which reaches the scores of the key."""
+    """Keys with NaN for entries not finite in key or value, for the scores of the key."""
     return jnp.where(jnp.isfinite(key) & jnp.isfinite(value), key, jnp.nan)
 
 
@@ -48,7 +48,7 @@ def _heads_first(array: jax.Array) -> jax.Array:
 def _forward(problem: Problem, operands: Operands):
     apart = share_heads(operands)
     query, key, value, bias = apart[:4]
-    dtype = jnp.promote_types(query.dtype, jnp.float32)
+    dtype = accumulation_dtype(query.dtype)
     product = partial(_product, problem, dtype)
     hidden = hides(problem, operands)
     if hidden:
@@ -58,8 +58,8 @@ def _forward(problem: Problem, operands: Operands):
         scores = scores + bias.astype(dtype)
     if hidden:
         scores = jnp.where(allowed_pairs(problem, operands), scores, -jnp.inf)
-    # Two maxima, not selects, which XLA's CPU backend does not fuse with the softmax: a row of -inf
-    # alone gives 0, and in every other row the largest weight is 1.
+    # Two maxima make a row of -inf alone 0; in other rows the largest weight is 1. XLA's CPU
+    # backend would not fuse selects with the softmax.
     highest = jnp.maximum(scores.max(axis=-1, keepdims=True), jnp.finfo(dtype).min)
     weights = jnp.exp(scores - highest)
     weights = weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1)
@@ -72,7 +72,7 @@ def _forward(problem: Problem, operands: Operands):
 def _backward(problem: Problem, operands: Operands, weights: jax.Array, cotangent: jax.Array):
     sizes = Dimensions.of(operands)
     query, key, value, bias = share_heads(operands)[:4]
-    dtype = jnp.promote_types(query.dtype, jnp.float32)
+    dtype = accumulation_dtype(query.dtype)
     product = partial(_product, problem, dtype)
     if hides(problem, operands):
         key, value = _finite(key), _finite(value)
@@ -88,12 +88,12 @@ def _backward(problem: Problem, operands: Operands, weights: jax.Array, cotangen
         if hides(problem, operands):
             seen = jnp.where(allowed_pairs(problem, operands), d_scores, 0)
         d_bias = sum_to(seen, bias.shape).astype(bias.dtype)
-    # In half precision small gradients must be scaled before the cast. Otherwise the scale waits
-    # for the products: XLA's CPU backend would write out a factor for each score.
+    # In half precision small gradients must be scaled before the cast. In float32 the products are
+    # scaled: XLA's CPU backend would write out a factor for each score.
     early, late = (problem.scale, 1.0) if query.dtype != dtype else (1.0, problem.scale)
     d_scores = (d_scores * early).astype(query.dtype)
     d_query = _heads_first(product(d_scores, key, (3, 2))) * late
-    # The query comes first, as the CPU's matrix library takes no transposed scores.
+    # The query comes first: the CPU's matrix library takes no transposed scores.
     d_key = product(query.swapaxes(2, 3), d_scores, (3, 2)).transpose(0, 3, 1, 2) * late
     d_value = product(cotangent.swapaxes(2, 3), weights.astype(value.dtype), (3, 2))
     d_value = d_value.transpose(0, 3, 1, 2)

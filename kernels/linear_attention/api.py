@@ -44,37 +44,37 @@ def linear_attention(
 ) -> Any:
     """Attention without a softmax (Katharopoulos et al. 2020, sections 3.2 and 3.3).
 
-    Each head keeps a state `S [H, V]`, which a step decays and adds to,
-    `S_t = exp(log_decay_t) S_{t-1} + k_t v_t^T`, and from which a query reads
-    `scale * S_t^T q_t`. Where it is not causal every query reads the state after the last step,
-    `scale * sum_s (q_t . k_s) v_s`: with the query token kept out by the lengths this is the layer
-    that does a step of gradient descent in context (von Oswald et al. 2023, section 2). A decay for
-    each head is RetNet's, one for each head and step that of Mamba-2 and simple gated linear
-    attention.
+    Each head keeps a state `S [H, V]`. A step decays it and adds to it,
+    `S_t = exp(log_decay_t) S_{t-1} + k_t v_t^T`. A query reads `scale * S_t^T q_t`. If the call is
+    not causal, every query reads the state after the last step, `scale * sum_s (q_t . k_s) v_s`.
+    With the query token excluded by the lengths, that is the layer which does a step of gradient
+    descent in context (von Oswald et al. 2023, section 2). RetNet has one decay per head; Mamba-2
+    and simple gated linear attention have one per head and step.
 
     The state is float32 (float64 for float64 inputs). NaN or infinity in a key or value that a
-    query may not see changes nothing; where it is seen, the query's whole result is NaN.
-    Differentiable in reverse mode as often as wanted; for `jax.jvp` and `jax.linearize`
+    query may not see changes nothing. If the query sees it, its whole result is NaN.
+    Differentiable in reverse mode any number of times. For `jax.jvp` and `jax.linearize`
     ask for `implementation="xla"` or `"reference"`.
 
     Args:
-      query: `[..., T, N, H]`; T queries, N heads, H features a head, any leading batch. A feature
-        map, where one is wanted, is applied to query and key beforehand.
-      key: `[..., S, N, H]`; S is T where causal.
+      query: `[..., T, N, H]`; T queries, N heads, H features a head, any leading batch. Apply a
+        feature map to query and key beforehand.
+      key: `[..., S, N, H]`; S is T if causal.
       value: `[..., S, N, V]`.
-      log_decay: the logarithm of what is left of the state at each step, broadcastable to
+      log_decay: the logarithm of the factor by which a step decays the state, broadcastable to
         `[..., S, N]`: `[N]` for each head, `[..., S, N]` for each head and step. -inf forgets all,
-        0 nothing. Only where causal.
-      is_causal: a query reads the state after its own step, with its own key and value in it.
-      normalize: divides by the sum of the weights, `scale * z_t . q_t` with z_t the keys summed as
-        the values are. 0 where that is 0. The state then has a last column more, which is z.
+        0 nothing. Only if causal.
+      is_causal: a query reads the state after its own step, which includes its own key and value.
+      normalize: divides by the sum of the weights, `scale * z_t . q_t` with z_t the sum of
+        the keys, decayed like the state. The result is 0 if the divisor is 0. The state has one
+        more column, the last, which is z.
       scale: factor of the weights; `1 / sqrt(H)` when None.
       key_value_seq_lengths: int `[...]`; steps at or past it leave the state as it is.
-      initial_state: `[..., N, H, V]`, or `[..., N, H, V + 1]` where normalised, or without the
-        batch axes; 0 when None.
+      initial_state: `[..., N, H, V]`, or `[..., N, H, V + 1]` if normalised, or without the
+        batch axes; 0 if None.
       return_state: also returns the state after the last step.
       implementation: None for the best one here, which always works; a name, which is taken or
-        refused; or a sequence of names, of which the first that can do it is taken.
+        refused; or a sequence of names, the first of which that can take the call is taken.
         "triton": fused, on a GPU. "pallas": fused, on a TPU. "xla": by chunks, everywhere.
         "reference": the recurrence, step by step, everywhere.
 
@@ -83,11 +83,11 @@ def linear_attention(
       `initial_state` with the batch axes.
 
     Raises:
-      ValueError: shapes that do not fit, a decay where nothing is causal, a scale that is not
+      ValueError: shapes that do not fit, a decay in a call that is not causal, a scale that is not
         finite, or no implementation of that name.
       TypeError: inputs that are not floating point, lengths that are not integers, or an option of
         the wrong type.
-      NotImplementedError: the implementation asked for cannot do this here; says why.
+      NotImplementedError: the implementation asked for cannot take the call here; says why.
     """
     is_causal, normalize = as_flag("is_causal", is_causal), as_flag("normalize", normalize)
     if log_decay is not None and not is_causal:
@@ -119,18 +119,18 @@ def delta_rule(
     and with the decay gated DeltaNet (Yang et al. 2025, section 3.1).
 
     This is online gradient descent on the squared error in context, the least-mean-squares rule of
-    Widrow and Hoff 1960: with `a_t` 1 a step is
-    `S_t = S_{t-1} - beta_t * gradient of |S^T k_t - v_t|^2 / 2 at S_{t-1}`, so beta is the learning
-    rate, k an input, v its label, and the result with scale 1 the prediction for q by the weights
-    learned so far. With keys of length 1 it converges for beta between 0 and 2: 1 corrects the
-    state wholly, 2 reflects it. Longer keys want a smaller beta, `beta * |k|^2 <= 2`; beyond that
-    the state grows without bound, as the rule itself does.
+    Widrow and Hoff 1960. With `a_t` 1 a step is
+    `S_t = S_{t-1} - beta_t * gradient of |S^T k_t - v_t|^2 / 2 at S_{t-1}`. So beta is the learning
+    rate, k an input and v its label. With scale 1 the result is the prediction for q by the weights
+    learned so far. With keys of length 1 the rule converges for beta between 0 and 2: 1 corrects
+    the state wholly, 2 reflects it. Longer keys need a smaller beta, `beta * |k|^2 <= 2`; with a
+    larger one the state grows without bound.
 
     Args:
       query: `[..., T, N, H]`; T steps, N heads, H features a head, any leading batch.
       key: `[..., T, N, H]`.
       value: `[..., T, N, V]`.
-      beta: how far each step corrects the state, broadcastable to `[..., T, N]`.
+      beta: the learning rate of each step, broadcastable to `[..., T, N]`.
       log_decay, scale, initial_state, return_state, implementation: as in `linear_attention`.
 
     Returns:
@@ -198,7 +198,7 @@ def _check_shapes(query: jax.Array, key: jax.Array, value: jax.Array, is_causal:
     if query.shape[:-3] != key.shape[:-3] or query.shape[-2:] != key.shape[-2:]:
         raise ValueError(
             f"query {query.shape} and key {key.shape} must agree in all but the length; repeat the "
-            "keys where query heads share them"
+            "keys if query heads share them"
         )
     if key.shape[:-1] != value.shape[:-1]:
         raise ValueError(
@@ -231,7 +231,7 @@ def _flat_state(state: Any, batch: tuple[int, ...], shape: tuple[int, ...]) -> j
     if state.shape == shape:
         return state[None]
     if state.shape != (*batch, *shape):
-        hint = "; where normalised its last axis is one longer than the values" * (
+        hint = "; if normalised, its last axis is one longer than the values" * (
             state.shape[-1:] == (shape[-1] - 1,)
         )
         raise ValueError(

@@ -1,4 +1,4 @@
-"""How the Triton kernels are launched: frozen choices, nothing is tuned at run time."""
+"""Launches of the Triton kernels: frozen choices, nothing is tuned at run time."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from .problem import Dimensions, Operands, Problem
 
 @dataclass(frozen=True)
 class Config:
-    """One kernel's launch: steps in a chunk, batch rows of a program, warps, stages."""
+    """Launch of one kernel: steps of a chunk, warps, stages, batch rows of a program."""
 
     block_t: int
     num_warps: int
@@ -33,7 +33,7 @@ class Plan:
 
 
 def plan(problem: Problem, operands: Operands) -> Plan:
-    """The launch for this call on the machine at hand."""
+    """The launches of this call on the current machine."""
     given = forced(Plan)
     if given is None:
         return heuristic(problem, operands)
@@ -42,7 +42,7 @@ def plan(problem: Problem, operands: Operands) -> Plan:
 
 
 def _check_fits(plan: Plan, sizes: Dimensions) -> None:
-    """Raises ValueError where a kernel would leave out rows, or miss a state to start from."""
+    """Raises ValueError if a kernel would leave out rows, or lack a state to start from."""
     for config in (plan.forward, plan.backward):
         if sizes.B % config.rows:
             raise ValueError(f"{config} cannot cut {sizes.B} batch rows evenly")
@@ -53,10 +53,10 @@ def _check_fits(plan: Plan, sizes: Dimensions) -> None:
         )
 
 
-# Steps of a chunk and warps, forward and backward, by the width of a head: larger chunks, or fewer
-# warps, spill on one GPU or another; see `make check-gpu-code`. The system that the delta rule
-# solves grows with the cube of the chunk, so its forward chunks are the smallest there are, but
-# the backward pass is left a state for each of its own.
+# Steps of a chunk and warps, forward and backward, by the width of a head. Larger chunks or fewer
+# warps spill on some GPU; see `make check-gpu-code`. The cost of the delta rule's system grows with
+# the cube of the chunk, so its forward chunks are the smallest possible. A state is saved for each
+# chunk of the backward pass.
 _CHUNKS = {
     "linear": {32: ((64, 4), (64, 4)), 64: ((64, 4), (64, 8)), 128: ((64, 8), (64, 8))},
     "delta": {32: ((16, 1), (64, 4)), 64: ((16, 4), (32, 4)), 128: ((16, 8), (16, 8))},
@@ -69,7 +69,7 @@ _CHUNKS = {
 
 
 def heuristic(problem: Problem, operands: Operands) -> Plan:
-    """A launch that fits on chip everywhere."""
+    """A launch that fits on every GPU."""
     sizes = Dimensions.of(operands)
     width = max(32, next_power_of_2(max(sizes.H, sizes.V)))
     length = max(16, next_power_of_2(max(sizes.T, sizes.S)))
@@ -86,13 +86,13 @@ def heuristic(problem: Problem, operands: Operands) -> Plan:
         configs.append(Config(taken, warps, rows=rows))
     forward, backward = configs
     if kind == "delta" and width == 32 and length > backward.block_t:
-        # It carries the state too.
+        # This kernel carries the state too.
         backward = dataclasses.replace(backward, num_warps=8)
     return Plan(forward, backward)
 
 
 def fits_registers(operands: Operands) -> bool:
-    """Whether no launch spills kilobytes, which would be slower than XLA's form."""
+    """Whether a launch spills less than kilobytes; with more XLA's form is faster."""
     sizes = Dimensions.of(operands)
     narrow = jnp.dtype(operands.query.dtype).itemsize <= 2
     widest = (64 if before_hopper() else 128) if narrow else 32

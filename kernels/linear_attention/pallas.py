@@ -1,9 +1,9 @@
 """Linear attention and the delta rule in Pallas: a head's steps on chip, one call each way.
 
-A program owns one head of one batch row and takes all its steps as a single chunk of xla.py: pairs
-of steps are products as in attention without a softmax, and only what comes before the first step
-or is left after the last is a state. Nothing is saved for the backward pass, which does the forward
-one again. For TPU, and for Pallas' interpret mode anywhere.
+A program owns one head of one batch row and takes all its steps as a single chunk of xla.py. Pairs
+of steps are products as in attention without a softmax; only before the first step and after the
+last is there a state. Nothing is saved for the backward pass, which repeats the forward pass. Runs
+on TPU, and in Pallas' interpreter anywhere.
 """
 
 from collections.abc import Callable
@@ -20,17 +20,18 @@ from ..wiring import batch_rows
 from .problem import Dimensions, Operands, Problem, Result
 from .xla import chunked
 
-# Decays to 0 in float32, and a thousand of them are added without error.
+# A decay to 0 in float32; a thousand of them add up without error.
 LOWEST = -128.0
 
 _exact = products(None, jnp.float32)
 
 
 class _Clean(NamedTuple):
-    """A tile with 0 for what does not count or is not finite.
+    """A tile with 0 for entries that do not count or are not finite.
 
-    kept: where it is neither.
-    first, last: `[1, 1]`, steps with NaN or infinity in what counts; inf and -1 where none has.
+    kept: mask of entries that count and are finite.
+    first, last: `[1, 1]`, the first and last step with NaN or infinity in an entry that counts; inf
+      and -1 if there is none.
     """
 
     tile: jax.Array
@@ -49,15 +50,15 @@ class _Decays(NamedTuple):
 
 
 class _Forward(NamedTuple):
-    """What the backward pass needs of a forward one.
+    """Results of a forward pass that the backward pass needs.
 
-    out: float32 `[T, V]`, not divided yet.
+    out: float32 `[T, V]`, before the division.
     state: float32 `[H, V]`, after the last step.
     added: `[T, V]`, the u of each step.
-    weights: `[T, T]`, scale * q k^T with its decay; 0 for later keys.
-    overlap: `[T, T]`, k k^T with its decay; 0 but for earlier keys.
+    weights: `[T, T]`, scale * q k^T times the decay; 0 for later keys.
+    overlap: `[T, T]`, k k^T times the decay; 0 except for earlier keys.
     inverse: `[T, T]`, of 1 + beta * overlap.
-    missing: `[T, V]`, what the state at the start does not predict of the values.
+    missing: `[T, V]`, the values minus their prediction by the initial state.
     """
 
     out: jax.Array
@@ -76,7 +77,7 @@ def _forward_kernel(problem: Problem, operands: Operands, result: Result) -> Non
     found = _run(problem, products(problem.precision, given.key.dtype), given)
     out = _divided(found.out)[0] if problem.normalize else found.out
     seen = first if problem.is_causal else jnp.where(first < jnp.inf, 0.0, jnp.inf)
-    out = jnp.where(_indices(out.shape)[0] >= seen, jnp.nan, out)
+    out = jnp.where(wide(_indices(out.shape)[0]) >= seen, jnp.nan, out)
     result.out[0] = out.astype(result.out.dtype)
     if result.state is not None:
         result.state[0] = found.state + jnp.where(first < jnp.inf, jnp.nan, 0.0)
@@ -101,7 +102,7 @@ def _backward_kernel(
         out, total = _divided(found.out)
         d_sums = wide(d_sums) / total
         d_sums = _with_column(d_sums, -(d_sums * out).sum(axis=1, keepdims=True))
-        # Large numbers cancel: products are exact, of states as the forward pass rounded them.
+        # Large numbers cancel, so products are exact, of the states that the forward pass rounded.
         product, dtype = _exact, given.key.dtype
         found = found._replace(state=found.state.astype(dtype))
         if given.initial_state is not None:
@@ -109,20 +110,20 @@ def _backward_kernel(
     pull_back = _pull_back if problem.is_causal else _pull_back_all
     d = pull_back(problem, product, given, found, d_sums, d_state)
     d = d._replace(value=d.value[:, : gradient.value.shape[2]])
-    # What is broken in queries and cotangents breaks the gradients of all that they saw.
+    # NaN in queries and cotangents breaks the gradients of all steps that they saw.
     nan_in = lambda clean: jnp.where(clean.kept, 0.0, jnp.nan).sum(axis=1, keepdims=True)
     gradient.query[0] = (d.query + nan_in(query) + nan_in(d_out)).astype(gradient.query.dtype)
     for name, axis in dict(key=0, value=0, beta=1, log_decay=1).items():
         ref, mine, tile = (getattr(each, name) for each in (gradient, kept, d))
         if ref is not None:
-            tile = jnp.where(_indices(tile.shape)[axis] <= last, jnp.nan, tile)
+            tile = jnp.where(wide(_indices(tile.shape)[axis]) <= last, jnp.nan, tile)
             ref[0] = jnp.where(mine, tile, 0.0).astype(ref.dtype)
     if gradient.initial_state is not None:
         gradient.initial_state[0] = d.initial_state + jnp.where(last >= 0, jnp.nan, 0.0)
 
 
 def _read(problem: Problem, operands: Operands) -> tuple[Operands, Operands, jax.Array]:
-    """What a program reads but for the query; what of it was kept; the first broken step."""
+    """A program's inputs except the query, the masks of kept entries, and the first broken step."""
     length = None if operands.key_lengths is None else operands.key_lengths[0, 0, 0]
     *steps, log_decay = jax.tree.map(lambda ref: ref[0], operands[1:5])
     if log_decay is not None:
@@ -149,7 +150,7 @@ def _run(problem: Problem, product: Callable, given: Operands) -> _Forward:
         return _Forward(product(query, state, (1, 0)) * problem.scale, state)
     decays = _decays(log_decay, key.shape[0])
     rows, columns = _indices(decays.between.shape)
-    # Chosen before it decays: 0 times an overflow would be NaN.
+    # Masked before the decay: 0 times an overflow would be NaN.
     weights = jnp.where(columns <= rows, product(query, key, (1, 1)), 0.0)
     weights *= decays.between * problem.scale
     added, overlap, inverse, missing = value, None, None, None
@@ -172,7 +173,7 @@ def _run(problem: Problem, product: Callable, given: Operands) -> _Forward:
 def _pull_back_all(
     problem: Problem, product: Callable, given: Operands, found: _Forward, d_out: Any, d_state: Any
 ) -> Operands:
-    """Of a run that is not causal."""
+    """The gradient of a run that is not causal."""
     d_query = product(d_out, found.state, (1, 1)) * problem.scale
     d_start = product(given.query, d_out, (0, 0)) * problem.scale
     d_start += 0.0 if d_state is None else d_state
@@ -183,7 +184,7 @@ def _pull_back_all(
 def _pull_back(
     problem: Problem, product: Callable, given: Operands, found: _Forward, d_out: Any, d_state: Any
 ) -> Operands:
-    """The gradient, float32 `[T, ...]`, beta's and log_decay's `[1, T]`, that of a causal run."""
+    """The gradient of a causal run, float32 `[T, ...]`; `[1, T]` for beta and log_decay."""
     query, key, _, beta, _, _, start = given
     between, from_start, to_end, whole = found.decays
     rows, columns = _indices(between.shape)
@@ -191,7 +192,7 @@ def _pull_back(
     d_added = product(found.weights, d_out, (0, 0))
     d_pairs = jnp.where(columns <= rows, d_weights, 0.0) * between * problem.scale
     d_query, d_key = product(d_pairs, key, (1, 0)), product(d_pairs, query, (0, 0))
-    # The gradients of the logarithms of all decays: between two steps, to and from the states.
+    # Gradients of the logarithms of all decays: between two steps, to and from the states.
     passed, d_start, d_beta, seen, written, through = d_weights * found.weights, 0.0, None, 0, 0, 0
     if d_state is not None:
         d_added += product(key, d_state, (1, 0)) * to_end
@@ -203,7 +204,7 @@ def _pull_back(
         d_seen = product(d_out, start, (1, 1)) * (from_start * problem.scale)
         d_query += d_seen
         if d_state is not None:
-            through = (d_start * start).sum(axis=1, keepdims=True).sum(axis=0, keepdims=True)
+            through = (d_start * wide(start)).sum(axis=1, keepdims=True).sum(axis=0, keepdims=True)
         d_start += product(wide(query) * (from_start * problem.scale), d_out, (0, 0))
         seen = (wide(query) * d_seen).sum(axis=1, keepdims=True)
     d_value = d_added
@@ -223,7 +224,7 @@ def _pull_back(
             seen -= (wide(key) * d_seen).sum(axis=1, keepdims=True)
     d_log_decay = None
     if given.log_decay is not None:
-        # Of the pair t, s those of the steps after s up to t, hence no difference of large sums.
+        # A pair t, s contributes to the steps after s up to t, without differences of large sums.
         later = jnp.where(rows < columns, 1.0, 0.0)
         passed = _exact(passed, later, (1, 0)) + seen
         passed = jnp.where(rows < columns, written, passed)
@@ -232,7 +233,7 @@ def _pull_back(
 
 
 def _clean(tile: jax.Array, axis: int = 0, length: Any = None) -> _Clean:
-    """Steps along `axis` at or past the length, where one is given, do not count."""
+    """Cleans a tile; steps along `axis` at or past the length, if one is given, do not count."""
     steps = _indices(tile.shape)[axis]
     finite = jnp.abs(wide(tile)) < jnp.inf
     counts = steps >= 0 if length is None else steps < length
@@ -245,7 +246,7 @@ def _clean(tile: jax.Array, axis: int = 0, length: Any = None) -> _Clean:
 
 
 def _decays(log_decay: jax.Array | None, length: int) -> _Decays:
-    """Of `[1, T]`; sums of multiples of 1/128 and of the rest, as there."""
+    """Decays of `[1, T]`, from sums of multiples of 1/128 and of the rest as in `xla.decays`."""
     rows, columns = _indices((length, length))
     if log_decay is None:
         return _Decays(jnp.where(columns <= rows, 1.0, 0.0))
@@ -263,11 +264,10 @@ def _decays(log_decay: jax.Array | None, length: int) -> _Decays:
 
 
 def _inverse(system: jax.Array) -> jax.Array:
-    """Of 1 + `[T, T]`, which is 0 but below the diagonal.
+    """The inverse of 1 + `system`, which is 0 except below the diagonal.
 
-    In blocks of 1, 2, 4 and on: of two neighbours the inverses are known, and what lies below the
-    first and left of the second is taken through both. Sums of powers would lose all digits where
-    keys are alike.
+    Diagonal blocks of 1, 2, 4 and so on are inverted: the block below the first of two neighbours
+    is multiplied by both of their inverses. Sums of powers would lose all digits if keys are alike.
     """
     rows, columns = _indices(system.shape)
     inverse = jnp.where(rows == columns, 1.0, 0.0)
@@ -280,7 +280,7 @@ def _inverse(system: jax.Array) -> jax.Array:
 
 
 def _divided(sums: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Sums divided by their last column, 0 where that is 0, and the last column, inf there."""
+    """Sums divided by their last column, and that column; 0 and inf if the column is 0."""
     is_last = _indices(sums.shape)[1] == sums.shape[1] - 1
     total = jnp.where(is_last, sums, 0.0).sum(axis=1, keepdims=True)
     total = jnp.where(total == 0, jnp.inf, total)
@@ -290,7 +290,7 @@ def _divided(sums: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _with_column(tile: jax.Array, column: jax.Array) -> jax.Array:
     """float32 `[T, V]` and `[T, 1]` as `[T, V + 1]`."""
     rows, columns = _indices((tile.shape[1], tile.shape[1] + 1))
-    # A product, for want of a concatenation inside a row of 128.
+    # A product, since Mosaic cannot concatenate inside a row of 128.
     wider = _exact(wide(tile), jnp.where(rows == columns, 1.0, 0.0), (1, 0))
     return jnp.where(_indices(wider.shape)[1] == tile.shape[1], column, wider)
 
@@ -350,7 +350,7 @@ def _refusal(here: Target, problem: Problem, operands: Operands) -> str | None:
 
 
 def _bytes_on_chip(problem: Problem, operands: Operands) -> int:
-    """About what the backward pass holds: blocks, twice to load the next, and float32 tiles."""
+    """About the size of the backward pass: blocks, twice to load the next, and float32 tiles."""
     sizes = Dimensions.of(operands)
     columns = sizes.V + problem.normalize
     queries, keys = padded(sizes.T, sizes.H), padded(sizes.S, sizes.H)
@@ -360,13 +360,13 @@ def _bytes_on_chip(problem: Problem, operands: Operands) -> int:
     blocks = (2 * (queries + keys + values) + outs) * width
     blocks += 4 * (2 * (operands.initial_state is not None) + problem.returns_state) * state
     pairs = padded(sizes.T, sizes.S) * problem.is_causal
-    # Pairs that live at once: of weights and decays, then of the system and its inverse.
+    # Pairs held at once: weights and decays, then the system and its inverse.
     pairs *= 4 + (operands.log_decay is not None) + 3 * (operands.beta is not None)
     return 2 * blocks + 4 * (pairs + 2 * (queries + keys + values + outs + state))
 
 
 IMPLEMENTATION = Implementation(
-    # Never timed on a TPU, so it is not taken unasked.
+    # Never timed on a TPU, so only taken if asked for.
     **fused(_forward, _backward, chunked, "tpu"),
     refusal=_refusal,
 )

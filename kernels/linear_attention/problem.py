@@ -1,16 +1,14 @@
-"""What a call is: arrays with one batch axis, and what is known without them.
+"""A call of linear attention: arrays with one batch axis, and options fixed at tracing.
 
 Linear attention and the delta rule are one recurrence of a state `S [H, V]` for each head,
 
     S_t = exp(log_decay_t) S_{t-1} + k_t u_t^T,    out_t = scale * S_t^T q_t,
 
-in which u_t is the value v_t, or with the delta rule beta_t (v_t - exp(log_decay_t) S_{t-1}^T k_t).
+where u_t is the value v_t, or with the delta rule beta_t (v_t - exp(log_decay_t) S_{t-1}^T k_t).
 """
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-
-import jax.numpy as jnp
 
 from ..wiring import batch_rows
 
@@ -19,14 +17,14 @@ class Operands(NamedTuple):
     """The arrays of a call; a batch axis of 1 stands for all batch rows.
 
     query: `[B, T, N, H]`.
-    key: `[B, S, N, H]`, with S equal to T where causal.
+    key: `[B, S, N, H]`, with S equal to T if causal.
     value: `[B, S, N, V]`.
-    beta: `[B or 1, S, N]`, which makes it the delta rule, or None.
+    beta: `[B or 1, S, N]`, which makes the call a delta rule, or None.
     log_decay: `[B or 1, S, N]`, or None.
     key_lengths: int32 `[B or 1]`, or None; steps at or past it leave the state as it is.
-    initial_state: `[B or 1, N, H, V]`, or None; `[B or 1, N, H, V + 1]` where normalised.
+    initial_state: `[B or 1, N, H, V]`, or None; `[B or 1, N, H, V + 1]` if normalised.
 
-    A gradient has the same fields, with None for what is not a floating-point array.
+    A gradient has these fields too, with None for arrays that are not floating point.
     """
 
     query: Any
@@ -41,7 +39,7 @@ class Operands(NamedTuple):
 class Result(NamedTuple):
     """out: `[B, T, N, V]` in the query's dtype.
 
-    state: float32 (float64 for float64) `[B, N, H, V]`, or `[B, N, H, V + 1]` where normalised,
+    state: float32 (float64 for float64) `[B, N, H, V]`, or `[B, N, H, V + 1]` if normalised,
       whose last column is the decayed sum of the keys; None unless asked for.
     """
 
@@ -51,12 +49,12 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """What is fixed when a call is traced.
+    """Options fixed when a call is traced.
 
     scale: factor of `q k^T`.
     is_causal: a query sees the state after its own step; otherwise after the last one.
     normalize: the output is divided by the sum of its weights.
-    returns_state: whether the state after the last step is wanted.
+    returns_state: whether the state after the last step is returned.
     precision: JAX's default_matmul_precision; None keeps float32 products exact.
     """
 
@@ -82,8 +80,3 @@ class Dimensions(NamedTuple):
         batch = batch_rows(operands)
         _, length, heads, width = operands.query.shape
         return cls(batch, length, operands.key.shape[1], heads, width, operands.value.shape[-1])
-
-
-def accumulation_dtype(operands: Operands) -> jnp.dtype:
-    """float32, or float64 for float64."""
-    return jnp.promote_types(operands.query.dtype, jnp.float32)

@@ -1,33 +1,33 @@
-"""Linear attention and the delta rule as they are defined: the recurrence, step by step."""
+"""The definition of linear attention and the delta rule: the recurrence, step by step."""
 
 import jax
 import jax.numpy as jnp
 
 from ..dispatch import Implementation
-from ..numerics import einsum
-from .problem import Dimensions, Operands, Problem, Result, accumulation_dtype
+from ..numerics import accumulation_dtype, einsum
+from .problem import Dimensions, Operands, Problem, Result
 
 
 def prepare(problem: Problem, operands: Operands) -> tuple[Operands, jax.Array]:
-    """Operands in the state's dtype, with nothing in them that may not be seen.
+    """Operands in the dtype of the state, without entries that are hidden or not finite.
 
-    Steps past the lengths become steps that leave the state as it is: all zeros. Where it is
-    normalised, a column of ones joins the values, so that the state's last column sums the keys.
+    Steps past the lengths become zeros, which leave the state unchanged. If the call is normalised,
+    a column of ones joins the values, so that the last column of the state sums the keys.
 
     Returns:
       operands: with an initial state, and with no lengths.
-      poison: `[B, S, N]`, NaN from the first step on that held NaN or infinity, which is 0 in these
-        operands: a product with 0 would carry it to earlier steps. Elsewhere 0.
+      poison: `[B, S, N]`, NaN from the first step that held NaN or infinity, else 0. In the
+        operands such entries are 0, since a product with 0 would carry NaN to earlier steps.
     """
     sizes = Dimensions.of(operands)
-    dtype = accumulation_dtype(operands)
+    dtype = accumulation_dtype(operands.query.dtype)
     step_arrays = {"key": operands.key, "value": operands.value}
     for name in ("beta", "log_decay"):
         array = getattr(operands, name)
         if array is not None:
             step_arrays[name] = array
     if operands.key_lengths is not None:
-        counts = jnp.arange(sizes.S) < operands.key_lengths[:, None]
+        counts = jnp.arange(sizes.S)[None] < operands.key_lengths[:, None]
         axes = lambda array: counts.reshape(*counts.shape, *(1,) * (array.ndim - 2))
         step_arrays = {n: jnp.where(axes(a), a, 0) for n, a in step_arrays.items()}
     broken = jnp.zeros((sizes.B, sizes.S, sizes.N), bool)
@@ -37,7 +37,7 @@ def prepare(problem: Problem, operands: Operands) -> tuple[Operands, jax.Array]:
             fine |= array == -jnp.inf
         step_arrays[name] = jnp.where(fine, array, 0)
         broken |= ~(fine.all(axis=-1) if fine.ndim == 4 else fine)
-    steps = jnp.arange(sizes.S)[:, None]
+    steps = jnp.arange(sizes.S)[None, :, None]
     first = jnp.where(broken, steps, sizes.S).min(axis=1, keepdims=True, initial=sizes.S)
     key, value, beta, log_decay = (
         None if array is None else array.astype(dtype)
@@ -57,7 +57,7 @@ def prepare(problem: Problem, operands: Operands) -> tuple[Operands, jax.Array]:
 def finish(
     problem: Problem, operands: Operands, out: jax.Array, state: jax.Array, poison: jax.Array
 ) -> Result:
-    """Normalises the outputs of `prepare`d operands, and puts the poison where it is seen."""
+    """Normalises the outputs of `prepare`d operands, and adds the poison to all that sees it."""
     if problem.normalize:
         out, total = out[..., :-1], out[..., -1:]
         out = jnp.where(total == 0, 0, out / jnp.where(total == 0, 1, total))
@@ -98,8 +98,8 @@ def recurrence(problem: Problem, operands: Operands) -> Result:
 def _decay(state: jax.Array, log_decay: jax.Array) -> jax.Array:
     """`exp(log_decay) * state`.
 
-    A decay near 1 is rounded alike at every step, which adds up over thousands of them. What it
-    takes away is small, and so is the rounding of that.
+    A decay near 1 has the same rounding error at every step, which adds up over thousands of steps.
+    The part that it takes away is small, and so is the rounding error of that part.
     """
     weak = state + jnp.expm1(log_decay) * state
     return jnp.where(log_decay > -0.5, weak, jnp.exp(log_decay) * state)

@@ -1,14 +1,14 @@
 """Causal linear attention and the delta rule, the state on chip: one launch forward, one backward.
 
-A program owns one head of one batch row (or of ROWS batch rows, one after the other) and walks its
+A program owns one head of one batch row (or of ROWS batch rows, one after the other) and walks the
 steps BLOCK_T at a time. Within such a chunk all steps are taken at once, as attention without a
-softmax; the state passes from chunk to chunk in registers. With T <= BLOCK_T that is one chunk, and
-nothing but inputs and outputs is moved. Beyond, the forward pass also saves the state before each
-chunk, in the query's dtype, as that is what products take of it, and the backward pass walks the
-chunks from the last to the first. No atomics: two runs give the same bits.
+softmax; the state passes from chunk to chunk in registers. With T <= BLOCK_T there is one chunk,
+and only inputs and outputs move. With more chunks, the forward pass also saves the state before
+each chunk, in the dtype of the query, which products take. The backward pass walks the chunks from
+the last to the first. There are no atomics, so two runs give the same bits.
 
-`u` is what a step adds to the state: its value, or what the delta rule makes of it. The same in
-plain JAX is `xla.py`.
+A step adds `k u^T` to the state; `u` is the value, or the correction of the delta rule. `xla.py`
+has the same computation in plain JAX.
 """
 
 import triton
@@ -95,7 +95,7 @@ def forward_kernel(
         first = NEVER
         for start in range(0, CALL.T, BLOCK_T):
             if SAVED > 1:
-                # The first is the one that was given, or 0.
+                # The first state is the initial one, which is not saved.
                 if (start > 0) & (start % CALL.SAVE_EVERY == 0):
                     index = head * SAVED + start // CALL.SAVE_EVERY
                     store_state(
@@ -251,7 +251,7 @@ def backward_kernel(
                     error -= _times(predicted, from_start, CALL)
                 u = solution(inverse, rest, error * bt[:, None], CALL).to(k.dtype)
                 error = (error - tl.dot(overlap, u, input_precision=CALL.PRECISION)).to(k.dtype)
-            # Back from this chunk's outputs, to the queries and to what was added.
+            # Back from the outputs of this chunk, to the queries and to u.
             q = load_tile(
                 Tensor(query, STRIDES.QUERY), b, head, rows, features, CALL.T, CALL.H, EXACT
             )
@@ -269,7 +269,7 @@ def backward_kernel(
                     total += _times(read, from_start, CALL) * CALL.SCALE
                 inverse_total = tl.where(total == 0, 0.0, 1 / total)
                 do = (do.to(tl.float32) * inverse_total).to(do.dtype)
-                # Of the rounded one: large numbers that cancel must have one rounding.
+                # From the rounded `do`: large numbers that cancel must have one rounding.
                 d_total = -tl.sum(do.to(tl.float32) * result, axis=1, keep_dims=True)
                 d_total *= inverse_total
             d_scores = tl.dot(do, tl.trans(u), input_precision=CALL.PRECISION)
@@ -279,7 +279,7 @@ def backward_kernel(
             d_scores = d_scores.to(q.dtype)
             dq = tl.dot(d_scores, k, input_precision=CALL.PRECISION)
             dk = tl.dot(tl.trans(d_scores), q, input_precision=CALL.PRECISION)
-            # Again where normalised, rather than in registers until here.
+            # If normalised, computed twice rather than kept in registers.
             weights = _weights(q, k, between, CALL)
             du = tl.dot(tl.trans(weights), do, input_precision=CALL.PRECISION)
             if HAS_BEFORE:
@@ -293,7 +293,7 @@ def backward_kernel(
             if CALL.HAS_DECAY:
                 d_decay = tl.sum(q.to(tl.float32) * dq, axis=1)
             if HAS_AFTER:
-                # Back from what later chunks made of the state.
+                # Back from the use of the state by later chunks.
                 left = _times(k, to_end, CALL)
                 kept = tl.dot(left, ds.to(k.dtype), input_precision=CALL.PRECISION)
                 du += kept
@@ -335,7 +335,7 @@ def backward_kernel(
                 if CALL.HAS_DECAY:
                     d_decay -= tl.sum(k.to(tl.float32) * dk, axis=1)
                     dk_before = dk
-                # And to keys by what they were predicted from.
+                # And to keys, through the predictions by them.
                 dk -= tl.dot(d_overlap, k, input_precision=CALL.PRECISION)
                 if HAS_BEFORE:
                     read = tl.dot(dv, tl.trans(narrow_s), input_precision=CALL.PRECISION)

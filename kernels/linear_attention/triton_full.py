@@ -1,9 +1,10 @@
-"""Linear attention where every query sees every key: one launch forward, one backward.
+"""Linear attention in which every query sees every key: one launch forward, one backward.
 
 A program owns one head of one batch row (or of ROWS batch rows, one after the other). It adds up
-the state over the keys and then reads it for the queries, BLOCK_T of either at a time. The
-backward pass needs the state for the queries first: with S <= BLOCK_T it is made again from keys
-and values that stay on chip, else the forward pass saves it. Each tensor is read or written once.
+the state over the keys and then reads it for the queries, BLOCK_T keys or queries at a time. The
+backward pass needs the state for the queries first. With S <= BLOCK_T it recomputes the state from
+keys and values that stay on chip, else the forward pass saves it. Each tensor is read or written
+once.
 """
 
 import triton
@@ -180,7 +181,7 @@ def backward_kernel(
                 total = CALL.SCALE * tl.sum(wide * z[None, :], axis=1)
                 inverse_total = tl.where(total == 0, 0.0, 1 / total)
                 do = (do.to(tl.float32) * inverse_total[:, None]).to(do.dtype)
-                # Of the rounded one: large numbers that cancel must have one rounding.
+                # From the rounded `do`: large numbers that cancel must have one rounding.
                 d_total = -tl.sum(do.to(tl.float32) * result, axis=1) * inverse_total
                 dz += CALL.SCALE * tl.sum(wide * d_total[:, None], axis=0)
             dq = tl.dot(do, tl.trans(s.to(do.dtype)), input_precision=CALL.PRECISION)

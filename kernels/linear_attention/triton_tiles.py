@@ -75,10 +75,10 @@ def load_decay(tensor, b, head, rows, first, LENGTH):
 
 @triton.jit
 def decays(coarse, fine, SIZE: tl.constexpr):
-    """What is left after the steps of a chunk, from the sums of `load_decay`.
+    """Decays within a chunk, from the sums of `load_decay`.
 
     Returns:
-      between: `[SIZE, SIZE]`, from after step s to step t; anything for later s.
+      between: `[SIZE, SIZE]`, from after step s to step t; undefined for later s.
       from_start: `[SIZE, 1]`, from before the chunk to each step.
       to_end: `[SIZE, 1]`, from after each step to the chunk's end.
       whole: a scalar.
@@ -130,15 +130,15 @@ def store_state(tensor, state, keys, b, head, features, columns, CALL: tl.conste
 def unit_lower_inverse(lower, dtype: tl.constexpr, CALL: tl.constexpr):
     """`(I + lower)^-1` of a strictly lower triangular matrix.
 
-    The inverses of the blocks on the diagonal, twice as large each time: that of [[A, 0], [C, B]]
-    has -B^-1 C A^-1 below its diagonal. A series of powers would be shorter, and lose all digits
-    where keys are alike.
+    Inverts the blocks on the diagonal, twice as large each time: the inverse of [[A, 0], [C, B]]
+    has -B^-1 C A^-1 below its diagonal. A series of powers would be shorter, but lose all digits if
+    keys are alike.
 
-    Products are of `dtype`, sums float32. Narrow products lose a digit or two where beta is near 2,
-    which a step of Newton's method finds again.
+    Products are of `dtype`, sums float32. Narrow products lose a digit or two if beta is near 2;
+    a step of Newton's method recovers them.
 
     Returns:
-      inverse, rest: of `dtype`; their sum is the inverse, and the rest is not used in float32.
+      inverse, rest: of `dtype`; their sum is the inverse. The rest is not used in float32.
     """
     SIZE: tl.constexpr = CALL.BLOCK_T
     i = tl.arange(0, SIZE)[:, None]
@@ -147,7 +147,7 @@ def unit_lower_inverse(lower, dtype: tl.constexpr, CALL: tl.constexpr):
     high = lower.to(dtype)
     low = (lower - high.to(tl.float32)).to(dtype)
     size = 2
-    # Not unrolled, which would keep the masks of all sizes in registers.
+    # Unrolled, this would keep the masks of all sizes in registers.
     while size < SIZE:
         corner = (i // size != j // size) & (i // (2 * size) == j // (2 * size))
         narrow = inverse.to(dtype)

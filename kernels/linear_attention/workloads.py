@@ -1,10 +1,10 @@
-"""Named real shapes, which tests, checks and benchmarks share."""
+"""Named shapes of real workloads, for tests, checks and benchmarks."""
 
 from typing import NamedTuple
 
 
 class Workload(NamedTuple):
-    """B batch rows, T queries and keys, N heads of H features, values too; bfloat16 unless said."""
+    """B batch rows, T queries and keys, N heads of H features, values too; bfloat16 by default."""
 
     B: int
     T: int
@@ -13,11 +13,11 @@ class Workload(NamedTuple):
     is_causal: bool = True
 
     def flops(self, backward: bool, is_delta: bool = False) -> int:
-        """Operations in the products that must be done, by whichever form needs fewer.
+        """Operations of the necessary products, in the form that needs fewer.
 
-        By pairs, 2 products forward and 5 backward over T (T + 1) / 2 of them (T * T where not
-        causal); by states, 2 forward and 5 backward over T steps of H features. The delta rule also
-        reads the state by the key: 3 forward and 7 backward.
+        By pairs, 2 products forward and 5 backward over T (T + 1) / 2 pairs (T * T if not causal);
+        by states, 2 forward and 5 backward over T steps of H features. The delta rule also reads
+        the state by the key: 3 forward and 7 backward.
         """
         pairs = self.T * (self.T + 1) // 2 if self.is_causal else self.T * self.T
         least = min(pairs, self.T * self.H)

@@ -2,9 +2,9 @@
 
 Inside a chunk all steps are taken at once, as attention without a softmax; only the state passes
 from chunk to chunk (Hua et al. 2022, section 3.2). The delta rule first solves a triangular system
-for what each step adds to the state, u (the WY form of Yang et al. 2024, section 3.2), and is then
-linear attention to u. Memory is linear in the length: what is inside a chunk is computed again for
-the derivatives, all of which are JAX's own.
+for u, the vectors that its steps add to the state (the WY form of Yang et al. 2024, section 3.2).
+It is then linear attention with u as values. Memory is linear in the length: chunks are recomputed
+for the derivatives, which are JAX's own.
 """
 
 import functools
@@ -20,7 +20,7 @@ from .problem import Operands, Problem, Result
 from .reference import finish, prepare
 
 CHUNK = 64
-BLOCK = 8  # of a triangular system, inverted row by row
+BLOCK = 8  # rows of a triangular system that are inverted one by one
 
 
 def chunked(problem: Problem, operands: Operands, chunk: int = CHUNK) -> Result:
@@ -36,7 +36,7 @@ def chunked(problem: Problem, operands: Operands, chunk: int = CHUNK) -> Result:
     step = functools.partial(_step, product)
     chunks = jax.tree.map(functools.partial(_cut, chunk=max(1, min(chunk, length))), clean[:5])
     if length <= chunk:
-        # Nothing came before, which saves the products with it.
+        # Without a state before, its products are left out.
         before = None if operands.initial_state is None else state
         state, out = step(before, jax.tree.map(lambda array: array[0], chunks))
         out = out[None]
@@ -50,7 +50,7 @@ def chunked(problem: Problem, operands: Operands, chunk: int = CHUNK) -> Result:
 def _narrow_product(
     precision: str | None, dtype: jnp.dtype, formula: str, *arrays: jax.Array
 ) -> jax.Array:
-    """einsum of numbers as narrow as the inputs, which is where tensor cores are fast."""
+    """einsum of numbers cast to the dtype of the inputs, for which tensor cores are fast."""
     wide = arrays[0].dtype
     product = functools.partial(einsum(precision, wide), formula)
     if dtype == wide:
@@ -68,7 +68,7 @@ def _step(
     """A chunk of C steps.
 
     Args:
-      product: einsum of numbers as narrow as the inputs.
+      product: einsum of numbers cast to the dtype of the inputs.
       state: `[B, N, H, V]` before the chunk; None for 0.
       chunk: query and key `[B, N, C, H]`, value `[B, N, C, V]`, and beta and log_decay
         `[B or 1, N, C]`, or None.
@@ -84,7 +84,7 @@ def _step(
     earlier = jnp.tri(key.shape[2], dtype=bool)
 
     def pairs(rows):
-        # Chosen before it decays: 0 times an overflow would be NaN.
+        # Masked before the decay: 0 times an overflow would be NaN.
         found = jnp.where(earlier, product("bnth,bnsh->bnts", rows, key), 0)
         return found if between is None else found * between
 
@@ -113,8 +113,8 @@ def _cut(array: jax.Array, chunk: int) -> jax.Array:
 def decays(log_decay: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Decays within chunks, each to rounding.
 
-    The difference of two sums over a chunk loses what a large decay before both has added. So the
-    sums are of multiples of 1/512, which float32 adds without error, and of what is left.
+    The difference of two sums over a chunk loses digits to a large decay before both. So there are
+    two kinds of sums: of multiples of 1/512, which float32 adds without error, and of the rest.
 
     Args:
       log_decay: `[..., C]`.
@@ -125,7 +125,7 @@ def decays(log_decay: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.A
       to_end: `[..., C]`, from after each step to the chunk's end.
       whole: `[..., 1]`.
     """
-    # What is below decays to 0 in this dtype anyway, and infinities have no differences.
+    # Lower values decay to 0 in this dtype too, and infinities have no differences.
     lowest = 1.5 * jnp.log(jnp.finfo(log_decay.dtype).tiny)
     log_decay = jnp.maximum(log_decay, lowest)
     coarse = jax.lax.stop_gradient(jnp.round(log_decay * 512) / 512)
@@ -144,14 +144,14 @@ def decays(log_decay: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.A
 
 
 def _solve(system: jax.Array, side: jax.Array) -> jax.Array:
-    """`u` of `u_t + sum_{s<t} system_ts u_s = side_t`: what each step of a chunk adds.
+    """Solves `u_t + sum_{s<t} system_ts u_s = side_t` for u.
 
     Args:
-      system: `[..., C, C]`, 0 but below the diagonal.
+      system: `[..., C, C]`, 0 except below the diagonal.
       side: `[..., C, V]`.
     """
     inverse = _inverse(jax.lax.stop_gradient(system))
-    # Its derivatives are solutions again.
+    # Derivatives of the solution are solutions too.
     return jax.lax.custom_linear_solve(
         lambda u: u + _product(system, u),
         side,
@@ -161,9 +161,9 @@ def _solve(system: jax.Array, side: jax.Array) -> jax.Array:
 
 
 def _inverse(system: jax.Array) -> jax.Array:
-    """Of the identity plus the system, by halves.
+    """The inverse of the identity plus the system, by halves.
 
-    Not by triangular_solve: two of them at once can wait for each other forever on two CPU cores.
+    Not by triangular_solve: two at once can deadlock on two CPU cores.
     """
     size = system.shape[-1]
     if size > BLOCK:
@@ -175,7 +175,7 @@ def _inverse(system: jax.Array) -> jax.Array:
     system, rows = jnp.moveaxis(system, (-2, -1), (0, 1)), []
     for t in range(size):
         row = jnp.zeros_like(system[t]).at[t].set(1)
-        rows.append(row - sum(system[t, s] * earlier for s, earlier in enumerate(rows)))
+        rows.append(row - sum(system[t, s][None] * earlier for s, earlier in enumerate(rows)))
     return jnp.moveaxis(jnp.stack(rows), (0, 1), (-2, -1))
 
 
