@@ -59,8 +59,9 @@ def load_decay(tensor, b, head, rows, first, LENGTH):
     """Sums of the log decay over a chunk, and the first broken row.
 
     Returns:
-      coarse, fine: `[rows]`; together the sum up to each row and with it. The difference of two
-        sums loses what a large decay before both has added, but multiples of 1/512 add exactly.
+      coarse, fine: `[rows]`, sums up to and including each row, of multiples of 1/512, which add
+        exactly, and of the rest. A difference of whole sums would lose digits to a large decay
+        before both.
       log_decay: `[rows]`.
       first: the first broken row, `first` or one of these.
     """
