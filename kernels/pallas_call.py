@@ -6,15 +6,16 @@ batch row, and the query heads that share it. It sees `[heads, rows, columns]` o
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from .dispatch import Target, interpreting, target
 from .fused import dtype_refusal
+
+if TYPE_CHECKING:
+    from jax.experimental import pallas as pl
 
 # The compiler gives a program 16 MiB.
 BYTES_ON_CHIP = 12 * 2**20
@@ -66,6 +67,10 @@ def pallas_call(kernel: Callable, grid: tuple[int, int], inputs: tuple, outputs:
     Returns:
       Arrays with the shapes and dtypes of `outputs`.
     """
+    # Half the time that JAX itself takes to import.
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import tpu as pltpu
+
     # In a shard_map all inputs vary over the same axes, and so do the outputs.
     kind = jax.typeof(jax.tree.leaves(inputs)[0]).manual_axis_type
     outputs = jax.tree.map(lambda out: out.update(manual_axis_type=kind), outputs)
@@ -81,8 +86,11 @@ def pallas_call(kernel: Callable, grid: tuple[int, int], inputs: tuple, outputs:
     )(*inputs)
 
 
-def block(key_heads: int, array: Any) -> pl.BlockSpec:
+def block(key_heads: int, array: Any) -> "pl.BlockSpec":
     """One batch row and the heads that share a key head; all programs read an axis of size 1."""
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import tpu as pltpu
+
     rows, heads, *rest = array.shape
     return pl.BlockSpec(
         (None, max(1, heads // key_heads), *rest),
