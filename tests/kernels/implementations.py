@@ -1,4 +1,4 @@
-"""Which implementations are tested here: on a GPU those of the GPU, else through interpreters."""
+"""The implementations under test: on a GPU its own, elsewhere through interpreters."""
 
 import functools
 import os
@@ -12,9 +12,9 @@ ALL = ["reference", "xla", *FUSED]
 
 
 def patch_once():
-    """Triton's interpreter patches its language at the start of a kernel, and takes that back.
+    """Makes Triton's interpreter patch its language once per kernel.
 
-    But also at each call of a function inside, to no effect, which is two fifths of its time.
+    It also patches at each call of a function inside, without effect, for two fifths of its time.
     """
     from icl.kernels import interpreter
 

@@ -1,4 +1,4 @@
-"""Attention and its gradients in float64 NumPy, one head at a time; what is hidden is left out."""
+"""Attention and its gradients in float64 NumPy, one head at a time; hidden keys are left out."""
 
 import numpy as np
 

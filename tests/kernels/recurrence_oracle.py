@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
+from icl.kernels.numerics import accumulation_dtype
+
 from .oracle import sum_to
 
 
@@ -10,7 +12,7 @@ def recurrence(arrays, d_out=None, d_state=None, **options):
     """The output, the last state and the gradients, by the names of the arrays.
 
     Args:
-      arrays: what `linear_attention` or, with beta, `delta_rule` takes, with one batch axis.
+      arrays: those of `linear_attention` or, with beta, `delta_rule`, with one batch axis.
       d_out, d_state: cotangents of the output and of the last state; without d_out no gradients.
       options: is_causal, normalize, scale and key_value_seq_lengths.
     """
@@ -121,12 +123,11 @@ class _Head:
 def draw(op, seed, batch=2, length=20, heads=2, width=8, columns=None, **options):
     """Arrays of a call of the op of that name, and cotangents of its output and state.
 
-    Keys of the delta rule are at most 1 long. What is normalised is positive, as after a feature
-    map.
+    Keys of the delta rule have length at most 1. Queries and keys of a normalised call are
+    positive, as after a feature map.
 
     Args:
-      options: dtype; key_length where it differs; normalize, log_decay and initial_state, whether
-        there are such.
+      options: dtype; key_length if it differs; booleans normalize, log_decay and initial_state.
     """
     rng = np.random.default_rng(seed)
     columns = width if columns is None else columns
@@ -153,5 +154,5 @@ def draw(op, seed, batch=2, length=20, heads=2, width=8, columns=None, **options
         arrays["initial_state"] = state
     dtype = options.get("dtype", jnp.float32)
     arrays = {name: jnp.asarray(array, dtype) for name, array in arrays.items()}
-    accumulated = jnp.promote_types(dtype, jnp.float32)
+    accumulated = accumulation_dtype(dtype)
     return arrays, (jnp.asarray(d_out, dtype), jnp.asarray(d_state, accumulated))

@@ -13,19 +13,19 @@ from icl.kernels import dot_product_attention, flax_attention_fn
 
 from .implementations import ALL, draw_inputs
 
-BATCHES = [(), (2, 3)]
+# One implementation without batch axes: the layers' arrays are the same for all of them.
+CALLS = [("xla", ()), *((name, (2, 3)) for name in ALL)]
 
 
 def layer_inputs(batch):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(*batch, 6, 16)), jnp.float32)
-    # As Flax makes them: float, broadcast over the heads. Each query sees itself at least.
+    # Masks as Flax makes them: float, broadcast over the heads. Each query sees at least itself.
     padding = linen.make_attention_mask(x[..., 0] < 9, x[..., 0] < 0.5)
     mask = linen.combine_masks(linen.make_causal_mask(x[..., 0]), padding)
     return x, jnp.where(jnp.eye(6, dtype=bool), 1.0, mask)
 
 
-@pytest.mark.parametrize("implementation", ALL)
-@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("implementation, batch", CALLS)
 def test_nnx_layer(implementation, batch):
     x, mask = layer_inputs(batch)
 
@@ -39,7 +39,7 @@ def test_nnx_layer(implementation, batch):
     run = nnx.jit(lambda layer, x, mask: layer(x, mask=mask))
     expected = run(layer(), x, mask)
     np.testing.assert_allclose(run(ours, x, mask), expected, atol=1e-5)
-    # Asked for by the call, and where the layer is made, which the call cannot undo.
+    # Causality from the call, and from the function, which the call cannot undo.
     expected = run(layer(), x, jnp.tril(jnp.ones((6, 6))))
     causal = nnx.jit(lambda layer, x: layer(x, is_causal=True))(ours, x)
     np.testing.assert_allclose(causal, expected, atol=1e-5)
@@ -48,8 +48,7 @@ def test_nnx_layer(implementation, batch):
     np.testing.assert_allclose(causal, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("implementation", ALL)
-@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("implementation, batch", CALLS)
 def test_linen_layer(implementation, batch):
     x, mask = layer_inputs(batch)
     fused = partial(flax_attention_fn, implementation=implementation)
@@ -67,7 +66,7 @@ def test_linen_layer(implementation, batch):
 
 
 def nnx_steps(x, attention_fn):
-    """The outputs of a layer in decode mode, and of one of the same weights for all at once."""
+    """The outputs of a layer in decode mode, and those of one call with the same weights."""
     layer = nnx.MultiHeadAttention(2, 16, decode=True, attention_fn=attention_fn, rngs=nnx.Rngs(0))
     layer.init_cache(x.shape)
     step = nnx.jit(lambda layer, token: layer(token))
@@ -100,7 +99,7 @@ def test_decoding_is_right_or_refused(decode):
 
 
 class Attention(equinox.Module):
-    """One example at a time, as Equinox has it."""
+    """Takes one example at a time, as Equinox layers do."""
 
     projection: equinox.nn.Linear
     implementation: str
@@ -180,7 +179,7 @@ def test_layers_refuse_what_the_function_refuses():
         linen_layer(fused, dropout_rate=0.1, deterministic=False)(x)
 
 
-# What a layer passes too, and so would override.
+# Options that a layer passes too, and so would override.
 PARTIALS = {
     "nothing": {},
     "causal": dict(is_causal=True),

@@ -1,4 +1,4 @@
-"""Launches of the Triton kernels: tables, and what stands in for them."""
+"""Launches of the attention's Triton kernels: tables, and the heuristic without one."""
 
 import dataclasses
 import json
@@ -108,7 +108,7 @@ def test_every_plan_for_a_workload_fits(name, dtype):
 
 @pytest.mark.parametrize("plan", [ROW, TILED])
 def test_a_plan_that_is_forced_is_what_runs(plan):
-    """Traced anew inside: what the kernels are given is in the program."""
+    """A trace inside the context holds the forced plan."""
     arrays = draw_inputs(0, 8, 20, 20, 1, 1, 16)
     expected = dot_product_attention(*arrays[:3], is_causal=True, implementation="xla")
 

@@ -1,4 +1,4 @@
-"""Linear attention and the delta rule against a float64 recurrence, and what they promise."""
+"""Linear attention and the delta rule against a float64 recurrence, and their contract."""
 
 import functools
 from typing import Any, NamedTuple
@@ -12,21 +12,19 @@ from icl.kernels import delta_rule, linear_attention
 from icl.kernels.linear_attention import reference, xla
 from icl.kernels.linear_attention.problem import Operands, Problem
 
-from .implementations import ALL, FUSED, ON_GPU
+from .implementations import ALL, FUSED
 from .recurrence_oracle import draw, recurrence
 
 OPS = {"linear_attention": linear_attention, "delta_rule": delta_rule}
-# Most of the time goes into compiling.
-COMPILER_OPTIONS = {} if ON_GPU else {"xla_backend_optimization_level": 0}
-# What decays hold besides mild ones.
+# Decays besides mild ones.
 EXTREMES = np.array([0, -0.01, -1, -30, -1e4, -np.inf])
 
-# With which each op takes most paths.
+# Options with which each op takes the most paths.
 OPTIONS = {"linear_attention": dict(is_causal=True, normalize=True), "delta_rule": {}}
 
 
 def draw_full(op, **sizes):
-    """Arrays with all that the op takes, their cotangents and OPTIONS."""
+    """All arrays that the op takes, cotangents and OPTIONS."""
     options = OPTIONS[op]
     normalize = options.get("normalize", False)
     drawn = draw(op, 0, normalize=normalize, log_decay=True, initial_state=True, **sizes)
@@ -43,7 +41,7 @@ def _runner(op, implementation, options, with_gradients):
         (out, state), pull_back = jax.vjp(attend, arrays)
         return dict(out=out, state=state) | pull_back(cotangents)[0]
 
-    return jax.jit(run, compiler_options=COMPILER_OPTIONS)
+    return jax.jit(run)
 
 
 def results(op, implementation, arrays, cotangents=None, key_value_seq_lengths=None, **options):
@@ -71,11 +69,11 @@ def steps_of(arrays, steps):
 
 
 def assert_as_exact_as(name, baseline, ours, exact, dtype, full, roundings=2):
-    """The rule of the same name in test_attention, over the output, the state and all gradients.
+    """As in test_attention, for the output, the state and all gradients.
 
-    A rounding is one of the largest result, or of the largest gradient.
+    A rounding is a rounding of the largest result, or of the largest gradient.
 
-    full: the size that an array is broadcast to, whose gradient is then a sum.
+    full: the size to which an array is broadcast; its gradient is then a sum.
     """
     size = lambda array: np.sqrt(np.mean(array**2))
     results = {"out", "state"}
@@ -90,7 +88,7 @@ def assert_as_exact_as(name, baseline, ours, exact, dtype, full, roundings=2):
 
 
 class Case(NamedTuple):
-    """Sizes and options of a call, which are compiled once and run on several draws."""
+    """Sizes and options of a call that is compiled once and run on several draws."""
 
     dtype: Any
     length: int
@@ -114,14 +112,14 @@ CASES = {
         Case(BF16, 17, 8, 8, log_decay=True, initial_state=True, options=CAUSAL | NORMALIZED),
         Case(F16, 16, 24, 1, 1, 2, 65, initial_state=True, has_lengths=True, options=FULL),
         Case(BF16, 2, 1, 8, 2, 2, 15, has_lengths=True, options=FULL | NORMALIZED),
-        Case(F32, 129, 32, 8, 1, 1, log_decay=True, has_lengths=True, options=CAUSAL),
+        Case(F32, 66, 32, 8, 1, 1, log_decay=True, has_lengths=True, options=CAUSAL),
         Case(F16, 64, 32, 16, 1, 1, log_decay=True, options=CAUSAL | NORMALIZED),
     ],
     "delta_rule": [
         Case(F16, 17, 3, 1, heads=3, initial_state=True),
         Case(BF16, 65, 32, 8, 1, 1, log_decay=True, initial_state=True),
         Case(F32, 15, 8, 24, log_decay=True),
-        Case(BF16, 200, 16, 1, 1, 1),
+        Case(BF16, 100, 16, 1, 1, 1),
     ],
 }
 SCALES = [None, 0.0, 100.0, 0.3]
@@ -167,14 +165,14 @@ def draw_call(op, number, kind):
             arrays["key"] /= np.linalg.norm(arrays["key"], axis=-1, keepdims=True)
             arrays["beta"] = rng.choice([0.0, 1.0, 2.0], arrays["beta"].shape)
         d_out, d_state = d_out / 100, jnp.zeros_like(d_state)
-    # The first of some axes stands for all of them.
+    # Some axes are cut to size 1, to broadcast.
     cut = lambda a: a[tuple(np.s_[:1] if shapes.random() < 0.5 else np.s_[:] for _ in a.shape)]
     for name in ("beta", "log_decay"):
         if name in arrays:
             arrays[name] = cut(arrays[name])
     if "initial_state" in arrays and shapes.random() < 0.5:
         arrays["initial_state"] = arrays["initial_state"][0]
-    # These may be of another dtype than the rest.
+    # These may have another dtype than the rest.
     dtypes = dict.fromkeys(arrays, case.dtype)
     for name in ("beta", "log_decay", "initial_state"):
         dtypes[name] = [case.dtype, F32][shapes.integers(2)]
@@ -196,26 +194,26 @@ def test_all_options_together(op, number):
         for name, mine in ours.items():
             assert mine.keys() == exact.keys()
             baseline = ours["reference" if name == "xla" else "xla"]
-            # A chunk adds up, and takes away again, what the steps one by one never hold, and its
-            # products are as narrow as the inputs.
+            # A chunk adds and subtracts terms that single steps never hold, and its products have
+            # the dtype of the inputs.
             roundings = 8 if name == "xla" else 2
             dtype = CASES[op][number].dtype
             assert_as_exact_as(f"{name}, {kind}", baseline, mine, exact, dtype, full, roundings)
             if (op, number, kind) == ("delta_rule", 0, "extreme") and name in FUSED:
-                # No roundings more, which a narrow inverse would need; beta's gradient cancels.
+                # A narrow inverse would need roundings in addition; beta's gradient cancels.
                 others = {part: array for part, array in mine.items() if part != "beta"}
                 assert_as_exact_as(name, baseline, others, exact, dtype, full, roundings=0)
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_the_length_of_a_chunk_changes_nothing(op):
-    arrays, cotangents, options = draw_full(op, batch=1, length=70, heads=1)
+    arrays, cotangents, options = draw_full(op, batch=1, length=25, heads=1)
     operands = Operands(**arrays)
     problem = Problem(scale=0.3, returns_state=True, **options)
 
     @jax.jit
     def run(operands):
-        forms = [functools.partial(xla.chunked, chunk=chunk) for chunk in (1, 16, 33)]
+        forms = [functools.partial(xla.chunked, chunk=chunk) for chunk in (1, 11)]
         found = []
         for form in (reference.recurrence, *forms):
             result, pull_back = jax.vjp(functools.partial(form, problem), operands)
@@ -231,7 +229,7 @@ def test_the_length_of_a_chunk_changes_nothing(op):
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("implementation", ALL)
 def test_a_sequence_in_two_parts(implementation, op):
-    """The state handed on makes two calls one, and gradients flow back through it."""
+    """Two calls that pass on the state equal one call, and so do their gradients."""
     arrays, cotangents, options = draw_full(op)
 
     def in_parts(arrays, cotangents):
@@ -265,7 +263,7 @@ def test_the_last_of_causal_queries_sees_what_all_see_otherwise(implementation, 
 
 @pytest.mark.parametrize("implementation", ALL)
 def test_decays_of_any_shape(implementation):
-    """Fewer axes are the same as repeating, and gradients are added up over what was repeated."""
+    """Fewer axes equal repeated decays, and gradients are summed over the repeated axes."""
     arrays, cotangents, options = draw_full("delta_rule")
     run = lambda decay: results(
         "delta_rule", implementation, arrays | dict(log_decay=decay), cotangents, **options
@@ -290,7 +288,7 @@ def test_a_decay_of_zero_is_none(implementation, op):
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("implementation", ALL)
 def test_a_decay_of_minus_infinity_forgets(implementation, op):
-    """What comes after is as if it had begun there, whatever the state was; so is -1e4."""
+    """Later steps are as if they began there, whatever the state was; so they are after -1e4."""
     arrays, (d_out, d_state), options = draw_full(op)
     decay = arrays["log_decay"]
     cotangents = d_out.at[:, :9].set(0), d_state
@@ -304,14 +302,14 @@ def test_a_decay_of_minus_infinity_forgets(implementation, op):
     forgets, nearly = run(-np.inf), run(-1e4)
     after = {n: a[:, 9:] for n, a in arrays.items() if n != "initial_state"}
     alone = results(op, implementation, after, (d_out[:, 9:], d_state), **options)
-    # The first of them has nothing left to decay.
+    # The first step alone has no state to decay.
     alone["log_decay"][:, 0] = 0
     for name, theirs in alone.items():
         mine = forgets[name] if name == "state" else forgets[name][:, 9:]
         np.testing.assert_allclose(mine, theirs, atol=1e-5, err_msg=name)
     for name in arrays:
         lost = forgets[name] if name == "initial_state" else forgets[name][:, :9]
-        # That of a decay may be a difference of sums.
+        # The gradient of a decay may be a difference of sums.
         atol = 1e-5 if name == "log_decay" else 0
         np.testing.assert_allclose(lost, 0, atol=atol, err_msg=name)
     close(nearly, forgets, atol=1e-6)
@@ -321,7 +319,7 @@ def test_a_decay_of_minus_infinity_forgets(implementation, op):
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("implementation", ALL)
 def test_weak_decays_after_strong_ones_stay_exact(implementation, op):
-    """exp of the difference of two sums would lose what the sums have grown by."""
+    """exp of the difference of two sums would lose digits to the growth of the sums."""
     arrays, cotangents = draw(op, 0, 1, 256, 1, 4, log_decay=True, initial_state=True)
     arrays = {n: jnp.abs(a) for n, a in arrays.items()}  # no sum is small by cancellation
     options = dict(is_causal=True) if op == "linear_attention" else {}
@@ -337,9 +335,8 @@ def test_weak_decays_after_strong_ones_stay_exact(implementation, op):
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("implementation", ALL)
 def test_a_strong_decay_over_many_steps(implementation, op):
-    """The product of all decays is far below the smallest number, and its inverse above any."""
-    length = 256 if implementation in FUSED else 4096
-    arrays, cotangents = draw(op, 0, 1, length, 1, 4, log_decay=True, initial_state=True)
+    """The product of all decays is far below the smallest float, and its inverse overflows."""
+    arrays, cotangents = draw(op, 0, 1, 256, 1, 4, log_decay=True, initial_state=True)
     arrays["log_decay"] *= 50
     options = dict(is_causal=True) if op == "linear_attention" else {}
     exact = recurrence(arrays, *cotangents)
@@ -348,7 +345,7 @@ def test_a_strong_decay_over_many_steps(implementation, op):
 
 @pytest.mark.parametrize("implementation", ["reference", "xla"])
 def test_a_weak_decay_over_many_steps(implementation):
-    """A factor near 1 that is rounded alike at every step would drift away."""
+    """A factor near 1 with the same rounding error at every step would drift."""
     arrays, _ = draw("linear_attention", 0, 1, 4096, 1, 4, initial_state=True)
     arrays |= dict(log_decay=jnp.full(1, -3e-4), value=jnp.abs(arrays["value"]))
     arrays |= dict(key=jnp.abs(arrays["key"]), query=jnp.abs(arrays["query"]))
@@ -463,7 +460,7 @@ def test_the_future_never_leaks(implementation, op, broken):
     """NaN in a step of one head changes no bit before it, nor in the other head."""
     arrays, (d_out, d_state), options = draw_full(op)
     sees = (np.arange(20) >= 17)[:, None] & (np.arange(2) == 0)
-    # Only what the spared queries give back is compared, as the others see NaN and should.
+    # Only results of the spared queries are compared; the others see NaN.
     cotangents = jnp.where(sees[..., None], 0, d_out), d_state.at[:, 0].set(0)
     run = lambda arrays: results(op, implementation, arrays, cotangents, **options)
     clean = run(arrays)
@@ -480,7 +477,7 @@ def test_the_future_never_leaks(implementation, op, broken):
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("implementation", ALL)
 def test_padding_may_hold_anything(implementation, is_causal):
-    """Past the lengths key, value and decay are NaN, and no gradient notices but is 0 there."""
+    """Past the lengths key, value and decay are NaN, and gradients are unaffected, 0 there."""
     lengths = np.array([0, 5, 20])
     options = dict(is_causal=is_causal, normalize=True, key_value_seq_lengths=lengths)
     arrays, cotangents = draw(
@@ -503,7 +500,7 @@ def test_padding_may_hold_anything(implementation, is_causal):
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("implementation", ALL)
 def test_a_query_that_sees_nothing_is_zero_with_zero_gradient(implementation, is_causal):
-    """Nothing within the lengths, or weights that add up to nothing."""
+    """A row of length 0, or a query whose weights add up to 0."""
     options = dict(is_causal=is_causal, normalize=True, key_value_seq_lengths=np.array([0, 20]))
     arrays, cotangents = draw("linear_attention", 0, normalize=True)
     arrays["query"] = arrays["query"].at[:, 7].set(0)
@@ -519,7 +516,7 @@ def test_a_query_that_sees_nothing_is_zero_with_zero_gradient(implementation, is
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("implementation", FUSED)
 def test_two_runs_give_the_same_bits(implementation, op):
-    arrays, cotangents = draw(op, 0, 4, 33, log_decay=True, initial_state=True, dtype=jnp.bfloat16)
+    arrays, cotangents = draw(op, 0, 2, 33, log_decay=True, initial_state=True, dtype=jnp.bfloat16)
     arrays["log_decay"], arrays["initial_state"] = (
         arrays["log_decay"][0],
         arrays["initial_state"][0],
@@ -546,7 +543,7 @@ def test_any_leading_axes(implementation, op, batch):
 
 @pytest.mark.parametrize("op", OPS)
 def test_no_steps(op):
-    """The state comes back as it was given."""
+    """The last state is the initial one."""
     arrays, cotangents = draw(op, 0, length=0, log_decay=True, initial_state=True)
     options = dict(is_causal=True) if op == "linear_attention" else {}
     ours = results(op, None, arrays, cotangents, **options)
@@ -575,11 +572,10 @@ def test_float64_is_computed_in_float64(implementation, op):
     close(ours, exact, atol=1e-12, rtol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("length, dtype", [(1, BF16), (11, BF16), (64, BF16), (11, F16)])
 @pytest.mark.parametrize("is_causal", [False, True])
-@pytest.mark.parametrize("length", [1, 11, 64])
 def test_narrow_inputs_of_many_rows_and_heads(length, is_causal, dtype):
-    """What None takes has products in every layout of bfloat16, which XLA's CPU backend has not."""
+    """The default form has bfloat16 products in layouts that XLA's CPU backend lacks."""
     arrays, cotangents = draw("linear_attention", 0, batch=3, length=length, heads=4, dtype=dtype)
     ours = results("linear_attention", None, arrays, cotangents, is_causal=is_causal)
     exact = recurrence(arrays, *cotangents, is_causal=is_causal)

@@ -1,4 +1,4 @@
-"""Attention under JAX's transforms: nested, in any order, over any operands."""
+"""Every op under JAX's transforms: nested, in any order, over any operands."""
 
 import os
 import subprocess
@@ -10,146 +10,197 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from icl.kernels import dot_product_attention
+from .implementations import ALL, FUSED, ON_GPU
+from .ops import OPS, attend, close, expected, gradient, inputs, squares
 
-from .implementations import ALL, FUSED, ON_GPU, draw_inputs
-
-
-def attend(implementation, **options):
-    return lambda *arrays: dot_product_attention(
-        *arrays, is_causal=True, implementation=implementation, **options
-    )
+OTHERS = ["xla", *FUSED]
 
 
-def close(ours, expected, atol=2e-5):
-    for mine, theirs in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(mine, theirs, atol=atol)
+def rows_of(op, arrays):
+    """`in_axes` of the batch."""
+    return ({name: None if name in OPS[op].shared else 0 for name in arrays},)
 
 
+def nested(op):
+    """Arrays of which each is mapped by one of two vmaps, by both or by neither, and `in_axes`."""
+    arrays = inputs(op, 3)
+    extra = OPS[op].shared[0]
+    factors = jnp.arange(1, 3).reshape(2, *[1] * arrays[extra].ndim)
+    arrays |= {
+        "query": jnp.stack([arrays["query"], 2 * arrays["query"]]),
+        "key": arrays["key"][0],
+        extra: arrays[extra] * factors.astype(jnp.float32),
+    }
+    outer = {name: 0 if name in ("query", extra) else None for name in arrays}
+    inner = {name: 0 if name in ("query", "value") else None for name in arrays}
+    return arrays, outer, inner
+
+
+def run_nested(op, implementation):
+    arrays, outer, inner = nested(op)
+    run = jax.vmap(jax.vmap(attend(op, implementation), (inner,)), (outer,))
+    return jax.jit(run)(arrays)
+
+
+def steps_of_descent(op, implementation, arrays):
+    """The gradient of a loss after a step of gradient descent, as in MAML, alone and in rows."""
+    inner = squares(op, implementation)
+
+    def loss(arrays):
+        gradients = jax.grad(inner)(arrays)
+        moved = jax.tree.map(lambda array, g: array - 0.01 * g, arrays, gradients)
+        return inner(moved) + 0.01 * sum((g**2).sum() for g in jax.tree.leaves(gradients))
+
+    outer = jax.grad(loss)
+    both = lambda arrays: (outer(arrays), jax.vmap(outer, rows_of(op, arrays))(arrays))
+    return jax.jit(both)(arrays)
+
+
+def scanned(op, implementation, wrap=lambda function: function):
+    """Value and gradient of calls under scan, whose carry is the state or the query."""
+    arrays = inputs(op, 2)
+    carried = "initial_state" if "initial_state" in arrays else "query"
+    function = wrap(attend(op, implementation))
+
+    def step(carry, _):
+        result = function(arrays | {carried: carry})
+        out, state = result if isinstance(result, tuple) else (result, carry + result)
+        return state, out
+
+    def loss(carry):
+        carry, out = jax.lax.scan(step, carry, None, length=2)
+        return (carry**2).sum() + (out**2).sum()
+
+    carry = arrays[carried]
+    carry = jnp.broadcast_to(carry, (2, *carry.shape[-3:]))
+    return jax.jit(jax.value_and_grad(loss))(carry)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_vmap_of_the_reference_is_a_loop(op):
+    arrays, outer, inner = nested(op)
+    one = {name: a[1] if outer[name] == 0 else a for name, a in arrays.items()}
+    one = {name: a[2] if inner[name] == 0 else a for name, a in one.items()}
+    rows = jax.tree.map(lambda a: a[1, 2], expected(run_nested, op))
+    close(rows, attend(op, "reference")(one))
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("implementation", OTHERS)
+def test_nested_vmap_with_unmapped_operands(implementation, op):
+    close(run_nested(op, implementation), expected(run_nested, op))
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("implementation", OTHERS)
+def test_vmap_over_a_last_axis(implementation, op):
+    arrays = inputs(op, 1)
+    twice = jnp.stack([arrays["query"], 2 * arrays["query"]], axis=2)
+    axes = {name: 2 if name == "query" else None for name in arrays}
+    run = lambda name: jax.vmap(attend(op, name), (axes,), 2)(arrays | dict(query=twice))
+    close(run(implementation), run("reference"))
+
+
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("implementation", ALL)
-def test_nested_vmap_with_unmapped_operands(implementation):
-    query, key, value, _ = draw_inputs(0, 6, 5, 5, 2, 2, 8)
-    bias = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 5, 5)), jnp.float32)
-    query, key = query.reshape(2, 3, 5, 2, 8), key[:3]
-    run = lambda attend: jax.jit(jax.vmap(jax.vmap(attend, (0, 0, None, 0)), (0, None, None, None)))
-    expected = run(attend("reference"))(query, key, value[0], bias)
-    close(run(attend(implementation))(query, key, value[0], bias), expected)
-    last = jax.vmap(attend(implementation), (2, None, None, None), 2)
-    moved = last(jnp.moveaxis(query[0], 0, 2), key[0], value[0], bias[0])
-    close(moved[:, :, 0], expected[0, 0])
+def test_grad_of_vmap_and_vmap_of_grad(implementation, op):
+    arrays, whole = inputs(op, 3), expected(gradient, op, 3)
+    loss = squares(op, implementation)
+    over_rows = lambda arrays: jax.vmap(loss, rows_of(op, arrays))(arrays).sum()
+
+    @jax.jit
+    def run(arrays):
+        of_rows = jax.vmap(jax.grad(loss), rows_of(op, arrays))(arrays)
+        return jax.grad(loss)(arrays), jax.grad(over_rows)(arrays), of_rows
+
+    plain, of_sum, of_rows = run(arrays)
+    close(plain, whole)
+    close(of_sum, whole)
+    close({n: d.sum(0) if n in OPS[op].shared else d for n, d in of_rows.items()}, whole)
 
 
-@pytest.mark.parametrize("implementation", ALL)
-def test_grad_of_vmap_and_vmap_of_grad(implementation):
-    query, key, value, _ = draw_inputs(1, 3, 5, 5, 2, 1, 8)
-
-    def loss(query, key, value, bias):
-        return (attend(implementation)(query, key, value, bias) ** 2).sum()
-
-    bias = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 5)), jnp.float32)
-    every = (0, 1, 2, 3)
-    whole = jax.jit(jax.grad(loss, every))(query, key, value, bias)
-    of_rows = jax.jit(jax.vmap(jax.grad(loss, every), (0, 0, 0, None)))(query, key, value, bias)
-    close(of_rows[:3], whole[:3])
-    close(of_rows[3].sum(0), whole[3])
-    over_rows = lambda *a: jax.vmap(loss, (0, 0, 0, None))(*a).sum()
-    close(jax.jit(jax.grad(over_rows, every))(query, key, value, bias), whole)
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("implementation", OTHERS)
+def test_second_order_agrees_with_the_definition(implementation, op):
+    sizes = 2, 3, 4
+    ours = steps_of_descent(op, implementation, inputs(op, *sizes))
+    close(ours, expected(steps_of_descent, op, *sizes), 1e-4)
 
 
-@pytest.mark.parametrize("implementation", ["xla", *FUSED])
-def test_second_order_agrees_with_the_definition(implementation):
-    """A step of gradient descent inside the loss, as MAML takes it, and a norm of gradients."""
-    arrays = draw_inputs(2, 2, 4, 4, 2, 1, 4)[:3]
-
-    def loss(implementation):
-        inner = lambda *a: (attend(implementation)(*a) ** 2).sum()
-
-        def outer(*arrays):
-            gradients = jax.grad(inner, (0, 1, 2))(*arrays)
-            moved = [array - 0.1 * g for array, g in zip(arrays, gradients)]
-            return inner(*moved) + sum((g**2).sum() for g in gradients)
-
-        return outer
-
-    expected = jax.jit(jax.grad(loss("reference"), (0, 1, 2)))(*arrays)
-    ours = jax.grad(loss(implementation), (0, 1, 2))
-    close(jax.jit(ours)(*arrays), expected, 1e-4)
-    close(jax.jit(jax.vmap(ours))(*arrays), expected, 1e-4)
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("implementation", OTHERS)
+def test_scan_and_checkpoint(implementation, op):
+    close(scanned(op, implementation, jax.checkpoint), expected(scanned, op), 1e-4)
 
 
-@pytest.mark.parametrize("implementation", ["xla", *FUSED])
-def test_scan_and_checkpoint(implementation):
-    query, key, value, _ = draw_inputs(3, 2, 5, 5, 2, 2, 8)
-
-    def loss(implementation, wrap):
-        def step(carry, _):
-            return carry + wrap(attend(implementation))(carry, key, value), None
-
-        return lambda q: (jax.lax.scan(step, q, None, length=2)[0] ** 2).sum()
-
-    expected = jax.jit(jax.value_and_grad(loss("reference", lambda f: f)))(query)
-    close(jax.jit(jax.value_and_grad(loss(implementation, jax.checkpoint)))(query), expected, 1e-3)
-
-
-@pytest.mark.parametrize("implementation", ["xla", *FUSED])
-def test_jvp_is_refused_with_a_hint(implementation):
-    query, key, value, _ = draw_inputs(4, 1, 3, 3, 1, 1, 4)
+@pytest.mark.parametrize(
+    "op, implementation",
+    [(op, name) for op in OPS for name in OTHERS if name not in OPS[op].forward_mode],
+)
+def test_jvp_is_refused_with_a_hint(op, implementation):
+    arrays = inputs(op, 1, 3, 4)
     with pytest.raises(TypeError) as caught:
-        jax.jvp(lambda q: attend(implementation)(q, key, value), (query,), (query,))
-    assert "implementation='reference'" in "".join(caught.value.__notes__)
+        jax.jvp(attend(op, implementation), (arrays,), (arrays,))
+    hint = f"implementation={OPS[op].forward_mode[-1]!r}"
+    assert hint in "".join(caught.value.__notes__)
 
 
-def test_what_linearize_returns_is_refused_when_called():
-    query, key, value, _ = draw_inputs(4, 1, 3, 3, 1, 1, 4)
-    _, linear = jax.linearize(lambda q: attend("xla")(q, key, value), query)
+@pytest.mark.parametrize("op", OPS)
+def test_forward_mode_agrees_with_reverse_mode(op):
+    arrays = inputs(op, 1, 3, 4)
+    for name in OPS[op].forward_mode:
+        loss = squares(op, name)
+
+        @jax.jit
+        def run(arrays, loss=loss):
+            return jax.jvp(loss, (arrays,), (arrays,))[1], jax.grad(loss)(arrays)
+
+        forward, reverse = run(arrays)
+        along = sum((reverse[n] * a).sum() for n, a in arrays.items())
+        np.testing.assert_allclose(forward, along, rtol=1e-5)
+
+
+def test_a_function_from_linearize_is_refused_when_called():
+    arrays = inputs("attention", 1, 3, 4)
+    _, linear = jax.linearize(attend("attention", "xla"), arrays)
     with pytest.raises(TypeError, match="forward-mode"):
-        linear(query)
+        linear(arrays)
 
 
-def test_reference_has_forward_mode_and_hessians():
-    query, key, value, _ = draw_inputs(4, 1, 3, 3, 1, 1, 4)
-    loss = lambda q: attend("reference")(q, key, value).sum()
-    assert np.isfinite(jax.jit(jax.hessian(loss))(query)).all()
+def test_reference_has_hessians():
+    arrays = inputs("attention", 1, 3, 4)
+    loss = lambda q: attend("attention", "reference")(arrays | dict(query=q)).sum()
+    assert np.isfinite(jax.jit(jax.hessian(loss))(arrays["query"])).all()
 
 
 SHARDED = """
-import jax, jax.numpy as jnp, numpy as np
+import jax
 from jax.sharding import AxisType, PartitionSpec
-from icl.kernels import dot_product_attention, targeting
+from icl.kernels import targeting
+from tests.kernels.ops import OPS, close, inputs, squares
 
-rng = np.random.default_rng(0)
-query, key, value = (jnp.asarray(rng.normal(size=(16, 5, 2, 8)), jnp.float32) for _ in range(3))
-bias = jnp.asarray(rng.normal(size=(2, 5, 5)), jnp.float32)
 mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-spec, whole = PartitionSpec("data"), PartitionSpec()
 
-def gradients(implementation, *arrays):
-    def loss(query, key, value, bias):
-        out = dot_product_attention(
-            query, key, value, bias, is_causal=True, implementation=implementation
-        )
-        return (out**2).sum()
-    return jax.grad(loss, (0, 1, 2, 3))(*arrays)
+def sharded(op, implementation, arrays):
+    # check_vma is on by default: the gradient of an array that all devices share is added up.
+    of = lambda name: PartitionSpec() if name in OPS[op].shared else PartitionSpec("data")
+    spec = {name: of(name) for name in arrays}
+    gradients = jax.grad(squares(op, implementation))
+    return jax.jit(jax.shard_map(gradients, mesh=mesh, in_specs=(spec,), out_specs=spec))
 
-def sharded(implementation):
-    # check_vma is on by default: the gradient of what all devices share is added up over them.
-    return jax.jit(jax.shard_map(
-        lambda *a: gradients(implementation, *a),
-        mesh=mesh, in_specs=(spec, spec, spec, whole), out_specs=(spec, spec, spec, whole),
-    ))
+for op in OPS:
+    arrays = inputs(op, 8)
+    expected = jax.jit(jax.grad(squares(op, "reference")))(arrays)
+    for implementation in ("xla", "triton"):
+        run = sharded(op, implementation, arrays).lower(arrays).compile()
+        close(run(arrays), expected)
+        assert "all-gather" not in run.as_text(), implementation
 
-arrays = query, key, value, bias
-expected = gradients("reference", *arrays)
-for implementation in ("xla", "triton"):
-    run = sharded(implementation)
-    for mine, theirs in zip(run(*arrays), expected):
-        np.testing.assert_allclose(mine, theirs, atol=1e-4)
-    assert "all-gather" not in run.lower(*arrays).compile().as_text(), implementation
-
-# Pallas' own interpreter does not pass check_vma, so this is lowered for a TPU and not run.
-with targeting("tpu"):
-    text = sharded("pallas").trace(*arrays).lower(lowering_platforms=("tpu",)).as_text()
-assert "tpu_custom_call" in text and "all_gather" not in text
+    # Pallas' own interpreter does not pass check_vma, so this is lowered for a TPU and not run.
+    with targeting("tpu"):
+        traced = sharded(op, "pallas", arrays).trace(arrays)
+        text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert "tpu_custom_call" in text and "all_gather" not in text
 """
 
 
