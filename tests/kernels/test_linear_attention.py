@@ -112,7 +112,7 @@ CASES = {
         Case(BF16, 17, 8, 8, log_decay=True, initial_state=True, options=CAUSAL | NORMALIZED),
         Case(F16, 16, 24, 1, 1, 2, 65, initial_state=True, has_lengths=True, options=FULL),
         Case(BF16, 2, 1, 8, 2, 2, 15, has_lengths=True, options=FULL | NORMALIZED),
-        Case(F32, 66, 32, 8, 1, 1, log_decay=True, has_lengths=True, options=CAUSAL),
+        Case(F32, 129, 32, 8, 1, 1, log_decay=True, has_lengths=True, options=CAUSAL),
         Case(F16, 64, 32, 16, 1, 1, log_decay=True, options=CAUSAL | NORMALIZED),
     ],
     "delta_rule": [
