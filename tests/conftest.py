@@ -8,7 +8,11 @@ import tempfile
 import hypothesis
 
 # Before jax is imported, and inherited by the processes that tests start.
-QUICK = "--xla_backend_optimization_level=0"
+# A third of the time to compile, and programs of tests are too small to gain from more.
+QUICK = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
 CACHE = tempfile.mkdtemp(prefix="icl-tests-")
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
@@ -17,7 +21,6 @@ os.environ["JAX_DEBUG_KEY_REUSE"] = "1"
 # The same bits wherever the tests run; tests of several devices start processes of their own.
 os.environ["JAX_NUM_CPU_DEVICES"] = "1"
 if os.environ.get("ICL_TEST_DEVICE") != "gpu":
-    # Half the time to compile; programs of tests are too small to gain from more.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"
     # Triton and Pallas kernels run step by step on the CPU.
     os.environ["ICL_KERNELS_INTERPRET"] = "1"
