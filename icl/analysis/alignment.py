@@ -18,7 +18,7 @@ from ..evaluation.chunks import in_chunks
 from ..evaluation.curves import draw_prompts
 from ..models import SelfAttentionConfig
 from ..report import Result, in_lines, open_run, show_number
-from ..tasks import Episode, LinearRegression
+from ..tasks import Episode, FunctionFamily, LinearRegression
 from ..tasks.draws import stream
 from ..training.config import Config
 from ..training.learner import Learner, Params
@@ -250,7 +250,7 @@ def _differences(p: np.ndarray, g: np.ndarray, q: np.ndarray, h: np.ndarray) -> 
 def _constructed(learner: Learner, descent: TunedDescent) -> Params | None:
     """Weights with which the learner's model equals the descent; None if it has no construction."""
     model, family = learner.config.model, learner.family
-    if not isinstance(model, SelfAttentionConfig):
+    if not isinstance(model, SelfAttentionConfig) or not isinstance(family, FunctionFamily):
         return None
     try:
         return construction(

@@ -18,7 +18,7 @@ from ..evaluation.chunks import in_chunks
 from ..evaluation.curves import draw_prompts
 from ..models import SelfAttention, SelfAttentionConfig
 from ..report import Result, open_run, show_number, spread
-from ..tasks import Episode, LinearRegression
+from ..tasks import Episode, FunctionFamily, LinearRegression
 from ..tasks.draws import stream
 from ..training.learner import Learner, Params
 from ..training.run import Run
@@ -181,8 +181,8 @@ def _repeated(
 ) -> ShiftCurves:
     """Errors of one layer applied 1 to `REPEATS` times, damped, and of the constructed layer."""
     config, model = learner.config, learner.config.model
-    assert isinstance(model, SelfAttentionConfig)
     family, rate = config.task, descent.learning_rates[:1]
+    assert isinstance(model, SelfAttentionConfig) and isinstance(family, FunctionFamily)
     plain = SelfAttentionConfig(layers=1)
     step = Learner(dataclasses.replace(config, model=plain))
     constructed = construction(plain, family.dim, family.points - 1, rate)

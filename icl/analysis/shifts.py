@@ -30,6 +30,7 @@ from ..tasks import (
     QuadraticRegression,
     ReLUNetwork,
     SparseLinearRegression,
+    TaskFamily,
 )
 from ..tasks.draws import stream
 from ..training.config import Config
@@ -292,7 +293,7 @@ SHIFTS: dict[str, Shift] = {
 }
 
 
-def shifts_of(family: FunctionFamily) -> dict[str, Shift]:
+def shifts_of(family: TaskFamily) -> dict[str, Shift]:
     """The shifts that apply to a family, by name; none if its inputs are not standard normal."""
     if isinstance(family, LinearRegression) and (family.inputs != "normal" or family.random_labels):
         return {}
@@ -407,6 +408,7 @@ def evaluate_shifts(
     shifts = shifts_of(family)
     if not shifts:
         raise ValueError(f"no shift is known for {type(family).__name__}")
+    assert isinstance(family, FunctionFamily)  # as all families with shifts
     step, params = run.variables()
     draw_key, resample_key = jax.random.split(stream("shifts", seed))
     draw = lambda shift: shift.draw(family, jax.random.clone(draw_key), prompts)

@@ -46,7 +46,11 @@ class Model(nnx.Module):
         raise NotImplementedError
 
     def training_outputs(
-        self, tokens: jax.Array, read: slice = slice(None), step: jax.Array | int | None = None
+        self,
+        tokens: jax.Array,
+        read: slice = slice(None),
+        step: jax.Array | int | None = None,
+        **options: Any,
     ) -> jax.Array:
         """The L sets of predictions whose mean loss is minimised; L is 1 by default.
 
@@ -54,11 +58,12 @@ class Model(nnx.Module):
           tokens: `[B, T, in_width]`.
           read: the positions to return predictions for.
           step: number of training steps made so far, traced or not; None for the end of training.
+          **options: `lengths`, if the config says `takes_lengths`.
 
         Returns:
           float32 `[L, ...]`, each of the shape that a call returns.
         """
-        return self(tokens, read)[None]
+        return self(tokens, read, **options)[None]
 
     def heads(self) -> list[HeadWeights]:
         """The weights of each layer's attention heads; a layer applied repeatedly is listed once.
@@ -93,6 +98,9 @@ class ModelConfig(ABC):
     # False if all tokens see the whole prompt except the query's label. A learner checks True.
     causal: ClassVar[bool] = True
     takes_points: ClassVar[bool] = False  # True if each token must be a whole point (x, y)
+    # True if the model is called with `lengths`, int `[B]`: the number of tokens in use of each
+    # prompt. A model that is not causal needs them to leave out padding.
+    takes_lengths: ClassVar[bool] = False
 
     layers: int = 12
     """Number of layers."""

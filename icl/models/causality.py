@@ -37,7 +37,7 @@ def check_causal(
     if not config.causal or size in _causal:
         return
     if not _is_of_this_library(config, model):
-        leak, largest = _leak(make(), in_width, tokens)
+        leak, largest = _leak(make(), in_width, tokens, config.takes_lengths)
         if leak > LEAK[config.dtype] * largest:
             name = type(config).__name__
             raise ValueError(
@@ -56,7 +56,7 @@ def _is_of_this_library(config: ModelConfig, model: Model) -> bool:
     return all(type(part).__module__.split(".")[0] in ours for part in (config, *modules))
 
 
-def _leak(model: Model, in_width: int, tokens: int) -> tuple[float, float]:
+def _leak(model: Model, in_width: int, tokens: int, takes_lengths: bool) -> tuple[float, float]:
     """Largest change of a prediction when later tokens change, and largest prediction."""
     rng = np.random.default_rng(0)
 
@@ -74,7 +74,10 @@ def _leak(model: Model, in_width: int, tokens: int) -> tuple[float, float]:
     later = np.arange(tokens) > cuts[:, None]
     prompts = np.stack([prompt, *np.where(later[..., None], other, prompt)])
     # Compiled ahead of time, so that the check also runs inside a trace.
-    forward = jax.jit(lambda params, rest, prompts: nnx.merge(graph, params, rest)(prompts))
+    options = {"lengths": np.full(len(prompts), tokens)} if takes_lengths else {}
+    forward = jax.jit(
+        lambda params, rest, prompts: nnx.merge(graph, params, rest)(prompts, **options)
+    )
     compiled = forward.lower(params, rest, prompts).compile()
     predictions = np.asarray(compiled(params, rest, prompts))
     change = np.abs(predictions[1:] - predictions[:1]).reshape(*later.shape, -1)

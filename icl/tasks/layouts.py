@@ -4,7 +4,7 @@ Layouts use the kind of labels, but no task family; families use no layout. `enc
 take one prompt; `read` selects the output positions of predictions, one for each point.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ class Layout(Protocol):
         """Whether only the last query of an episode is predicted."""
         ...
 
-    def tokens(self, points: int) -> int:
+    def tokens(self, points: Any) -> Any:
         """Number of tokens of a prompt of `points` points."""
         ...
 
@@ -42,6 +42,10 @@ class Layout(Protocol):
         """Bool `[points]`: queries that are predicted without sight of their label."""
         ...
 
+    def length(self, episode: Episode) -> jax.Array:
+        """Number of tokens in use, int `[]`; the tokens after them are padding."""
+        ...
+
 
 class Interleaved:
     """x_1, y_1, x_2, y_2, ...: y_i is predicted at x_i (Garg et al. 2022, section 2).
@@ -53,7 +57,7 @@ class Interleaved:
     query_only = False
     read = slice(0, None, 2)
 
-    def tokens(self, points: int) -> int:
+    def tokens(self, points: Any) -> Any:
         return 2 * points
 
     def width(self, features: int, labels: LabelKind) -> int:
@@ -68,6 +72,9 @@ class Interleaved:
     def scored(self, episode: Episode) -> jax.Array:
         return episode.queries
 
+    def length(self, episode: Episode) -> jax.Array:
+        return 2 * episode.length
+
 
 class Concatenated:
     """(x_1, y_1), ..., (x_q, 0): only the last query is predicted (von Oswald et al. 2023).
@@ -79,7 +86,7 @@ class Concatenated:
     query_only = True
     read = slice(0, None, 1)
 
-    def tokens(self, points: int) -> int:
+    def tokens(self, points: Any) -> Any:
         return points
 
     def width(self, features: int, labels: LabelKind) -> int:
@@ -90,6 +97,9 @@ class Concatenated:
 
     def scored(self, episode: Episode) -> jax.Array:
         return jnp.arange(episode.queries.shape[0]) == episode.last_query
+
+    def length(self, episode: Episode) -> jax.Array:
+        return self.tokens(episode.last_query + 1)
 
     def _shown(self, episode: Episode, labels: LabelKind) -> jax.Array:
         """Label tokens `[points, W]`: 0 except for context points before the query."""
@@ -105,7 +115,7 @@ class Separate(Concatenated):
 
     read = slice(0, None, 2)
 
-    def tokens(self, points: int) -> int:
+    def tokens(self, points: Any) -> Any:
         return 2 * points - 1
 
     def encode(self, episode: Episode, labels: LabelKind = SCALAR) -> jax.Array:

@@ -179,7 +179,8 @@ class Config:
             raise ValueError(
                 f"a {title} needs an example besides the query: set task.points to at least 2"
             )
-        if self.curriculum.points_start is not None or not self.task.every_point_is_query:
+        padded = self.curriculum.points_start is not None or not self.task.every_point_is_query
+        if padded and not self.model.takes_lengths:
             raise ValueError(
                 f"a {title} takes the last point as the query, so no point may be padding: leave "
                 "curriculum.points_start None, and choose a task without outliers"

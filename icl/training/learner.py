@@ -130,7 +130,8 @@ class Learner:
         """
         self._check_shapes(episodes)
         embedder, model = self.network(variables)
-        outputs = model(self._encode(embedder, episodes), self.layout.read)
+        tokens = self._encode(embedder, episodes)
+        outputs = model(tokens, self.layout.read, **self._lengths(episodes))
         return self.labels.prediction(outputs)
 
     def encode(self, variables: Variables | Params, episodes: Episode) -> jax.Array:
@@ -144,6 +145,11 @@ class Learner:
             features = embedder(episodes.x.reshape(batch * points, *rest))
             episodes = episodes._replace(x=features.reshape(batch, points, -1))
         return jax.vmap(lambda episode: self.layout.encode(episode, self.labels))(episodes)
+
+    def _lengths(self, episodes: Episode) -> dict[str, jax.Array]:
+        if not self.config.model.takes_lengths:
+            return {}
+        return {"lengths": jax.vmap(self.layout.length)(episodes)}
 
     def _check_shapes(self, episodes: Episode) -> None:
         prompts = jnp.shape(episodes.x)[:2]
@@ -178,7 +184,7 @@ class Learner:
         module = self._merged(variables, training=True)
         embedder, model = self._parts(module)
         tokens = self._encode(embedder, episodes)
-        outputs = model.training_outputs(tokens, self.layout.read, step)
+        outputs = model.training_outputs(tokens, self.layout.read, step, **self._lengths(episodes))
         loss = lambda outputs: self.labels.loss(outputs, episodes.y)
         # With one output, skip the mean.
         losses = loss(outputs[0]) if len(outputs) == 1 else jax.vmap(loss)(outputs).mean(axis=0)

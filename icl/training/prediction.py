@@ -98,7 +98,8 @@ class Predictor:
                 f"{points - 1} examples and the query, got {examples} examples"
             )
         # A model that is not causal would see padding after the query, so leave none.
-        if not self._learner.config.model.causal:
+        model = self._learner.config.model
+        if not model.causal and not model.takes_lengths:
             points = examples + 1
         if points not in self._programs:
             learner = self._learner_of(points)

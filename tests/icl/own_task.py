@@ -99,6 +99,38 @@ class Averages(Model):
         return self.read_out(jnp.concatenate([x, mean], axis=-1))[:, read]
 
 
+@icl.register_model("test_pooled")
+@dataclasses.dataclass(frozen=True)
+class PooledConfig(ModelConfig):
+    """Settings of a model that sees the whole prompt but its padding."""
+
+    title = "pooling"
+    causal = False
+    takes_lengths = True
+
+    def activations(self, in_width):
+        return in_width
+
+    def build(self, in_width, tokens, *, outputs=None, rngs):
+        return Pooled(in_width, rngs)
+
+    def flops_by_part(self, in_width, tokens, batch):
+        return {"all": 6.0 * in_width * tokens * batch}
+
+
+class Pooled(Model):
+    """Predicts each token's label from the token and the mean of the tokens in use."""
+
+    def __init__(self, in_width, rngs):
+        self.read_out = nnx.Linear(2 * in_width, 1, rngs=rngs)
+
+    def __call__(self, tokens, read=slice(None), *, lengths):
+        used = (jnp.arange(tokens.shape[1]) < lengths[:, None])[..., None]
+        mean = jnp.where(used, tokens, 0).sum(axis=1) / lengths[:, None].astype(tokens.dtype)
+        both = jnp.concatenate([tokens, jnp.broadcast_to(mean[:, None], tokens.shape)], axis=-1)
+        return self.read_out(both)[:, read, 0]
+
+
 def config_of(file, **changes):
     """Settings of a run that takes a second."""
     config = Config(

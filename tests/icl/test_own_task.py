@@ -11,17 +11,17 @@ import pytest
 
 import icl
 from icl import cli
-from icl.models import MODELS
+from icl.models import MODELS, GradientDescentConfig
 from icl.sweeps import SweepResult, train_sweep
-from icl.tasks import FAMILIES
+from icl.tasks import FAMILIES, Curriculum, sample_batch
 from icl.training import Learner, Run, RunError
 from icl.training.config import config_from_dict, config_to_dict
 from icl.training.data import load_data
 from icl.training.step import batch_gradient, train_step
 
 from . import children
-from .helpers import QUIET, assert_same_bits, contents, start
-from .own_task import CLASSES, EXEMPLARS, SIDE, config_of, write_images
+from .helpers import QUIET, assert_same_bits, contents, start, tiny
+from .own_task import CLASSES, EXEMPLARS, SIDE, PooledConfig, config_of, write_images
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +175,25 @@ def test_an_own_task_trains_on_eight_devices(file, tmp_path):
     assert step == 4 and all(np.isfinite(a).all() for a in jax.tree.leaves(variables[:2]))
 
 
+@pytest.mark.parametrize("layout", ["concatenated", "separate"])
+def test_a_model_that_takes_lengths_sees_no_padding(layout):
+    curriculum = Curriculum(points_start=3, points_increment=1)
+    config = tiny(model=PooledConfig(), layout=layout, curriculum=curriculum)
+    learner = Learner(config)
+    variables, family = learner.init(jax.random.key(0)), config.task
+    full = sample_batch(family, jax.random.key(1), jnp.arange(4), family.full)
+    used = jnp.arange(family.points) < 3
+    part = full._replace(queries=full.queries & used, context=full.context & used)
+    predict = jax.jit(learner.predict)
+    hidden = part._replace(x=part.x.at[:, 3:].set(9.0), y=part.y.at[:, 2:].set(9.0))
+    np.testing.assert_array_equal(predict(variables, part)[:, 2], predict(variables, hidden)[:, 2])
+    assert (predict(variables, part)[:, 2] != predict(variables, full)[:, 2]).all()
+    shorter = icl.Predictor(learner, variables)(part.x[:, :2], part.y[:, :2], part.x[:, 2:3])
+    np.testing.assert_allclose(shorter[:, 0], predict(variables, part)[:, 2], rtol=1e-6)
+    with pytest.raises(ValueError, match="no point may be padding"):
+        tiny(model=GradientDescentConfig(), layout="concatenated", curriculum=curriculum)
+
+
 @pytest.mark.parametrize(
     ("section", "registry", "key"), [("task", FAMILIES, "family"), ("model", MODELS, "kind")]
 )
@@ -199,7 +218,7 @@ def test_wrong_registrations_are_refused():
         icl.register_family("other")(dict)
     with pytest.raises(ValueError, match="name 'sine' is taken by icl.tasks.sine"):
         icl.register_family("sine")(FAMILIES["test_images"])
-    with pytest.raises(ValueError, match="under a name"):
+    with pytest.raises(ValueError, match="must be a string that is not empty"):
         icl.register_model("")
 
 
