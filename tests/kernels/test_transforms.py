@@ -29,7 +29,7 @@ def nested(op):
     arrays |= {
         "query": jnp.stack([arrays["query"], 2 * arrays["query"]]),
         "key": arrays["key"][0],
-        extra: arrays[extra] * factors.astype(jnp.float32),
+        extra: arrays[extra][None] * factors.astype(jnp.float32),
     }
     outer = {name: 0 if name in ("query", extra) else None for name in arrays}
     inner = {name: 0 if name in ("query", "value") else None for name in arrays}
