@@ -115,7 +115,7 @@ def copying(run: Run | str | Path, *, prompts: int = 64, seed: int = 0) -> Copyi
     for step, params in sorted(run.variables_by_step(), key=lambda one: one[0]):
         steps.append(step)
         matrices.append(np.asarray(look(params, tokens)))
-        total, count = loss_of(params, many)
+        total, (count, _) = loss_of(params, many)
         errors.append(float(total / count) / scale)
     # Rows of inputs that are followed by their label.
     rows = np.arange(0, tokens.shape[1] - 1, 2)

@@ -19,7 +19,7 @@ from icl.tasks import (
 from icl.training import Config, Learner, LoggingConfig, OptimizerConfig, Run
 from icl.training.config import TrainingConfig
 from icl.training.optimizer import make_optimizer
-from icl.training.step import init_state
+from icl.training.step import init_state, variable_items
 
 QUIET = LoggingConfig(progress=False)
 
@@ -93,9 +93,9 @@ def linear_prompts(prompts, points, dim, nonzero=None, noise=0.0, seed=0):
 def untrained(path, config, step=1):
     """A run whose only checkpoint has the initial parameters, as of a step."""
     run = Run.create(path, config)
-    params = jax.jit(Learner(config).init)(jax.random.key(config.training.seed))
+    variables = jax.jit(Learner(config).init)(jax.random.key(config.training.seed))
     with contextlib.closing(run.checkpoints()) as checkpoints:
-        checkpoints.save(step, {"params": params})
+        checkpoints.save(step, variable_items(variables))
     return run
 
 

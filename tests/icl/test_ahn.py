@@ -72,7 +72,7 @@ def test_matrices_set_by_hand_are_steps_of_preconditioned_descent(transforms_inp
     rates = np.array([0.7, 1.1, 0.4])
     # Not symmetric, so that a transpose would be seen.
     matrices = inverse_covariance(ROTATED) + 0.3 * np.triu(np.ones((5, 5)), 1)
-    params = jax.tree.map(jnp.zeros_like, learner.init(jax.random.key(0)))
+    params = jax.tree.map(jnp.zeros_like, learner.init(jax.random.key(0)).params)
     params["query"] = jnp.asarray(-rates[:, None, None] * matrices, jnp.float32)
     episodes = draw_prompts(ROTATED, jax.random.key(3), 16)
     predicted = jax.jit(learner.predict)(params, episodes)[:, -1]
@@ -124,7 +124,9 @@ def made_up(run, steps=(10,), size=1e-2):
     inverse = jnp.asarray(inverse_covariance(run.config.task), jnp.float32)
     with contextlib.closing(run.checkpoints()) as checkpoints:
         for step in steps:
-            params = jax.tree.map(lambda a: size * a / 1e-4, learner.init(jax.random.key(step)))
+            params = jax.tree.map(
+                lambda a: size * a / 1e-4, learner.init(jax.random.key(step)).params
+            )
             params["query"] -= step / steps[-1] * 0.7 * inverse
             checkpoints.save(step, {"params": params})
 
@@ -132,8 +134,8 @@ def made_up(run, steps=(10,), size=1e-2):
 def test_a_run_shows_its_matrices_over_training(tmp_path):
     run = Run.create(tmp_path / "run", tiny())
     made_up(run, steps=(10, 20, 30, 40))
-    newest, params = run.variables()
-    by_step = dict(run.variables_by_step())
+    newest, (params, *_) = run.variables()
+    by_step = {step: variables.params for step, variables in run.variables_by_step()}
     assert list(by_step) == [40, 30, 20, 10] and newest == 40
     np.testing.assert_array_equal(by_step[40]["query"], params["query"])
     assert not np.array_equal(by_step[10]["query"], params["query"])

@@ -151,7 +151,7 @@ def untrained(path, **settings):
     """A run whose newest checkpoint has the initial parameters, as if it had one."""
     run = Run.create(path, tiny(**settings))
     params = jax.jit(Learner(run.config).init)(jax.random.key(0))
-    run.params = lambda: (0, params)
+    run.variables = lambda: (0, params)
     return run
 
 
