@@ -116,7 +116,7 @@ def copying(run: Run | str | Path, *, prompts: int = 64, seed: int = 0) -> Copyi
         steps.append(step)
         matrices.append(np.asarray(look(params, tokens)))
         total, (count, _) = loss_of(params, many)
-        errors.append(float(total / count) / scale)
+        errors.append(float(total / count.astype(total.dtype)) / scale)
     # Rows of inputs that are followed by their label.
     rows = np.arange(0, tokens.shape[1] - 1, 2)
     inputs = np.stack(matrices)[:, rows]

@@ -108,7 +108,7 @@ def _learner(config: Config, model: GradientDescentConfig) -> Learner:
 
 def _loss(learner: Learner, params: Params, episodes: Any) -> jax.Array:
     total, (count, _) = learner.loss_sum(params, episodes)
-    return total / count
+    return total / count.astype(total.dtype)
 
 
 def _line_search(learner: Learner, episodes: Any) -> Params:
@@ -286,7 +286,7 @@ def mean_query_error(learner: Learner, params: Any) -> float:
     def add(total: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
         episodes = draw_prompts(learner.family, key, QUERY_PROMPTS)
         found, (count, _) = learner.loss_sum(params, episodes)
-        return total + found / count, None
+        return total + found / count.astype(found.dtype), None
 
     keys = jax.random.split(jax.random.key(1), QUERY_BATCHES)
     total, _ = jax.jit(lambda keys: jax.lax.scan(add, jnp.float32(0), keys))(keys)

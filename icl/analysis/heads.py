@@ -223,10 +223,14 @@ def scores(weights: HeadWeights, inputs: jax.Array) -> jax.Array:
 
     Computed in float32 with exact products.
     """
-    project = lambda kernel: jnp.einsum("btw,nwh->btnh", inputs.astype(jnp.float32), kernel)
+
+    def project(kernel: jax.Array, bias: jax.Array | float) -> jax.Array:
+        projected = jnp.einsum("btw,nwh->btnh", inputs.astype(jnp.float32), kernel)
+        return projected + jnp.broadcast_to(bias, projected.shape)
+
     with jax.default_matmul_precision("highest"):
-        query = project(weights.query) + weights.query_bias
-        key = project(weights.key) + weights.key_bias
+        query = project(weights.query, weights.query_bias)
+        key = project(weights.key, weights.key_bias)
         return jnp.einsum("bqnh,bknh->bnqk", query, key)
 
 

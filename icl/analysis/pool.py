@@ -231,7 +231,7 @@ def _comparison(config: Config, prompts: int):
                 "dMMSE": discrete_mmse(family, x, y, tasks_key, pool_size),
             }
             # The last batch may have more prompts than are left.
-            counted = (index < prompts)[:, None] / family.dim
+            counted = (index < prompts).astype(jnp.float32)[None, :, None] / family.dim
             squares = lambda a, b: (counted * (a - b).reshape(2, size, -1) ** 2).sum(axis=1)
             errors = {name: squares(predictions[name], y) for name in PREDICTORS}
             pairs = {f"{a}, {b}": squares(predictions[a], predictions[b]) for a, b in PAIRS}

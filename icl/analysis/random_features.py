@@ -136,7 +136,7 @@ def gaps(keys: jax.Array, count: int | None) -> jax.Array:
         else:
             size = len(problem.query)
             found = feature_descent(problem, jax.random.normal(feature_key, (count, size)))
-        return jnp.linalg.norm(found.outputs - output, axis=-1)
+        return jnp.linalg.norm(found.outputs - output[None], axis=-1)
 
     return jax.lax.map(of_one, keys)
 

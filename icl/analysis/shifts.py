@@ -149,7 +149,7 @@ def _linear_map(spectrum: Callable[[int], jax.Array]) -> Change:
         dim = x.shape[1]
         scales = _normalised(spectrum(dim))
         basis = jax.random.orthogonal(key, dim)
-        return jnp.matmul(x, (basis * scales) @ basis.T, precision="highest"), None
+        return jnp.matmul(x, (basis * scales[None]) @ basis.T, precision="highest"), None
 
     return change
 
@@ -224,7 +224,7 @@ def _quadrants(queries: Callable[[jax.Array, jax.Array], jax.Array]) -> Change:
 
     def change(key, x):
         signs = jax.random.rademacher(key, (x.shape[1],), x.dtype)
-        examples = jnp.abs(x) * signs
+        examples = jnp.abs(x) * signs[None]
         return examples, queries(x, examples)
 
     return change
@@ -238,7 +238,7 @@ def orthogonal_queries(key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Arr
     """
     points, dim = x.shape
     basis, triangle = jnp.linalg.qr(x[:dim].T)
-    directions = (basis * jnp.sign(jnp.diagonal(triangle))).T
+    directions = (basis * jnp.sign(jnp.diagonal(triangle))[None]).T
     lengths = jnp.linalg.norm(x[:dim], axis=1, keepdims=True)
     return x, jnp.pad(directions * lengths, ((0, max(points - dim, 0)), (0, 0)))
 
@@ -246,7 +246,7 @@ def orthogonal_queries(key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Arr
 def overlapping_queries(key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """One of the points before, all equally likely; x_0 if there are none."""
     position = jnp.arange(len(x))
-    chosen = (jax.random.uniform(key, (len(x),)) * position).astype(int)
+    chosen = (jax.random.uniform(key, position.shape) * position.astype(jnp.float32)).astype(int)
     return x, x[jnp.minimum(chosen, jnp.maximum(position - 1, 0))]
 
 

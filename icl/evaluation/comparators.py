@@ -129,7 +129,7 @@ def _frequencies(labels: Classes) -> Comparator:
     """Class frequencies among the labels before each point, with add-one smoothing."""
 
     def predict(episode: Episode) -> jax.Array:
-        shown = jax.nn.one_hot(episode.y, labels.number) * episode.context[..., None]
+        shown = jnp.where(episode.context[..., None], jax.nn.one_hot(episode.y, labels.number), 0)
         counts = 1 + jnp.cumsum(shown, axis=1) - shown
         return counts / counts.sum(axis=-1, keepdims=True)
 
@@ -188,7 +188,8 @@ def _parities(relevant: int, episode: Episode) -> jax.Array:
     wrong = jnp.cumsum(parities != episode.y[..., None], axis=1)
     wrong_before = jnp.pad(wrong[:, :-1], ((0, 0), (1, 0), (0, 0)))
     agree = wrong_before == 0
-    return jnp.where(agree, parities, 0).sum(axis=-1) / jnp.maximum(agree.sum(axis=-1), 1)
+    agreeing = agree.sum(axis=-1, dtype=parities.dtype)
+    return jnp.where(agree, parities, 0).sum(axis=-1) / jnp.maximum(agreeing, 1)
 
 
 def _earlier(points: int) -> jax.Array:
@@ -204,5 +205,5 @@ def _nearest_value(episode: Episode) -> jax.Array:
 
 
 def _mean_value(episode: Episode) -> jax.Array:
-    counts = jnp.maximum(jnp.arange(episode.y.shape[1]), 1)[:, None]
-    return (jnp.cumsum(episode.y, axis=1) - episode.y) / counts
+    counts = jnp.maximum(jnp.arange(episode.y.shape[1], dtype=episode.y.dtype), 1)
+    return (jnp.cumsum(episode.y, axis=1) - episode.y) / counts[None, :, None]

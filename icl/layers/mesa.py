@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..kernels import linear_attention
+from ..kernels.numerics import accumulation_dtype
 
 
 def mesa_attention(
@@ -45,13 +46,14 @@ def mesa_attention(
     query, key, value = jnp.asarray(query), jnp.asarray(key), jnp.asarray(value)
     _check(query, key, value)
     penalty = _penalty(regularization, query.shape[-2])
-    wide = jnp.promote_types(jnp.result_type(query, key, value), jnp.float32)
+    wide = accumulation_dtype(jnp.result_type(query, key, value))
     pairs = jnp.concatenate([key.astype(wide), value.astype(wide)], axis=-1)
     pairs = jnp.moveaxis(pairs, -2, -3)
     keys = pairs[..., : key.shape[-1]]
     with jax.default_matmul_precision("highest"):
         gram = keys @ jnp.swapaxes(keys, -1, -2)
-        gram += penalty.astype(wide)[:, None, None] * jnp.eye(gram.shape[-1], dtype=wide)
+        diagonal = penalty.astype(wide)[:, None, None] * jnp.eye(gram.shape[-1], dtype=wide)[None]
+        gram += jnp.broadcast_to(diagonal, gram.shape)
         white = _inverse_factor(gram) @ pairs
         keys, values = jnp.split(jnp.moveaxis(white, -3, -2), [key.shape[-1]], axis=-1)
         out = linear_attention(query.astype(wide), keys, values, is_causal=True, scale=1.0)
@@ -93,7 +95,8 @@ def _inverse_factor_jvp(primals, tangents):
     """dW = -low(W dA W^T) W, W = L^-1; low is tril with half the diagonal (Murray 2016, eq. 8)."""
     inverse = _inverse_factor(*primals)
     inside = inverse @ tangents[0] @ jnp.swapaxes(inverse, -1, -2)
-    low = jnp.tril(inside) - 0.5 * jnp.eye(inside.shape[-1], dtype=inside.dtype) * inside
+    identity = jnp.broadcast_to(jnp.eye(inside.shape[-1], dtype=inside.dtype), inside.shape)
+    low = jnp.tril(inside) - 0.5 * identity * inside
     return inverse, -low @ inverse
 
 

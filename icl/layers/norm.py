@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from ..kernels.numerics import accumulation_dtype
+
 EPSILON = 1e-5
 
 
@@ -32,11 +34,12 @@ def _normalise(x, mean, inverse_deviation):
 
 
 def _forward(x, scale, bias):
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x.astype(accumulation_dtype(x.dtype))
     mean = wide.mean(axis=-1, keepdims=True)
     centred = wide - mean
     inverse_deviation = lax.rsqrt((centred**2).mean(axis=-1, keepdims=True) + EPSILON)
-    result = (centred * inverse_deviation * scale + bias).astype(x.dtype)
+    rows = lambda vector: jnp.broadcast_to(vector, x.shape)
+    result = (centred * inverse_deviation * rows(scale) + rows(bias)).astype(x.dtype)
     return result, (x, mean, inverse_deviation, scale, bias)
 
 
@@ -47,7 +50,7 @@ def _backward(saved, cotangent):
     rows = tuple(range(x.ndim - 1))
     d_bias = cotangent.sum(axis=rows)
     d_scale = (cotangent * normalised).sum(axis=rows)
-    d_normalised = cotangent * scale
+    d_normalised = cotangent * jnp.broadcast_to(scale, x.shape)
     d_x = inverse_deviation * (
         d_normalised
         - d_normalised.mean(axis=-1, keepdims=True)

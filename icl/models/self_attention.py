@@ -246,5 +246,5 @@ class SelfAttention(Model):
 def sinusoids(length: int, size: int) -> jax.Array:
     """Sines and cosines of the position, `[length, size]` (Vaswani et al. 2017, section 3.5)."""
     rates = 10_000 ** (-jnp.arange(0, size, 2) / size)
-    angles = jnp.arange(length)[:, None] * rates
+    angles = jnp.arange(length, dtype=rates.dtype)[:, None] * rates[None]
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(length, size)

@@ -180,7 +180,7 @@ class Transformer(Model):
                 "positions this model has learned"
             )
         at = slice(length) if positions is None else positions
-        return (self.read_in(tokens) + self.positions[at]).astype(self.dtype)
+        return (self.read_in(tokens) + self.positions[at][None]).astype(self.dtype)
 
     def transform(
         self, x: jax.Array, read: slice = slice(None), mask: jax.Array | None = None

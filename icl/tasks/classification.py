@@ -26,7 +26,7 @@ class LinearClassification(FunctionFamily):
         return normal(key, (self.dim,))
 
     def label(self, task: jax.Array, x: jax.Array) -> jax.Array:
-        return jnp.where((x * task).sum(axis=-1) > 0, 1.0, -1.0)
+        return jnp.where((x * jnp.broadcast_to(task, x.shape)).sum(axis=-1) > 0, 1.0, -1.0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -200,7 +200,9 @@ class Signs(LabelKind):
         return jax.nn.softplus(-y * outputs)
 
     def error(self, prediction: Any, y: Any) -> Any:
-        return 0.5 * (1 - ((prediction > 0) * 1.0 - (prediction < 0)) * y)
+        margin = prediction * y
+        right, wrong = ((side > 0).astype(margin.dtype) for side in (margin, -margin))
+        return 0.5 * (1 - right + wrong)
 
     def check(self, y: np.ndarray) -> None:
         if not ((y == 1) | (y == -1)).all():
@@ -254,7 +256,8 @@ class Classes(LabelKind):
 
     def error(self, prediction: Any, y: Any) -> Any:
         # A NaN prediction marks a skipped one; its error is NaN.
-        return (prediction.argmax(axis=-1) != y) + 0 * prediction[..., 0]
+        wrong = prediction.argmax(axis=-1) != y
+        return wrong.astype(prediction.dtype) + 0 * prediction[..., 0]
 
     def check(self, y: np.ndarray) -> None:
         inside = np.issubdtype(y.dtype, np.integer) and ((y >= 0) & (y < self.number)).all()

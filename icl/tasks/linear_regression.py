@@ -70,7 +70,8 @@ class LinearRegression(FunctionFamily):
         if not self.covariance_decay:
             return self.label_size * dim
         variances = (self._covariance_root() ** 2).sum(axis=1)
-        return self.label_size * jnp.where(jnp.arange(self.dim) < dim, variances, 0).sum()
+        used = jnp.arange(self.dim, dtype=jnp.float32) < dim
+        return self.label_size * jnp.where(used, variances, 0).sum()
 
     def label_factor(self, dim: int | jax.Array) -> float | jax.Array:
         """Factor on labels with `dim` coordinates in use; 1 unless `renormalize`.
@@ -80,6 +81,8 @@ class LinearRegression(FunctionFamily):
         """
         if not self.renormalize:
             return 1.0
+        if isinstance(dim, jax.Array):
+            dim = dim.astype(jnp.float32)
         return (self.dim / (self.signal(dim) + self.noise**2)) ** 0.5
 
     @property
@@ -98,7 +101,7 @@ class LinearRegression(FunctionFamily):
         return self.task_scale * normal(key, (self.dim,))
 
     def label(self, task: jax.Array, x: jax.Array) -> jax.Array:
-        return (x * task).sum(axis=-1)
+        return (x * jnp.broadcast_to(task, x.shape)).sum(axis=-1)
 
     def covariance(self) -> jax.Array:
         """The covariance C of normal inputs at scale 1, `[dim, dim]`, with trace dim."""
@@ -106,12 +109,12 @@ class LinearRegression(FunctionFamily):
         return root @ root.T
 
     def _covariance_root(self) -> jax.Array:
-        scales = jnp.arange(1, self.dim + 1) ** (-0.5 * self.covariance_decay)
+        scales = jnp.arange(1.0, self.dim + 1) ** (-0.5 * self.covariance_decay)
         scales = scales * jnp.sqrt(self.dim / (scales**2).sum())
         if not self.covariance_decay:
             return jnp.diag(scales)
         basis = jax.random.orthogonal(jax.random.key(0), self.dim)
-        return (basis * scales) @ basis.T
+        return (basis * scales[None]) @ basis.T
 
     def sample_inputs(self, key: jax.Array) -> jax.Array:
         shape = (self.points, self.dim)

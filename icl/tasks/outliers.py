@@ -44,7 +44,7 @@ class _OutlierRegression(LinearRegression):
         replaced = jax.random.bernoulli(which_key, self.outliers, (self.points,))
         x, labels = self.sample_outliers(outlier_key, jnp.where(used, task, 0))
         shown = jnp.zeros_like(clean.x).at[:, 0].set(clean.y)
-        pick = lambda outlier, point: jnp.where(replaced[:, None] & used, outlier, point)
+        pick = lambda outlier, point: jnp.where(replaced[:, None] & used[None], outlier, point)
         # The first entry of an inlier's label token holds y even if that coordinate is not in use.
         label_tokens = jnp.where(replaced[:, None], jnp.where(used, labels, 0), shown)
         y = jnp.where(replaced, label_tokens[:, 0], clean.y)
@@ -84,7 +84,7 @@ class OrthogonalOutlierRegression(_OutlierRegression):
         u = _without(first, task)
         v = _without(_without(second, task), u)
         a, b = normal(weight_key, (2, 2, self.points, 1))
-        x, labels = (a * u + b * v) / (a**2 + b**2)
+        x, labels = (a * u[None, None] + b * v[None, None]) / (a**2 + b**2)
         return x, labels
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 from .base import Data, Difficulty, FunctionFamily
 from .draws import normal
@@ -25,4 +26,4 @@ class QuadraticRegression(FunctionFamily):
         return normal(key, (self.dim,))
 
     def label(self, task: jax.Array, x: jax.Array) -> jax.Array:
-        return (x**2 * task).sum(axis=-1) / 3**0.5
+        return (x**2 * jnp.broadcast_to(task, x.shape)).sum(axis=-1) / 3**0.5

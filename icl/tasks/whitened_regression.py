@@ -55,13 +55,13 @@ class WhitenedRegression(FunctionFamily):
 
     def root(self, power: int = 1) -> jax.Array:
         """U D^power, `[dim, dim]`."""
-        return self.rotation() * jnp.array(self.scales, jnp.float32) ** power
+        return self.rotation() * jnp.array([self.scales], jnp.float32) ** power
 
     def sample_task(self, key: jax.Array, difficulty: Difficulty, data: Data = None) -> jax.Array:
         return jnp.matmul(self.root(-1), normal(key, (self.dim,)), precision="highest")
 
     def label(self, task: jax.Array, x: jax.Array) -> jax.Array:
-        return (x * task).sum(axis=-1)
+        return (x * jnp.broadcast_to(task, x.shape)).sum(axis=-1)
 
     def sample_inputs(self, key: jax.Array) -> jax.Array:
         return jnp.matmul(super().sample_inputs(key), self.root().T, precision="highest")

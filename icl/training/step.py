@@ -178,7 +178,8 @@ def batch_gradient(
     if shards.count > 1:
         sums, model_state = sum_over_batch(sums), mean_over_batch(model_state)
     total, count, grads = sums
-    return total / count, jax.tree.map(lambda g: g / count, grads), model_state
+    mean = lambda total: total / count.astype(total.dtype)
+    return mean(total), jax.tree.map(mean, grads), model_state
 
 
 def _folded(keys: Any, number: jax.Array | int) -> Any:

@@ -49,9 +49,9 @@ def lasso_path(
         gram, moment, count = carry
         query, label = point
         weights = _solve(gram, moment, count * alphas)
-        prediction = (weights * query).sum(axis=1)
+        prediction = (weights * query[None]).sum(axis=1)
         gram = gram + query[:, None] * query[None]
-        return (gram, moment + query * label, count + 1), prediction
+        return (gram, moment + query * label[None], count + 1), prediction
 
     start = jnp.zeros((dim, dim, prompts), x.dtype), jnp.zeros((dim, prompts), x.dtype)
     points = jnp.moveaxis(x, 0, -1), jnp.moveaxis(y, 0, -1)
@@ -116,21 +116,21 @@ def _to_next_breakpoint(path: _Path, penalties: jax.Array, smallest: jax.Array) 
     chosen = jnp.argmax(breakpoints, axis=0)
     level = jnp.clip(jnp.max(breakpoints, axis=0), 0, path.level)
 
-    passed = path.running & (penalties[:, None] <= path.level)
-    solutions = jnp.where(active, fixed + penalties[:, None, None] * slope, 0)
+    passed = path.running[None] & (penalties[:, None] <= path.level[None])
+    solutions = jnp.where(active, fixed[None] + penalties[:, None, None] * slope[None], 0)
     weights = jnp.where(passed[:, None], solutions, path.weights)
     running = path.running & (level > penalties.min())
 
     # A principal pivot on the chosen variable, which becomes active or inactive.
-    one = (jnp.arange(len(signs))[:, None] == chosen) & running
-    at = lambda array: jnp.where(one, array, 0).sum(axis=0)
+    one = (jnp.arange(len(signs))[:, None] == chosen[None]) & running[None]
+    at = lambda array: jnp.where(one, array, 0).sum(axis=0, keepdims=True)
     column = jnp.where(one[:, None], table, 0).sum(axis=0)
-    side = jnp.where(at(active) > 0, -1, 1).astype(table.dtype)
+    side = jnp.where((one & active).any(axis=0, keepdims=True), -1, 1).astype(table.dtype)
     joined = jnp.where(upper >= lower, 1, -1).astype(table.dtype)
     new_signs = jnp.where(one, jnp.where(active, 0, joined), signs)
     pivot = jnp.where(running, at(column), 1)
     row = jnp.where(one, -side / pivot, column / pivot)
-    updated = jnp.where(one, side * row[:, None], table - column[:, None] * row)
+    updated = jnp.where(one, side[None] * row[:, None], table - column[:, None] * row[None])
     table = jnp.where(one[:, None], side * row, updated)
 
     def cross(column_at, array):
@@ -147,29 +147,32 @@ def _polish(
 ) -> jax.Array:
     """Coordinate descent until weights meet the optimality conditions; few need it."""
     penalties = penalties[:, None, None]
-    diagonal = jnp.einsum("iin->in", gram)
+    diagonal = jnp.einsum("iin->in", gram)[None]
     curvature = jnp.where(diagonal > 0, diagonal, 1)
     tolerance = jnp.finfo(gram.dtype).eps ** (2 / 3) * jnp.abs(moment).max(axis=0)
 
     def residual(weights):
         # Loops over variables, since batches of small products are slow on a CPU.
         return jax.lax.fori_loop(
-            0, len(moment), lambda j, r: r - gram[j] * weights[:, j, None], moment + 0 * weights
+            0,
+            len(moment),
+            lambda j, r: r - gram[j][None] * weights[:, j, None],
+            moment[None] + 0 * weights,
         )
 
     def missed(state):
         weights, residual, _ = state
         inside = jnp.maximum(jnp.abs(residual) - penalties, 0)
         gap = jnp.where(weights == 0, inside, jnp.abs(residual - penalties * jnp.sign(weights)))
-        return (gap > tolerance).any()
+        return (gap > tolerance[None, None]).any()
 
     def descend(j, state):
         weights, residual = state
         old = weights[:, j]
-        target = residual[:, j] + diagonal[j] * old
+        target = residual[:, j] + diagonal[:, j] * old
         shrunk = jnp.maximum(jnp.abs(target) - penalties[:, 0], 0)
-        new = jnp.sign(target) * shrunk / curvature[j]
-        return weights.at[:, j].set(new), residual - gram[j] * (new - old)[:, None]
+        new = jnp.sign(target) * shrunk / curvature[:, j]
+        return weights.at[:, j].set(new), residual - gram[j][None] * (new - old)[:, None]
 
     def sweep(state):
         weights, _, sweeps = state

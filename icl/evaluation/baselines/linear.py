@@ -42,8 +42,8 @@ def ridge(x: jax.Array, y: jax.Array, penalty: float = 1.0) -> jax.Array:
 
 def averaging(x: jax.Array, y: jax.Array) -> jax.Array:
     """Predicts w.x with w the mean of y_j x_j over the prefix."""
-    counts = jnp.maximum(jnp.arange(x.shape[1]), 1)
-    return (_before(x * y[..., None]) * x).sum(axis=-1) / counts
+    counts = jnp.maximum(jnp.arange(x.shape[1], dtype=x.dtype), 1)
+    return (_before(x * y[..., None]) * x).sum(axis=-1) / counts[None]
 
 
 def zero(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -16,4 +16,4 @@ def nearest_neighbours(x: jax.Array, y: jax.Array, neighbours: int = 3) -> jax.A
     found = jnp.isfinite(closeness)
     labels = jax.vmap(lambda labels, index: labels[index])(y, chosen)
     total = jnp.where(found, labels, 0).sum(axis=-1)
-    return total / jnp.maximum(found.sum(axis=-1), 1)
+    return total / jnp.maximum(found.sum(axis=-1, dtype=y.dtype), 1)

@@ -38,18 +38,21 @@ def _one_prompt(x: jax.Array, y: jax.Array, depth: int) -> jax.Array:
     points = len(y)
     order = jnp.argsort(x, axis=0)
     ascending = jnp.take_along_axis(x, order, axis=0)
-    members = jnp.arange(points)[:, None] < jnp.arange(points)
-    mean = lambda members: jnp.where(members, y[:, None], 0).sum(0) / jnp.maximum(members.sum(0), 1)
+    members = jnp.arange(points)[:, None] < jnp.arange(points)[None]
+
+    def mean(members):
+        count = jnp.maximum(members.sum(axis=0, dtype=y.dtype), 1)
+        return jnp.where(members, y[:, None], 0).sum(axis=0) / count
 
     def descend(_, members):
-        centred = jnp.where(members, y[:, None] - mean(members), 0)
+        centred = jnp.where(members, y[:, None] - mean(members)[None], 0)
         gains, thresholds = _best_by_coordinate(order, ascending, members, centred)
         tie = _tie(centred)
-        chosen = jnp.argmax(gains >= gains.max(axis=0) - tie, axis=0)
+        chosen = jnp.argmax(gains >= (gains.max(axis=0) - tie)[None], axis=0)
         threshold = jnp.take_along_axis(thresholds, chosen[None], axis=0)[0]
-        left = x[:, chosen] <= threshold
+        left = x[:, chosen] <= threshold[None]
         splits = jnp.isfinite(gains.max(axis=0))
-        return members & ((left == jnp.diagonal(left)) | ~splits)
+        return members & ((left == jnp.diagonal(left)[None]) | ~splits[None])
 
     return mean(jax.lax.fori_loop(0, depth, descend, members))
 
@@ -74,8 +77,8 @@ def _best_by_coordinate(
       The fall of squared error and the threshold, each `[D, nodes]`. The fall is -inf if no split
       is possible.
     """
-    total = members.sum(axis=0).astype(centred.dtype)
-    tie = _tie(centred)
+    total = members.sum(axis=0, dtype=centred.dtype)[None]
+    tie = _tie(centred)[None]
 
     def visit(carry, rank):
         count, label_sum, last, best, threshold = carry
@@ -87,7 +90,7 @@ def _best_by_coordinate(
         possible = member & (count > 0) & (value > last)
         better = possible & (gain > best + tie)
         return (
-            count + member,
+            count + member.astype(count.dtype),
             label_sum + centred[index],
             jnp.where(member, value, last),
             jnp.where(better, gain, best),
