@@ -1,4 +1,4 @@
-"""Settings of every test: deterministic hypothesis, key reuse caught, compilations shared."""
+"""Settings of every test: deterministic hypothesis, shared compilations, strict JAX."""
 
 import atexit
 import os
@@ -6,6 +6,7 @@ import shutil
 import tempfile
 
 import hypothesis
+import pytest
 
 # Before jax is imported, and inherited by the processes that tests start.
 # A third of the time to compile, and programs of tests are too small to gain from more.
@@ -29,3 +30,24 @@ hypothesis.settings.register_profile(
     "project", derandomize=True, database=None, deadline=None, max_examples=25
 )
 hypothesis.settings.load_profile("project")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def strict_promotion():
+    """JAX promotes no dtype and no rank, except in optimisers, where optax relies on it."""
+    import jax
+    import optax
+
+    def update(optimizer):
+        def standard(*arguments, **options):
+            with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+                return optimizer[1](*arguments, **options)
+
+        return standard
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optax.GradientTransformation, "update", property(update))
+        # For every thread, unlike the settings' context managers.
+        jax.config.update("jax_numpy_dtype_promotion", "strict")
+        jax.config.update("jax_numpy_rank_promotion", "raise")
+        yield

@@ -95,7 +95,7 @@ class Averages(Model):
 
     def __call__(self, tokens, read=slice(None)):
         x = self.dropout(jax.nn.relu(self.norm(self.read_in(tokens))))
-        mean = jnp.cumsum(x, axis=1) / (1 + jnp.arange(x.shape[1], dtype=x.dtype))[:, None]
+        mean = jnp.cumsum(x, axis=1) / (1 + jnp.arange(x.shape[1], dtype=x.dtype))[None, :, None]
         return self.read_out(jnp.concatenate([x, mean], axis=-1))[:, read]
 
 
@@ -125,7 +125,7 @@ class Pooled(Model):
         self.read_out = nnx.Linear(2 * in_width, 1, rngs=rngs)
 
     def __call__(self, tokens, read=slice(None), *, lengths):
-        used = (jnp.arange(tokens.shape[1]) < lengths[:, None])[..., None]
+        used = (jnp.arange(tokens.shape[1])[None] < lengths[:, None])[..., None]
         mean = jnp.where(used, tokens, 0).sum(axis=1) / lengths[:, None].astype(tokens.dtype)
         both = jnp.concatenate([tokens, jnp.broadcast_to(mean[:, None], tokens.shape)], axis=-1)
         return self.read_out(both)[:, read, 0]

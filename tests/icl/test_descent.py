@@ -100,7 +100,7 @@ def test_tuned_rates_are_optimal():
 
     def loss(descent, **changed):
         total, (count, _) = descent.learner.loss_sum(descent.params | changed, episodes)
-        return float(total / count)
+        return float(total) / float(count)
 
     best = loss(tuned)
     for factor in (0.8, 1.25):

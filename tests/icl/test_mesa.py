@@ -211,7 +211,7 @@ def test_a_training_step_makes_no_lapack_call_on_a_cpu():
 
 def test_the_inverse_factor_and_its_derivative_match_lapack():
     rows = jax.random.normal(jax.random.key(0), (3, 6, 6))
-    gram = rows @ jnp.swapaxes(rows, -1, -2) + jnp.eye(6)
+    gram = rows @ jnp.swapaxes(rows, -1, -2) + jnp.eye(6)[None]
     change = jax.random.normal(jax.random.key(1), gram.shape)
     change = change + jnp.swapaxes(change, -1, -2)
     expected = lambda gram: jnp.linalg.inv(jnp.linalg.cholesky(gram))

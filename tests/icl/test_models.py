@@ -213,7 +213,7 @@ def unrolled(model, tokens, read, loops, window):
             h = block(h)
         return model.norm(h)
 
-    embed = lambda model: model.read_in(tokens) + model.positions[: tokens.shape[1]]
+    embed = lambda model: model.read_in(tokens) + model.positions[: tokens.shape[1]][None]
     graph, state = nnx.split(model)
     still = nnx.merge(graph, jax.lax.stop_gradient(state))
     x, z, outputs = embed(model), jnp.zeros((*tokens.shape[:2], 16)), []
@@ -274,7 +274,8 @@ def test_the_loss_is_the_mean_over_the_last_loops_of_a_step():
         tokens = learner.encode(state.params, episodes)
         outputs = learner.model(state.params).outputs_by_loop(tokens, learner.layout.read)
         total, (count, _) = learner.loss_sum(state.params, episodes)
-        return ((outputs - episodes.y) ** 2).mean(axis=(1, 2)), total / count
+        errors = ((outputs - episodes.y[None]) ** 2).mean(axis=(1, 2))
+        return errors, total / count.astype(total.dtype)
 
     loss = jax.jit(lambda state: batch_gradient(learner, state)[0])
     for step, loops in ((9, 3), (10, 5), (1000, 7)):
@@ -394,7 +395,8 @@ class Mean(Model):
     def __call__(self, tokens, read=slice(None)):
         mean = tokens.mean(axis=1, keepdims=True)
         if self.only_earlier:
-            mean = tokens.cumsum(axis=1) / jnp.arange(1, tokens.shape[1] + 1)[:, None]
+            counts = jnp.arange(1.0, tokens.shape[1] + 1)
+            mean = tokens.cumsum(axis=1) / counts[None, :, None]
         return self.read_out(tokens + mean)[:, read, 0]
 
 
@@ -473,7 +475,7 @@ def norm_by_definition(x, scale, bias, weight):
     def loss(x, scale, bias):
         centred = x - x.mean(-1, keepdims=True)
         deviation = jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
-        return ((centred / deviation * scale + bias) * weight).sum()
+        return ((centred / deviation * scale[None, None] + bias[None, None]) * weight).sum()
 
     return jax.grad(loss, argnums=(0, 1, 2))(x, scale, bias)
 

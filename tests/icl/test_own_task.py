@@ -182,7 +182,7 @@ def test_a_model_that_takes_lengths_sees_no_padding(layout):
     learner = Learner(config)
     variables, family = learner.init(jax.random.key(0)), config.task
     full = sample_batch(family, jax.random.key(1), jnp.arange(4), family.full)
-    used = jnp.arange(family.points) < 3
+    used = (jnp.arange(family.points) < 3)[None]
     part = full._replace(queries=full.queries & used, context=full.context & used)
     predict = jax.jit(learner.predict)
     hidden = part._replace(x=part.x.at[:, 3:].set(9.0), y=part.y.at[:, 2:].set(9.0))

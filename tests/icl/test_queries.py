@@ -129,7 +129,8 @@ def test_a_looped_transformer_predicts_all_queries_in_one_pass():
 
 def test_other_layouts_and_shapes_are_refused():
     task = LinearRegression(dim=3, points=5)
-    episodes = Episode(jnp.zeros((2, 5, 3)), jnp.zeros((2, 5)), jnp.ones((2, 5), bool))
+    used = jnp.ones((2, 5), bool)
+    episodes = Episode(jnp.zeros((2, 5, 3)), jnp.zeros((2, 5)), used, used)
     with pytest.raises(ValueError, match="layout interleaved"):
         predict_queries(Learner(tiny(task=task, layout="concatenated")), {}, episodes, episodes.x)
     with pytest.raises(ValueError, match="must have the shape"):

@@ -306,7 +306,7 @@ def test_renormalised_labels_are_divided_by_a_constant():
         np.testing.assert_allclose(ours.y, theirs.y * (4 / (dim + 1)) ** 0.5, rtol=1e-5)
     # Labels of a prompt share w, so the standard error is near sqrt(2 / (4 MANY)).
     np.testing.assert_allclose(family.label_kind.error(0.0, ours.y).mean(), 1, rtol=0.05)
-    np.testing.assert_allclose(plain.error(0.0, theirs.y).mean(), 1.25, rtol=0.05)
+    np.testing.assert_allclose(plain.label_kind.error(0.0, theirs.y).mean(), 1.25, rtol=0.05)
     assert dataclasses.replace(family, noise=9.0, input_scale=9.0).label_kind.scale == 4
     sparse = SparseLinearRegression(dim=4, points=9, nonzeros=2, renormalize=True)
     np.testing.assert_allclose(sparse.label_factor(jnp.array([1, 2, 4])), [2, 2**0.5, 2**0.5])
