@@ -66,7 +66,8 @@ def _check(size: str, names: list[str]) -> dict[str, Any]:
     key = jax.random.fold_in(state.data_key, state.step)
     indices = jnp.arange(config.training.batch_size)
     episodes = sample_batch(learner.family, key, indices, learner.family.full)
-    perturbed = state._replace(params=_add_noise(state.params, jax.random.key(3)))
+    noisy = _add_noise(state.params, jax.random.key(3))
+    perturbed = state._replace(variables=state.variables._replace(params=noisy))
     states = {"initial": state, "perturbed": perturbed}
     right = {name: _peer_quantities(case.params, peer, episodes) for name, case in states.items()}
     errors: dict[str, Any] = {"parameters": ours}

@@ -70,7 +70,8 @@ def make_peer(config: Config) -> "InContextGPT2":
     model = config.model
     assert isinstance(model, TransformerConfig)
     positions = model.max_tokens or prompt_tokens(config)
-    return InContextGPT2(int(config.task.full.dim), model.layers, model.heads, model.width, positions)
+    dim = int(config.task.full.dim)
+    return InContextGPT2(dim, model.layers, model.heads, model.width, positions)
 
 
 class InContextGPT2(nn.Module):

@@ -369,7 +369,7 @@ def test_every_weight_of_a_variant_learns():
         (dict(regularization=float("nan")), "regularization must be a number from -3.*, got nan"),
         (dict(augment_keys="mlp"), "none, plain or residual, got 'mlp'"),
         (dict(augment_size=0, augment_keys="plain"), "augment_size must be a whole number from 1"),
-        (dict(augment_size=8), "both are none"),
+        (dict(augment_size=8), "are both none"),
         (dict(negatives=-1), "negatives must be a whole number from 0"),
         (dict(negatives=3), "must be set together"),
         (dict(negative_weight=0.5), "must be set together"),

@@ -252,7 +252,7 @@ def test_families_are_evaluated_by_the_error_of_their_label_kind(name, tmp_path,
 
 
 def family_error(name):
-    return FAMILIES[name](dim=3, points=6).error_name.split()[0]
+    return FAMILIES[name](dim=3, points=6).label_kind.error_name.split()[0]
 
 
 def test_means_and_bootstrap_intervals_leave_out_nan():

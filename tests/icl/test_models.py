@@ -140,7 +140,7 @@ def test_a_learner_draws_the_initial_parameters_of_the_built_model(name):
         nnx.state(SIZES[name].build(4, 5, rngs=nnx.Rngs(params=key)), nnx.Param)
     )
     theirs, ours = (jax.jit(f)(jax.random.key(3)) for f in (init, learner.init))
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), theirs, ours))
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), theirs, ours.params))
 
 
 def test_settings_without_a_kind_are_those_of_a_transformer():

@@ -35,7 +35,7 @@ def learner(request):
 
 
 def initial(learner):
-    params = jax.jit(learner.init)(jax.random.key(1))
+    params = jax.jit(learner.init)(jax.random.key(1)).params
     # The initial gamma is 0, which would hide its effect.
     return params | ({"gamma": params["gamma"] + 0.05} if "gamma" in params else {})
 
