@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from importlib import import_module
 
 import jax
 import jax.numpy as jnp
@@ -21,17 +22,26 @@ from icl.training.step import batch_gradient, train_step
 
 from . import children
 from .helpers import QUIET, assert_same_bits, contents, start, tiny
-from .own_task import CLASSES, EXEMPLARS, SIDE, PooledConfig, config_of, write_images
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own():
+    """Registers the task and the models for the tests of this file alone."""
+    registries = [(registry, dict(registry)) for registry in (FAMILIES, MODELS)]
+    yield import_module("tests.icl.own_task")
+    for registry, before in registries:
+        registry.clear()
+        registry.update(before)
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("data") / "images.npz")
+def file(own, tmp_path_factory):
+    return own.write_images(tmp_path_factory.mktemp("data") / "images.npz")
 
 
 @pytest.fixture(scope="module")
-def whole(file, tmp_path_factory, programs):
-    return icl.train(config_of(file), tmp_path_factory.mktemp("runs") / "whole", logging=QUIET)
+def whole(file, tmp_path_factory, programs, own):
+    return icl.train(own.config_of(file), tmp_path_factory.mktemp("runs") / "whole", logging=QUIET)
 
 
 def train_slowly(path, config):
@@ -49,8 +59,12 @@ def with_other_keys(leaf):
     return jax.random.fold_in(leaf, 1) if is_key else leaf
 
 
-def test_a_killed_and_resumed_run_ends_bit_equal_to_an_uninterrupted_one(whole, file, tmp_path):
-    process = children.start(train_slowly, tmp_path / "run", config_of(file), out=tmp_path / "out")
+def test_a_killed_and_resumed_run_ends_bit_equal_to_an_uninterrupted_one(
+    whole, file, tmp_path, own
+):
+    process = children.start(
+        train_slowly, tmp_path / "run", own.config_of(file), out=tmp_path / "out"
+    )
     saved = tmp_path / "run" / "checkpoints"
     while process.is_alive() and not (saved / "4").exists():
         process.join(0.01)
@@ -66,22 +80,22 @@ def test_a_killed_and_resumed_run_ends_bit_equal_to_an_uninterrupted_one(whole, 
     assert all(jax.tree.leaves(changed)), "every batch statistic has changed"
 
 
-def test_data_are_an_argument_of_the_step_and_not_in_checkpoints(whole):
+def test_data_are_an_argument_of_the_step_and_not_in_checkpoints(whole, own):
     learner, optimizer, state = start(whole.config)
     data = load_data(learner.family)
     step = jax.jit(lambda state, data: train_step(learner, optimizer, state, data=data))
     text = step.lower(state, data).as_text()
-    kind = f"tensor<{CLASSES}x{EXEMPLARS}x{SIDE}x{SIDE}xui8>"
+    kind = f"tensor<{own.CLASSES}x{own.EXEMPLARS}x{own.SIDE}x{own.SIDE}xui8>"
     assert re.search(rf"%arg\d+: {kind}", text)
     assert not any("constant" in line and kind in line for line in text.splitlines())
     held = [f.read_bytes() for f in (whole.path / "checkpoints").rglob("*") if f.is_file()]
     assert not any(data["images"].tobytes()[:64] in content for content in held)
 
 
-def test_random_layers_have_different_keys_in_every_step_and_microbatch(file):
+def test_random_layers_have_different_keys_in_every_step_and_microbatch(file, own):
     losses = {}
     for size in (8, 4):
-        config = config_of(file, training_microbatch_size=size, model_dropout=0.9)
+        config = own.config_of(file, training_microbatch_size=size, model_dropout=0.9)
         learner, _, state = start(config.replace(model_embedder="linear"))
         loss = jax.jit(
             lambda state, data, learner=learner: batch_gradient(learner, state, data=data)[0]
@@ -96,13 +110,13 @@ def test_random_layers_have_different_keys_in_every_step_and_microbatch(file):
     assert losses[8][0] != losses[4][0]
 
 
-def test_a_run_refuses_data_that_changed(whole, file, tmp_path):
+def test_a_run_refuses_data_that_changed(whole, file, tmp_path, own):
     run = shutil.copytree(whole.path, tmp_path / "run")
     record = run / "config.json"
     assert file in record.read_text() and "sha256" in record.read_text()
     before = contents(run)
     try:
-        write_images(file, seed=1)
+        own.write_images(file, seed=1)
         for ask in (
             lambda: icl.resume(run, training_steps=14, logging=QUIET),
             lambda: icl.evaluate(run, prompts=4),
@@ -114,7 +128,7 @@ def test_a_run_refuses_data_that_changed(whole, file, tmp_path):
         with pytest.raises(RunError, match="images.npz, cannot be read: No such file"):
             icl.evaluate(run, prompts=4)
     finally:
-        write_images(file)
+        own.write_images(file)
     assert contents(run) == before
 
 
@@ -130,16 +144,16 @@ def test_evaluation_compares_the_model_with_class_frequencies(whole, capsys):
     )
 
 
-def test_a_run_predicts_for_the_prompts_of_a_user(whole, file):
+def test_a_run_predicts_for_the_prompts_of_a_user(whole, file, own):
     learner = Learner(whole.config)
     images = load_data(learner.family)["images"]
     x, y = images[:2, :3].swapaxes(0, 1), np.array([[3, 7]] * 3)
     found = whole.predict(x, y, images[:5, 0][None].repeat(3, axis=0))
-    assert found.shape == (3, 5, CLASSES) and found.dtype == np.float32
+    assert found.shape == (3, 5, own.CLASSES) and found.dtype == np.float32
     np.testing.assert_allclose(found.sum(axis=-1), 1, rtol=1e-5)
     np.testing.assert_array_equal(found[1], whole.predict(x[1], y[1], images[:5, 0]))
     none = whole.predict(x[0, :0], y[0, :0], images[:1, 0])
-    assert none.shape == (1, CLASSES) and np.abs(none - found[0, 0]).max() > 1e-4
+    assert none.shape == (1, own.CLASSES) and np.abs(none - found[0, 0]).max() > 1e-4
     for arguments, message in (
         ((x.astype(float), y, x), "x_context: images must be uint8"),
         ((x, y + 9, x), "y_context: .*integer from 0 to 9"),
@@ -152,8 +166,10 @@ def test_a_run_predicts_for_the_prompts_of_a_user(whole, file):
             whole.predict(*arguments)
 
 
-def test_a_sweep_trains_batch_statistics_as_single_runs_do(whole, file, tmp_path):
-    sweep = train_sweep(config_of(file), {}, seeds=2, sweep_dir=tmp_path / "sweep", progress=False)
+def test_a_sweep_trains_batch_statistics_as_single_runs_do(whole, file, tmp_path, own):
+    sweep = train_sweep(
+        own.config_of(file), {}, seeds=2, sweep_dir=tmp_path / "sweep", progress=False
+    )
     records = SweepResult.load(sweep).records
     assert all(np.isfinite(record["normalised_error"]).all() for record in records)
     ours, theirs = (run.variables()[1] for run in (sweep.members[0].run, whole))
@@ -161,11 +177,11 @@ def test_a_sweep_trains_batch_statistics_as_single_runs_do(whole, file, tmp_path
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
-def test_an_own_task_trains_on_eight_devices(file, tmp_path):
+def test_an_own_task_trains_on_eight_devices(file, tmp_path, own):
     process = children.start(
         train_on_eight,
         tmp_path / "run",
-        config_of(file, training_steps=4),
+        own.config_of(file, training_steps=4),
         out=tmp_path / "out",
         devices=8,
     )
@@ -176,9 +192,9 @@ def test_an_own_task_trains_on_eight_devices(file, tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["concatenated", "separate"])
-def test_a_model_that_takes_lengths_sees_no_padding(layout):
+def test_a_model_that_takes_lengths_sees_no_padding(layout, own):
     curriculum = Curriculum(points_start=3, points_increment=1)
-    config = tiny(model=PooledConfig(), layout=layout, curriculum=curriculum)
+    config = tiny(model=own.PooledConfig(), layout=layout, curriculum=curriculum)
     learner = Learner(config)
     variables, family = learner.init(jax.random.key(0)), config.task
     full = sample_batch(family, jax.random.key(1), jnp.arange(4), family.full)
@@ -200,8 +216,8 @@ def test_a_model_that_takes_lengths_sees_no_padding(layout):
 def test_the_error_for_an_unregistered_class_names_its_module(
     monkeypatch, file, section, registry, key
 ):
-    data = config_to_dict(config_of(file))
-    assert config_from_dict(data) == config_of(file)
+    data = config_to_dict(own.config_of(file))
+    assert config_from_dict(data) == own.config_of(file)
     monkeypatch.delitem(registry, data[section][key])
     with pytest.raises(ValueError, match=r"import it|module tests\.icl\.own_task.*--import"):
         config_from_dict(data)
@@ -222,8 +238,8 @@ def test_wrong_registrations_are_refused():
         icl.register_model("")
 
 
-def test_an_embedder_that_does_not_fit_the_inputs_is_refused(file):
-    config = config_of(file)
+def test_an_embedder_that_does_not_fit_the_inputs_is_refused(file, own):
+    config = own.config_of(file)
     for name, message in (
         (None, "images cannot be read without an embedder: .*convolution"),
         ("table", "by the embedder table"),

@@ -127,7 +127,8 @@ def hand_made(labels, tokens=None):
     normal = np.random.default_rng(0).normal
     shown = None if tokens is None else jnp.array(normal(size=tokens))
     x, y = jnp.array(normal(size=(5, 3))), jnp.array(normal(size=labels))
-    return Episode(x, y, jnp.ones(5, bool), shown)
+    every = jnp.ones(5, bool)
+    return Episode(x, y, every, every, shown)
 
 
 def test_tagged_tokens_say_what_they_are():
@@ -145,7 +146,7 @@ def test_tagged_tokens_say_what_they_are():
     ],
 )
 def test_tagged_shows_vector_labels_and_tokens_of_their_own(family, drawn):
-    tokens = LAYOUTS["tagged"].encode(drawn)
+    tokens = LAYOUTS["tagged"].encode(drawn, family.label_kind)
     assert tokens.shape == (10, LAYOUTS["tagged"].width(family.dim, family.label_kind))
     np.testing.assert_array_equal(tokens[::2, -3:], drawn.x)
     own = drawn.y if drawn.label_tokens is None else drawn.label_tokens
@@ -162,9 +163,9 @@ def test_the_learning_rate_is_a_triangle():
 
 
 def test_without_end_bias_the_ends_are_matrices():
-    shapes = jax.eval_shape(Learner(tiny(model_end_bias=False)).init, jax.random.key(0))
+    shapes = jax.eval_shape(Learner(tiny(model_end_bias=False)).init, jax.random.key(0)).params
     assert set(shapes["read_in"]) == set(shapes["read_out"]) == {"kernel"}
-    shapes = jax.eval_shape(Learner(tiny()).init, jax.random.key(0))
+    shapes = jax.eval_shape(Learner(tiny()).init, jax.random.key(0)).params
     assert set(shapes["read_in"]) == set(shapes["read_out"]) == {"kernel", "bias"}
 
 

@@ -15,6 +15,7 @@ from icl.sweeps import train as sweep_training
 from icl.sweeps.grid import grid, member_name, setting_name
 from icl.training import Config, Interrupted, NonFiniteLoss, Run, RunError, loop
 from icl.training.progress import ProgressDisplay
+from icl.training.step import Program
 
 from .helpers import QUIET, assert_same_bits, tiny
 
@@ -26,11 +27,11 @@ def programs():
     """Every population is compiled once, though several sweeps of these tests train it."""
     known, original = {}, sweep_training.compile_population
 
-    def compile_population(config, numbers, state, length, mesh):
-        name = (repr(config), len(numbers.learning_rate), length)
+    def compile_population(config, settings, state, length, mesh, data):
+        name = (repr(config), len(settings.learning_rate), length)
         if name not in known:
-            known[name] = original(config, numbers, state, length, mesh)
-        return known[name]
+            known[name] = original(config, settings, state, length, mesh, data).compiled
+        return Program(known[name], settings, data)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep_training, "compile_population", compile_population)
