@@ -151,7 +151,7 @@ class _Chunks:
         """
         if length in self._compiled:
             return self._compiled[length], 0
-        with self._memory.told():
+        with self._memory.as_out_of_memory():
             started = time.perf_counter()
             chunk = self._compile(state, length)
             self._compiled[length] = chunk
@@ -167,19 +167,19 @@ class _Chunks:
         Raises:
           OutOfMemory: the program does not fit the device.
         """
-        with self._memory.told():
+        with self._memory.as_out_of_memory():
             return self._run_chunk(chunk, state, stop)
 
     def _run_chunk(self, chunk: Callable, state: Any, stop: list[int]):
         started = time.perf_counter()
         state, metrics = chunk(state)
-        told = False
+        announced = False
         # Python handles signals only between its own instructions, so do not wait inside JAX.
         while not metrics.loss.is_ready():
             time.sleep(POLL_SECONDS)
             processes.watch()
-            if stop and not told:
-                told = True
+            if stop and not announced:
+                announced = True
                 if words_are_mine():
                     self._display.say(WORDS)
         metrics = jax.tree.map(np.asarray, metrics)

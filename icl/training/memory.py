@@ -169,7 +169,7 @@ class MemoryGuard:
             raise OutOfMemory(self._message(has, limit=has))
 
     @contextlib.contextmanager
-    def told(self) -> Iterator[None]:
+    def as_out_of_memory(self) -> Iterator[None]:
         """Turns an error of JAX for lack of memory into OutOfMemory."""
         try:
             yield

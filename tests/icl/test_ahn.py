@@ -127,7 +127,7 @@ def made_up(run, steps=(10,), size=1e-2):
             params = jax.tree.map(
                 lambda a: size * a / 1e-4, learner.init(jax.random.key(step)).params
             )
-            params["query"] -= step / steps[-1] * 0.7 * inverse
+            params["query"] -= step / steps[-1] * 0.7 * inverse[None]
             checkpoints.save(step, {"params": params})
 
 

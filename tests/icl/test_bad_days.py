@@ -306,9 +306,9 @@ def test_a_failed_compilation_is_told_too(monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda devices: 40_000)
     guard, _ = guard_of(64, 64, lambda batch, size: 1000 * size)
     with pytest.raises(OutOfMemory, match="needs an unknown amount.*microbatch_size 16 "):
-        with guard.told():
+        with guard.as_out_of_memory():
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: while compiling")
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), guard.told():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), guard.as_out_of_memory():
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
@@ -320,7 +320,7 @@ def test_an_allocation_that_xla_refuses_is_told(monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda devices: None)
     guard, _ = guard_of(64, 64, lambda batch, size: 2**46 * size)
     with pytest.raises(OutOfMemory, match="TiB.*has an unknown amount.*microbatch_size 32 "):
-        with guard.told():
+        with guard.as_out_of_memory():
             guard.check(chunk)
             jax.block_until_ready(chunk(jax.numpy.float32(1)))
 
