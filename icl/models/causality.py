@@ -74,7 +74,8 @@ def _leak(model: Model, in_width: int, tokens: int, takes_lengths: bool) -> tupl
     later = np.arange(tokens) > cuts[:, None]
     prompts = np.stack([prompt, *np.where(later[..., None], other, prompt)])
     # Compiled ahead of time, so that the check also runs inside a trace.
-    options = {"lengths": np.full(len(prompts), tokens)} if takes_lengths else {}
+    lengths = np.full(len(prompts), tokens)
+    options: dict[str, Any] = {"lengths": lengths} if takes_lengths else {}
     forward = jax.jit(
         lambda params, rest, prompts: nnx.merge(graph, params, rest)(prompts, **options)
     )

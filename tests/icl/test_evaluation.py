@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import icl
-from icl.evaluation import Evaluation, baselines, bootstrap, comparators, draw_prompts
+from icl.evaluation import Evaluation, baselines, bootstrap, comparators, curves, draw_prompts
 from icl.tasks import (
     FAMILIES,
     DecisionTree,
@@ -20,6 +20,7 @@ from icl.tasks import (
     QuadraticRegression,
     VectorRetrieval,
 )
+from icl.training import step
 
 from .helpers import QUIET, per_prefix, predictions, sized, tiny
 
@@ -134,13 +135,18 @@ def test_nearest_neighbours_uses_only_earlier_points():
 
 
 def test_bootstrap_intervals_cover_the_mean_at_their_level():
-    rng = np.random.default_rng(0)
-    covered = []
-    for repeat in range(40):
-        samples = rng.exponential(size=(200, 5))
-        low, high = bootstrap(jax.random.key(repeat), samples, 200)
-        covered.append((low <= 1) & (1 <= high))
-    assert 0.8 < np.mean(covered) < 0.97
+    samples = np.random.default_rng(0).exponential(size=(200, 300))
+    low, high = bootstrap(jax.random.key(0), samples, 1000)
+    assert 0.85 < np.mean((low <= 1) & (1 <= high)) < 0.95
+    deviation = samples.std(axis=0).mean() / 200**0.5
+    np.testing.assert_allclose((high - low).mean(), 2 * 1.645 * deviation, rtol=0.1)
+
+
+def test_evaluation_shares_no_key_with_training():
+    evaluation, training = (
+        np.asarray(jax.random.key_data(keys)) for keys in (curves._keys(0), step._keys(tiny()))
+    )
+    assert not (evaluation[:, None] == training).all(axis=-1).any()
 
 
 @pytest.fixture(scope="module")
