@@ -17,7 +17,7 @@ QUICK = (
 CACHE = tempfile.mkdtemp(prefix="icl-tests-")
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 os.environ["JAX_DEBUG_KEY_REUSE"] = "1"
 # The same bits wherever the tests run; tests of several devices start processes of their own.
 os.environ["JAX_NUM_CPU_DEVICES"] = "1"

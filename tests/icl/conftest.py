@@ -1,9 +1,29 @@
 """Fixtures of several files."""
 
+from pathlib import Path
+
 import pytest
+from matplotlib.figure import Figure
 
 from icl.training import single
 from icl.training.config import CUSTOM
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_pdfs(request):
+    """A PDF is a stub, since it takes a second of CPU time; test_figures.py draws real ones."""
+    original = Figure.savefig
+
+    def savefig(figure, path, **options):
+        if Path(path).suffix == ".pdf":
+            Path(path).write_bytes(b"%PDF")
+        else:
+            original(figure, path, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if not request.module.__name__.endswith("test_figures"):
+            patch.setattr(Figure, "savefig", savefig)
+        yield
 
 
 @pytest.fixture(scope="module")
