@@ -127,7 +127,8 @@ def check_embedder(name: str | None, kind: InputKind) -> None:
     fitting = [known for known, embedder in EMBEDDERS.items() if isinstance(kind, embedder.takes)]
     if name is not None and name not in EMBEDDERS:
         raise ValueError(f"no embedder called {name!r}; there are {', '.join(EMBEDDERS)}")
-    if name not in (fitting if name is not None else [None] * isinstance(kind, Vectors)):
+    allowed = isinstance(kind, Vectors) if name is None else name in fitting
+    if not allowed:
         what = "without an embedder" if name is None else f"by the embedder {name}"
         raise ValueError(
             f"{type(kind).__name__.lower()} cannot be read {what}: set model.embedder to "

@@ -36,19 +36,19 @@ class LabelKind(ABC):
     dtype: ClassVar[Any] = np.float32  # of a label
 
     @property
-    @abstractmethod
     def shape(self) -> tuple[int, ...]:
-        """Shape of a label."""
+        """Shape of a label; that of a number unless overridden."""
+        return ()
 
     @property
-    @abstractmethod
     def outputs(self) -> int | None:
         """Number of model outputs at each position; None for a scalar without an axis."""
+        return None
 
     @property
-    @abstractmethod
     def token_width(self) -> int:
         """Number of features of a label's token."""
+        return self.outputs or 1
 
     @property
     @abstractmethod
@@ -97,18 +97,6 @@ class Scalar(LabelKind):
     """Name of `scale`, in words."""
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return ()
-
-    @property
-    def outputs(self) -> int | None:
-        return None
-
-    @property
-    def token_width(self) -> int:
-        return 1
-
-    @property
     def error_name(self) -> str:
         return f"squared error / {self.scale_name}"
 
@@ -150,10 +138,6 @@ class Vector(LabelKind):
         return self.size
 
     @property
-    def token_width(self) -> int:
-        return self.size
-
-    @property
     def error_name(self) -> str:
         return f"squared error / {self.scale_name}"
 
@@ -168,25 +152,8 @@ class Vector(LabelKind):
         return ((prediction - y) ** 2).sum(axis=-1) / self.scale
 
 
-@dataclasses.dataclass(frozen=True)
-class Signs(LabelKind):
-    """-1 or 1: the output is the log-odds of 1, trained by cross-entropy.
-
-    The error is 1 if the sign of the prediction is wrong, and 0.5 for a prediction of 0. Any score
-    whose sign predicts the label can be scored in place of log-odds, such as least squares'.
-    """
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return ()
-
-    @property
-    def outputs(self) -> int | None:
-        return None
-
-    @property
-    def token_width(self) -> int:
-        return 1
+class _Categories(LabelKind):
+    """What kinds trained by cross-entropy share."""
 
     @property
     def error_name(self) -> str:
@@ -195,6 +162,15 @@ class Signs(LabelKind):
     @property
     def training_measure(self) -> Measure:
         return Measure("loss", "cross-entropy, nats", 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Signs(_Categories):
+    """-1 or 1: the output is the log-odds of 1, trained by cross-entropy.
+
+    The error is 1 if the sign of the prediction is wrong, and 0.5 for a prediction of 0. Any score
+    whose sign predicts the label can be scored in place of log-odds, such as least squares'.
+    """
 
     def loss(self, outputs: jax.Array, y: jax.Array) -> jax.Array:
         return jax.nn.softplus(-y * outputs)
@@ -210,7 +186,7 @@ class Signs(LabelKind):
 
 
 @dataclasses.dataclass(frozen=True)
-class Classes(LabelKind):
+class Classes(_Categories):
     """An integer from 0 to `number - 1`, predicted by probabilities, trained by cross-entropy.
 
     The token of a label is one-hot. The error is 1 if the most probable class is not the label, so
@@ -226,24 +202,8 @@ class Classes(LabelKind):
         check_range("number of classes", self.number, SIZE._replace(low=2))
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return ()
-
-    @property
     def outputs(self) -> int | None:
         return self.number
-
-    @property
-    def token_width(self) -> int:
-        return self.number
-
-    @property
-    def error_name(self) -> str:
-        return "fraction misclassified"
-
-    @property
-    def training_measure(self) -> Measure:
-        return Measure("loss", "cross-entropy, nats", 1.0)
 
     def tokens(self, y: jax.Array) -> jax.Array:
         return jax.nn.one_hot(y, self.number)

@@ -50,7 +50,7 @@ class Learner:
         self.tokens = self.layout.tokens(self.family.points)
         abstract = nnx.eval_shape(lambda: self._network(jax.random.key(0)))
         self._graph, *self._abstract = _split(abstract)
-        model = abstract.model if isinstance(abstract, Network) else abstract
+        _, model = self._parts(abstract)
         make = lambda: self._model(_rngs(jax.random.key(0)))
         check_causal(config.model, model, make, self.width, self.tokens)
 
@@ -87,7 +87,7 @@ class Learner:
     def init(self, key: jax.Array) -> Variables:
         """Initial variables. The key is consumed."""
         _, *parts = _split(self._network(key))
-        return Variables(*(_as_arrays(nnx.to_pure_dict(part)) for part in parts))
+        return Variables(*(jax.tree.map(jnp.asarray, nnx.to_pure_dict(part)) for part in parts))
 
     def network(self, variables: Variables | Params) -> tuple[Embedder | None, Model]:
         """The flax.nnx modules with these variables, in evaluation mode."""
@@ -197,10 +197,6 @@ def _split(module: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State, nnx.
     """The graph of a module, then its parameters, state and keys in the order of `Variables`."""
     graph, params, keys, state = nnx.split(module, nnx.Param, nnx.RngState, ...)
     return graph, params, state, keys
-
-
-def _as_arrays(tree: Any) -> Any:
-    return jax.tree.map(jnp.asarray, tree)
 
 
 def _rngs(key: jax.Array) -> nnx.Rngs:

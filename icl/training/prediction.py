@@ -26,7 +26,7 @@ class Predictor:
     def __init__(self, learner: Learner, variables: Variables | Params):
         self._learner = learner
         self._variables = variables
-        self._programs: dict[int, tuple[int, Callable[..., jax.Array]]] = {}
+        self._programs: dict[int, Callable[..., jax.Array]] = {}
 
     def __call__(self, x_context: Any, y_context: Any, x_query: Any) -> np.ndarray:
         """Predicts the label of each query from the examples of its prompt.
@@ -110,8 +110,8 @@ class Predictor:
                 episodes = Episode(x, y, position == examples, position < examples)
                 return learner.predict(variables, episodes)[:, examples]
 
-            self._programs[points] = points, program
-        return self._programs[points]
+            self._programs[points] = program
+        return points, self._programs[points]
 
     def _learner_of(self, points: int) -> Learner:
         learner = self._learner
