@@ -135,7 +135,7 @@ def resources(arch: str, made: Launch) -> dict[str, Any]:
             "products": _products(text),
             "seconds": seconds,
         }
-    registers, stack = _cubin_usage(compiled.asm["cubin"])
+    registers, stack = cubin_usage(compiled.asm["cubin"])
     columns = getattr(compiled.metadata, "tmem_size", 0) or 0
     return {
         "registers": registers,
@@ -164,7 +164,7 @@ def compile_launch(target: GPUTarget, made: Launch) -> Any:
     return triton.compile(source, target=target, options=options)
 
 
-def _cubin_usage(cubin: bytes) -> tuple[int, int]:
+def cubin_usage(cubin: bytes) -> tuple[int, int]:
     """Registers of a thread, and bytes of its stack, which are spilled registers."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)

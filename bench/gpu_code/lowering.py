@@ -82,7 +82,7 @@ def training_step(dtype: str) -> list[Check]:
 
 def _each_pass(calls: Counter, times: int) -> bool:
     """Whether forward and backward kernels (a form may have two of each) run `times` times."""
-    passes = {name.partition("_")[0] for name in calls}
+    passes = {"forward" if "forward" in name else "backward" for name in calls}
     return passes == {"forward", "backward"} and set(calls.values()) == {times}
 
 

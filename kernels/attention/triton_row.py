@@ -32,7 +32,7 @@ def _softmax(scores, CALL: tl.constexpr):
     return weights, tl.where(total == 0, 1.0, total), total == 0
 
 
-@triton.jit
+@triton.jit(repr=lambda call: "attention_row_forward")
 def forward_kernel(
     query,
     key,
@@ -86,7 +86,7 @@ def forward_kernel(
                 )
 
 
-@triton.jit
+@triton.jit(repr=lambda call: "attention_row_backward")
 def backward_kernel(
     query,
     key,

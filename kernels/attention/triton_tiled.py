@@ -65,7 +65,7 @@ def _anything_visible(pairs, STRIDES: tl.constexpr, CALL: tl.constexpr):
     return visible
 
 
-@triton.jit
+@triton.jit(repr=lambda call: "attention_tiled_forward")
 def forward_kernel(
     query,
     key,
@@ -151,7 +151,7 @@ def forward_kernel(
     tl.store(inverse_sums + saved, tl.where(blind, 0.0, 1.0 / total), mask=rows < CALL.T)
 
 
-@triton.jit
+@triton.jit(repr=lambda call: "attention_tiled_backward_queries")
 def backward_queries_kernel(
     query,
     key,
@@ -268,7 +268,7 @@ def backward_queries_kernel(
     )
 
 
-@triton.jit
+@triton.jit(repr=lambda call: "attention_tiled_backward_keys")
 def backward_keys_kernel(
     query,
     key,

@@ -36,24 +36,27 @@ class Pairs(NamedTuple):
 
 
 @triton.jit
-def _score_pointers(tensor, pairs):
+def _score_pointers(tensor, pairs, CALL: tl.constexpr):
     strides: tl.constexpr = tensor.strides
-    start = tensor.pointer + pairs.b * strides[0] + pairs.n * strides[1]
-    return start + pairs.rows[:, None] * strides[2] + pairs.columns[None, :] * strides[3]
+    start = tensor.pointer + pairs.b * strides[0] + pairs.n.to(tl.int64) * strides[1]
+    rows = pairs.rows
+    if CALL.T * strides[2] >= 2**31:
+        rows = rows.to(tl.int64)
+    return start + rows[:, None] * strides[2] + pairs.columns[None, :] * strides[3]
 
 
 @triton.jit
 def load_scores(tensor, pairs, CALL: tl.constexpr):
     """A tile of the bias or the mask, 0 past T and S."""
     inside = (pairs.rows[:, None] < CALL.T) & (pairs.columns[None, :] < CALL.S)
-    return tl.load(_score_pointers(tensor, pairs), mask=inside, other=0)
+    return tl.load(_score_pointers(tensor, pairs, CALL), mask=inside, other=0)
 
 
 @triton.jit
 def store_scores(tensor, scores, pairs, CALL: tl.constexpr):
     """Writes a tile of the gradient of the scores, without scale."""
     inside = (pairs.rows[:, None] < CALL.T) & (pairs.columns[None, :] < CALL.S)
-    tl.store(_score_pointers(tensor, pairs), scores, mask=inside)
+    tl.store(_score_pointers(tensor, pairs, CALL), scores, mask=inside)
 
 
 @triton.jit

@@ -30,6 +30,12 @@ from .triton_tiles import (
 )
 
 
+def _name(direction, call):
+    """The kernel's name in a profile."""
+    op = "delta_rule" if call.constants["CALL"].HAS_BETA else "linear_attention"
+    return f"{op}_causal_{direction}"
+
+
 @triton.jit
 def _times(tile, decay, CALL: tl.constexpr):
     """A tile times a decay of each row, or of all rows; the tile itself if nothing decays."""
@@ -46,7 +52,7 @@ def _weights(q, k, between, CALL: tl.constexpr):
     return tl.where(seen, _times(weights, between, CALL), 0.0).to(k.dtype)
 
 
-@triton.jit
+@triton.jit(repr=lambda call: _name("forward", call))
 def forward_kernel(
     query,
     key,
@@ -153,7 +159,7 @@ def forward_kernel(
             store_state(Tensor(state, STRIDES.STATE), s, z, b, head, features, columns, CALL)
 
 
-@triton.jit
+@triton.jit(repr=lambda call: _name("backward", call))
 def backward_kernel(
     query,
     key,

@@ -14,7 +14,7 @@ from ..tiles import Tensor, load_length, load_tile, store_tile
 from .triton_tiles import NEVER, load_finite, load_state, store_state
 
 
-@triton.jit
+@triton.jit(repr=lambda call: "linear_attention_full_forward")
 def forward_kernel(
     query,
     key,
@@ -95,7 +95,7 @@ def forward_kernel(
             )
 
 
-@triton.jit
+@triton.jit(repr=lambda call: "linear_attention_full_backward")
 def backward_kernel(
     query,
     key,

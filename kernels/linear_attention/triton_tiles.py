@@ -101,7 +101,8 @@ def decays(coarse, fine, SIZE: tl.constexpr):
 def state_pointers(tensor, b, head, features, CALL: tl.constexpr):
     """The first column of each row of a state."""
     W: tl.constexpr = CALL.V + 1 if CALL.NORMALIZE else CALL.V
-    return tensor.pointer + b * tensor.strides + head * CALL.H * W + features * W
+    start = tensor.pointer + b * tensor.strides + head.to(tl.int64) * (CALL.H * W)
+    return start + features * W
 
 
 @triton.jit
