@@ -290,10 +290,11 @@ def _unknown(each: Instruction) -> Results:
     results: Results = []
     for operand in each.operands:
         found = _REGISTER.match(operand)
-        if found is None or found[1]:
+        is_predicate = found is not None and "P" in found[2]
+        if found is None or found[1] or ("SETP" in each.name and not is_predicate):
             break
         results += [(_after(found[2], i), None) for i in range(size)]
-        if "P" not in found[2]:
+        if not is_predicate:
             break
     return results
 
