@@ -62,3 +62,30 @@ def load_length(lengths, b, GIVEN: tl.constexpr, LENGTH: tl.constexpr):
     if GIVEN:
         length = tl.minimum(tl.load(lengths.pointer + b * lengths.strides), LENGTH)
     return length
+
+
+@triton.jit
+def is_finite(tile):
+    """Boolean, by element."""
+    return tl.abs(tile.to(tl.float32)) < float("inf")
+
+
+@triton.jit
+def any_not_finite(a, b):
+    """Whether two tiles of one shape and dtype hold NaN or infinity: a scalar.
+
+    Compares the bits without the sign, as integers, which costs about one instruction an element.
+    """
+    if a.dtype == tl.float32:
+        bits = tl.maximum(a.to(tl.int32, bitcast=True) & 0x7FFFFFFF, b.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
+        return tl.max(tl.ravel(bits), axis=0) >= 0x7F800000
+    else:
+        LEAST: tl.constexpr = 0x7C00 if a.dtype == tl.float16 else 0x7F80
+        bits = tl.maximum(a.to(tl.int16, bitcast=True) & 0x7FFF, b.to(tl.int16, bitcast=True) & 0x7FFF)
+        return tl.max(tl.ravel(bits.to(tl.int32)), axis=0) >= LEAST
+
+
+@triton.jit
+def only_then():
+    """Begins a branch that is seldom taken; else the compiler may compute it always and select."""
+    tl.debug_barrier()

@@ -19,6 +19,10 @@ from ..numerics import next_power_of_2
 from ..plans import FEWEST_PROGRAMS, before_hopper, forced, rows_of_program
 from .problem import Dimensions, Operands, Problem
 
+# Tiles of keys that a program of the row form can hold.
+MOST_TILES = 4
+# The narrowest tile that products take.
+NARROWEST = 16
 TABLES = Path(__file__).with_name("launch_tables")
 
 
@@ -68,7 +72,7 @@ def plan(problem: Problem, operands: Operands) -> Plan:
 def _check_fits(plan: Plan, sizes: Dimensions) -> None:
     """Raises ValueError if a kernel would leave out keys or batch rows."""
     for config in (plan.forward, plan.backward) if plan.form == "row" else ():
-        if config.block_s < sizes.S or sizes.B % config.rows:
+        if -(-sizes.S // config.block_s) > MOST_TILES or sizes.B % config.rows:
             raise ValueError(f"{config} does not fit {sizes.B} batch rows of {sizes.S} keys")
 
 
@@ -132,6 +136,74 @@ def forms(operands: Operands) -> list[Plan]:
     if row_fits(keys, width, itemsize):
         return [_row(sizes, keys, itemsize), tiled]
     return [tiled]
+
+
+def heads_together(operands: Operands) -> int:
+    """Number of heads that share a tile of the row form: narrow ones fill it together.
+
+    Heads that each have a bias, or share keys, do not.
+    """
+    sizes = Dimensions.of(operands)
+    together = NARROWEST // sizes.H if sizes.H and NARROWEST % sizes.H == 0 else 1
+    if operands.bias is not None or sizes.N != sizes.K or sizes.N % max(together, 1):
+        return 1
+    return max(together, 1)
+
+
+def tiles(config: Config, sizes: Dimensions) -> tuple[Any, Any]:
+    """QUERIES and KEYS of the row form: see `triton.Call`.
+
+    With one tile of keys a loop passes over equal tiles of queries. With several, the tiles of
+    queries are listed too, so that pairs of tiles without a visible pair can be left out.
+    """
+    keys = _cut(sizes.S, config.block_s)
+    if len(keys) > 1:
+        return _cut(sizes.T, config.block_t), keys
+    exact = sizes.T % config.block_t == 0
+    return ((0, config.block_t, exact, sizes.T),), keys
+
+
+def _cut(length: int, block: int) -> tuple[tuple[int, int, bool, int], ...]:
+    """Tiles of `block`, the last one as small as the rest allows."""
+    found = []
+    for first in range(0, max(length, 1), block):
+        size = min(block, max(NARROWEST, next_power_of_2(length - first)))
+        found.append((first, size, first + size <= length, first + size))
+    return tuple(found)
+
+
+def sight(problem: Problem, operands: Operands, queries: Any, keys: Any) -> tuple[Any, Any]:
+    """SIGHT and WHOLE of the row form: see `triton.Call`."""
+    sizes = Dimensions.of(operands)
+    before, after = problem.left, 0 if problem.is_causal else problem.right
+    given = (operands.mask, operands.query_lengths, operands.key_lengths)
+    is_plain = all(array is None for array in given) and sizes.S <= sizes.T
+    in_sight, whole = [], []
+    for first, size, _, end in queries:
+        last = max(end, first + size) - 1
+        seen = [
+            (after is None or key <= last + after)
+            and (before is None or key + width > first - before)
+            for key, width, *_ in keys
+        ]
+        begin = seen.index(True) if True in seen else 0
+        in_sight.append((begin, begin + sum(seen)))
+        whole.append(
+            tuple(
+                is_plain
+                and is_exact
+                and (after is None or key + width - 1 <= first + after)
+                and (before is None or key >= last - before)
+                for key, width, is_exact, _ in keys
+            )
+        )
+    return tuple(in_sight), tuple(whole)
+
+
+def first_seen(in_sight: tuple[tuple[int, int], ...], keys: int) -> tuple[int, ...]:
+    """FIRST_SEEN of the row form: see `triton.Call`; 0 for keys that no query sees."""
+    seen_by = lambda key: [i for i, (begin, end) in enumerate(in_sight) if begin <= key < end]
+    return tuple(min(seen_by(key), default=0) for key in range(keys))
 
 
 def row_fits(keys: int, width: int, itemsize: int) -> bool:

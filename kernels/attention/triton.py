@@ -11,7 +11,7 @@ from ..fused import fused
 from ..numerics import next_power_of_2, triton_precision
 from ..triton_call import call_refusal, stand_ins, strides, triton_call
 from . import launch
-from .problem import Dimensions, Operands, Problem, hides, pack
+from .problem import Dimensions, Operands, Problem, hides, may_blind, pack
 from .reference import attention as definition
 
 WIDEST_HEAD = 256
@@ -46,6 +46,13 @@ class Call(NamedTuple):
     EARLY, LATE: the same factor before and after the products with the gradient of the scores.
     LEFT, RIGHT: distances of the window, or None.
     HIDES: some query may not see some key.
+    MAY_BLIND: some query may see no key at all.
+    HEADS: heads that share a tile of the row form.
+    QUERIES, KEYS: tiles of the row form, (first, size, exact, end): the first index of a tile, its
+      size, whether all its indices are below T or S, and where the loop over such tiles ends.
+    SIGHT: for each tile of queries the range of the tiles of keys in sight, (begin, end).
+    FIRST_SEEN: for each tile of keys the first tile of queries that has it in sight.
+    WHOLE: for each tile of queries and each of keys whether every pair is visible.
     SUMS_BIAS: a program adds up the gradient of the bias over its batch rows.
     PACKED: the gradients of query, key and value share an array.
     BLOCK_T, BLOCK_S, BLOCK_H: queries, keys and features of a tile.
@@ -68,6 +75,13 @@ class Call(NamedTuple):
     HAS_QUERY_LENGTHS: bool
     HAS_KEY_LENGTHS: bool
     HIDES: bool
+    MAY_BLIND: bool
+    HEADS: int
+    QUERIES: tuple[tuple[int, int, bool, int], ...]
+    KEYS: tuple[tuple[int, int, bool, int], ...]
+    SIGHT: tuple[tuple[int, int], ...]
+    FIRST_SEEN: tuple[int, ...]
+    WHOLE: tuple[tuple[bool, ...], ...]
     SUMS_BIAS: bool
     PACKED: bool
     PRECISION: str
@@ -88,7 +102,7 @@ def _forward(problem: Problem, operands: Operands) -> tuple[jax.Array, Any]:
 
         found = triton_call(
             triton_row.forward_kernel,
-            sizes.B // plan.forward.rows * sizes.K,
+            sizes.B // plan.forward.rows * sizes.K // launch.heads_together(operands),
             stand_ins(operands._asdict()),
             dict(out=out),
             constants,
@@ -145,7 +159,7 @@ def _backward_row(problem, operands, plan, saved, d_out):
     )
     found = triton_call(
         triton_row.backward_kernel,
-        sizes.B // config.rows * sizes.K,
+        sizes.B // config.rows * sizes.K // launch.heads_together(operands),
         stand_ins(operands._asdict()) | dict(d_out=d_out),
         outputs,
         _constants(
@@ -225,6 +239,9 @@ def _constants(
     step = lambda lengths: 0 if lengths is None or lengths.shape[0] == 1 else 1
     # In half precision small gradients must be scaled before the cast; exact products may wait.
     is_exact = operands.query.dtype == jnp.float32
+    heads = launch.heads_together(operands)
+    queries, keys = launch.tiles(config, sizes)
+    seen, whole = launch.sight(problem, operands, queries, keys)
     return dict(
         STRIDES=Strides(
             **_strides_in(operands, sizes),
@@ -251,6 +268,14 @@ def _constants(
             HAS_QUERY_LENGTHS=operands.query_lengths is not None,
             HAS_KEY_LENGTHS=operands.key_lengths is not None,
             HIDES=hides(problem, operands),
+            # A bias may be -inf for every key of a query.
+            MAY_BLIND=may_blind(problem, operands) or sizes.S > sizes.T or bias is not None,
+            HEADS=heads,
+            QUERIES=queries,
+            KEYS=keys,
+            SIGHT=seen,
+            FIRST_SEEN=launch.first_seen(seen, len(keys)),
+            WHOLE=whole,
             SUMS_BIAS=problem.bias_rows > 1,
             PACKED=operands.is_packed,
             PRECISION=triton_precision(problem.precision, operands.query.dtype),

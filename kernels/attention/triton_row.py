@@ -1,11 +1,15 @@
 """Attention with a head's keys and values on chip: one launch forward, one backward.
 
 A program owns one key head of one batch row (or of ROWS batch rows, one after the other). It holds
-the keys and values and walks the queries BLOCK_T at a time; with T <= BLOCK_T that is one step.
+the keys and values, in one tile or in several, and takes the queries a tile at a time. Pairs of
+tiles in which nothing is visible are left out, such as those above the diagonal of a causal call.
 A whole row of scores is in registers, so nothing is saved for the backward pass: it recomputes
 the softmax, takes delta as rowsum(P * dP) (FlashAttention, Dao et al. 2022, appendix B.2, has
 rowsum(dO * O), which is equal), and writes each gradient once. Each tensor is read or written
 once: four forward, seven backward. No atomics: two runs give the same bits.
+
+Heads of fewer than 16 features share a tile of 16, HEADS of them. A product of two such tiles adds
+up the features of one head, since those of the others are 0 in one of them.
 """
 
 import triton
@@ -13,23 +17,139 @@ import triton.language as tl
 
 from ..tiles import Tensor, load_length, load_tile, store_tile
 from .triton_tiles import (
-    Pairs,
+    Queries,
     exponential,
+    finite_if,
     gradient_of_scores,
+    load_head,
     load_keys_and_values,
+    of_head_if,
     scores_of,
     store_scores,
 )
 
 
 @triton.jit
-def _softmax(scores, CALL: tl.constexpr):
-    """Exponentials, their sum (1 for a row that sees nothing), and which rows see nothing."""
-    highest = tl.max(scores, axis=1)
-    highest = tl.where(highest > float("-inf"), highest, 0.0)
-    weights = exponential(scores - highest[:, None], CALL)
-    total = tl.sum(weights, axis=1)
-    return weights, tl.where(total == 0, 1.0, total), total == 0
+def _load_keys_and_values(key, value, b, head, features, CALL: tl.constexpr):
+    """Tiles of keys and of values, and whether each pair of them is broken: see `triton_tiles`."""
+    k, v, broken = (), (), ()
+    for j in tl.static_range(len(CALL.KEYS)):
+        columns = CALL.KEYS[j][0] + tl.arange(0, CALL.KEYS[j][1])
+        keys, values, not_finite = load_keys_and_values(
+            key, value, b, head, columns, features, CALL.KEYS[j][2], CALL
+        )
+        k, v, broken = k + (keys,), v + (values,), broken + (not_finite,)
+    return k, v, broken
+
+
+@triton.jit
+def _own_tiles(tensor, tiles, broken, b, head, CALL: tl.constexpr):
+    """The tiles of keys or values for each head that shares them, 0 in place of other heads."""
+    HEADS: tl.constexpr = CALL.HEADS
+    if HEADS == 1:
+        return tiles
+    else:
+        own = ()
+        for member in tl.static_range(HEADS):
+            for j in tl.static_range(len(CALL.KEYS)):
+                columns = CALL.KEYS[j][0] + tl.arange(0, CALL.KEYS[j][1])
+                tile = load_head(tensor, b, head, columns, CALL.S, False, member, CALL)
+                own = own + (finite_if(tile, broken[j], CALL),)
+        return own
+
+
+@triton.jit
+def _zeros(CALL: tl.constexpr):
+    """A sum for each tile of keys."""
+    tiles = ()
+    for j in tl.static_range(len(CALL.KEYS)):
+        tiles = tiles + (tl.full([CALL.KEYS[j][1], CALL.BLOCK_H], 0.0, tl.float32),)
+    return tiles
+
+
+@triton.jit
+def _store_finished(
+    d_key, d_value, dk, dv, b, head, I: tl.constexpr, STRIDES: tl.constexpr, CALL: tl.constexpr
+):
+    """Writes the gradients of keys and values of which no tile of queries before I sees any."""
+    features = tl.arange(0, CALL.BLOCK_H)
+    WIDTH: tl.constexpr = CALL.H * CALL.HEADS
+    for j in tl.static_range(len(CALL.KEYS)):
+        if CALL.FIRST_SEEN[j] == I:
+            columns = CALL.KEYS[j][0] + tl.arange(0, CALL.KEYS[j][1])
+            store_tile(
+                Tensor(d_key, STRIDES.D_KEY), dk[j] * CALL.LATE, b, head, columns, features,
+                CALL.S, WIDTH, CALL.KEYS[j][2],
+            )  # fmt: skip
+            store_tile(
+                Tensor(d_value, STRIDES.D_VALUE), dv[j], b, head, columns, features,
+                CALL.S, WIDTH, CALL.KEYS[j][2],
+            )  # fmt: skip
+
+
+@triton.jit
+def _softmax(
+    q,
+    k,
+    broken,
+    queries,
+    I: tl.constexpr,
+    MEMBER: tl.constexpr,
+    STRIDES: tl.constexpr,
+    CALL: tl.constexpr,
+):
+    """Exponentials of the scores by tiles of keys in sight, the inverse of their sum, blind rows.
+
+    The inverse is 1 for a row that sees nothing.
+    """
+    SIZE: tl.constexpr = CALL.QUERIES[I][1]
+    BEGIN: tl.constexpr = CALL.SIGHT[I][0]
+    END: tl.constexpr = CALL.SIGHT[I][1]
+    scores = ()
+    highest = tl.full([SIZE], float("-inf"), tl.float32)
+    for j in tl.static_range(BEGIN, END):
+        columns = CALL.KEYS[j][0] + tl.arange(0, CALL.KEYS[j][1])
+        tile = scores_of(
+            q, k[j], broken[j], queries, columns, CALL.WHOLE[I][j], MEMBER, STRIDES, CALL
+        )
+        highest = tl.maximum(highest, tl.max(tile, axis=1))
+        scores = scores + (tile,)
+    if CALL.MAY_BLIND:
+        highest = tl.where(highest > float("-inf"), highest, 0.0)
+    weights = ()
+    total = tl.full([SIZE], 0.0, tl.float32)
+    for j in tl.static_range(END - BEGIN):
+        exponentials = exponential(scores[j] - highest[:, None], CALL)
+        total += tl.sum(exponentials, axis=1)
+        weights = weights + (exponentials,)
+    blind = total == 0
+    if CALL.MAY_BLIND:
+        total = tl.where(blind, 1.0, total)
+    return weights, 1.0 / total, blind
+
+
+@triton.jit
+def _attend(query, out, k, own_v, broken, queries, I: tl.constexpr, STRIDES: tl.constexpr, CALL: tl.constexpr):
+    """Writes the output of a tile of queries."""
+    features = tl.arange(0, CALL.BLOCK_H)
+    b, n, rows = queries.b, queries.n, queries.rows
+    BEGIN: tl.constexpr = CALL.SIGHT[I][0]
+    END: tl.constexpr = CALL.SIGHT[I][1]
+    HEADS: tl.constexpr = CALL.HEADS
+    WIDTH: tl.constexpr = CALL.H * HEADS
+    EXACT: tl.constexpr = CALL.QUERIES[I][2]
+    result = tl.full([CALL.QUERIES[I][1], CALL.BLOCK_H], 0.0, tl.float32)
+    for member in tl.static_range(HEADS):
+        q = load_head(Tensor(query, STRIDES.QUERY), b, n, rows, CALL.T, EXACT, member, CALL)
+        weights, inverse, _ = _softmax(q, k, broken, queries, I, member, STRIDES, CALL)
+        mixed = tl.full([CALL.QUERIES[I][1], CALL.BLOCK_H], 0.0, tl.float32)
+        for j in tl.static_range(BEGIN, END):
+            values = own_v[member * len(CALL.KEYS) + j]
+            mixed = tl.dot(
+                weights[j - BEGIN].to(values.dtype), values, mixed, input_precision=CALL.PRECISION
+            )
+        result += mixed * inverse[:, None]
+    store_tile(Tensor(out, STRIDES.OUT), result, b, n, rows, features, CALL.T, WIDTH, EXACT)
 
 
 @triton.jit(repr=lambda call: "attention_row_forward")
@@ -45,45 +165,95 @@ def forward_kernel(
     STRIDES: tl.constexpr,
     CALL: tl.constexpr,
 ):
-    BLOCK_T: tl.constexpr = CALL.BLOCK_T
-    BLOCK_S: tl.constexpr = CALL.BLOCK_S
-    BLOCK_H: tl.constexpr = CALL.BLOCK_H
-    EXACT: tl.constexpr = CALL.T % BLOCK_T == 0
-    OVERHANGS: tl.constexpr = BLOCK_S != CALL.S
     program = tl.program_id(0)
-    head = program % CALL.K
-    columns = tl.arange(0, BLOCK_S)
-    features = tl.arange(0, BLOCK_H)
+    TOGETHER: tl.constexpr = CALL.K // CALL.HEADS
+    head = program % TOGETHER * CALL.HEADS
+    features = tl.arange(0, CALL.BLOCK_H)
     for row in range(CALL.ROWS):
-        b = (program // CALL.K).to(tl.int64) * CALL.ROWS + row
+        b = (program // TOGETHER).to(tl.int64) * CALL.ROWS + row
         query_length = load_length(
             Tensor(query_lengths, STRIDES.QUERY_LENGTHS), b, CALL.HAS_QUERY_LENGTHS, CALL.T
         )
         key_length = load_length(
             Tensor(key_lengths, STRIDES.KEY_LENGTHS), b, CALL.HAS_KEY_LENGTHS, CALL.S
         )
-        k, v, poison = load_keys_and_values(
-            Tensor(key, STRIDES.KEY), Tensor(value, STRIDES.VALUE), b, head, columns, features,
-            not OVERHANGS, CALL,
-        )  # fmt: skip
+        k, v, broken = _load_keys_and_values(
+            Tensor(key, STRIDES.KEY), Tensor(value, STRIDES.VALUE), b, head, features, CALL
+        )
+        own_v = _own_tiles(Tensor(value, STRIDES.VALUE), v, broken, b, head, CALL)
         for member in range(CALL.GROUP):
             n = head * CALL.GROUP + member
-            for start in range(0, CALL.T, BLOCK_T):
-                rows = start + tl.arange(0, BLOCK_T)
-                pairs = Pairs(
-                    bias=bias, mask=mask, b=b, n=n, rows=rows, columns=columns,
-                    query_length=query_length, key_length=key_length,
-                )  # fmt: skip
-                q = load_tile(
-                    Tensor(query, STRIDES.QUERY), b, n, rows, features, CALL.T, CALL.H, EXACT
+            for i in tl.static_range(len(CALL.QUERIES)):
+                for start in range(CALL.QUERIES[i][0], CALL.QUERIES[i][3], CALL.QUERIES[i][1]):
+                    queries = Queries(
+                        key=key, value=value, bias=bias, mask=mask, b=b, n=n, head=head,
+                        rows=start + tl.arange(0, CALL.QUERIES[i][1]),
+                        query_length=query_length, key_length=key_length,
+                    )  # fmt: skip
+                    _attend(query, out, k, own_v, broken, queries, i, STRIDES, CALL)
+
+
+@triton.jit
+def _attend_back(
+    query, d_out, d_query, d_bias, k, own_k, v, dk, dv, bias_sum, broken, queries,
+    I: tl.constexpr, STRIDES: tl.constexpr, CALL: tl.constexpr,
+):  # fmt: skip
+    """Writes the gradient of a tile of queries; returns the sums with its part of the others."""
+    features = tl.arange(0, CALL.BLOCK_H)
+    b, n, rows = queries.b, queries.n, queries.rows
+    BEGIN: tl.constexpr = CALL.SIGHT[I][0]
+    END: tl.constexpr = CALL.SIGHT[I][1]
+    HEADS: tl.constexpr = CALL.HEADS
+    WIDTH: tl.constexpr = CALL.H * HEADS
+    EXACT: tl.constexpr = CALL.QUERIES[I][2]
+    dq = tl.full([CALL.QUERIES[I][1], CALL.BLOCK_H], 0.0, tl.float32)
+    any_broken = broken[0]
+    for j in tl.static_range(1, len(CALL.KEYS)):
+        any_broken = any_broken | broken[j]
+    for member in tl.static_range(HEADS):
+        q = load_head(Tensor(query, STRIDES.QUERY), b, n, rows, CALL.T, EXACT, member, CALL)
+        do = load_head(Tensor(d_out, STRIDES.D_OUT), b, n, rows, CALL.T, EXACT, member, CALL)
+        exponentials, inverse, blind = _softmax(q, k, broken, queries, I, member, STRIDES, CALL)
+        if CALL.MAY_BLIND:
+            # NaN in a query that sees nothing must not reach the keys.
+            q = tl.where(blind[:, None], 0.0, q).to(q.dtype)
+            do = tl.where(blind[:, None], 0.0, do).to(do.dtype)
+        weights = ()
+        d_weights = ()
+        delta = tl.full([CALL.QUERIES[I][1]], 0.0, tl.float32)
+        for j in tl.static_range(BEGIN, END):
+            w = exponentials[j - BEGIN] * inverse[:, None]
+            values = of_head_if(v[j], broken[j], member, CALL)
+            dw = tl.dot(do, tl.trans(values), input_precision=CALL.PRECISION)
+            delta += tl.sum(w * dw, axis=1)
+            new = tl.dot(tl.trans(w.to(do.dtype)), do, dv[j], input_precision=CALL.PRECISION)
+            dv = replaced(dv, j, new)
+            weights = weights + (w,)
+            d_weights = d_weights + (dw,)
+        for j in tl.static_range(BEGIN, END):
+            columns = CALL.KEYS[j][0] + tl.arange(0, CALL.KEYS[j][1])
+            d_scores = gradient_of_scores(
+                weights[j - BEGIN], d_weights[j - BEGIN], delta, any_broken, queries, columns,
+                1.0 if CALL.HAS_BIAS else CALL.EARLY, member, STRIDES, CALL,
+            )  # fmt: skip
+            if CALL.SUMS_BIAS:
+                bias_sum += d_scores
+            elif CALL.HAS_BIAS:
+                store_scores(
+                    Tensor(d_bias, STRIDES.D_BIAS), d_scores, b, n + member, rows, columns, CALL
                 )
-                scores, _ = scores_of(q, k, poison, pairs, OVERHANGS, STRIDES, CALL)
-                weights, total, _ = _softmax(scores, CALL)
-                mixed = tl.dot(weights.to(v.dtype), v, input_precision=CALL.PRECISION)
-                mixed = mixed / total[:, None]
-                store_tile(
-                    Tensor(out, STRIDES.OUT), mixed, b, n, rows, features, CALL.T, CALL.H, EXACT
-                )
+            if CALL.HAS_BIAS:
+                d_scores *= CALL.EARLY
+            d_scores = d_scores.to(q.dtype)
+            new = tl.dot(tl.trans(d_scores), q, dk[j], input_precision=CALL.PRECISION)
+            dk = replaced(dk, j, new)
+            keys = own_k[member * len(CALL.KEYS) + j]
+            dq = tl.dot(d_scores, keys, dq, input_precision=CALL.PRECISION)
+    store_tile(
+        Tensor(d_query, STRIDES.D_QUERY), dq * CALL.LATE, b, n, rows, features,
+        CALL.T, WIDTH, EXACT,
+    )  # fmt: skip
+    return dk, dv, bias_sum
 
 
 @triton.jit(repr=lambda call: "attention_row_backward")
@@ -103,112 +273,64 @@ def backward_kernel(
     STRIDES: tl.constexpr,
     CALL: tl.constexpr,
 ):
-    BLOCK_T: tl.constexpr = CALL.BLOCK_T
-    BLOCK_S: tl.constexpr = CALL.BLOCK_S
-    BLOCK_H: tl.constexpr = CALL.BLOCK_H
     if CALL.PACKED:
         d_key = d_query
         d_value = d_query
-    EXACT: tl.constexpr = CALL.T % BLOCK_T == 0
-    OVERHANGS: tl.constexpr = BLOCK_S != CALL.S
-    # The bias's gradient is summed over rows only for one query head and one block of queries.
-    tl.static_assert(not CALL.SUMS_BIAS or (CALL.GROUP == 1 and BLOCK_T >= CALL.T))
+    # The bias's gradient is summed over rows only if one tile holds all pairs.
+    tl.static_assert(
+        not CALL.SUMS_BIAS
+        or (CALL.QUERIES[0][1] >= CALL.T and len(CALL.KEYS) == 1 and CALL.GROUP * CALL.HEADS == 1)
+    )
     program = tl.program_id(0)
-    head = program % CALL.K
-    columns = tl.arange(0, BLOCK_S)
-    features = tl.arange(0, BLOCK_H)
+    TOGETHER: tl.constexpr = CALL.K // CALL.HEADS
+    head = program % TOGETHER * CALL.HEADS
+    features = tl.arange(0, CALL.BLOCK_H)
+    bias_sum = 0.0
     if CALL.SUMS_BIAS:
-        bias_sum = tl.zeros([BLOCK_T, BLOCK_S], tl.float32)
+        bias_sum = tl.full([CALL.QUERIES[0][1], CALL.KEYS[0][1]], 0.0, tl.float32)
     for row in range(CALL.ROWS):
-        b = (program // CALL.K).to(tl.int64) * CALL.ROWS + row
+        b = (program // TOGETHER).to(tl.int64) * CALL.ROWS + row
         query_length = load_length(
             Tensor(query_lengths, STRIDES.QUERY_LENGTHS), b, CALL.HAS_QUERY_LENGTHS, CALL.T
         )
         key_length = load_length(
             Tensor(key_lengths, STRIDES.KEY_LENGTHS), b, CALL.HAS_KEY_LENGTHS, CALL.S
         )
-        k, v, poison = load_keys_and_values(
-            Tensor(key, STRIDES.KEY), Tensor(value, STRIDES.VALUE), b, head, columns, features,
-            not OVERHANGS, CALL,
-        )  # fmt: skip
-        dk = tl.zeros([BLOCK_S, BLOCK_H], tl.float32)
-        dv = tl.zeros([BLOCK_S, BLOCK_H], tl.float32)
-        for member in range(CALL.GROUP):
-            n = head * CALL.GROUP + member
-            for start in range(0, CALL.T, BLOCK_T):
-                rows = start + tl.arange(0, BLOCK_T)
-                pairs = Pairs(
-                    bias=bias, mask=mask, b=b, n=n, rows=rows, columns=columns,
-                    query_length=query_length, key_length=key_length,
-                )  # fmt: skip
-                q = load_tile(
-                    Tensor(query, STRIDES.QUERY), b, n, rows, features, CALL.T, CALL.H, EXACT
-                )
-                do = load_tile(
-                    Tensor(d_out, STRIDES.D_OUT), b, n, rows, features, CALL.T, CALL.H, EXACT
-                )
-                scores, allowed = scores_of(q, k, poison, pairs, OVERHANGS, STRIDES, CALL)
-                weights, total, blind = _softmax(scores, CALL)
-                weights = weights / total[:, None]
-                if CALL.HIDES:
-                    # NaN in a query that sees nothing must not reach the keys.
-                    q = tl.where(blind[:, None], 0.0, q.to(tl.float32)).to(q.dtype)
-                    do = tl.where(blind[:, None], 0.0, do.to(tl.float32)).to(do.dtype)
-                dv = tl.dot(tl.trans(weights.to(do.dtype)), do, dv, input_precision=CALL.PRECISION)
-                d_weights = tl.dot(do, tl.trans(v), input_precision=CALL.PRECISION)
-                delta = tl.sum(weights * d_weights, axis=1)
-                if CALL.HAS_BIAS:
-                    d_scores = gradient_of_scores(weights, d_weights, delta, allowed, 1.0, CALL)
-                    if CALL.SUMS_BIAS:
-                        bias_sum += d_scores
-                    else:
-                        store_scores(Tensor(d_bias, STRIDES.D_BIAS), d_scores, pairs, CALL)
-                    d_scores *= CALL.EARLY
-                else:
-                    d_scores = gradient_of_scores(
-                        weights, d_weights, delta, allowed, CALL.EARLY, CALL
-                    )
-                d_scores = d_scores.to(q.dtype)
-                dk = tl.dot(tl.trans(d_scores), q, dk, input_precision=CALL.PRECISION)
-                dq = tl.dot(d_scores, k, input_precision=CALL.PRECISION) * CALL.LATE
-                store_tile(
-                    Tensor(d_query, STRIDES.D_QUERY),
-                    dq,
-                    b,
-                    n,
-                    rows,
-                    features,
-                    CALL.T,
-                    CALL.H,
-                    EXACT,
-                )
-        dk = dk * CALL.LATE
-        store_tile(
-            Tensor(d_key, STRIDES.D_KEY),
-            dk,
-            b,
-            head,
-            columns,
-            features,
-            CALL.S,
-            CALL.H,
-            not OVERHANGS,
+        k, v, broken = _load_keys_and_values(
+            Tensor(key, STRIDES.KEY), Tensor(value, STRIDES.VALUE), b, head, features, CALL
         )
-        store_tile(
-            Tensor(d_value, STRIDES.D_VALUE),
-            dv,
-            b,
-            head,
-            columns,
-            features,
-            CALL.S,
-            CALL.H,
-            not OVERHANGS,
-        )
+        own_k = _own_tiles(Tensor(key, STRIDES.KEY), k, broken, b, head, CALL)
+        dk = _zeros(CALL)
+        dv = _zeros(CALL)
+        # From the last queries to the first: the last keys of a causal call are finished early.
+        for i in tl.static_range(len(CALL.QUERIES) - 1, -1, -1):
+            for member in range(CALL.GROUP):
+                n = head * CALL.GROUP + member
+                for start in range(CALL.QUERIES[i][0], CALL.QUERIES[i][3], CALL.QUERIES[i][1]):
+                    queries = Queries(
+                        key=key, value=value, bias=bias, mask=mask, b=b, n=n, head=head,
+                        rows=start + tl.arange(0, CALL.QUERIES[i][1]),
+                        query_length=query_length, key_length=key_length,
+                    )  # fmt: skip
+                    dk, dv, bias_sum = _attend_back(
+                        query, d_out, d_query, d_bias, k, own_k, v, dk, dv, bias_sum, broken, queries,
+                        i, STRIDES, CALL,
+                    )  # fmt: skip
+            _store_finished(d_key, d_value, dk, dv, b, head, i, STRIDES, CALL)
     if CALL.SUMS_BIAS:
-        first = (program // CALL.K).to(tl.int64)
-        pairs = Pairs(
-            bias=bias, mask=mask, b=first, n=head, rows=tl.arange(0, BLOCK_T),
-            columns=columns, query_length=CALL.T, key_length=CALL.S,
-        )  # fmt: skip
-        store_scores(Tensor(d_bias, STRIDES.D_BIAS), bias_sum, pairs, CALL)
+        first = (program // TOGETHER).to(tl.int64)
+        rows = tl.arange(0, CALL.QUERIES[0][1])
+        columns = tl.arange(0, CALL.KEYS[0][1])
+        store_scores(Tensor(d_bias, STRIDES.D_BIAS), bias_sum, first, head, rows, columns, CALL)
+
+
+@triton.jit
+def replaced(tiles, J: tl.constexpr, tile):
+    """The tiles with another one at J."""
+    found = ()
+    for j in tl.static_range(len(tiles)):
+        if j == J:
+            found = found + (tile,)
+        else:
+            found = found + (tiles[j],)
+    return found

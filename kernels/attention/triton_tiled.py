@@ -16,9 +16,9 @@ float32, delta is rowsum(P * dP), and the keys pass by once more.
 import triton
 import triton.language as tl
 
-from ..tiles import Tensor, load_length, load_tile, store_tile
+from ..tiles import Tensor, load_length, load_tile, only_then, store_tile
 from .triton_tiles import (
-    Pairs,
+    Queries,
     exponential,
     gradient_of_scores,
     load_keys_and_values,
@@ -57,12 +57,37 @@ def _queries_in_sight(first, last, query_length, key_length, CALL: tl.constexpr)
 
 
 @triton.jit
-def _anything_visible(pairs, STRIDES: tl.constexpr, CALL: tl.constexpr):
+def _anything_visible(queries, columns, STRIDES: tl.constexpr, CALL: tl.constexpr):
     visible = 1
     if CALL.HAS_MASK:
-        allowed = pairs_allowed(pairs, STRIDES, CALL)
+        allowed = pairs_allowed(queries, columns, 0, STRIDES, CALL)
         visible = tl.max(tl.max(allowed.to(tl.int32), axis=1), axis=0)
     return visible
+
+
+@triton.jit
+def _all_visible(first, start, CALL: tl.constexpr):
+    """Whether every query from `first` on sees every key from `start` on, for a tile of each."""
+    ALWAYS: tl.constexpr = not CALL.HAS_MASK and not CALL.HAS_QUERY_LENGTHS
+    visible = start + CALL.BLOCK_S <= CALL.S
+    if CALL.IS_CAUSAL:
+        visible = visible & (start + CALL.BLOCK_S - 1 <= first)
+    if CALL.RIGHT is not None:
+        visible = visible & (start + CALL.BLOCK_S - 1 <= first + CALL.RIGHT)
+    if CALL.LEFT is not None:
+        visible = visible & (start >= first + CALL.BLOCK_T - 1 - CALL.LEFT)
+    return visible & (ALWAYS and not CALL.HAS_KEY_LENGTHS and CALL.S <= CALL.T)
+
+
+@triton.jit
+def _highest(scores, broken, CALL: tl.constexpr):
+    """The highest score of each row, NaN aside."""
+    highest = tl.max(scores, axis=1)
+    if CALL.HIDES:
+        if broken:
+            only_then()
+            highest = tl.max(tl.where(scores == scores, scores, float("-inf")), axis=1)
+    return highest
 
 
 @triton.jit(repr=lambda call: "attention_tiled_forward")
@@ -104,16 +129,16 @@ def forward_kernel(
     highest = tl.full([BLOCK_T], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_T], tl.float32)
     mixed = tl.zeros([BLOCK_T, BLOCK_H], tl.float32)
+    queries = Queries(
+        key=key, value=value, bias=bias, mask=mask, b=b, n=n, head=n // CALL.GROUP, rows=rows,
+        query_length=query_length, key_length=key_length,
+    )  # fmt: skip
     begin, end = _keys_in_sight(first, first + BLOCK_T - 1, query_length, key_length, CALL)
     for start in range(begin, end, BLOCK_S):
         columns = start + tl.arange(0, BLOCK_S)
-        pairs = Pairs(
-            bias=bias, mask=mask, b=b, n=n, rows=rows, columns=columns,
-            query_length=query_length, key_length=key_length,
-        )  # fmt: skip
-        visible = _anything_visible(pairs, STRIDES, CALL)
+        visible = _anything_visible(queries, columns, STRIDES, CALL)
         if visible != 0:
-            k, v, poison = load_keys_and_values(
+            k, v, broken = load_keys_and_values(
                 Tensor(key, STRIDES.KEY),
                 Tensor(value, STRIDES.VALUE),
                 b,
@@ -123,10 +148,9 @@ def forward_kernel(
                 S_EXACT,
                 CALL,
             )
-            scores, _ = scores_of(q, k, poison, pairs, not S_EXACT, STRIDES, CALL)
-            # NaN must not become the maximum: it stays in its own columns until the sum.
-            block_highest = tl.max(tl.where(scores == scores, scores, float("-inf")), axis=1)
-            new_highest = tl.maximum(highest, block_highest)
+            whole = _all_visible(first, start, CALL)
+            scores = scores_of(q, k, broken, queries, columns, whole, 0, STRIDES, CALL)
+            new_highest = tl.maximum(highest, _highest(scores, broken, CALL))
             base = tl.where(new_highest > float("-inf"), new_highest, 0.0)
             weights = exponential(scores - base[:, None], CALL)
             rounded = weights.to(v.dtype)
@@ -207,10 +231,16 @@ def backward_queries_kernel(
             )
             mixed += lost.to(tl.float32)
         row_delta = tl.sum(mixed * do.to(tl.float32), axis=1)
-    # The cotangent of a query that sees nothing may hold anything.
     blind = inverse == 0
-    row_delta = tl.where(blind, 0.0, row_delta)
+    if CALL.MAY_BLIND:
+        # A query that sees nothing, and its cotangent, may hold anything.
+        row_delta = tl.where(blind, 0.0, row_delta)
+        do = tl.where(blind[:, None], 0.0, do).to(do.dtype)
     dq = tl.zeros([BLOCK_T, BLOCK_H], tl.float32)
+    queries = Queries(
+        key=key, value=value, bias=bias, mask=mask, b=b, n=n, head=n // CALL.GROUP, rows=rows,
+        query_length=query_length, key_length=key_length,
+    )  # fmt: skip
     begin, end = _keys_in_sight(first, first + BLOCK_T - 1, query_length, key_length, CALL)
     if CALL.HAS_BIAS:
         # The gradient of the bias is written everywhere, so no tile is left out.
@@ -219,15 +249,11 @@ def backward_queries_kernel(
     for step in tl.static_range(PASSES):
         for start in range(begin, end, BLOCK_S):
             columns = start + tl.arange(0, BLOCK_S)
-            pairs = Pairs(
-                bias=bias, mask=mask, b=b, n=n, rows=rows, columns=columns,
-                query_length=query_length, key_length=key_length,
-            )  # fmt: skip
             visible = 1
             if not CALL.HAS_BIAS:
-                visible = _anything_visible(pairs, STRIDES, CALL)
+                visible = _anything_visible(queries, columns, STRIDES, CALL)
             if visible != 0:
-                k, v, poison = load_keys_and_values(
+                k, v, broken = load_keys_and_values(
                     Tensor(key, STRIDES.KEY),
                     Tensor(value, STRIDES.VALUE),
                     b,
@@ -237,7 +263,8 @@ def backward_queries_kernel(
                     S_EXACT,
                     CALL,
                 )
-                scores, allowed = scores_of(q, k, poison, pairs, not S_EXACT, STRIDES, CALL)
+                whole = _all_visible(first, start, CALL)
+                scores = scores_of(q, k, broken, queries, columns, whole, 0, STRIDES, CALL)
                 weights = exponential(scores - highest[:, None], CALL) * inverse[:, None]
                 d_weights = tl.dot(do, tl.trans(v), input_precision=CALL.PRECISION)
                 if step == 0 and PASSES == 2:
@@ -245,14 +272,18 @@ def backward_queries_kernel(
                 else:
                     if CALL.HAS_BIAS:
                         d_scores = gradient_of_scores(
-                            weights, d_weights, row_delta, allowed, 1.0, CALL
+                            weights, d_weights, row_delta, broken, queries, columns,
+                            1.0, 0, STRIDES, CALL,
+                        )  # fmt: skip
+                        store_scores(
+                            Tensor(d_bias, STRIDES.D_BIAS), d_scores, b, n, rows, columns, CALL
                         )
-                        store_scores(Tensor(d_bias, STRIDES.D_BIAS), d_scores, pairs, CALL)
                         d_scores *= CALL.EARLY
                     else:
                         d_scores = gradient_of_scores(
-                            weights, d_weights, row_delta, allowed, CALL.EARLY, CALL
-                        )
+                            weights, d_weights, row_delta, broken, queries, columns,
+                            CALL.EARLY, 0, STRIDES, CALL,
+                        )  # fmt: skip
                     dq = tl.dot(d_scores.to(k.dtype), k, dq, input_precision=CALL.PRECISION)
     tl.store(delta + saved, row_delta, mask=rows < CALL.T)
     store_tile(
@@ -304,7 +335,7 @@ def backward_keys_kernel(
     key_length = load_length(
         Tensor(key_lengths, STRIDES.KEY_LENGTHS), b, CALL.HAS_KEY_LENGTHS, CALL.S
     )
-    k, v, poison = load_keys_and_values(
+    k, v, broken = load_keys_and_values(
         Tensor(key, STRIDES.KEY),
         Tensor(value, STRIDES.VALUE),
         b,
@@ -322,11 +353,11 @@ def backward_keys_kernel(
         saved = (b * (CALL.K * CALL.GROUP) + n) * CALL.T
         for start in range(begin, end, BLOCK_T):
             rows = start + tl.arange(0, BLOCK_T)
-            pairs = Pairs(
-                bias=bias, mask=mask, b=b, n=n, rows=rows, columns=columns,
+            queries = Queries(
+                key=key, value=value, bias=bias, mask=mask, b=b, n=n, head=head, rows=rows,
                 query_length=query_length, key_length=key_length,
             )  # fmt: skip
-            visible = _anything_visible(pairs, STRIDES, CALL)
+            visible = _anything_visible(queries, columns, STRIDES, CALL)
             if visible != 0:
                 q = load_tile(
                     Tensor(query, STRIDES.QUERY), b, n, rows, features, CALL.T, CALL.H, T_EXACT
@@ -337,19 +368,26 @@ def backward_keys_kernel(
                 highest = tl.load(highest_scores + saved + rows, mask=rows < CALL.T, other=0.0)
                 inverse = tl.load(inverse_sums + saved + rows, mask=rows < CALL.T, other=0.0)
                 row_delta = tl.load(delta + saved + rows, mask=rows < CALL.T, other=0.0)
-                scores, allowed = scores_of(q, k, poison, pairs, not S_EXACT, STRIDES, CALL)
+                whole = _all_visible(start, first, CALL)
+                scores = scores_of(q, k, broken, queries, columns, whole, 0, STRIDES, CALL)
                 weights = exponential(scores - highest[:, None], CALL) * inverse[:, None]
+                # A query that sees NaN has a sum of NaN, which must not reach hidden keys.
+                spoiled = tl.max((inverse != inverse).to(tl.int32), axis=0) > 0
                 if CALL.HIDES:
-                    # A broken row has a sum of NaN, which must not reach hidden keys.
-                    weights = tl.where(allowed, weights, 0.0)
+                    if spoiled:
+                        only_then()
+                        allowed = pairs_allowed(queries, columns, 0, STRIDES, CALL)
+                        weights = tl.where(allowed, weights, 0.0)
+                if CALL.MAY_BLIND:
                     blind = inverse == 0
-                    q = tl.where(blind[:, None], 0.0, q.to(tl.float32)).to(q.dtype)
-                    do = tl.where(blind[:, None], 0.0, do.to(tl.float32)).to(do.dtype)
+                    q = tl.where(blind[:, None], 0.0, q).to(q.dtype)
+                    do = tl.where(blind[:, None], 0.0, do).to(do.dtype)
                 dv = tl.dot(tl.trans(weights.to(do.dtype)), do, dv, input_precision=CALL.PRECISION)
                 d_weights = tl.dot(do, tl.trans(v), input_precision=CALL.PRECISION)
                 d_scores = gradient_of_scores(
-                    weights, d_weights, row_delta, allowed, CALL.EARLY, CALL
-                )
+                    weights, d_weights, row_delta, spoiled, queries, columns,
+                    CALL.EARLY, 0, STRIDES, CALL,
+                )  # fmt: skip
                 d_scores = d_scores.to(q.dtype)
                 dk = tl.dot(tl.trans(d_scores), q, dk, input_precision=CALL.PRECISION)
     store_tile(
