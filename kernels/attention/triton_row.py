@@ -23,6 +23,7 @@ from .triton_tiles import (
     gradient_of_scores,
     load_head,
     load_keys_and_values,
+    normalized,
     of_head_if,
     scores_of,
     store_scores,
@@ -222,7 +223,7 @@ def _attend_back(
         d_weights = ()
         delta = tl.full([CALL.QUERIES[I][1]], 0.0, tl.float32)
         for j in tl.static_range(BEGIN, END):
-            w = exponentials[j - BEGIN] * inverse[:, None]
+            w = normalized(exponentials[j - BEGIN], inverse, any_broken, CALL)
             values = of_head_if(v[j], broken[j], member, CALL)
             dw = tl.dot(do, tl.trans(values), input_precision=CALL.PRECISION)
             delta += tl.sum(w * dw, axis=1)
@@ -231,14 +232,14 @@ def _attend_back(
             weights = weights + (w,)
             d_weights = d_weights + (dw,)
         for j in tl.static_range(BEGIN, END):
-            columns = CALL.KEYS[j][0] + tl.arange(0, CALL.KEYS[j][1])
             d_scores = gradient_of_scores(
-                weights[j - BEGIN], d_weights[j - BEGIN], delta, any_broken, queries, columns,
-                1.0 if CALL.HAS_BIAS else CALL.EARLY, member, STRIDES, CALL,
+                weights[j - BEGIN], d_weights[j - BEGIN], delta, any_broken,
+                1.0 if CALL.HAS_BIAS else CALL.EARLY, CALL,
             )  # fmt: skip
             if CALL.SUMS_BIAS:
                 bias_sum += d_scores
             elif CALL.HAS_BIAS:
+                columns = CALL.KEYS[j][0] + tl.arange(0, CALL.KEYS[j][1])
                 store_scores(
                     Tensor(d_bias, STRIDES.D_BIAS), d_scores, b, n + member, rows, columns, CALL
                 )

@@ -22,6 +22,7 @@ from .triton_tiles import (
     exponential,
     gradient_of_scores,
     load_keys_and_values,
+    normalized,
     pairs_allowed,
     scores_of,
     store_scores,
@@ -77,6 +78,20 @@ def _all_visible(first, start, CALL: tl.constexpr):
     if CALL.LEFT is not None:
         visible = visible & (start >= first + CALL.BLOCK_T - 1 - CALL.LEFT)
     return visible & (ALWAYS and not CALL.HAS_KEY_LENGTHS and CALL.S <= CALL.T)
+
+
+@triton.jit
+def _rounded(numbers, dtype: tl.constexpr):
+    """float32 numbers of at least 0, rounded to the digits of a dtype; half goes up.
+
+    A cast there and back would use the slow instruction for single conversions.
+    """
+    if dtype == tl.float32:
+        return numbers
+    else:
+        LOST: tl.constexpr = 13 if dtype == tl.float16 else 16
+        bits = numbers.to(tl.int32, bitcast=True) + (1 << (LOST - 1))
+        return (bits & -(1 << LOST)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -153,13 +168,12 @@ def forward_kernel(
             new_highest = tl.maximum(highest, _highest(scores, broken, CALL))
             base = tl.where(new_highest > float("-inf"), new_highest, 0.0)
             weights = exponential(scores - base[:, None], CALL)
-            rounded = weights.to(v.dtype)
             if not CALL.HAS_BIAS:
-                weights = rounded.to(tl.float32)
+                weights = _rounded(weights, v.dtype)
             shrink = exponential(highest - base, CALL)
             total = total * shrink + tl.sum(weights, axis=1)
             mixed = mixed * shrink[:, None]
-            mixed = tl.dot(rounded, v, mixed, input_precision=CALL.PRECISION)
+            mixed = tl.dot(weights.to(v.dtype), v, mixed, input_precision=CALL.PRECISION)
             highest = new_highest
     blind = total == 0
     total = tl.where(blind, 1.0, total)
@@ -265,25 +279,24 @@ def backward_queries_kernel(
                 )
                 whole = _all_visible(first, start, CALL)
                 scores = scores_of(q, k, broken, queries, columns, whole, 0, STRIDES, CALL)
-                weights = exponential(scores - highest[:, None], CALL) * inverse[:, None]
+                exponentials = exponential(scores - highest[:, None], CALL)
+                weights = normalized(exponentials, inverse, broken, CALL)
                 d_weights = tl.dot(do, tl.trans(v), input_precision=CALL.PRECISION)
                 if step == 0 and PASSES == 2:
                     row_delta += tl.where(blind, 0.0, tl.sum(weights * d_weights, axis=1))
                 else:
                     if CALL.HAS_BIAS:
                         d_scores = gradient_of_scores(
-                            weights, d_weights, row_delta, broken, queries, columns,
-                            1.0, 0, STRIDES, CALL,
-                        )  # fmt: skip
+                            weights, d_weights, row_delta, broken, 1.0, CALL
+                        )
                         store_scores(
                             Tensor(d_bias, STRIDES.D_BIAS), d_scores, b, n, rows, columns, CALL
                         )
                         d_scores *= CALL.EARLY
                     else:
                         d_scores = gradient_of_scores(
-                            weights, d_weights, row_delta, broken, queries, columns,
-                            CALL.EARLY, 0, STRIDES, CALL,
-                        )  # fmt: skip
+                            weights, d_weights, row_delta, broken, CALL.EARLY, CALL
+                        )
                     dq = tl.dot(d_scores.to(k.dtype), k, dq, input_precision=CALL.PRECISION)
     tl.store(delta + saved, row_delta, mask=rows < CALL.T)
     store_tile(
@@ -370,14 +383,10 @@ def backward_keys_kernel(
                 row_delta = tl.load(delta + saved + rows, mask=rows < CALL.T, other=0.0)
                 whole = _all_visible(start, first, CALL)
                 scores = scores_of(q, k, broken, queries, columns, whole, 0, STRIDES, CALL)
-                weights = exponential(scores - highest[:, None], CALL) * inverse[:, None]
-                # A query that sees NaN has a sum of NaN, which must not reach hidden keys.
+                # A query that sees NaN, here or in another tile, has a sum of NaN.
                 spoiled = tl.max((inverse != inverse).to(tl.int32), axis=0) > 0
-                if CALL.HIDES:
-                    if spoiled:
-                        only_then()
-                        allowed = pairs_allowed(queries, columns, 0, STRIDES, CALL)
-                        weights = tl.where(allowed, weights, 0.0)
+                exponentials = exponential(scores - highest[:, None], CALL)
+                weights = normalized(exponentials, inverse, spoiled, CALL)
                 if CALL.MAY_BLIND:
                     blind = inverse == 0
                     q = tl.where(blind[:, None], 0.0, q).to(q.dtype)
@@ -385,9 +394,8 @@ def backward_keys_kernel(
                 dv = tl.dot(tl.trans(weights.to(do.dtype)), do, dv, input_precision=CALL.PRECISION)
                 d_weights = tl.dot(do, tl.trans(v), input_precision=CALL.PRECISION)
                 d_scores = gradient_of_scores(
-                    weights, d_weights, row_delta, spoiled, queries, columns,
-                    CALL.EARLY, 0, STRIDES, CALL,
-                )  # fmt: skip
+                    weights, d_weights, row_delta, spoiled, CALL.EARLY, CALL
+                )
                 d_scores = d_scores.to(q.dtype)
                 dk = tl.dot(tl.trans(d_scores), q, dk, input_precision=CALL.PRECISION)
     store_tile(

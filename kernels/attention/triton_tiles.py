@@ -233,24 +233,25 @@ def exponential(differences, CALL: tl.constexpr):
 
 
 @triton.jit
+def normalized(exponentials, inverse, broken, CALL: tl.constexpr):
+    """The probabilities; 0 for hidden pairs also if NaN made the sum of the row NaN."""
+    weights = exponentials * inverse[:, None]
+    if CALL.HIDES:
+        if broken:
+            only_then()
+            weights = tl.where(exponentials == 0, 0.0, weights)
+    return weights
+
+
+@triton.jit
 def gradient_of_scores(
-    weights,
-    d_weights,
-    delta,
-    broken,
-    queries,
-    columns,
-    FACTOR: tl.constexpr,
-    MEMBER: tl.constexpr,
-    STRIDES: tl.constexpr,
-    CALL: tl.constexpr,
+    weights, d_weights, delta, broken, FACTOR: tl.constexpr, CALL: tl.constexpr
 ):
     """FACTOR times the gradient of the scores; the factor costs no instruction of its own."""
     d_scores = weights * (d_weights * FACTOR - (delta * FACTOR)[:, None])
     if CALL.HIDES:
         if broken:
-            only_then()
             # A query that sees NaN must not spoil the keys that it does not see.
-            allowed = pairs_allowed(queries, columns, MEMBER, STRIDES, CALL)
-            d_scores = tl.where(allowed, d_scores, 0.0)
+            only_then()
+            d_scores = tl.where(weights == 0, 0.0, d_scores)
     return d_scores
