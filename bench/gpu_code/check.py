@@ -5,8 +5,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from ..common import machine
 from ..common.driver import one_of
@@ -28,13 +31,20 @@ def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
     results: dict[str, Any] = {"machine": machine.describe()}
     failures: list[str] = []
-    for stage in options.only:
-        try:
-            _need("triton")
-            results[stage], failed = STAGES[stage](options)
-            failures += failed
-        except RuntimeError as error:
-            failures.append(f"{stage}: {error}")
+    # A kernel that a stage compiled is not compiled again by another.
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        mock.patch.dict(os.environ, TRITON_CACHE_DIR=cache),
+    ):
+        for stage in options.only:
+            try:
+                _need("triton")
+                started = time.perf_counter()
+                results[stage], failed = STAGES[stage](options)
+                failures += failed
+                print(f"\n{stage}: {time.perf_counter() - started:.0f} seconds")
+            except RuntimeError as error:
+                failures.append(f"{stage}: {error}")
     if options.out or options.is_whole:
         path = (options.out or BENCH) / "results" / "gpu-code.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,10 +66,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         action="append",
         help="compile for this architecture, such as sm_90; by default for all",
     )
+    parser.add_argument("--write-budgets", action="store_true",
+                        help="commit to the bounds that are found")  # fmt: skip
     parser.add_argument("--out", type=Path, help="folder for results/; by default bench/")
     options = parser.parse_args(argv)
     # Results of some checks must not overwrite those of all.
     options.is_whole = not (options.workloads or options.only or options.arch)
+    if options.write_budgets and not options.only:
+        options.only = ["bounds"]
     options.workloads = options.workloads or WORKLOADS
     options.only = options.only or list(STAGES)
     return options
@@ -134,7 +148,38 @@ def _traffic(options: argparse.Namespace) -> tuple[Rows, list[str]]:
     return rows, failures(rows)
 
 
-STAGES = {"compilation": _compilation, "lowering": _lowering, "traffic": _traffic}
+def _bounds(options: argparse.Namespace) -> tuple[Rows, list[str]]:
+    from .bounds import PIPES, measure, missed, write_budgets
+
+    rows = measure(options.workloads)
+    headings = ("workload", "kernel", "limit", "over DRAM", *PIPES, "a pair", "warps", "registers",
+                "barriers", "widths", "bytes")  # fmt: skip
+    table = []
+    for row in rows:
+        bounds = row["bounds"]
+        limit = max(bounds, key=bounds.get)
+        table.append([
+            row["workload"], row["kernel"], limit, f"{bounds[limit] / bounds['dram']:.2f}",
+            *(f"{bounds[pipe]:.0f}" for pipe in PIPES), f"{row['instructions_per_pair']:.1f}",
+            str(row["resident_warps"]), str(row["registers"]), f"{row['barriers']:.0f}",
+            " ".join(map(str, row["widths"])), f"{row['bytes_over_least']:.2f}",
+        ])  # fmt: skip
+    print(
+        "\nbounds on an H200 in microseconds, and what limits a kernel most; instructions of a "
+        "thread for\na pair, warps of a multiprocessor, bytes of a thread's accesses, and bytes "
+        f"over the fewest possible\n\n{Table(headings, table, left=3)}"
+    )
+    if options.write_budgets:
+        write_budgets(rows)
+    return rows, missed(rows)
+
+
+STAGES = {
+    "compilation": _compilation,
+    "bounds": _bounds,
+    "lowering": _lowering,
+    "traffic": _traffic,
+}
 
 
 def _need(*modules: str) -> None:

@@ -5,15 +5,13 @@ registers more or fewer.
 """
 
 import concurrent.futures
+import functools
 import multiprocessing
 import os
 import re
-import subprocess
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import triton
@@ -22,8 +20,8 @@ from triton.compiler import ASTSource
 
 from ..kernels.ops import ATTENTION, CASES, SINGLE
 from .launches import Launch, Variant, launches, tuned_devices
+from .sass import cuobjdump
 
-CUOBJDUMP = Path(triton.__file__).with_name("backends") / "nvidia" / "bin" / "cuobjdump"
 POINTERS = {
     "bfloat16": "*bf16", "float16": "*fp16", "float32": "*fp32", "int32": "*i32", "bool": "*i1",
 }  # fmt: skip
@@ -101,18 +99,19 @@ def check(
 def _compile_all(jobs: list[tuple[str, Launch]]) -> dict[tuple[str, str], dict[str, Any]]:
     """Compiles each distinct launch once, in one process a core."""
     distinct = {(arch, repr(made)): made for arch, made in jobs}
+    found = in_processes(resources, [arch for arch, _ in distinct], distinct.values())
+    return dict(zip(distinct, found))
+
+
+def in_processes(function: Callable, *arguments: Iterable[Any]) -> list[Any]:
+    """`[*map(function, *arguments)]` in one process a core."""
+    return [*_pool().map(function, *arguments)]
+
+
+@functools.cache
+def _pool() -> concurrent.futures.Executor:
     context = multiprocessing.get_context("spawn")  # a fork would lose JAX's threads
-    cores = len(os.sched_getaffinity(0))
-    with (
-        tempfile.TemporaryDirectory() as cache,
-        concurrent.futures.ProcessPoolExecutor(cores, context, _start, (cache,)) as pool,
-    ):
-        results = pool.map(resources, [arch for arch, _ in distinct], distinct.values())
-        return dict(zip(distinct, results))
-
-
-def _start(cache: str) -> None:
-    os.environ["TRITON_CACHE_DIR"] = cache
+    return concurrent.futures.ProcessPoolExecutor(len(os.sched_getaffinity(0)), context)
 
 
 def resources(arch: str, made: Launch) -> dict[str, Any]:
@@ -166,12 +165,7 @@ def compile_launch(target: GPUTarget, made: Launch) -> Any:
 
 def cubin_usage(cubin: bytes) -> tuple[int, int]:
     """Registers of a thread, and bytes of its stack, which are spilled registers."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        text = subprocess.run(
-            [str(CUOBJDUMP), "-res-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
+    text = cuobjdump("-res-usage", cubin)
     [(registers, stack)] = re.findall(r"REG:(\d+) STACK:(\d+)", text)
     return int(registers), int(stack)
 
