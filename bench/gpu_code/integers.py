@@ -24,7 +24,7 @@ Reader = Callable[[Registers], Value]
 _REGISTER = re.compile(r"^([-~|!]*)(U?RZ|U?R\d+|U?PT|U?P\d)((?:\.\w+)*)\|?$")
 # Instructions without a result in registers.
 _NO_RESULT = re.compile(
-    "ST|BAR|BRA|EXIT|NOP|WARP|DEPBAR|MEMBAR|FENCE|LDGDEPBAR|BSSY|BSYNC|LDGSTS|ERRBAR|CCTL|RED$|SYNCS"
+    "ST[GS]|BAR|BRA|EXIT|NOP|WARP|DEPBAR|MEMBAR|FENCE|LDGDEPBAR|BSSY|BSYNC|LDGSTS|ERRBAR|CCTL|RED$|SYNCS"
 )
 
 
@@ -194,6 +194,19 @@ def _move(each: Instruction) -> Operation | None:
         return Operation((target,), (reader(source),), lambda value: (value,))
     words = (source, "RZ" if each.name == "CS2R" else _after(source, 1))
     return Operation(_pair(target), _readers(words), lambda *values: values)
+
+
+def _spill(each: Instruction) -> Operation | None:
+    """Moves words to the stack or back; the stack's words count as registers."""
+    is_store = each.name == "STL"
+    register, place = each.operands[:: -1 if is_store else 1]
+    if not re.match(r"^\[R1(\+0x\w+)?\]$", place):
+        return None
+    start = number(place[4:-1]) or 0
+    places = [f"stack {start + 4 * i}" for i in range(max(1, each.width // 4))]
+    registers = [_after(register, i) for i in range(len(places))]
+    targets, sources = (places, registers) if is_store else (registers, places)
+    return Operation(tuple(targets), _readers(sources), lambda *values: values)
 
 
 def _uniform(each: Instruction) -> Operation:
@@ -443,7 +456,7 @@ def _halves_of_constant(each: Instruction) -> Operation | None:
 _COMPARE = "LT LE GT GE EQ NE AND OR XOR U32 EX"
 _DECODERS: dict[str, tuple[Callable[[Instruction], Operation | None], str]] = {
     "MOV": (_move, ""), "LDC": (_move, "64"), "S2R": (_move, ""), "S2UR": (_move, ""),
-    "CS2R": (_move, "32"), "R2UR": (_uniform, ""),
+    "CS2R": (_move, "32"), "LDL": (_spill, "64 128 LU"), "STL": (_spill, "64 128"), "R2UR": (_uniform, ""),
     "IADD3": (_add, "X 64"), "VIADD": (_add, ""), "IADD": (_add, "X"),
     "IMAD": (_multiply, "WIDE U32 HI X MOV SHL IADD"), "LEA": (_shift_and_add, "HI X SX32"),
     "LOP3": (_logic, "LUT"), "PLOP3": (_predicate_logic, "LUT"),
