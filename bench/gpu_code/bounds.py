@@ -80,9 +80,9 @@ def counts(
     """Cycles of a program on each pipe of a multiprocessor, and other counts; means of programs.
 
     Keys: the pipes that `PIPES` names but "dram", "l2" and "latency"; "instructions", "barriers"
-    (of one warp), "unknown" (accesses whose addresses depend on data), "sectors", and for global
-    accesses "16 bytes" and so on, by the bytes of a thread. An instruction that is in no table
-    counts as "other NAME".
+    (of one warp), "unknown" (accesses whose addresses depend on data), "sectors" that are stored
+    or loaded for the first time, "all sectors", and for global accesses "16 bytes" and so on, by
+    the bytes of a thread. An instruction that is in no table counts as "other NAME".
     """
     found: Counter = Counter()
     loaded: list[np.ndarray] = []
@@ -103,11 +103,15 @@ def counts(
             touched = _sectors(each, addresses, number)
             found["shared"] += sum(max(1, math.ceil(len(some) / 4)) for some in touched)
             found[f"{each.width} bytes"] += number
+            # Programs share none, since each reads its own; its warps may read the same ones.
+            distinct = np.unique(
+                np.concatenate([t + (w // num_warps << 50) for t, w in zip(touched, warps)])
+            )
+            found["all sectors"] += len(distinct)
             if name == "STG":
-                found["sectors"] += sum(map(len, touched))
+                found["sectors"] += len(distinct)
             else:
-                # Programs share none, since each reads its own.
-                loaded += [some + (w // num_warps << 40) for some, w in zip(touched, warps)]
+                loaded.append(distinct)
         elif name == "HGMMA":
             # A warpgroup of four warps issues it together.
             found["tensor"] += number * int(each.modifiers[0].split("x")[1]) / 2 / 4
@@ -138,15 +142,37 @@ def sample(made: Launch) -> list[int]:
     Those of one row if all do the same; else at most MOST_PROGRAMS blocks of a row, which lie
     symmetrically, so that the mean is exact if work grows evenly from the first block to the last.
     """
-    call = made.constants["CALL"]
     if not made.module.endswith("tiled"):
         return [1]
-    size, block = (call.S, call.BLOCK_S) if "keys" in made.function else (call.T, call.BLOCK_T)
-    blocks = -(-size // block)
+    blocks = _blocks(made)
     if blocks <= MOST_PROGRAMS:
         return list(range(blocks))
     first = [(2 * i + 1) * blocks // (2 * MOST_PROGRAMS) for i in range(MOST_PROGRAMS // 2)]
     return first + [blocks - 1 - program for program in first]
+
+
+def _blocks(made: Launch) -> int:
+    """Number of consecutive programs that share a row, each with a block of it."""
+    call = made.constants["CALL"]
+    if not made.module.endswith("tiled"):
+        return 1
+    size, block = (call.S, call.BLOCK_S) if "keys" in made.function else (call.T, call.BLOCK_T)
+    return -(-size // block)
+
+
+def outside(code: Sequence[sass.Instruction], made: Launch) -> list[str]:
+    """Arguments beyond whose ends a program of the first or the last row reads or writes."""
+    blocks = _blocks(made)
+    ends = {0, blocks - 1, made.programs - blocks, made.programs - 1}
+    found = set()
+    for each, _, addresses in emulator.run(code, sorted(ends), made.num_warps):
+        if each.name in emulator.GLOBAL and addresses is not None:
+            some = addresses[addresses >= 0]
+            pointers, offsets = some // emulator.APART - 1, some % emulator.APART
+            sizes = np.append(made.sizes, 0)[np.clip(pointers, -1, len(made.sizes))]
+            found |= {*pointers[offsets + each.width > sizes].tolist()}
+    names = made.kernel.arg_names
+    return [names[i] if 0 <= i < len(made.sizes) else "memory of others" for i in sorted(found)]
 
 
 def measure(workloads: Sequence[str]) -> list[Row]:
@@ -168,7 +194,9 @@ def _measure(workload: str, made: Launch) -> Row:
     )
     mean = Counter(counts(code, made.num_warps, sample(made)))
     is_backward = "backward" in made.function
-    moved = mean["sectors"] * sass.SECTOR * made.programs
+    over_least = lambda sectors: round(
+        sectors * sass.SECTOR * made.programs / _least_bytes(case, is_backward), 3
+    )
     return {
         "workload": workload,
         "kernel": made.name,
@@ -179,8 +207,10 @@ def _measure(workload: str, made: Launch) -> Row:
         "registers": registers,
         "barriers": mean["barriers"],
         "widths": sorted(int(name.split()[0]) for name in mean if name.endswith(" bytes")),
-        "bytes_over_least": round(moved / _least_bytes(case, is_backward), 3),
+        "bytes_over_least": over_least(mean["sectors"]),
+        "requests_over_least": over_least(mean["all sectors"]),
         "most_bytes_over_least": _most_bytes(case, made, is_backward),
+        "outside": outside(code, made),
         "unknown": mean["unknown"],
         "others": sorted(name.split()[1] for name in mean if name.startswith("other ")),
     }
@@ -231,6 +261,7 @@ def missed(rows: Sequence[Row]) -> list[str]:
             found.append(
                 f"{name}: moves {moved:.2f} times the fewest bytes, the limit is {most:.2f}"
             )
+        found += [f"{name}: reads or writes outside {array}" for array in row["outside"]]
         if row["unknown"]:
             found.append(f"{name}: {row['unknown']:.0f} accesses whose address is not known")
         if row["others"]:
@@ -275,7 +306,7 @@ def write_budgets(rows: Sequence[Row]) -> None:
 
 
 def _budget(row: Row) -> dict[str, float]:
-    return row["bounds"] | {"bytes_over_least": row["bytes_over_least"]}
+    return row["bounds"] | {name: row[name] for name in ("bytes_over_least", "requests_over_least")}
 
 
 def _name(row: Row) -> str:

@@ -14,15 +14,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .integers import Operation, Registers, Value, decode, number, reader, wide_reader
+from .integers import Operation, Registers, Value, decode, inverse, number, reader, wide_reader
 from .sass import Instruction
 
 # Where a kernel's parameters begin in the constant bank, by compute capability.
 PARAMETERS = {80: 0x160, 86: 0x160, 89: 0x160, 90: 0x210, 100: 0x380, 120: 0x380}
 MOST_PARAMETERS = 64
+APART = 2**40  # bytes between two pointers, of which the first is the same number
 MOST_STEPS = 2_000_000
 GLOBAL, SHARED = ("LDG", "STG", "LDGSTS"), ("LDS", "STS", "LDSM", "STSM")
 
+_ACTIVE = "lanes that have not ended"
 _ADDRESS = re.compile(r"\[([^\[\]]*)\]$")
 # Ways that are not followed.
 _CALLS = ("CALL", "RET", "BRX", "BRXU", "JMP", "JMX")
@@ -55,7 +57,7 @@ def run(
 ) -> Iterator[Issued]:
     """Yields what the warps issue; warp `i` is warp `i % num_warps` of program `i // num_warps`.
 
-    The pointers that are the kernel's parameters are 2^32 bytes apart, the first is 2^32.
+    The kernel's parameters are pointers: APART, 2 * APART and so on.
 
     Raises:
       RuntimeError: the kernel does not end, or calls a function.
@@ -70,9 +72,10 @@ def run(
         "SR_CgaCtaId": 0,
         "SR_LANEID": lanes,
         "SRZ": 0,
+        _ACTIVE: True,
     }
     for i in range(MOST_PARAMETERS):
-        for word, value in enumerate((0, i + 1)):
+        for word, value in enumerate((0, (i + 1) * (APART >> 32))):
             registers[f"c[0x0][{PARAMETERS[capability] + 8 * i + 4 * word:#x}]"] = value
     waiting = [(0, warps, registers)]
     for _ in range(MOST_STEPS):
@@ -80,14 +83,14 @@ def run(
             return
         position, warps, registers = waiting.pop()
         each, conditions, operation, place = steps[position]
-        condition = _all(conditions, registers)
+        condition, active = _all(conditions, registers), registers[_ACTIVE]
         # An endless loop follows the end of a kernel.
         if each.name in _CALLS or each.name == "BRA" and each.target == each.address:
             raise RuntimeError(f"the kernel goes on at {each.name}, which is not followed")
         if each.name != "NOP":
             addresses = None
             if place is not None:
-                addresses = _taking_part(each, place(registers), condition, len(warps))
+                addresses = _taking_part(place(registers), condition, active, len(warps))
             yield Issued(each, warps, addresses)
         if each.name == "EXIT" and condition is True:
             continue
@@ -98,7 +101,9 @@ def run(
             continue
         target = at[each.target] if each.name == "BRA" else None
         is_shorter = target is not None and least[target] < least[position + 1]
-        goes = _goes(each, condition, len(warps), is_shorter)
+        goes = _goes(each, condition, active, len(warps), is_shorter)
+        if each.name == "EXIT" and isinstance(condition, np.ndarray):
+            registers[_ACTIVE] = active & ~condition
         for way, those in ((target, goes), (position + 1, ~goes)):
             if way is not None and those.all():
                 waiting.append((way, warps, registers))
@@ -155,11 +160,13 @@ def _all(conditions: Sequence[Callable[[Registers], Value]], registers: Register
     return held
 
 
-def _taking_part(each: Instruction, addresses: Value, condition: Value, warps: int) -> Value:
+def _taking_part(addresses: Value, condition: Value, active: Value, warps: int) -> Value:
+    """Addresses in all lanes, -1 in those that take no part."""
     if addresses is None:
         return None
-    if condition is not None and condition is not True:
-        addresses = np.where(condition, addresses, -1)
+    taking = active if condition is None else active & condition
+    if taking is not True:
+        addresses = np.where(taking, addresses, -1)
     return np.broadcast_to(addresses, (warps, 32))
 
 
@@ -175,7 +182,9 @@ def _write(registers: Registers, operation: Operation, condition: Value) -> None
         registers[name] = value
 
 
-def _goes(each: Instruction, condition: Value, warps: int, is_shorter: bool) -> np.ndarray:
+def _goes(
+    each: Instruction, condition: Value, active: Value, warps: int, is_shorter: bool
+) -> np.ndarray:
     """Which warps take a branch, or end."""
     if condition is None:
         goes = is_shorter
@@ -184,7 +193,8 @@ def _goes(each: Instruction, condition: Value, warps: int, is_shorter: bool) -> 
     else:
         # Lanes that part meet again: a loop runs as long as any stays, a block if any enters it.
         is_backward = each.name == "BRA" and each.target < each.address
-        goes = condition.any(axis=1) if is_backward else condition.all(axis=1)
+        some, all_ = condition & active, condition | inverse(active)
+        goes = some.any(axis=1) if is_backward else all_.all(axis=1)
     return np.broadcast_to(goes, warps)
 
 

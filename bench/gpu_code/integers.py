@@ -456,7 +456,8 @@ def _halves_of_constant(each: Instruction) -> Operation | None:
 _COMPARE = "LT LE GT GE EQ NE AND OR XOR U32 EX"
 _DECODERS: dict[str, tuple[Callable[[Instruction], Operation | None], str]] = {
     "MOV": (_move, ""), "LDC": (_move, "64"), "S2R": (_move, ""), "S2UR": (_move, ""),
-    "CS2R": (_move, "32"), "LDL": (_spill, "64 128 LU"), "STL": (_spill, "64 128"), "R2UR": (_uniform, ""),
+    "CS2R": (_move, "32"), "LDL": (_spill, "64 128 LU"), "STL": (_spill, "64 128"),
+    "R2UR": (_uniform, ""),
     "IADD3": (_add, "X 64"), "VIADD": (_add, ""), "IADD": (_add, "X"),
     "IMAD": (_multiply, "WIDE U32 HI X MOV SHL IADD"), "LEA": (_shift_and_add, "HI X SX32"),
     "LOP3": (_logic, "LUT"), "PLOP3": (_predicate_logic, "LUT"),

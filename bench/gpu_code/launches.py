@@ -31,13 +31,15 @@ class Launch:
     """The arguments of `triton_call` in a form that can be pickled.
 
     module, function: names that locate the kernel.
-    dtypes: names of the dtypes of inputs and outputs, in the order of the kernel's arguments.
+    dtypes, sizes: names of the dtypes of inputs and outputs, and their bytes, in the order of the
+      kernel's arguments.
     constants: the kernel's other arguments.
     """
 
     module: str
     function: str
     dtypes: tuple[str, ...]
+    sizes: tuple[int, ...]
     constants: dict[str, Any]
     programs: int
     num_warps: int
@@ -72,10 +74,12 @@ def launches(variant: Variant, platform: str, capability: int | None) -> list[La
     def record(kernel, programs, inputs, outputs, constants, *, num_warps, num_stages):
         pointers = {**inputs, **outputs}
         names = [name for name in kernel.arg_names if name in pointers]
-        dtypes = tuple(jnp.dtype(pointers[name].dtype).name for name in names)
+        arrays = [pointers[name] for name in names]
+        dtypes = tuple(jnp.dtype(array.dtype).name for array in arrays)
+        sizes = tuple(array.size * jnp.dtype(array.dtype).itemsize for array in arrays)
         made = Launch(
-            kernel.fn.__module__, kernel.fn.__name__, dtypes, constants, programs, num_warps,
-            num_stages,
+            kernel.fn.__module__, kernel.fn.__name__, dtypes, sizes, constants, programs,
+            num_warps, num_stages,
         )  # fmt: skip
         # JAX traces the forward pass more than once.
         found[repr(made)] = made
