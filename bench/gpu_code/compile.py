@@ -150,7 +150,13 @@ def resources(arch: str, made: Launch) -> dict[str, Any]:
 
 
 def compile_launch(target: GPUTarget, made: Launch) -> Any:
-    """Compiles a kernel as jax-triton does: every pointer is aligned to 16 bytes."""
+    """Compiles a kernel as jax-triton does."""
+    options = dict(num_warps=made.num_warps, num_stages=made.num_stages, enable_fp_fusion=True)
+    return triton.compile(source_of(made), target=target, options=options)
+
+
+def source_of(made: Launch) -> ASTSource:
+    """The kernel with its constants; every pointer is aligned to 16 bytes."""
     kernel = made.kernel
     pointers = [POINTERS[dtype] for dtype in made.dtypes]
     signature = {
@@ -158,9 +164,7 @@ def compile_launch(target: GPUTarget, made: Launch) -> Any:
         for i, name in enumerate(kernel.arg_names)
     }
     attributes = {(i,): [["tt.divisibility", 16]] for i in range(len(pointers))}
-    source = ASTSource(kernel, signature, constexprs=made.constants, attrs=attributes)
-    options = dict(num_warps=made.num_warps, num_stages=made.num_stages, enable_fp_fusion=True)
-    return triton.compile(source, target=target, options=options)
+    return ASTSource(kernel, signature, constexprs=made.constants, attrs=attributes)
 
 
 def cubin_usage(cubin: bytes) -> tuple[int, int]:

@@ -68,7 +68,15 @@ class Launch:
 
 
 def launches(variant: Variant, platform: str, capability: int | None) -> list[Launch]:
-    """Launches of an op and its gradient, traced for any machine."""
+    """Launches of a case and its gradient, traced for any machine."""
+    case = CASES[variant.workload]._replace(option=variant.option)
+    return launches_of(case, platform, capability, variant.device)
+
+
+def launches_of(
+    case: Case, platform: str, capability: int | None, device: str = ""
+) -> list[Launch]:
+    """As `launches`, of a case that may have no name."""
     found: dict[str, Launch] = {}
 
     def record(kernel, programs, inputs, outputs, constants, *, num_warps, num_stages):
@@ -86,12 +94,12 @@ def launches(variant: Variant, platform: str, capability: int | None) -> list[La
         return {name: jnp.zeros(out.shape, out.dtype) for name, out in outputs.items()}
 
     with (
-        targeting(platform, capability, variant.device),
-        jax.default_matmul_precision(SINGLE.get(variant.option)),
+        targeting(platform, capability, device),
+        jax.default_matmul_precision(SINGLE.get(case.option)),
         mock.patch.object(attention_triton, "triton_call", record),
         mock.patch.object(linear_triton, "triton_call", record),
     ):
-        trace(CASES[variant.workload]._replace(option=variant.option))
+        trace(case)
     return list(found.values())
 
 
