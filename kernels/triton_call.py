@@ -5,6 +5,7 @@ aliases or zeroed outputs, on which jax-triton 0.3 and 0.4 differ. Constants are
 holds all strides, another all sizes and options.
 """
 
+import functools
 import importlib.util
 import inspect
 import os
@@ -16,6 +17,8 @@ import jax
 from .dispatch import Target, interpreting, target
 from .fused import dtype_refusal
 from .wiring import vary_over, varying_axes
+
+TYPED = "triton_kernel_call_ffi"
 
 if interpreting():
     # Triton reads this when a kernel is defined, those of its own library too.
@@ -104,7 +107,16 @@ def triton_call(
         import jax_triton
 
         parameters = inspect.signature(jax_triton.triton_call).parameters
-        out_type = "out_type" if "out_type" in parameters else "out_shape"
+        options: dict[str, Any] = {}
+        if "out_type" in parameters:
+            options["out_type"] = tuple(shapes.values())
+            if target().platform == "cuda" and _is_installed("jax_cuda12_plugin"):
+                # Triton writes PTX for the assembler it ships, which is newer than CUDA 12's.
+                options["backend_options"] = {"ptx_version": 88}
+        else:
+            if os.environ.get("ICL_KERNELS_TYPED_CALLS", "0") not in ("", "0"):
+                _call_through_typed_handler()
+            options["out_shape"] = tuple(shapes.values())
         results = jax_triton.triton_call(
             *arrays.values(),
             kernel=kernel,
@@ -112,11 +124,44 @@ def triton_call(
             num_warps=num_warps,
             num_stages=num_stages,
             compute_capability=target().capability,
-            **{out_type: tuple(shapes.values())},
+            **options,
             **constants,
         )
     axes = frozenset().union(*map(varying_axes, arrays.values()))
     return {name: vary_over(result, axes) for name, result in zip(shapes, results, strict=True)}
+
+
+@functools.cache
+def _call_through_typed_handler() -> None:
+    """Lets XLA record the calls of jax-triton 0.3 in CUDA graphs: see kernels/README.md.
+
+    It calls `triton_kernel_call`, which XLA never records. From 0.10.1 jaxlib has the same launcher
+    as `triton_kernel_call_ffi`, marked as safe to record; jax-triton 0.4 calls that one.
+
+    Raises:
+      RuntimeError: this jaxlib has no such launcher.
+    """
+    import triton
+    from jax.interpreters import mlir
+    from jax_triton import triton_lib
+    from jaxlib import gpu_triton
+    from jaxlib.mlir import ir
+
+    launcher = getattr(gpu_triton, "_cuda_triton", None)
+    if TYPED not in getattr(launcher, "registrations", dict)():
+        raise RuntimeError("ICL_KERNELS_TYPED_CALLS needs jaxlib 0.10.1 or newer for CUDA")
+    legacy = functools.partial(triton_lib.triton_kernel_call_lowering, triton_lib.get_cuda_backend)
+
+    def lowering(ctx, *operands, **parameters):
+        results: Any = legacy(ctx, *operands, **parameters)
+        if not isinstance(parameters["fn"], triton.JITFunction):
+            return results  # other people's autotuned kernels
+        call = results[0].owner
+        launch = ir.StringAttr(call.attributes["backend_config"]).value_bytes
+        call.erase()
+        return jax.ffi.ffi_lowering(TYPED)(ctx, *operands, opaque=launch)
+
+    mlir.register_lowering(triton_lib.triton_kernel_call_p, lowering, platform="cuda")
 
 
 def stand_ins(arrays: Mapping[str, Any]) -> dict[str, jax.Array]:

@@ -25,7 +25,7 @@ from icl.training.step import init_state, train_step
 
 PRESET = "garg/linear"
 DEVICES = 8
-KERNEL_CALL = "triton_kernel_call"
+KERNEL_CALLS = ("triton_kernel_call", "triton_kernel_call_ffi")
 GATHERS = r"all[-_]gather|all[-_]to[-_]all|collective[-_]permute"
 # CUDA 12.9, the last release of 12, reads PTX up to this version; CUDA 13 still gets newer ones.
 NEWEST_PTX = {"jax_cuda12_plugin": (8, 8)}
@@ -46,11 +46,19 @@ def kernel_calls(lowered: Any) -> list[tuple[str, str]]:
     for op in _operations(lowered.compiler_ir("stablehlo").operation):
         if op.name != "stablehlo.custom_call":
             continue
-        if ir.StringAttr(op.attributes["call_target_name"]).value == KERNEL_CALL:
-            config = zlib.decompress(ir.StringAttr(op.attributes["backend_config"]).value_bytes)
-            text = config.decode(errors="replace")
+        if ir.StringAttr(op.attributes["call_target_name"]).value in KERNEL_CALLS:
+            text = zlib.decompress(_launch(op.attributes)).decode(errors="replace")
             found += [(name, text) for name in re.findall(r"\.entry (\w+)", text)]
     return found
+
+
+def _launch(attributes: Any) -> bytes:
+    """jax-triton's description of a launch: text of a legacy call, or argument of a typed one."""
+    if "mhlo.backend_config" in attributes:
+        launch = ir.DictAttr(attributes["mhlo.backend_config"])["opaque"]
+    else:
+        launch = attributes["backend_config"]
+    return ir.StringAttr(launch).value_bytes
 
 
 def _operations(op: Any):
