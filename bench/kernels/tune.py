@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from icl.kernels.attention import launch, triton
+from icl.kernels.attention import launch, row_tiles, triton
 from icl.kernels.attention.launch import Config, Plan
 from icl.kernels.attention.problem import Operands, Problem
 from icl.kernels.attention.workloads import WORKLOADS
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     for key, case in cases.items():
         print(key, flush=True)
         trial = Trial(case, options.dtype, timer, options.seconds)
-        plans[key] = best_plan(call_of(case, options.dtype)[1], trial.seconds)
+        plans[key] = best_plan(*call_of(case, options.dtype), trial.seconds)
         # After every key, so that an interruption loses no finished key.
         known = {"versions": about["versions"], "revision": about["revision"]}
         launch.write_table(path, plans, device=here.device, **known)
@@ -96,20 +96,20 @@ def by_key(names: Iterable[str], dtype: str) -> dict[str, Case]:
     return largest
 
 
-def best_plan(operands: Operands, measure: Measure) -> Plan:
+def best_plan(problem: Problem, operands: Operands, measure: Measure) -> Plan:
     """The plan whose forward and backward passes take the least time together.
 
     Both directions use one form, because the tiled form saves residuals for its backward pass.
 
     Args:
-      operands: shapes of a call.
+      problem, operands: options and shapes of a call.
       measure: times a plan of this call.
 
     Raises:
       RuntimeError: no plan runs.
     """
     best, best_seconds = None, float("inf")
-    for plan in launch.forms(operands):
+    for plan in launch.forms(problem, operands):
         if measure(plan, BOTH) > HOPELESS * best_seconds:
             continue
         plan = _improve(plan, "forward", FORWARD, operands, measure)
@@ -137,9 +137,12 @@ def _improve(plan: Plan, field: str, direction: str, operands: Operands, measure
 
 
 def _blocks(form: str, start: Config, operands: Operands) -> Iterator[Config]:
-    queries, keys = _block_sizes(operands.query.shape[1]), [start.block_s]
+    (_, length, *_), (_, key_length, *_) = operands.query.shape, operands.key.shape
+    queries, keys = _block_sizes(length), _block_sizes(key_length)
     if form == "tiled":
-        queries, keys = queries[-3:], _block_sizes(operands.key.shape[1])[-3:]
+        queries, keys = queries[-3:], keys[-3:]
+    else:
+        keys = [start.block_s] + [b for b in keys if key_length <= b * row_tiles.MOST]
     fewest, most = SCORES_A_THREAD
     for block_t in queries:
         for block_s in keys:

@@ -17,12 +17,9 @@ import jax.numpy as jnp
 from ..dispatch import target
 from ..numerics import next_power_of_2
 from ..plans import FEWEST_PROGRAMS, before_hopper, forced, rows_of_program
+from . import row_tiles
 from .problem import Dimensions, Operands, Problem
 
-# Tiles of keys that a program of the row form can hold.
-MOST_TILES = 4
-# The narrowest tile that products take.
-NARROWEST = 16
 TABLES = Path(__file__).with_name("launch_tables")
 
 
@@ -72,7 +69,7 @@ def plan(problem: Problem, operands: Operands) -> Plan:
 def _check_fits(plan: Plan, sizes: Dimensions) -> None:
     """Raises ValueError if a kernel would leave out keys or batch rows."""
     for config in (plan.forward, plan.backward) if plan.form == "row" else ():
-        if -(-sizes.S // config.block_s) > MOST_TILES or sizes.B % config.rows:
+        if -(-sizes.S // config.block_s) > row_tiles.MOST or sizes.B % config.rows:
             raise ValueError(f"{config} does not fit {sizes.B} batch rows of {sizes.S} keys")
 
 
@@ -89,13 +86,17 @@ def _for_batch(plan: Plan, sizes: Dimensions) -> Plan:
 
 
 def key_of(problem: Problem, operands: Operands) -> str:
-    """The key of a call in a table; sizes are rounded up to powers of two."""
+    """The key of a call in a table; sizes are rounded up."""
     sizes = Dimensions.of(operands)
-    rounded = [next_power_of_2(size) for size in (sizes.T, sizes.S, sizes.H)]
-    length, key_length, width = rounded
+    length, key_length, width = _rounded(sizes.T), _rounded(sizes.S), next_power_of_2(sizes.H)
     bias = "+bias" if operands.bias is not None else ""
     kind = ("causal" if problem.is_causal else "full") + bias
     return f"{jnp.dtype(operands.query.dtype).name} T{length} S{key_length} H{width} {kind}"
+
+
+def _rounded(length: int) -> int:
+    """Lengths that take the same launch: up to multiples of 32 from 64 to 256, else powers of 2."""
+    return -(-length // 32) * 32 if 64 < length <= 256 else next_power_of_2(length)
 
 
 def table_path(device: str) -> Path:
@@ -123,10 +124,10 @@ def write_table(path: Path, plans: dict[str, Plan], **about: Any) -> None:
 
 def heuristic(problem: Problem, operands: Operands) -> Plan:
     """A launch that fits on every GPU; see `make check-gpu-code` for its registers."""
-    return forms(operands)[0]
+    return forms(problem, operands)[0]
 
 
-def forms(operands: Operands) -> list[Plan]:
+def forms(problem: Problem, operands: Operands) -> list[Plan]:
     """A launch of each form that can take the call; the first is likely faster."""
     sizes = Dimensions.of(operands)
     keys = max(16, next_power_of_2(sizes.S))
@@ -134,76 +135,9 @@ def forms(operands: Operands) -> list[Plan]:
     itemsize = jnp.dtype(operands.query.dtype).itemsize
     tiled = _tiled(sizes, width, itemsize)
     if row_fits(keys, width, itemsize):
-        return [_row(sizes, keys, itemsize), tiled]
+        narrow = itemsize <= 2
+        return [_row(problem, sizes, width) if narrow else _exact_row(sizes, keys, width), tiled]
     return [tiled]
-
-
-def heads_together(operands: Operands) -> int:
-    """Number of heads that share a tile of the row form: narrow ones fill it together.
-
-    Heads that each have a bias, or share keys, do not.
-    """
-    sizes = Dimensions.of(operands)
-    together = NARROWEST // sizes.H if sizes.H and NARROWEST % sizes.H == 0 else 1
-    if operands.bias is not None or sizes.N != sizes.K or sizes.N % max(together, 1):
-        return 1
-    return max(together, 1)
-
-
-def tiles(config: Config, sizes: Dimensions) -> tuple[Any, Any]:
-    """QUERIES and KEYS of the row form: see `triton.Call`.
-
-    With one tile of keys a loop passes over equal tiles of queries. With several, the tiles of
-    queries are listed too, so that pairs of tiles without a visible pair can be left out.
-    """
-    keys = _cut(sizes.S, config.block_s)
-    if len(keys) > 1:
-        return _cut(sizes.T, config.block_t), keys
-    exact = sizes.T % config.block_t == 0
-    return ((0, config.block_t, exact, sizes.T),), keys
-
-
-def _cut(length: int, block: int) -> tuple[tuple[int, int, bool, int], ...]:
-    """Tiles of `block`, the last one as small as the rest allows."""
-    found = []
-    for first in range(0, max(length, 1), block):
-        size = min(block, max(NARROWEST, next_power_of_2(length - first)))
-        found.append((first, size, first + size <= length, first + size))
-    return tuple(found)
-
-
-def sight(problem: Problem, operands: Operands, queries: Any, keys: Any) -> tuple[Any, Any]:
-    """SIGHT and WHOLE of the row form: see `triton.Call`."""
-    sizes = Dimensions.of(operands)
-    before, after = problem.left, 0 if problem.is_causal else problem.right
-    given = (operands.mask, operands.query_lengths, operands.key_lengths)
-    is_plain = all(array is None for array in given) and sizes.S <= sizes.T
-    in_sight, whole = [], []
-    for first, size, _, end in queries:
-        last = max(end, first + size) - 1
-        seen = [
-            (after is None or key <= last + after)
-            and (before is None or key + width > first - before)
-            for key, width, *_ in keys
-        ]
-        begin = seen.index(True) if True in seen else 0
-        in_sight.append((begin, begin + sum(seen)))
-        whole.append(
-            tuple(
-                is_plain
-                and is_exact
-                and (after is None or key + width - 1 <= first + after)
-                and (before is None or key >= last - before)
-                for key, width, is_exact, _ in keys
-            )
-        )
-    return tuple(in_sight), tuple(whole)
-
-
-def first_seen(in_sight: tuple[tuple[int, int], ...], keys: int) -> tuple[int, ...]:
-    """FIRST_SEEN of the row form: see `triton.Call`; 0 for keys that no query sees."""
-    seen_by = lambda key: [i for i, (begin, end) in enumerate(in_sight) if begin <= key < end]
-    return tuple(min(seen_by(key), default=0) for key in range(keys))
 
 
 def row_fits(keys: int, width: int, itemsize: int) -> bool:
@@ -217,20 +151,65 @@ def row_fits(keys: int, width: int, itemsize: int) -> bool:
     return (keys <= 128 and width <= 128) or (keys == 256 and width in (32, 64))
 
 
-def _row(sizes: Dimensions, keys: int, itemsize: int) -> Plan:
-    queries = max(16, next_power_of_2(sizes.T))
-    width = max(16, next_power_of_2(sizes.H))
-    # On older GPUs larger tiles spill.
-    one_tile = keys <= 32 or not before_hopper()
-    if itemsize <= 2 and keys <= 128 and width <= 32 and one_tile:
-        block = min(queries, 128)
-        warps = max(block * keys // 1024, keys * width // 512)
-    else:
-        # Warps lie along the keys: each holds a slice, and no operand is held twice.
-        block = 16
-        warps = max(keys * width // 1024, keys // 16) if itemsize <= 2 else keys * width // 256
-    warps = min(max(warps, 1), 8)
-    config = Config(block, keys, warps, rows=rows_of_program(sizes.B, sizes.K, keys))
+# Queries and keys of a tile and warps, forward and backward, for up to a number of keys, by the
+# width of a head. The products of four warps take operands from shared memory from Hopper on, and
+# from registers before. Others spill, or are bound higher: see the bounds of `make check-gpu-code`.
+_ROWS = {
+    32: (
+        (16, (16, 16, 1), (16, 16, 1)),
+        (32, (32, 32, 1), (32, 32, 1)),
+        (64, (64, 64, 4), (64, 64, 4)),
+        (96, (64, 64, 2), (32, 32, 2)),
+        (192, (64, 64, 4), (64, 64, 4)),
+        (256, (64, 64, 4), (64, 64, 8)),
+    ),
+    64: (
+        (32, (32, 32, 1), (32, 32, 1)),
+        (64, (64, 64, 4), (64, 64, 4)),
+        (192, (64, 64, 4), (128, 128, 8)),
+        (256, (64, 64, 4), (16, 256, 8)),
+    ),
+    128: (
+        (32, (32, 32, 2), (32, 32, 2)),
+        (64, (64, 64, 4), (64, 64, 4)),
+        (128, (64, 64, 4), (16, 128, 8)),
+    ),
+    "32, old": (
+        (16, (16, 16, 1), (16, 16, 1)),
+        (32, (32, 32, 1), (32, 32, 1)),
+        (96, (64, 64, 4), (64, 64, 4)),
+        (128, (64, 64, 4), (16, 64, 4)),
+        (256, (16, 256, 8), (16, 256, 8)),
+    ),
+    "64, old": (
+        (32, (32, 32, 1), (32, 32, 1)),
+        (64, (16, 64, 4), (16, 64, 4)),
+        (128, (16, 128, 8), (16, 128, 8)),
+        (256, (16, 256, 8), (16, 256, 8)),
+    ),
+    "128, old": (
+        (32, (16, 32, 4), (16, 32, 4)),
+        (64, (16, 64, 8), (16, 64, 8)),
+        (128, (16, 128, 8), (16, 128, 8)),
+    ),
+}
+
+
+def _row(problem: Problem, sizes: Dimensions, width: int) -> Plan:
+    kind = str(max(width, 32))
+    rows = _ROWS[f"{kind}, old" if before_hopper() else int(kind)]
+    forward, backward = next(configs for most, *configs in rows if sizes.S <= most)
+    if backward == (32, 32, 2) and not problem.is_causal:
+        # Then no tile is left out, and their gradients together do not fit.
+        backward = (128, 128, 8)
+    shared = rows_of_program(sizes.B, sizes.K, sizes.S)
+    return Plan("row", Config(*forward, rows=shared), Config(*backward, rows=shared))
+
+
+def _exact_row(sizes: Dimensions, keys: int, width: int) -> Plan:
+    # Warps lie along the keys: each holds a slice, and no operand is held twice.
+    warps = min(max(keys * width // 256, 1), 8)
+    config = Config(16, keys, warps, rows=rows_of_program(sizes.B, sizes.K, keys))
     return Plan("row", config, config)
 
 

@@ -13,6 +13,7 @@ from ..triton_call import call_refusal, stand_ins, strides, triton_call
 from . import launch
 from .problem import Dimensions, Operands, Problem, hides, may_blind, pack
 from .reference import attention as definition
+from .row_tiles import RowTiles, heads_together, row_tiles
 
 WIDEST_HEAD = 256
 
@@ -96,13 +97,13 @@ def _forward(problem: Problem, operands: Operands) -> tuple[jax.Array, Any]:
     plan = launch.plan(problem, operands)
     shape = (sizes.B, sizes.T, sizes.N, sizes.H)
     out = jax.ShapeDtypeStruct(shape, operands.query.dtype)
-    constants = _constants(problem, operands, plan.forward, OUT=strides(shape, sizes.B))
+    constants = _constants(problem, operands, plan.form, plan.forward, OUT=strides(shape, sizes.B))
     if plan.form == "row":
         from . import triton_row
 
         found = triton_call(
             triton_row.forward_kernel,
-            sizes.B // plan.forward.rows * sizes.K // launch.heads_together(operands),
+            sizes.B // plan.forward.rows * sizes.K // heads_together(operands),
             stand_ins(operands._asdict()),
             dict(out=out),
             constants,
@@ -159,12 +160,13 @@ def _backward_row(problem, operands, plan, saved, d_out):
     )
     found = triton_call(
         triton_row.backward_kernel,
-        sizes.B // config.rows * sizes.K // launch.heads_together(operands),
+        sizes.B // config.rows * sizes.K // heads_together(operands),
         stand_ins(operands._asdict()) | dict(d_out=d_out),
         outputs,
         _constants(
             problem,
             operands,
+            plan.form,
             config,
             D_OUT=strides(d_out.shape, sizes.B),
             D_BIAS=_score_strides(outputs["d_bias"].shape),
@@ -198,6 +200,7 @@ def _backward_tiled(problem, operands, plan, saved, d_out):
         _constants(
             problem,
             operands,
+            plan.form,
             config,
             D_OUT=strides(d_out.shape, sizes.B),
             OUT=strides(saved["out"].shape, sizes.B),
@@ -216,6 +219,7 @@ def _backward_tiled(problem, operands, plan, saved, d_out):
         _constants(
             problem,
             operands,
+            plan.form,
             config,
             D_OUT=strides(d_out.shape, sizes.B),
             D_KEY=strides(key_shape, sizes.B),
@@ -231,17 +235,18 @@ def _backward_tiled(problem, operands, plan, saved, d_out):
 
 
 def _constants(
-    problem: Problem, operands: Operands, config: launch.Config, **others: Any
+    problem: Problem, operands: Operands, form: str, config: launch.Config, **others: Any
 ) -> dict[str, Any]:
     """STRIDES and CALL of a kernel; `others` are the strides of its other tensors."""
+    is_row = form == "row"
+    tiles = RowTiles((), (), (), (), ())
+    if is_row:
+        tiles = row_tiles(problem, operands, config.block_t, config.block_s)
     sizes = Dimensions.of(operands)
     bias, mask = operands.bias, operands.mask
     step = lambda lengths: 0 if lengths is None or lengths.shape[0] == 1 else 1
     # In half precision small gradients must be scaled before the cast; exact products may wait.
     is_exact = operands.query.dtype == jnp.float32
-    heads = launch.heads_together(operands)
-    queries, keys = launch.tiles(config, sizes)
-    seen, whole = launch.sight(problem, operands, queries, keys)
     return dict(
         STRIDES=Strides(
             **_strides_in(operands, sizes),
@@ -270,12 +275,8 @@ def _constants(
             HIDES=hides(problem, operands),
             # A bias may be -inf for every key of a query.
             MAY_BLIND=may_blind(problem, operands) or sizes.S > sizes.T or bias is not None,
-            HEADS=heads,
-            QUERIES=queries,
-            KEYS=keys,
-            SIGHT=seen,
-            FIRST_SEEN=launch.first_seen(seen, len(keys)),
-            WHOLE=whole,
+            HEADS=heads_together(operands) if is_row else 1,
+            **tiles._asdict(),
             SUMS_BIAS=problem.bias_rows > 1,
             PACKED=operands.is_packed,
             PRECISION=triton_precision(problem.precision, operands.query.dtype),
