@@ -23,10 +23,10 @@ from .triton_tiles import (
     gradient_of_scores,
     load_head,
     load_keys_and_values,
-    normalized,
     of_head_if,
     scores_of,
     store_scores,
+    without_nan,
 )
 
 
@@ -208,13 +208,11 @@ def _attend_back(
     WIDTH: tl.constexpr = CALL.H * HEADS
     EXACT: tl.constexpr = CALL.QUERIES[I][2]
     dq = tl.full([CALL.QUERIES[I][1], CALL.BLOCK_H], 0.0, tl.float32)
-    any_broken = broken[0]
-    for j in tl.static_range(1, len(CALL.KEYS)):
-        any_broken = any_broken | broken[j]
     for member in tl.static_range(HEADS):
         q = load_head(Tensor(query, STRIDES.QUERY), b, n, rows, CALL.T, EXACT, member, CALL)
         do = load_head(Tensor(d_out, STRIDES.D_OUT), b, n, rows, CALL.T, EXACT, member, CALL)
         exponentials, inverse, blind = _softmax(q, k, broken, queries, I, member, STRIDES, CALL)
+        inverse = without_nan(inverse, CALL)
         if CALL.MAY_BLIND:
             # NaN in a query that sees nothing must not reach the keys.
             q = tl.where(blind[:, None], 0.0, q).to(q.dtype)
@@ -223,7 +221,7 @@ def _attend_back(
         d_weights = ()
         delta = tl.full([CALL.QUERIES[I][1]], 0.0, tl.float32)
         for j in tl.static_range(BEGIN, END):
-            w = normalized(exponentials[j - BEGIN], inverse, any_broken, CALL)
+            w = exponentials[j - BEGIN] * inverse[:, None]
             values = of_head_if(v[j], broken[j], member, CALL)
             dw = tl.dot(do, tl.trans(values), input_precision=CALL.PRECISION)
             delta += tl.sum(w * dw, axis=1)
@@ -231,10 +229,11 @@ def _attend_back(
             dv = replaced(dv, j, new)
             weights = weights + (w,)
             d_weights = d_weights + (dw,)
+        delta = without_nan(delta, CALL)
         for j in tl.static_range(BEGIN, END):
             d_scores = gradient_of_scores(
-                weights[j - BEGIN], d_weights[j - BEGIN], delta, any_broken,
-                1.0 if CALL.HAS_BIAS else CALL.EARLY, CALL,
+                weights[j - BEGIN], d_weights[j - BEGIN], delta,
+                1.0 if CALL.HAS_BIAS else CALL.EARLY,
             )  # fmt: skip
             if CALL.SUMS_BIAS:
                 bias_sum += d_scores
@@ -250,6 +249,12 @@ def _attend_back(
             dk = replaced(dk, j, new)
             keys = own_k[member * len(CALL.KEYS) + j]
             dq = tl.dot(d_scores, keys, dq, input_precision=CALL.PRECISION)
+    if CALL.HAS_BIAS and not CALL.SUMS_BIAS:
+        for j in tl.static_range(len(CALL.KEYS)):
+            if j < BEGIN or j >= END:
+                columns = CALL.KEYS[j][0] + tl.arange(0, CALL.KEYS[j][1])
+                unseen = tl.full([CALL.QUERIES[I][1], CALL.KEYS[j][1]], 0.0, tl.float32)
+                store_scores(Tensor(d_bias, STRIDES.D_BIAS), unseen, b, n, rows, columns, CALL)
     store_tile(
         Tensor(d_query, STRIDES.D_QUERY), dq * CALL.LATE, b, n, rows, features,
         CALL.T, WIDTH, EXACT,

@@ -22,10 +22,10 @@ from .triton_tiles import (
     exponential,
     gradient_of_scores,
     load_keys_and_values,
-    normalized,
     pairs_allowed,
     scores_of,
     store_scores,
+    without_nan,
 )
 
 
@@ -231,7 +231,7 @@ def backward_queries_kernel(
     do = load_tile(Tensor(d_out, STRIDES.D_OUT), b, n, rows, features, CALL.T, CALL.H, T_EXACT)
     saved = (b * (CALL.K * CALL.GROUP) + n) * CALL.T + rows
     highest = tl.load(highest_scores + saved, mask=rows < CALL.T, other=0.0)
-    inverse = tl.load(inverse_sums + saved, mask=rows < CALL.T, other=0.0)
+    inverse = without_nan(tl.load(inverse_sums + saved, mask=rows < CALL.T, other=0.0), CALL)
     PASSES: tl.constexpr = 2 if CALL.HAS_BIAS and q.dtype != tl.float32 else 1
     if PASSES == 2:
         row_delta = tl.zeros([BLOCK_T], tl.float32)
@@ -244,7 +244,7 @@ def backward_queries_kernel(
                 Tensor(rest, STRIDES.OUT), b, n, rows, features, CALL.T, CALL.H, T_EXACT
             )
             mixed += lost.to(tl.float32)
-        row_delta = tl.sum(mixed * do.to(tl.float32), axis=1)
+        row_delta = without_nan(tl.sum(mixed * do.to(tl.float32), axis=1), CALL)
     blind = inverse == 0
     if CALL.MAY_BLIND:
         # A query that sees nothing, and its cotangent, may hold anything.
@@ -279,24 +279,19 @@ def backward_queries_kernel(
                 )
                 whole = _all_visible(first, start, CALL)
                 scores = scores_of(q, k, broken, queries, columns, whole, 0, STRIDES, CALL)
-                exponentials = exponential(scores - highest[:, None], CALL)
-                weights = normalized(exponentials, inverse, broken, CALL)
+                weights = exponential(scores - highest[:, None], CALL) * inverse[:, None]
                 d_weights = tl.dot(do, tl.trans(v), input_precision=CALL.PRECISION)
                 if step == 0 and PASSES == 2:
-                    row_delta += tl.where(blind, 0.0, tl.sum(weights * d_weights, axis=1))
+                    row_delta += without_nan(tl.sum(weights * d_weights, axis=1), CALL)
                 else:
                     if CALL.HAS_BIAS:
-                        d_scores = gradient_of_scores(
-                            weights, d_weights, row_delta, broken, 1.0, CALL
-                        )
+                        d_scores = gradient_of_scores(weights, d_weights, row_delta, 1.0)
                         store_scores(
                             Tensor(d_bias, STRIDES.D_BIAS), d_scores, b, n, rows, columns, CALL
                         )
                         d_scores *= CALL.EARLY
                     else:
-                        d_scores = gradient_of_scores(
-                            weights, d_weights, row_delta, broken, CALL.EARLY, CALL
-                        )
+                        d_scores = gradient_of_scores(weights, d_weights, row_delta, CALL.EARLY)
                     dq = tl.dot(d_scores.to(k.dtype), k, dq, input_precision=CALL.PRECISION)
     tl.store(delta + saved, row_delta, mask=rows < CALL.T)
     store_tile(
@@ -380,22 +375,18 @@ def backward_keys_kernel(
                 )
                 highest = tl.load(highest_scores + saved + rows, mask=rows < CALL.T, other=0.0)
                 inverse = tl.load(inverse_sums + saved + rows, mask=rows < CALL.T, other=0.0)
+                inverse = without_nan(inverse, CALL)
                 row_delta = tl.load(delta + saved + rows, mask=rows < CALL.T, other=0.0)
                 whole = _all_visible(start, first, CALL)
                 scores = scores_of(q, k, broken, queries, columns, whole, 0, STRIDES, CALL)
-                # A query that sees NaN, here or in another tile, has a sum of NaN.
-                spoiled = tl.max((inverse != inverse).to(tl.int32), axis=0) > 0
-                exponentials = exponential(scores - highest[:, None], CALL)
-                weights = normalized(exponentials, inverse, spoiled, CALL)
+                weights = exponential(scores - highest[:, None], CALL) * inverse[:, None]
                 if CALL.MAY_BLIND:
                     blind = inverse == 0
                     q = tl.where(blind[:, None], 0.0, q).to(q.dtype)
                     do = tl.where(blind[:, None], 0.0, do).to(do.dtype)
                 dv = tl.dot(tl.trans(weights.to(do.dtype)), do, dv, input_precision=CALL.PRECISION)
                 d_weights = tl.dot(do, tl.trans(v), input_precision=CALL.PRECISION)
-                d_scores = gradient_of_scores(
-                    weights, d_weights, row_delta, spoiled, CALL.EARLY, CALL
-                )
+                d_scores = gradient_of_scores(weights, d_weights, row_delta, CALL.EARLY)
                 d_scores = d_scores.to(q.dtype)
                 dk = tl.dot(tl.trans(d_scores), q, dk, input_precision=CALL.PRECISION)
     store_tile(

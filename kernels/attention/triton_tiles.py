@@ -233,25 +233,14 @@ def exponential(differences, CALL: tl.constexpr):
 
 
 @triton.jit
-def normalized(exponentials, inverse, broken, CALL: tl.constexpr):
-    """The probabilities; 0 for hidden pairs also if NaN made the sum of the row NaN."""
-    weights = exponentials * inverse[:, None]
+def without_nan(numbers, CALL: tl.constexpr):
+    """0 in place of NaN, for numbers of rows: a query that sees NaN must not spoil other keys."""
     if CALL.HIDES:
-        if broken:
-            only_then()
-            weights = tl.where(exponentials == 0, 0.0, weights)
-    return weights
+        numbers = tl.where(numbers == numbers, numbers, 0.0)
+    return numbers
 
 
 @triton.jit
-def gradient_of_scores(
-    weights, d_weights, delta, broken, FACTOR: tl.constexpr, CALL: tl.constexpr
-):
+def gradient_of_scores(weights, d_weights, delta, FACTOR: tl.constexpr):
     """FACTOR times the gradient of the scores; the factor costs no instruction of its own."""
-    d_scores = weights * (d_weights * FACTOR - (delta * FACTOR)[:, None])
-    if CALL.HIDES:
-        if broken:
-            # A query that sees NaN must not spoil the keys that it does not see.
-            only_then()
-            d_scores = tl.where(weights == 0, 0.0, d_scores)
-    return d_scores
+    return weights * (d_weights * FACTOR - (delta * FACTOR)[:, None])
