@@ -3,7 +3,8 @@
 Integers that come from the program's index, the thread's index, pointers and constants are known in
 each lane; whatever depends on data is not. So loops run as often as on a GPU, and the addresses of
 loads and stores are exact. Where the way depends on data, the shorter way is taken: it is the one
-without NaN or infinity. Warps that go the same way are followed together.
+without NaN or infinity. A predicate that decides it has the value for it from the beginning. Warps
+that go the same way are followed together.
 """
 
 import heapq
@@ -44,12 +45,16 @@ class Issued(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """A decoded instruction."""
+    """A decoded instruction.
+
+    assumed: values of the predicates that it writes, if they depend on data and decide a branch.
+    """
 
     instruction: Instruction
     conditions: tuple[Callable[[Registers], Value], ...]
     operation: Operation
     addresses: Callable[[Registers], Value] | None
+    assumed: dict[str, bool]
 
 
 def run(
@@ -62,8 +67,10 @@ def run(
     Raises:
       RuntimeError: the kernel does not end, or calls a function.
     """
-    steps, at = [_decoded(each) for each in code], {each.address: i for i, each in enumerate(code)}
+    at = {each.address: i for i, each in enumerate(code)}
     least = _least_steps(code, at)
+    steps = [_decoded(each)._replace(assumed=_assumed(code, i, at, least))
+             for i, each in enumerate(code)]  # fmt: skip
     warps = np.arange(len(programs) * num_warps)
     lanes = np.arange(32)[None]
     registers: Registers = {
@@ -82,7 +89,7 @@ def run(
         if not waiting:
             return
         position, warps, registers = waiting.pop()
-        each, conditions, operation, place = steps[position]
+        each, conditions, operation, place, assumed = steps[position]
         condition, active = _all(conditions, registers), registers[_ACTIVE]
         # An endless loop follows the end of a kernel.
         if each.name in _CALLS or each.name == "BRA" and each.target == each.address:
@@ -96,7 +103,7 @@ def run(
             continue
         if each.name not in ("BRA", "EXIT"):
             if condition is not False and operation.targets:
-                _write(registers, operation, condition)
+                _write(registers, operation, condition, assumed)
             waiting.append((position + 1, warps, registers))
             continue
         target = at[each.target] if each.name == "BRA" else None
@@ -113,18 +120,43 @@ def run(
 
 
 def _decoded(each: Instruction) -> _Step:
-    conditions = [each.predicate] if each.predicate else []
-    if each.name == "BRA":
-        # A second condition, as in BRA.U UP0; BRA.DIV is taken by lanes that have parted.
-        conditions += ["!PT"] if "DIV" in each.modifiers else each.operands[:-1]
-    place = None
+    conditions, place = _conditions(each), None
     if each.name in GLOBAL + SHARED:
         # LDGSTS has two addresses; that in global memory counts.
         place = _address(each.operands[0 if each.name.startswith("ST") else 1])
     if each.name == "LDGSTS":
         # Where the last operand is false, zeros are written and nothing is loaded.
         conditions += each.operands[2:3]
-    return _Step(each, tuple(map(reader, conditions)), decode(each), place)
+    return _Step(each, tuple(map(reader, conditions)), decode(each), place, {})
+
+
+def _conditions(each: Instruction) -> list[str]:
+    """The predicates that must hold."""
+    conditions = [each.predicate] if each.predicate else []
+    if each.name == "BRA":
+        # A second condition, as in BRA.U UP0; BRA.DIV is taken by lanes that have parted.
+        conditions += ["!PT"] if "DIV" in each.modifiers else each.operands[:-1]
+    return conditions
+
+
+def _assumed(
+    code: Sequence[Instruction], position: int, at: dict[int, int], least: Sequence[float]
+) -> dict[str, bool]:
+    """Predicates that an instruction writes and a branch needs, with values for the shorter way."""
+    found = {}
+    for name in decode(code[position]).targets:
+        if not name.startswith(("P", "UP")):
+            continue
+        for i in range(position + 1, len(code)):
+            each = code[i]
+            needed = [c for c in _conditions(each) if c.lstrip("!") == name]
+            if each.name == "BRA" and needed:
+                is_shorter = least[at[each.target]] < least[i + 1]
+                found[name] = is_shorter != needed[0].startswith("!")
+            is_end = each.name in ("BRA", "EXIT") and not _conditions(each)
+            if name in found or is_end or (name in decode(each).targets and not each.predicate):
+                break
+    return found
 
 
 def _address(operand: str) -> Callable[[Registers], Value]:
@@ -170,9 +202,13 @@ def _taking_part(addresses: Value, condition: Value, active: Value, warps: int) 
     return np.broadcast_to(addresses, (warps, 32))
 
 
-def _write(registers: Registers, operation: Operation, condition: Value) -> None:
+def _write(
+    registers: Registers, operation: Operation, condition: Value, assumed: dict[str, bool]
+) -> None:
     """Sets the operation's targets in the lanes where the condition holds."""
     for name, value in zip(operation.targets, operation(registers)):
+        if value is None and condition is True:
+            value = assumed.get(name)
         if condition is not True and value is not None:
             old = registers.get(name)
             if condition is None or (old is None and not condition.all()):

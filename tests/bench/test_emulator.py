@@ -159,6 +159,17 @@ def test_an_unknown_branch_takes_the_shorter_way():
     assert issued(lines)[0] == ["LDG", "ISETP", "BRA", "EXIT"]
 
 
+def test_what_an_unknown_predicate_guards_agrees_with_its_branch():
+    lines = [
+        "LDG.E R0, desc[UR4][R2.64]", "ISETP.NE.AND P0, PT, R0, RZ, PT", "MOV R1, 0x40",
+        "@{0}P0 MOV R1, 0x80", "@{1}P0 BRA 0x70", "FADD R4, R4, R4", "FADD R4, R4, R4",
+        "STS [R1], R4", "EXIT",
+    ]  # fmt: skip
+    for signs, expected in ((("", ""), 0x80), (("!", "!"), 0x80), (("!", ""), 0x40)):
+        found = {each.name: a for each, _, a in trace([line.format(*signs) for line in lines])}
+        assert "FADD" not in found and np.all(found["STS"] == expected)
+
+
 def test_a_warp_enters_a_block_that_some_lanes_enter():
     lines = ["S2R R0, SR_TID.X", "ISETP.GE.AND P0, PT, R0, {0}, PT", "@P0 BRA 0x40", "NOP", "EXIT"]
     lines[3] = "MUFU.EX2 R1, R1"

@@ -86,17 +86,17 @@ def found(op, workload, option=""):
     ]
 
 BIAS = (ATTENTION, Attention(2, 16384, 16, 64, True), "bias")
-MASK = (ATTENTION, Attention(3, 65536, 2, 64, False), "mask")
+MASK = (ATTENTION, Attention(3, 46400, 2, 64, False), "mask")
 STATES = (DELTA, Linear(2, 524288, 16, 128), "everything")
 now = [found(*case) for case in (
     BIAS, MASK, STATES,
     (ATTENTION, Attention(2, 16384, 16, 64, True), "batch bias"),
-    (ATTENTION, Attention(1, 65536, 1, 64, True), "bias"),
+    (ATTENTION, Attention(1, 46400, 1, 64, True), "bias"),
     (ATTENTION, Attention(2**17, 512, 64, 64, True), "lengths"),
     (ATTENTION, Attention(2**26, 16, 16, 8, True), "lengths"),
     (ATTENTION, Attention(2**24, 100, 16, 8, True), "batch bias"),
-    (ATTENTION, Attention(2, 2**18 + 3, 21, 128, True), "packed"),
-    (ATTENTION, Attention(2, 2**19, 16, 128, True), "grouped"),
+    (ATTENTION, Attention(2, 2**13 + 3, 680, 128, True), "packed"),
+    (ATTENTION, Attention(2, 2**14, 1000, 128, True), "grouped"),
     (DELTA, Linear(2, 2**20, 32, 32), "everything"),
     (LINEAR, Linear(2, 524288, 16, 128), "everything"),
     (LINEAR, Linear(2, 524288, 16, 128, False), "everything"),
