@@ -32,7 +32,8 @@ class Interval(NamedTuple):
         return Interval(min(self.low, other.low), max(self.high, other.high))
 
 
-Values = dict[str, Interval | None]  # None for what is no integer
+ANY = Interval(-(2**31), 2**31 - 1)
+Values = dict[str, Interval | None]  # None for what is no integer, or the bits of another number
 
 
 def ttir(made: Launch, arch: str = "sm_90") -> str:
@@ -125,7 +126,7 @@ class _Reader:
         found = re.match(r" (%\w+) = (%\w+) to (%\w+) step (%\w+)(.*)", rest)
         assert found is not None, rest
         variable, *bounds = found.groups()[:4]
-        first, end, step = (self.values[bound] for bound in bounds)
+        first, end, step = (self.values[bound] or ANY for bound in bounds)
         self.values[variable] = Interval(first.low, max(first.low, end.high - 1))
         if found[5].rstrip(" {").endswith("i32"):
             self._check(f"{variable} of a loop", Interval(first.low, end.high - 1 + step.high))
@@ -155,7 +156,7 @@ class _Reader:
         for line in self.lines:
             found = re.match(rf"{held} = arith.cmpi slt, (%\w+), (%\w+) :", line)
             if found and found[1] == carried[index] and value is not None:
-                bound = self.values[found[2]]
+                bound = self.values[found[2]] or ANY
                 return Interval(value.low, max(value.low, min(value.high, bound.high - 1)))
         return value
 
@@ -175,8 +176,7 @@ class _Reader:
         self.read()
         body = " ".join(self.lines[begin : self.at])
         is_extreme = "addi" not in body and "muli" not in body
-        any_number = Interval(-(2**31), 2**31 - 1)
-        self._set(names, [o if o is None or is_extreme else any_number for o in operands])
+        self._set(names, [o if o is None or is_extreme else ANY for o in operands])
 
     def _result(self, line: str, name: str, rest: str) -> Interval | None:
         if name == "tt.load":
@@ -198,8 +198,10 @@ class _Reader:
         if name == "tt.load":
             return Interval(0, everything.high)
         operands = self._get(rest.rpartition(" : ")[0])
+        if any(value is None for value in operands) or name.endswith(("bitcast", "fptosi")):
+            return None
         compute = _RESULTS.get(name)
-        if compute is None or any(value is None for value in operands):
+        if compute is None:
             return everything
         found = compute(*operands)
         if name in _CHECKED and bits == 32:
