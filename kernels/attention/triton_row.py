@@ -60,6 +60,27 @@ def _own_tiles(tensor, tiles, broken, b, head, CALL: tl.constexpr):
 
 
 @triton.jit
+def _in_head(new, old, MEMBER: tl.constexpr, CALL: tl.constexpr):
+    """`new` in the features of one head, `old` in those of the heads that share its tile."""
+    if CALL.HEADS == 1:
+        return new
+    else:
+        is_own = tl.arange(0, CALL.BLOCK_H) // CALL.H == MEMBER
+        return tl.where(is_own[None, :], new, old)
+
+
+@triton.jit
+def _plus_product(total, a, b, MEMBER: tl.constexpr, CALL: tl.constexpr):
+    """total + a b, where b is 0 but for the features of one head."""
+    if CALL.HEADS == 1:
+        return tl.dot(a, b, total, input_precision=CALL.PRECISION)
+    else:
+        # NaN in a would pass to the other heads.
+        product = tl.dot(a, b, input_precision=CALL.PRECISION)
+        return _in_head(total + product, total, MEMBER, CALL)
+
+
+@triton.jit
 def _zeros(CALL: tl.constexpr):
     """A sum for each tile of keys."""
     tiles = ()
@@ -146,10 +167,8 @@ def _attend(query, out, k, own_v, broken, queries, I: tl.constexpr, STRIDES: tl.
         mixed = tl.full([CALL.QUERIES[I][1], CALL.BLOCK_H], 0.0, tl.float32)
         for j in tl.static_range(BEGIN, END):
             values = own_v[member * len(CALL.KEYS) + j]
-            mixed = tl.dot(
-                weights[j - BEGIN].to(values.dtype), values, mixed, input_precision=CALL.PRECISION
-            )
-        result += mixed * inverse[:, None]
+            mixed = _plus_product(mixed, weights[j - BEGIN].to(values.dtype), values, member, CALL)
+        result = _in_head(mixed * inverse[:, None], result, member, CALL)
     store_tile(Tensor(out, STRIDES.OUT), result, b, n, rows, features, CALL.T, WIDTH, EXACT)
 
 
@@ -225,7 +244,7 @@ def _attend_back(
             values = of_head_if(v[j], broken[j], member, CALL)
             dw = tl.dot(do, tl.trans(values), input_precision=CALL.PRECISION)
             delta += tl.sum(w * dw, axis=1)
-            new = tl.dot(tl.trans(w.to(do.dtype)), do, dv[j], input_precision=CALL.PRECISION)
+            new = _plus_product(dv[j], tl.trans(w.to(do.dtype)), do, member, CALL)
             dv = replaced(dv, j, new)
             weights = weights + (w,)
             d_weights = d_weights + (dw,)
@@ -245,10 +264,8 @@ def _attend_back(
             if CALL.HAS_BIAS:
                 d_scores *= CALL.EARLY
             d_scores = d_scores.to(q.dtype)
-            new = tl.dot(tl.trans(d_scores), q, dk[j], input_precision=CALL.PRECISION)
-            dk = replaced(dk, j, new)
-            keys = own_k[member * len(CALL.KEYS) + j]
-            dq = tl.dot(d_scores, keys, dq, input_precision=CALL.PRECISION)
+            dk = replaced(dk, j, _plus_product(dk[j], tl.trans(d_scores), q, member, CALL))
+            dq = _plus_product(dq, d_scores, own_k[member * len(CALL.KEYS) + j], member, CALL)
     if CALL.HAS_BIAS and not CALL.SUMS_BIAS:
         for j in tl.static_range(len(CALL.KEYS)):
             if j < BEGIN or j >= END:

@@ -27,10 +27,17 @@ def draw_length(rng, longest):
     return int(rng.choice(edges) if rng.random() < 0.5 else rng.integers(1, longest + 1))
 
 
+SPLIT = launch.Plan("row", launch.Config(16, 16, 1), launch.Config(16, 32, 2))
+
+
 def form_of(implementation):
-    """The implementation to ask for, and a context in which it is taken; "tiled" is Triton's."""
-    if implementation == "tiled":
-        return "triton", functools.partial(forcing, TILED)
+    """The implementation to ask for, and a context in which it is taken.
+
+    "tiled" is Triton's, and "split" its row form with several tiles, for up to 64 keys.
+    """
+    if implementation in ("tiled", "split"):
+        plan = TILED if implementation == "tiled" else SPLIT
+        return "triton", functools.partial(forcing, plan)
     return implementation, contextlib.nullcontext
 
 
@@ -148,7 +155,8 @@ def test_all_options_together(case):
     arrays, d_out = spoil(arrays, d_out, **options)
     exact = oracle.attention(*arrays, d_out=d_out, **options)
     assert exact[0].any(), "nothing is seen"
-    ours = {name: results(name, arrays, d_out, **options) for name in (*ALL, "tiled")}
+    names = [*ALL, "tiled"] + ["split"] * (key_length <= 64)
+    ours = {name: results(name, arrays, d_out, **options) for name in names}
     for name, mine in ours.items():
         baseline = ours["reference" if name == "xla" else "xla"]
         score = options.get("scale", 1) * 4 * width
@@ -225,7 +233,7 @@ HIDING = {
 
 
 @pytest.mark.parametrize("hiding", HIDING)
-@pytest.mark.parametrize("implementation", [*ALL, "tiled"])
+@pytest.mark.parametrize("implementation", [*ALL, "tiled", "split"])
 def test_what_is_hidden_never_leaks(implementation, hiding):
     """NaN and infinity in keys and values change no bit for queries that do not see them."""
     options, hidden = HIDING[hiding]
@@ -251,7 +259,49 @@ def test_what_is_hidden_never_leaks(implementation, hiding):
             assert np.isnan(found[0][~spared]).all(), broken
 
 
-@pytest.mark.parametrize("implementation", [*ALL, "tiled"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("form", ["triton", "split", "tiled"])
+def test_a_single_broken_number_is_found(form, dtype):
+    """NaN or infinity anywhere in a key or value spoils the queries that see it, of its head."""
+    query, key, value, d_out = draw_inputs(0, 3, 40, 40, 2, 2, 8, jnp.dtype(dtype))
+    run = runner(form, is_causal=True)
+    clean = run([query, key, value], d_out)
+    # The first number, one in the middle, and the last one that any query but the last sees.
+    places = [(0, 0, 0, 0), (1, 17, 1, 3), (2, 38, 1, 7)]
+    for number, spoiled in [(np.nan, "key"), (np.inf, "value"), (-np.inf, "key")]:
+        broken = {"key": key, "value": value}
+        for place in places:
+            broken[spoiled] = broken[spoiled].at[place].set(number)
+        found = run([query, *broken.values()], d_out)
+        seen = np.zeros(clean[0].shape, bool)
+        for b, t, n, _ in places:
+            seen[b, t:, n] = True
+        for mine, right in zip(found[:2], clean[:2]):
+            np.testing.assert_array_equal(np.isnan(mine), seen, f"{number} in {spoiled}")
+            np.testing.assert_array_equal(mine[~seen], right[~seen])
+        for mine in found[2:]:
+            for b, t, n, _ in places:
+                assert np.isnan(mine[b, t, n]).any(), "the broken key itself"
+                assert np.isfinite(mine[b, :, 1 - n]).all(), "the other head"
+
+
+@pytest.mark.parametrize("form", ["triton", "split"])
+def test_heads_that_share_a_tile_do_not_spoil_each_other(form):
+    """Nothing is hidden here, so NaN spreads as in the formula, within its own head."""
+    query, key, value, d_out = draw_inputs(0, 1, 5, 20, 4, 4, 4)
+    run = runner(form)
+    clean = run([query, key, value], d_out)
+    in_key = run([query, key.at[0, 3, 1, 2].set(np.nan), value], d_out)
+    in_value = run([query, key, value.at[0, 3, 1, 2].set(np.nan)], d_out)
+    others = [0, 2, 3]
+    for found in (in_key, in_value):
+        for mine, right in zip(found, clean):
+            np.testing.assert_array_equal(mine[:, :, others], right[:, :, others])
+    assert np.isnan(in_key[0][:, :, 1]).all()
+    np.testing.assert_array_equal(np.isnan(in_value[0][0, 0, 1]), np.arange(4) == 2)
+
+
+@pytest.mark.parametrize("implementation", [*ALL, "tiled", "split"])
 def test_padding_may_hold_anything(implementation):
     """Past the lengths query, key, value and cotangent are NaN, and gradients are unaffected."""
     lengths = np.array([0, 5, 20])
