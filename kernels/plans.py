@@ -10,6 +10,11 @@ from .dispatch import target
 # A GPU is not full with fewer, and batch rows do not share a program then.
 FEWEST_PROGRAMS = 1024
 
+# By compute capability (CUDA C++ Programming Guide, technical specifications).
+SHARED_KIB = {
+    80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99
+}  # fmt: skip
+
 _forced: ContextVar[Any] = ContextVar("forced", default=None)
 
 
@@ -32,9 +37,33 @@ def forced(kind: type) -> Any:
     return plan if isinstance(plan, kind) else None
 
 
-def before_hopper() -> bool:
-    """Whether the GPU is older than Hopper: there each warp holds an operand of each product."""
-    return (target().capability or 90) < 90
+def has_wgmma() -> bool:
+    """Whether the GPU has Hopper's products of four warps, which no other generation has.
+
+    A machine without a compute capability counts as Hopper.
+    """
+    return _capability() == 90
+
+
+def warps_hold_operands() -> bool:
+    """Whether each warp holds an operand of each product in registers.
+
+    Only Hopper and the datacentre GPUs of Blackwell (10.x) multiply from shared memory; Ampere, Ada
+    and the other Blackwells (12.x) do not.
+    """
+    return _capability() // 10 not in (9, 10)
+
+
+def shared_kib() -> int:
+    """Shared memory that a program can have, in KiB."""
+    return SHARED_KIB.get(_capability(), min(SHARED_KIB.values()))
+
+
+def _capability() -> int:
+    return target().capability or 90
+
+
+before_hopper = warps_hold_operands
 
 
 def rows_of_program(batch: int, heads: int, length: int) -> int:

@@ -82,7 +82,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def _compilation(options: argparse.Namespace) -> tuple[Rows, list[str]]:
     from .compile import ARCHITECTURES, check
 
-    rows, failures = check(options.workloads, options.arch or list(ARCHITECTURES))
+    archs = options.arch or list(ARCHITECTURES)
+    rows, failures = check(options.workloads, archs, options.workloads == WORKLOADS)
     kernels: dict[tuple[str, ...], dict[str, str]] = {}
     for row in rows:
         if not row["option"] and not row["device"]:
@@ -130,9 +131,10 @@ def _lowering(options: argparse.Namespace) -> tuple[Rows, list[str]]:
 
 
 def _traffic(options: argparse.Namespace) -> tuple[Rows, list[str]]:
-    from .traffic import failures
+    from .traffic import USUAL, failures
 
-    rows = _run("traffic", *options.workloads, ICL_KERNELS_INTERPRET="1")
+    workloads = USUAL if options.workloads == WORKLOADS else options.workloads
+    rows = _run("traffic", *workloads, ICL_KERNELS_INTERPRET="1")
     headings = ("workload", "form", "pass", "T", "bytes", "operations", "over all pairs")
     ratios = ("bytes_over_least", "flops_over_useful", "flops_over_dense")
     table = [

@@ -18,6 +18,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from icl.kernels.plans import SHARED_KIB
+
 from ..kernels.ops import ATTENTION, CASES, SINGLE
 from .launches import Launch, Variant, launches, tuned_devices
 from .sass import cuobjdump
@@ -28,32 +30,58 @@ POINTERS = {
 # Matrix instructions by their text in PTX or in AMD's assembly.
 PRODUCTS = {"tcgen05.mma": "tcgen05", "wgmma.mma": "wgmma", "mma.sync": "mma", "v_mfma": "mfma"}
 KIB = 1024
-# CUDA C++ Programming Guide, technical specifications per compute capability.
-REGISTERS, PROGRAMS, WARPS, TENSOR_COLUMNS = 65536, 32, 64, 512
+REGISTERS, TENSOR_COLUMNS = 65536, 512
 SHORT = 128  # bfloat16 kernels of up to this number of keys must not spill
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A target of compilation, with the shared memory of a program and a multiprocessor in KiB."""
+    """A target of compilation.
+
+    CUDA C++ Programming Guide, technical specifications per compute capability.
+
+    program_kib, unit_kib: shared memory of a program and of a multiprocessor.
+    warps, programs: the most that a multiprocessor holds.
+    cases: those that are compiled by default; None for all.
+    """
 
     target: GPUTarget
     program_kib: int
     unit_kib: int
+    warps: int
+    programs: int
+    cases: tuple[str, ...] | None = None
+
+
+# One of each form and size, without those whose kernels differ in a few numbers.
+FORMS = (
+    "garg", "short-causal", "chan", "tiny-full", "medium-causal", "long-causal", "linear-short",
+    "linear-tiny", "linear-oswald", "linear-long", "delta-short", "delta-tiny", "delta-long",
+)  # fmt: skip
+FEW = ("garg", "medium-causal", "long-causal", "linear-long", "delta-long")
+
+
+def _cuda(capability: int, unit_kib: int, warps: int, programs: int, cases: Any) -> Architecture:
+    target = GPUTarget("cuda", capability, 32)
+    return Architecture(target, SHARED_KIB[capability], unit_kib, warps, programs, cases)
 
 
 ARCHITECTURES = {
-    "sm_80": Architecture(GPUTarget("cuda", 80, 32), 163, 164),
-    "sm_90": Architecture(GPUTarget("cuda", 90, 32), 227, 228),
-    "sm_100": Architecture(GPUTarget("cuda", 100, 32), 227, 228),
-    "gfx942": Architecture(GPUTarget("hip", "gfx942", 64), 64, 64),
+    "sm_80": _cuda(80, 164, 64, 32, FORMS),
+    "sm_89": _cuda(89, 100, 48, 24, FEW),
+    "sm_90": _cuda(90, 228, 64, 32, None),
+    "sm_100": _cuda(100, 228, 64, 32, FORMS),
+    "sm_120": _cuda(120, 100, 48, 24, FORMS),
+    "gfx942": Architecture(GPUTarget("hip", "gfx942", 64), 64, 64, 64, 32, FEW),
 }
 
 
 def check(
-    workloads: Sequence[str], architectures: Sequence[str]
+    workloads: Sequence[str], architectures: Sequence[str], is_whole: bool
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Compiles every launch of these workloads.
+
+    is_whole: leave out the cases that add little on an architecture.
 
     Returns:
       A row with the resources of each compiled kernel, and the failures.
@@ -63,13 +91,16 @@ def check(
     """
     if unknown := [arch for arch in architectures if arch not in ARCHITECTURES]:
         raise RuntimeError(f"no {unknown[0]} among {', '.join(ARCHITECTURES)}")
-    wanted = [(arch, Variant(name)) for arch in ARCHITECTURES for name in workloads]
+    wanted = []
+    for arch, architecture in ARCHITECTURES.items():
+        all_ = architecture.cases is None or not is_whole
+        wanted += [(arch, Variant(n)) for n in workloads if all_ or n in architecture.cases]
     for name in workloads:
-        op = CASES[name].op
-        for option in op.options if name in op.option_workloads else ():
-            # Only wide heads and float32 nearly fill the shared memory, which is smallest on sm_80.
+        for option, cases in CASES[name].op.options.items():
+            # Wide heads and float32 nearly fill the shared memory, of which sm_120 has least.
             large = option.endswith("wide") or option in SINGLE
-            wanted.append(("sm_80" if large else "sm_90", Variant(name, option)))
+            if name in cases:
+                wanted.append(("sm_120" if large else "sm_90", Variant(name, option)))
     for device, capability in tuned_devices().items():
         tuned = [name for name in workloads if CASES[name].op is ATTENTION]
         wanted += [(f"sm_{capability}", Variant(name, device=device)) for name in tuned]
@@ -189,8 +220,8 @@ def programs_that_fit(
     # Each of four schedulers has a quarter of the registers and allots them in units of 256.
     warps_in_registers = 4 * (REGISTERS // 4 // (-(-registers * 32 // 256) * 256))
     limits = [
-        PROGRAMS,
-        WARPS // warps,
+        architecture.programs,
+        architecture.warps // warps,
         warps_in_registers // warps,
         # The system reserves 1 KiB of shared memory for each program.
         architecture.unit_kib * KIB // (shared + KIB),

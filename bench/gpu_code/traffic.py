@@ -24,6 +24,12 @@ BATCH = 2
 # The interpreter is slow: workloads from LONG on have one batch row and one head, and lengths are
 # cut to LONGEST.
 LONG, LONGEST = 512, 1024
+# Those that a whole check interprets: of each form one that fills its tiles, and one that does not.
+USUAL = (
+    "garg", "short-causal", "short-full", "tiny-causal", "medium-full", "long-causal", "oswald",
+    "packed-short-causal", "linear-short", "linear-oswald", "linear-medium", "delta-short",
+    "delta-long",
+)  # fmt: skip
 SHORT = 128  # up to this number of steps linear attention counts as a row
 
 

@@ -5,8 +5,8 @@ This module makes no JAX array, so that processes of other frameworks can import
 
 import functools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -35,7 +35,6 @@ PEERS = (
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 # JAX's default_matmul_precision by option, for the options that compute in float32.
 SINGLE = {"float32": None, "tf32": "tensorfloat32", "tf32x3": "high", "float32 wide": None}
-PRECISIONS = ("float16", "wide", *SINGLE)
 
 Shape = jax.ShapeDtypeStruct
 Shapes = dict[str, Shape]
@@ -54,8 +53,8 @@ class Op:
     yardstick: by platform, the contestant whose errors limit ours, and the largest ratio of our
       errors to its errors; for a peer the limit is twice as large.
     heads_first: whether PyTorch's functions take `[B, N, T, H]`, which is fastest for them.
-    options: options with which the GPU code check compiles the kernels, one at a time.
-    option_workloads: the cases that it compiles with options.
+    options: options with which the GPU code check compiles kernels, one at a time, and the cases
+      that it compiles so.
     widest: largest number of features of a head.
     most_bytes: largest ratio of bytes moved to the fewest possible, in the row form.
     most_flops: largest ratio of operations to those of all pairs, in a row form that fills its
@@ -68,8 +67,7 @@ class Op:
     contestants: dict[str, dict[str, tuple[str, ...]]]
     yardstick: dict[str, tuple[str, int]]
     heads_first: bool = False
-    options: tuple[str, ...] = ()
-    option_workloads: tuple[str, ...] = ()
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     widest: int = 128
     most_bytes: float = 1.1
     most_flops: float | None = None
@@ -223,22 +221,30 @@ ATTENTION = _attention_op(
     _attention,
     definitions.attention,
     heads_first=True,
-    options=("bias", "batch bias", "mask", "lengths", "window", "grouped", "packed", *PRECISIONS),
-    # A row of one tile and one warp, a row of one block, one of several, and the tiled form.
-    option_workloads=("tiny-causal", "garg", "medium-full", "long-causal"),
+    # Both forms, where an option has code of its own in both.
+    options=dict.fromkeys(
+        ("bias", "batch bias", "mask", "lengths", "window", "grouped", "packed"),
+        ("garg", "long-causal"),
+    )
+    | dict.fromkeys(("float32", "tf32x3"), ("tiny-causal", "long-causal"))
+    | {"float16": ("garg",), "tf32": ("long-causal",)}
+    | dict.fromkeys(("wide", "float32 wide"), ("long-causal",)),
 )
 PACKED = _attention_op(kernels.packed_dot_product_attention, _packed, definitions.packed_attention)
 LINEAR = _recurrent_op(
     kernels.linear_attention,
     _linear,
-    options=("decay", "state", "lengths", "normalize", "everything", *PRECISIONS),
-    option_workloads=("linear-tiny", "linear-short", "linear-oswald", "linear-long"),
+    options=dict.fromkeys(("decay", "state", "lengths", "normalize"), ("linear-long",))
+    | {"everything": ("linear-short", "linear-oswald", "linear-long"), "float16": ("linear-short",)}
+    | dict.fromkeys(("wide", "float32", "float32 wide"), ("linear-oswald", "linear-long"))
+    | {"tf32": ("linear-short",), "tf32x3": ("linear-long",)},
 )
 DELTA = _recurrent_op(
     kernels.delta_rule,
     _delta,
-    options=("decay", "state", "everything", *PRECISIONS),
-    option_workloads=("delta-tiny", "delta-short", "delta-long"),
+    options=dict.fromkeys(("decay", "state", "wide", "float32", "tf32x3"), ("delta-long",))
+    | {"everything": ("delta-short", "delta-long"), "float32 wide": ("delta-tiny",)}
+    | dict.fromkeys(("float16", "tf32"), ("delta-short",)),
 )
 
 CASES = {name: Case(ATTENTION, w) for name, w in ATTENTION_WORKLOADS.items()}
