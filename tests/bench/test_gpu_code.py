@@ -194,8 +194,39 @@ def test_short_backward_kernels_do_not_spill_and_use_tensor_cores(workload, tmp_
 
 @needs_triton
 @needs_plugin
-@pytest.mark.parametrize("op", ["dot_product_attention", "linear_attention"])
-def test_a_gradient_lowered_for_cuda_has_two_kernels_and_no_other_product(op, tmp_path):
+@pytest.mark.parametrize(
+    "op, name",
+    [("dot_product_attention", "attention_row"), ("linear_attention", "linear_attention_causal")],
+)
+def test_a_gradient_lowered_for_cuda_has_two_kernels_and_no_other_product(op, name, tmp_path):
+    """They have names of their own, by which a profile shows them."""
     kernels, products = said(tmp_path, LOWER.replace("OP", op))
-    assert kernels == ["forward_kernel", "backward_kernel"]
+    assert kernels == [f"{name}_forward", f"{name}_backward"]
     assert products == 0
+
+
+NAMES = """
+import json, re
+from bench.gpu_code.launches import Variant, launches
+from bench.gpu_code.offsets import ttir
+cases = ("short-full", "long-full", "linear-short", "linear-oswald", "delta-short")
+launched = [made for name in cases for made in launches(Variant(name), "cuda", 90)]
+print(json.dumps([re.search(r"tt.func public @(\\w+)", ttir(made))[1] for made in launched]))
+"""
+
+
+@needs_triton
+def test_kernels_are_named_by_op_form_and_direction(tmp_path):
+    assert said(tmp_path, NAMES) == [
+        "attention_row_forward",
+        "attention_row_backward",
+        "attention_tiled_forward",
+        "attention_tiled_backward_queries",
+        "attention_tiled_backward_keys",
+        "linear_attention_causal_forward",
+        "linear_attention_causal_backward",
+        "linear_attention_full_forward",
+        "linear_attention_full_backward",
+        "delta_rule_causal_forward",
+        "delta_rule_causal_backward",
+    ]
