@@ -67,11 +67,56 @@ def forward_kernel(
     STRIDES: tl.constexpr,
     CALL: tl.constexpr,
 ):
+    HEIGHT: tl.constexpr = (
+        CALL.BLOCK_H if CALL.RETURNS_STATE or CALL.T > CALL.BLOCK_T else CALL.BLOCK_T
+    )
+    WIDTH: tl.constexpr = CALL.BLOCK_V
+    program = tl.program_id(0)
+    broken = 1
+    for guards in tl.range(0, 2, disable_licm=True):
+        if broken:
+            probe = tl.zeros([HEIGHT, WIDTH], tl.float32)
+            for row in range(CALL.ROWS):
+                probe += _forward_row(
+                    Tensor(query, STRIDES.QUERY),
+                    Tensor(key, STRIDES.KEY),
+                    Tensor(value, STRIDES.VALUE),
+                    Tensor(beta, STRIDES.BETA),
+                    Tensor(log_decay, STRIDES.LOG_DECAY),
+                    Tensor(key_lengths, STRIDES.KEY_LENGTHS),
+                    Tensor(initial_state, STRIDES.INITIAL_STATE),
+                    Tensor(out, STRIDES.OUT),
+                    Tensor(state, STRIDES.STATE),
+                    Tensor(states, STRIDES.STATES),
+                    (program // CALL.N).to(tl.int64) * CALL.ROWS + row,
+                    program % CALL.N,
+                    guards,
+                    CALL,
+                )
+            broken = (tl.sum(probe) != 0).to(tl.int32)
+
+
+@triton.jit
+def _forward_row(
+    query,
+    key,
+    value,
+    beta,
+    log_decay,
+    key_lengths,
+    initial_state,
+    out,
+    state,
+    states,
+    b,
+    head,
+    guards,
+    CALL: tl.constexpr,
+):
+    """The forward pass of one head; returns a probe of what went into it, `[HEIGHT, BLOCK_V]`."""
     BLOCK_T: tl.constexpr = CALL.BLOCK_T
     BLOCK_H: tl.constexpr = CALL.BLOCK_H
     BLOCK_V: tl.constexpr = CALL.BLOCK_V
-    program = tl.program_id(0)
-    head = program % CALL.N
     features = tl.arange(0, BLOCK_H)
     columns = tl.arange(0, BLOCK_V)
     i = tl.arange(0, BLOCK_T)[:, None]
@@ -80,83 +125,68 @@ def forward_kernel(
     WHOLE: tl.constexpr = EXACT and not CALL.HAS_KEY_LENGTHS
     HAS_BEFORE: tl.constexpr = CALL.HAS_INITIAL or CALL.T > BLOCK_T
     HAS_AFTER: tl.constexpr = CALL.RETURNS_STATE or CALL.T > BLOCK_T
+    HEIGHT: tl.constexpr = BLOCK_H if HAS_AFTER else BLOCK_T
     SAVED: tl.constexpr = (CALL.T + CALL.SAVE_EVERY - 1) // CALL.SAVE_EVERY
-    for row in range(CALL.ROWS):
-        b = (program // CALL.N).to(tl.int64) * CALL.ROWS + row
-        length = load_length(
-            Tensor(key_lengths, STRIDES.KEY_LENGTHS), b, CALL.HAS_KEY_LENGTHS, CALL.T
-        )
-        s = tl.zeros([BLOCK_H, BLOCK_V], tl.float32)
-        z = tl.zeros([BLOCK_H], tl.float32)
-        if CALL.HAS_INITIAL:
-            s, z = load_state(
-                Tensor(initial_state, STRIDES.INITIAL_STATE),
-                b,
-                head,
-                features,
-                columns,
-                CALL.H,
-                CALL,
-            )
-        first = NEVER
-        for start in range(0, CALL.T, BLOCK_T):
-            if SAVED > 1:
-                # The first state is the initial one, which is not saved.
-                if (start > 0) & (start % CALL.SAVE_EVERY == 0):
-                    index = head * SAVED + start // CALL.SAVE_EVERY
-                    store_state(
-                        Tensor(states, STRIDES.STATES), s, z, b, index, features, columns, CALL
-                    )
-            rows = start + tl.arange(0, BLOCK_T)
-            k, first = load_finite(
-                Tensor(key, STRIDES.KEY), b, head, rows, features, first, length, CALL.H, WHOLE
-            )
-            u, first = load_finite(
-                Tensor(value, STRIDES.VALUE), b, head, rows, columns, first, length, CALL.V, WHOLE
-            )
-            between, from_start, to_end, whole = 1.0, 1.0, 1.0, 1.0
-            if CALL.HAS_DECAY:
-                coarse, fine, _, first = load_decay(
-                    Tensor(log_decay, STRIDES.LOG_DECAY), b, head, rows, first, length
-                )
-                between, from_start, to_end, whole = decays(coarse, fine, BLOCK_T)
-            if CALL.HAS_BETA:
-                bt, first = load_beta(Tensor(beta, STRIDES.BETA), b, head, rows, first, length)
-                overlap = tl.dot(k, tl.trans(k), input_precision=CALL.PRECISION)
-                overlap = tl.where(i > j, _times(overlap, between, CALL) * bt[:, None], 0.0)
-                wanted = u.to(tl.float32)
-                if HAS_BEFORE:
-                    predicted = tl.dot(k, s.to(k.dtype), input_precision=CALL.PRECISION)
-                    wanted -= _times(predicted, from_start, CALL)
-                inverse, rest = unit_lower_inverse(overlap, k.dtype, CALL)
-                u = solution(inverse, rest, wanted * bt[:, None], CALL).to(k.dtype)
-            q = load_tile(
-                Tensor(query, STRIDES.QUERY), b, head, rows, features, CALL.T, CALL.H, EXACT
-            )
-            weights = _weights(q, k, between, CALL)
-            result = tl.dot(weights, u, input_precision=CALL.PRECISION)
+    length = load_length(key_lengths, b, CALL.HAS_KEY_LENGTHS, CALL.T)
+    s = tl.zeros([BLOCK_H, BLOCK_V], tl.float32)
+    z = tl.zeros([BLOCK_H], tl.float32)
+    if CALL.HAS_INITIAL:
+        s, z = load_state(initial_state, b, head, features, columns, CALL.H, CALL)
+    first = NEVER
+    probe = tl.zeros([HEIGHT, BLOCK_V], tl.float32)
+    for start in range(0, CALL.T, BLOCK_T):
+        if SAVED > 1:
+            # The first state is the initial one, which is not saved.
+            if (start > 0) & (start % CALL.SAVE_EVERY == 0):
+                index = head * SAVED + start // CALL.SAVE_EVERY
+                store_state(states, s, z, b, index, features, columns, CALL)
+        rows = start + tl.arange(0, BLOCK_T)
+        k, first = load_finite(key, b, head, rows, features, guards, first, length, CALL.H, WHOLE)
+        u, first = load_finite(value, b, head, rows, columns, guards, first, length, CALL.V, WHOLE)
+        between, from_start, to_end, whole = 1.0, 1.0, 1.0, 1.0
+        if CALL.HAS_DECAY:
+            coarse, fine, _, first = load_decay(log_decay, b, head, rows, guards, first, length)
+            between, from_start, to_end, whole = decays(coarse, fine, BLOCK_T)
+        if CALL.HAS_BETA:
+            bt, first = load_beta(beta, b, head, rows, guards, first, length)
+            overlap = tl.dot(k, tl.trans(k), input_precision=CALL.PRECISION)
+            overlap = tl.where(i > j, _times(overlap, between, CALL) * bt[:, None], 0.0)
+            wanted = u.to(tl.float32)
             if HAS_BEFORE:
-                seen = tl.dot(q, s.to(q.dtype), input_precision=CALL.PRECISION)
-                result += _times(seen, from_start, CALL) * CALL.SCALE
-            if CALL.NORMALIZE:
-                total = tl.sum(weights.to(tl.float32), axis=1, keep_dims=True)
-                read = tl.sum(q.to(tl.float32) * z[None, :], axis=1, keep_dims=True)
-                total += _times(read, from_start, CALL) * CALL.SCALE
-                result *= tl.where(total == 0, 0.0, 1 / total)
+                predicted = tl.dot(k, s.to(k.dtype), input_precision=CALL.PRECISION)
+                wanted -= _times(predicted, from_start, CALL)
+            inverse, rest = unit_lower_inverse(overlap, k.dtype, CALL)
+            u = solution(inverse, rest, wanted * bt[:, None], CALL).to(k.dtype)
+        q = load_tile(query, b, head, rows, features, CALL.T, CALL.H, EXACT)
+        weights = _weights(q, k, between, CALL)
+        result = tl.dot(weights, u, input_precision=CALL.PRECISION)
+        if HAS_BEFORE:
+            seen = tl.dot(q, s.to(q.dtype), input_precision=CALL.PRECISION)
+            result += _times(seen, from_start, CALL) * CALL.SCALE
+        if CALL.NORMALIZE:
+            total = tl.sum(weights.to(tl.float32), axis=1, keep_dims=True)
+            read = tl.sum(q.to(tl.float32) * z[None, :], axis=1, keep_dims=True)
+            total += _times(read, from_start, CALL) * CALL.SCALE
+            result *= tl.where(total == 0, 0.0, 1 / total)
+        if not HAS_AFTER:
+            probe += result * 0.0
+        if guards:
             result = tl.where((rows >= first)[:, None], float("nan"), result)
-            store_tile(
-                Tensor(out, STRIDES.OUT), result, b, head, rows, columns, CALL.T, CALL.V, EXACT
-            )
-            if HAS_AFTER:
-                left = _times(k, to_end, CALL)
-                s = _times(s, whole, CALL)
-                s += tl.dot(tl.trans(left), u, input_precision=CALL.PRECISION)
-                if CALL.NORMALIZE:
-                    z = _times(z, whole, CALL) + tl.sum(left.to(tl.float32), axis=0)
-        if CALL.RETURNS_STATE:
+        store_tile(out, result, b, head, rows, columns, CALL.T, CALL.V, EXACT)
+        if HAS_AFTER:
+            left = _times(k, to_end, CALL)
+            s = _times(s, whole, CALL)
+            s += tl.dot(tl.trans(left), u, input_precision=CALL.PRECISION)
+            if CALL.NORMALIZE:
+                z = _times(z, whole, CALL) + tl.sum(left.to(tl.float32), axis=0)
+    if HAS_AFTER:
+        probe += s * 0.0
+    if CALL.RETURNS_STATE:
+        if guards:
             s = tl.where(first < NEVER, float("nan"), s)
             z = tl.where(first < NEVER, float("nan"), z)
-            store_state(Tensor(state, STRIDES.STATE), s, z, b, head, features, columns, CALL)
+        store_state(state, s, z, b, head, features, columns, CALL)
+    return probe
 
 
 @triton.jit(repr=lambda call: _name("backward", call))
@@ -180,11 +210,66 @@ def backward_kernel(
     STRIDES: tl.constexpr,
     CALL: tl.constexpr,
 ):
+    HEIGHT: tl.constexpr = CALL.BLOCK_T
+    WIDTH: tl.constexpr = CALL.BLOCK_H
+    program = tl.program_id(0)
+    broken = 1
+    for guards in tl.range(0, 2, disable_licm=True):
+        if broken:
+            probe = tl.zeros([HEIGHT, WIDTH], tl.float32)
+            for row in range(CALL.ROWS):
+                probe += _backward_row(
+                    Tensor(query, STRIDES.QUERY),
+                    Tensor(key, STRIDES.KEY),
+                    Tensor(value, STRIDES.VALUE),
+                    Tensor(beta, STRIDES.BETA),
+                    Tensor(log_decay, STRIDES.LOG_DECAY),
+                    Tensor(key_lengths, STRIDES.KEY_LENGTHS),
+                    Tensor(initial_state, STRIDES.INITIAL_STATE),
+                    Tensor(d_out, STRIDES.D_OUT),
+                    Tensor(d_state, STRIDES.D_STATE),
+                    Tensor(states, STRIDES.STATES),
+                    Tensor(d_query, STRIDES.D_QUERY),
+                    Tensor(d_key, STRIDES.D_KEY),
+                    Tensor(d_value, STRIDES.D_VALUE),
+                    Tensor(d_beta, STRIDES.D_NUMBERS),
+                    Tensor(d_log_decay, STRIDES.D_NUMBERS),
+                    Tensor(d_initial_state, STRIDES.STATE),
+                    (program // CALL.N).to(tl.int64) * CALL.ROWS + row,
+                    program % CALL.N,
+                    guards,
+                    CALL,
+                )
+            broken = (tl.sum(probe) != 0).to(tl.int32)
+
+
+@triton.jit
+def _backward_row(
+    query,
+    key,
+    value,
+    beta,
+    log_decay,
+    key_lengths,
+    initial_state,
+    d_out,
+    d_state,
+    states,
+    d_query,
+    d_key,
+    d_value,
+    d_beta,
+    d_log_decay,
+    d_initial_state,
+    b,
+    head,
+    guards,
+    CALL: tl.constexpr,
+):
+    """The backward pass of one head; returns a probe of its inputs, `[BLOCK_T, BLOCK_H]`."""
     BLOCK_T: tl.constexpr = CALL.BLOCK_T
     BLOCK_H: tl.constexpr = CALL.BLOCK_H
     BLOCK_V: tl.constexpr = CALL.BLOCK_V
-    program = tl.program_id(0)
-    head = program % CALL.N
     features = tl.arange(0, BLOCK_H)
     columns = tl.arange(0, BLOCK_V)
     i = tl.arange(0, BLOCK_T)[:, None]
@@ -194,179 +279,154 @@ def backward_kernel(
     WHOLE: tl.constexpr = EXACT and not CALL.HAS_KEY_LENGTHS
     HAS_BEFORE: tl.constexpr = CALL.HAS_INITIAL or CHUNKS > 1
     HAS_AFTER: tl.constexpr = CALL.RETURNS_STATE or CHUNKS > 1
-    for row in range(CALL.ROWS):
-        b = (program // CALL.N).to(tl.int64) * CALL.ROWS + row
-        length = load_length(
-            Tensor(key_lengths, STRIDES.KEY_LENGTHS), b, CALL.HAS_KEY_LENGTHS, CALL.T
-        )
-        ds = tl.zeros([BLOCK_H, BLOCK_V], tl.float32)
-        dz = tl.zeros([BLOCK_H], tl.float32)
-        if CALL.RETURNS_STATE:
-            ds, dz = load_state(
-                Tensor(d_state, STRIDES.D_STATE), b, head, features, columns, CALL.H, CALL
-            )
-        for passed in tl.range(0, CHUNKS, disable_licm=True):
-            chunk = CHUNKS - 1 - passed
-            rows = chunk * BLOCK_T + tl.arange(0, BLOCK_T)
-            k, _ = load_finite(
-                Tensor(key, STRIDES.KEY), b, head, rows, features, NEVER, length, CALL.H, WHOLE
-            )
-            between, from_start, to_end, whole = 1.0, 1.0, 1.0, 1.0
-            if CALL.HAS_DECAY:
-                coarse, fine, given, _ = load_decay(
-                    Tensor(log_decay, STRIDES.LOG_DECAY), b, head, rows, NEVER, length
-                )
-                between, from_start, to_end, whole = decays(coarse, fine, BLOCK_T)
-            if CALL.HAS_BETA:
-                bt, _ = load_beta(Tensor(beta, STRIDES.BETA), b, head, rows, NEVER, length)
-                overlap = tl.dot(k, tl.trans(k), input_precision=CALL.PRECISION)
-                overlap = tl.where(i > j, _times(overlap, between, CALL), 0.0)
-                system = overlap * bt[:, None]
-                overlap = overlap.to(k.dtype)
-                inverse, rest = unit_lower_inverse(system, k.dtype, CALL)
-            s = tl.zeros([BLOCK_H, BLOCK_V], tl.float32)
-            z = tl.zeros([BLOCK_H], tl.float32)
-            if CALL.HAS_INITIAL:
-                height = (1 - tl.minimum(chunk, 1)) * CALL.H
-                s, z = load_state(
-                    Tensor(initial_state, STRIDES.INITIAL_STATE),
-                    b,
-                    head,
-                    features,
-                    columns,
-                    height,
-                    CALL,
-                )
-            if CHUNKS > 1:
-                index = head * CHUNKS + chunk
-                height = tl.minimum(chunk, 1) * CALL.H
-                saved, saved_z = load_state(
-                    Tensor(states, STRIDES.STATES), b, index, features, columns, height, CALL
-                )
-                s += saved
-                z += saved_z
-            narrow_s = s.to(k.dtype)
-            v, _ = load_finite(
-                Tensor(value, STRIDES.VALUE), b, head, rows, columns, NEVER, length, CALL.V, WHOLE
-            )
-            u = v
-            if CALL.HAS_BETA:
-                error = v.to(tl.float32)
-                if HAS_BEFORE:
-                    predicted = tl.dot(k, narrow_s, input_precision=CALL.PRECISION)
-                    error -= _times(predicted, from_start, CALL)
-                u = solution(inverse, rest, error * bt[:, None], CALL).to(k.dtype)
-                error = (error - tl.dot(overlap, u, input_precision=CALL.PRECISION)).to(k.dtype)
-            # Back from the outputs of this chunk, to the queries and to u.
-            q = load_tile(
-                Tensor(query, STRIDES.QUERY), b, head, rows, features, CALL.T, CALL.H, EXACT
-            )
-            do = load_tile(
-                Tensor(d_out, STRIDES.D_OUT), b, head, rows, columns, CALL.T, CALL.V, EXACT
-            )
-            if CALL.NORMALIZE:
-                weights = _weights(q, k, between, CALL)
-                result = tl.dot(weights, u, input_precision=CALL.PRECISION)
-                total = tl.sum(weights.to(tl.float32), axis=1, keep_dims=True)
-                if HAS_BEFORE:
-                    seen = tl.dot(q, narrow_s, input_precision=CALL.PRECISION)
-                    result += _times(seen, from_start, CALL) * CALL.SCALE
-                    read = tl.sum(q.to(tl.float32) * z[None, :], axis=1, keep_dims=True)
-                    total += _times(read, from_start, CALL) * CALL.SCALE
-                inverse_total = tl.where(total == 0, 0.0, 1 / total)
-                do = (do.to(tl.float32) * inverse_total).to(do.dtype)
-                # From the rounded `do`: large numbers that cancel must have one rounding.
-                d_total = -tl.sum(do.to(tl.float32) * result, axis=1, keep_dims=True)
-                d_total *= inverse_total
-            d_scores = tl.dot(do, tl.trans(u), input_precision=CALL.PRECISION)
-            if CALL.NORMALIZE:
-                d_scores += d_total
-            d_scores = tl.where(i >= j, _times(d_scores, between, CALL) * CALL.SCALE, 0.0)
-            d_scores = d_scores.to(q.dtype)
-            dq = tl.dot(d_scores, k, input_precision=CALL.PRECISION)
-            dk = tl.dot(tl.trans(d_scores), q, input_precision=CALL.PRECISION)
-            # If normalised, computed twice rather than kept in registers.
-            weights = _weights(q, k, between, CALL)
-            du = tl.dot(tl.trans(weights), do, input_precision=CALL.PRECISION)
-            if HAS_BEFORE:
-                read = tl.dot(do, tl.trans(narrow_s), input_precision=CALL.PRECISION)
-                if CALL.NORMALIZE:
-                    read += d_total * z[None, :]
-                dq += _times(read, from_start, CALL) * CALL.SCALE
-            store_tile(
-                Tensor(d_query, STRIDES.D_QUERY), dq, b, head, rows, features, CALL.T, CALL.H, EXACT
-            )
-            if CALL.HAS_DECAY:
-                d_decay = tl.sum(q.to(tl.float32) * dq, axis=1)
-            if HAS_AFTER:
-                # Back from the use of the state by later chunks.
-                left = _times(k, to_end, CALL)
-                kept = tl.dot(left, ds.to(k.dtype), input_precision=CALL.PRECISION)
-                du += kept
-                if CALL.HAS_DECAY:
-                    d_end = tl.sum(tl.sum(kept * u.to(tl.float32), axis=1))
-                    d_end += tl.sum(tl.sum(left.to(tl.float32) * dz[None, :], axis=1))
-                    d_end += whole * (tl.sum(tl.sum(ds * s, axis=1)) + tl.sum(dz * z))
-                left = _times(u, to_end, CALL)
-                dk += tl.dot(left, tl.trans(ds.to(u.dtype)), input_precision=CALL.PRECISION)
-                if CALL.NORMALIZE:
-                    ones = tl.zeros([BLOCK_T, 1], tl.float32) + 1
-                    dk += _times(ones, to_end, CALL) * dz
-            if HAS_BEFORE:
-                read_q = _times(q, from_start, CALL)
-                read = tl.dot(tl.trans(read_q), do, input_precision=CALL.PRECISION)
-                ds = _times(ds, whole, CALL) + read * CALL.SCALE
-                if CALL.NORMALIZE:
-                    read = tl.sum(read_q.to(tl.float32) * d_total, axis=0)
-                    dz = _times(dz, whole, CALL) + read * CALL.SCALE
-            if CALL.HAS_BETA:
-                # Back through the system, to keys, values and beta.
-                dr = solution(tl.trans(inverse), tl.trans(rest), du, CALL)
-                d_numbers = tl.sum(dr * error.to(tl.float32), axis=1)
-                if CALL.HAS_KEY_LENGTHS:
-                    d_numbers = tl.where(rows < length, d_numbers, 0.0)
-                store_numbers(Tensor(d_beta, STRIDES.D_NUMBERS), d_numbers, b, head, rows, CALL.T)
-                du = dr * bt[:, None]
-            if CALL.HAS_KEY_LENGTHS:
-                du = tl.where((rows < length)[:, None], du, 0.0)
-            store_tile(
-                Tensor(d_value, STRIDES.D_VALUE), du, b, head, rows, columns, CALL.T, CALL.V, EXACT
-            )
-            if CALL.HAS_BETA:
-                dv = du.to(k.dtype)
-                d_overlap = tl.dot(dv, tl.trans(u), input_precision=CALL.PRECISION)
-                d_overlap = tl.where(i > j, _times(d_overlap, between, CALL), 0.0)
-                d_overlap = d_overlap.to(k.dtype)
-                dk -= tl.dot(tl.trans(d_overlap), k, input_precision=CALL.PRECISION)
-                if CALL.HAS_DECAY:
-                    d_decay -= tl.sum(k.to(tl.float32) * dk, axis=1)
-                    dk_before = dk
-                # And to keys, through the predictions by them.
-                dk -= tl.dot(d_overlap, k, input_precision=CALL.PRECISION)
-                if HAS_BEFORE:
-                    read = tl.dot(dv, tl.trans(narrow_s), input_precision=CALL.PRECISION)
-                    dk -= _times(read, from_start, CALL)
-                if CALL.HAS_DECAY:
-                    d_decay += tl.sum(k.to(tl.float32) * (dk - dk_before), axis=1)
-                if HAS_BEFORE:
-                    read_k = _times(k, from_start, CALL)
-                    ds -= tl.dot(tl.trans(read_k), dv, input_precision=CALL.PRECISION)
-            elif CALL.HAS_DECAY:
-                d_decay -= tl.sum(k.to(tl.float32) * dk, axis=1)
-            if CALL.HAS_DECAY:
-                d_given = tl.cumsum(d_decay, 0, reverse=True)
-                if HAS_AFTER:
-                    d_given += d_end
-                d_given = tl.where((rows < length) & (given > LOWEST), d_given, 0.0)
-                store_numbers(
-                    Tensor(d_log_decay, STRIDES.D_NUMBERS), d_given, b, head, rows, CALL.T
-                )
-            if CALL.HAS_KEY_LENGTHS:
-                dk = tl.where((rows < length)[:, None], dk, 0.0)
-            store_tile(
-                Tensor(d_key, STRIDES.D_KEY), dk, b, head, rows, features, CALL.T, CALL.H, EXACT
-            )
+    length = load_length(key_lengths, b, CALL.HAS_KEY_LENGTHS, CALL.T)
+    ds = tl.zeros([BLOCK_H, BLOCK_V], tl.float32)
+    dz = tl.zeros([BLOCK_H], tl.float32)
+    if CALL.RETURNS_STATE:
+        ds, dz = load_state(d_state, b, head, features, columns, CALL.H, CALL)
+    probe = tl.zeros([BLOCK_T, BLOCK_H], tl.float32)
+    for passed in tl.range(0, CHUNKS, disable_licm=True):
+        chunk = CHUNKS - 1 - passed
+        rows = chunk * BLOCK_T + tl.arange(0, BLOCK_T)
+        k, _ = load_finite(key, b, head, rows, features, guards, NEVER, length, CALL.H, WHOLE)
+        between, from_start, to_end, whole = 1.0, 1.0, 1.0, 1.0
+        if CALL.HAS_DECAY:
+            coarse, fine, given, _ = load_decay(log_decay, b, head, rows, guards, NEVER, length)
+            between, from_start, to_end, whole = decays(coarse, fine, BLOCK_T)
+        if CALL.HAS_BETA:
+            bt, _ = load_beta(beta, b, head, rows, guards, NEVER, length)
+            overlap = tl.dot(k, tl.trans(k), input_precision=CALL.PRECISION)
+            overlap = tl.where(i > j, _times(overlap, between, CALL), 0.0)
+            system = overlap * bt[:, None]
+            overlap = overlap.to(k.dtype)
+            inverse, rest = unit_lower_inverse(system, k.dtype, CALL)
+        s = tl.zeros([BLOCK_H, BLOCK_V], tl.float32)
+        z = tl.zeros([BLOCK_H], tl.float32)
         if CALL.HAS_INITIAL:
-            store_state(
-                Tensor(d_initial_state, STRIDES.STATE), ds, dz, b, head, features, columns, CALL
+            height = (1 - tl.minimum(chunk, 1)) * CALL.H
+            s, z = load_state(
+                initial_state,
+                b,
+                head,
+                features,
+                columns,
+                height,
+                CALL,
             )
+        if CHUNKS > 1:
+            index = head * CHUNKS + chunk
+            height = tl.minimum(chunk, 1) * CALL.H
+            saved, saved_z = load_state(states, b, index, features, columns, height, CALL)
+            s += saved
+            z += saved_z
+        narrow_s = s.to(k.dtype)
+        v, _ = load_finite(value, b, head, rows, columns, guards, NEVER, length, CALL.V, WHOLE)
+        u = v
+        if CALL.HAS_BETA:
+            error = v.to(tl.float32)
+            if HAS_BEFORE:
+                predicted = tl.dot(k, narrow_s, input_precision=CALL.PRECISION)
+                error -= _times(predicted, from_start, CALL)
+            u = solution(inverse, rest, error * bt[:, None], CALL).to(k.dtype)
+            error = (error - tl.dot(overlap, u, input_precision=CALL.PRECISION)).to(k.dtype)
+        # Back from the outputs of this chunk, to the queries and to u.
+        q = load_tile(query, b, head, rows, features, CALL.T, CALL.H, EXACT)
+        do = load_tile(d_out, b, head, rows, columns, CALL.T, CALL.V, EXACT)
+        if CALL.NORMALIZE:
+            weights = _weights(q, k, between, CALL)
+            result = tl.dot(weights, u, input_precision=CALL.PRECISION)
+            total = tl.sum(weights.to(tl.float32), axis=1, keep_dims=True)
+            if HAS_BEFORE:
+                seen = tl.dot(q, narrow_s, input_precision=CALL.PRECISION)
+                result += _times(seen, from_start, CALL) * CALL.SCALE
+                read = tl.sum(q.to(tl.float32) * z[None, :], axis=1, keep_dims=True)
+                total += _times(read, from_start, CALL) * CALL.SCALE
+            inverse_total = tl.where(total == 0, 0.0, 1 / total)
+            do = (do.to(tl.float32) * inverse_total).to(do.dtype)
+            # From the rounded `do`: large numbers that cancel must have one rounding.
+            d_total = -tl.sum(do.to(tl.float32) * result, axis=1, keep_dims=True)
+            d_total *= inverse_total
+        d_scores = tl.dot(do, tl.trans(u), input_precision=CALL.PRECISION)
+        if CALL.NORMALIZE:
+            d_scores += d_total
+        d_scores = tl.where(i >= j, _times(d_scores, between, CALL) * CALL.SCALE, 0.0)
+        d_scores = d_scores.to(q.dtype)
+        dq = tl.dot(d_scores, k, input_precision=CALL.PRECISION)
+        dk = tl.dot(tl.trans(d_scores), q, input_precision=CALL.PRECISION)
+        # If normalised, computed twice rather than kept in registers.
+        weights = _weights(q, k, between, CALL)
+        du = tl.dot(tl.trans(weights), do, input_precision=CALL.PRECISION)
+        if HAS_BEFORE:
+            read = tl.dot(do, tl.trans(narrow_s), input_precision=CALL.PRECISION)
+            if CALL.NORMALIZE:
+                read += d_total * z[None, :]
+            dq += _times(read, from_start, CALL) * CALL.SCALE
+        store_tile(d_query, dq, b, head, rows, features, CALL.T, CALL.H, EXACT)
+        probe += dq * 0.0
+        if CALL.HAS_DECAY:
+            d_decay = tl.sum(q.to(tl.float32) * dq, axis=1)
+        if HAS_AFTER:
+            # Back from the use of the state by later chunks.
+            left = _times(k, to_end, CALL)
+            kept = tl.dot(left, ds.to(k.dtype), input_precision=CALL.PRECISION)
+            du += kept
+            if CALL.HAS_DECAY:
+                d_end = tl.sum(tl.sum(kept * u.to(tl.float32), axis=1))
+                d_end += tl.sum(tl.sum(left.to(tl.float32) * dz[None, :], axis=1))
+                d_end += whole * (tl.sum(tl.sum(ds * s, axis=1)) + tl.sum(dz * z))
+            left = _times(u, to_end, CALL)
+            dk += tl.dot(left, tl.trans(ds.to(u.dtype)), input_precision=CALL.PRECISION)
+            if CALL.NORMALIZE:
+                ones = tl.zeros([BLOCK_T, 1], tl.float32) + 1
+                dk += _times(ones, to_end, CALL) * dz
+        if HAS_BEFORE:
+            read_q = _times(q, from_start, CALL)
+            read = tl.dot(tl.trans(read_q), do, input_precision=CALL.PRECISION)
+            ds = _times(ds, whole, CALL) + read * CALL.SCALE
+            if CALL.NORMALIZE:
+                read = tl.sum(read_q.to(tl.float32) * d_total, axis=0)
+                dz = _times(dz, whole, CALL) + read * CALL.SCALE
+        if CALL.HAS_BETA:
+            # Back through the system, to keys, values and beta.
+            dr = solution(tl.trans(inverse), tl.trans(rest), du, CALL)
+            d_numbers = tl.sum(dr * error.to(tl.float32), axis=1)
+            if CALL.HAS_KEY_LENGTHS:
+                d_numbers = tl.where(rows < length, d_numbers, 0.0)
+            store_numbers(d_beta, d_numbers, b, head, rows, CALL.T)
+            du = dr * bt[:, None]
+        if CALL.HAS_KEY_LENGTHS:
+            du = tl.where((rows < length)[:, None], du, 0.0)
+        store_tile(d_value, du, b, head, rows, columns, CALL.T, CALL.V, EXACT)
+        if CALL.HAS_BETA:
+            dv = du.to(k.dtype)
+            d_overlap = tl.dot(dv, tl.trans(u), input_precision=CALL.PRECISION)
+            d_overlap = tl.where(i > j, _times(d_overlap, between, CALL), 0.0)
+            d_overlap = d_overlap.to(k.dtype)
+            dk -= tl.dot(tl.trans(d_overlap), k, input_precision=CALL.PRECISION)
+            if CALL.HAS_DECAY:
+                d_decay -= tl.sum(k.to(tl.float32) * dk, axis=1)
+                dk_before = dk
+            # And to keys, through the predictions by them.
+            dk -= tl.dot(d_overlap, k, input_precision=CALL.PRECISION)
+            if HAS_BEFORE:
+                read = tl.dot(dv, tl.trans(narrow_s), input_precision=CALL.PRECISION)
+                dk -= _times(read, from_start, CALL)
+            if CALL.HAS_DECAY:
+                d_decay += tl.sum(k.to(tl.float32) * (dk - dk_before), axis=1)
+            if HAS_BEFORE:
+                read_k = _times(k, from_start, CALL)
+                ds -= tl.dot(tl.trans(read_k), dv, input_precision=CALL.PRECISION)
+        elif CALL.HAS_DECAY:
+            d_decay -= tl.sum(k.to(tl.float32) * dk, axis=1)
+        if CALL.HAS_DECAY:
+            d_given = tl.cumsum(d_decay, 0, reverse=True)
+            if HAS_AFTER:
+                d_given += d_end
+            d_given = tl.where((rows < length) & (given > LOWEST), d_given, 0.0)
+            store_numbers(d_log_decay, d_given, b, head, rows, CALL.T)
+        if CALL.HAS_KEY_LENGTHS:
+            dk = tl.where((rows < length)[:, None], dk, 0.0)
+        store_tile(d_key, dk, b, head, rows, features, CALL.T, CALL.H, EXACT)
+    if CALL.HAS_INITIAL:
+        store_state(d_initial_state, ds, dz, b, head, features, columns, CALL)
+    return probe

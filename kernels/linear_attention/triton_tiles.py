@@ -2,6 +2,11 @@
 
 Besides tensors as in `../tiles.py` there are numbers, one per step and head, with strides (batch,
 length, head), and states `[B, heads, H, W]`, whose stride is that of the batch alone.
+
+NaN and infinity are rare, and to look for them in every number would take longer than the products.
+So a kernel first takes its rows without guards, and probes a result into which every key, value and
+number of a step goes: times 0 it is 0, or NaN if anything was broken. Only then it takes the rows
+again, with guards: what is broken becomes 0, and the results that see it become NaN.
 """
 
 import triton
@@ -16,15 +21,22 @@ LOWEST = tl.constexpr(-131.0)
 
 @triton.jit
 def load_finite(
-    tensor, b, head, rows, columns, first, LENGTH, WIDTH: tl.constexpr, EXACT: tl.constexpr
+    tensor, b, head, rows, columns, guards, first, LENGTH, WIDTH: tl.constexpr, EXACT: tl.constexpr
 ):
-    """A tile with 0 for NaN and infinity, and the first broken row, `first` or one of these."""
+    """A tile and `first`; if `guards`, with 0 for NaN and infinity, and the first broken row if it
+    is one of these.
+    """
     tile = load_tile(tensor, b, head, rows, columns, LENGTH, WIDTH, EXACT)
-    wide = tile.to(tl.float32)
-    finite = tl.abs(wide) < float("inf")
-    broken = tl.max(tl.where(finite, 0, 1), axis=1)
-    first = tl.minimum(first, tl.min(tl.where(broken > 0, rows, NEVER)))
-    return tl.where(finite, wide, 0.0).to(tile.dtype), first
+    first = tl.minimum(first, NEVER)
+    if guards:
+        # Keeps first results from arriving late, and the compiler from always doing what follows.
+        tl.debug_barrier()
+        wide = tile.to(tl.float32)
+        finite = tl.abs(wide) < float("inf")
+        broken = tl.max(tl.where(finite, 0, 1), axis=1)
+        first = tl.minimum(first, tl.min(tl.where(broken > 0, rows, NEVER)))
+        tile = tl.where(finite, wide, 0.0).to(tile.dtype)
+    return tile, first
 
 
 @triton.jit
@@ -46,30 +58,36 @@ def store_numbers(tensor, numbers, b, head, rows, LENGTH: tl.constexpr):
 
 
 @triton.jit
-def load_beta(tensor, b, head, rows, first, LENGTH):
-    """beta of each step with 0 for NaN and infinity, and the first broken row."""
+def load_beta(tensor, b, head, rows, guards, first, LENGTH):
+    """beta of each step, and the first broken row, as `load_finite`."""
     beta = load_numbers(tensor, b, head, rows, LENGTH)
-    finite = tl.abs(beta) < float("inf")
-    first = tl.minimum(first, tl.min(tl.where(finite, NEVER, rows)))
-    return tl.where(finite, beta, 0.0), first
+    first = tl.minimum(first, NEVER)
+    if guards:
+        finite = tl.abs(beta) < float("inf")
+        first = tl.minimum(first, tl.min(tl.where(finite, NEVER, rows)))
+        beta = tl.where(finite, beta, 0.0)
+    return beta, first
 
 
 @triton.jit
-def load_decay(tensor, b, head, rows, first, LENGTH):
-    """Sums of the log decay over a chunk, and the first broken row.
+def load_decay(tensor, b, head, rows, guards, first, LENGTH):
+    """Sums of the log decay over a chunk, and the first broken row, as `load_finite`.
 
     Returns:
       coarse, fine: `[rows]`, sums up to and including each row, of multiples of 1/512, which add
         exactly, and of the rest. A difference of whole sums would lose digits to a large decay
         before both.
       log_decay: `[rows]`.
-      first: the first broken row, `first` or one of these.
+      first: the first broken row.
     """
     log_decay = load_numbers(tensor, b, head, rows, LENGTH)
-    fine = log_decay < float("inf")
-    first = tl.minimum(first, tl.min(tl.where(fine, NEVER, rows)))
-    log_decay = tl.where(fine, log_decay, 0.0)
-    kept = tl.maximum(log_decay, LOWEST)
+    first = tl.minimum(first, NEVER)
+    if guards:
+        fine = log_decay < float("inf")
+        first = tl.minimum(first, tl.min(tl.where(fine, NEVER, rows)))
+        log_decay = tl.where(fine, log_decay, 0.0)
+    # A maximum would lose NaN.
+    kept = tl.where(log_decay < LOWEST, LOWEST, log_decay)
     coarse = tl.floor(kept * 512 + 0.5) / 512
     return tl.cumsum(coarse, 0), tl.cumsum(kept - coarse, 0), log_decay, first
 

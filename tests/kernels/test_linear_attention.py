@@ -486,6 +486,52 @@ def test_the_future_never_leaks(implementation, op):
             np.testing.assert_array_equal(bad[part], clean[part], name)
 
 
+# One chunk, with states and without; several chunks in each pass or only in the forward one.
+@pytest.mark.parametrize(
+    "dtype, length, has_states",
+    [(BF16, 16, False), (F16, 33, True), (F32, 33, True), (BF16, 80, True)],
+)
+@pytest.mark.parametrize(
+    "op, is_causal", [*((op, True) for op in OPS), ("linear_attention", False)]
+)
+@pytest.mark.parametrize("implementation", FUSED)
+def test_one_broken_number_anywhere(implementation, op, is_causal, dtype, length, has_states):
+    """Every batch row has its own, in the first, the last or an inner number of a tensor.
+
+    The results that see it are NaN, and all else is as if it were 0.
+    """
+    places = [(0, 0), (length // 2, 3), (length - 1, 7)]
+    names = ["key", "value"] + ["beta"] * (op == "delta_rule") + ["log_decay"] * is_causal
+    cases = [(name, *place) for name in names for place in places]
+    sizes = dict(batch=len(cases), length=length, heads=1, dtype=dtype)
+    arrays, (d_out, d_state) = draw(op, 0, log_decay=is_causal, initial_state=has_states, **sizes)
+    options = {} if op == "delta_rule" else dict(is_causal=is_causal)
+    options |= dict(return_state=has_states, implementation=implementation)
+
+    @jax.jit
+    def run(arrays):
+        result, pull_back = jax.vjp(lambda arrays: OPS[op](**arrays, **options), arrays)
+        out, state = result if has_states else (result, jnp.zeros(len(cases)))
+        gradient = pull_back((d_out, d_state) if has_states else d_out)[0]
+        return gradient | dict(out=out, state=state)
+
+    zeroed, bad = dict(arrays), dict(arrays)
+    at = lambda row, name, *place: (row, name, (row, place[0], 0, place[1])[: arrays[name].ndim])
+    for row, name, index in (at(row, *case) for row, case in enumerate(cases)):
+        broken = [np.nan, np.inf, -np.inf][row % (2 if name == "log_decay" else 3)]
+        zeroed[name] = zeroed[name].at[index].set(0)
+        bad[name] = bad[name].at[index].set(broken)
+    wide = lambda found: {n: np.array(a, np.float32) for n, a in found.items()}
+    expected, ours = wide(run(zeroed)), wide(run(bad))
+    for row, name, index in (at(row, *case) for row, case in enumerate(cases)):
+        expected["out"][row, index[1] if is_causal else 0 :] = np.nan
+        expected["state"][row] = np.nan if has_states else 0
+        # The gradient of what is broken may be anything.
+        expected[name][index] = ours[name][index]
+    for name, theirs in expected.items():
+        np.testing.assert_array_equal(ours[name], theirs, name)
+
+
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("implementation", ALL)
 def test_padding_may_hold_anything(implementation, is_causal):
