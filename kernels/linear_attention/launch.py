@@ -1,6 +1,5 @@
 """Launches of the Triton kernels: frozen choices, nothing is tuned at run time."""
 
-import dataclasses
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -26,10 +25,20 @@ class Config:
 
 @dataclass(frozen=True)
 class Plan:
-    """The launches of a call. The backward chunk is a multiple of the forward one."""
+    """The launches of a call. The backward chunk is a multiple of the forward one.
+
+    chunks_per_state: backward chunks from one saved state to the next. The delta rule computes the
+      states in between again; linear attention takes only 1.
+    """
 
     forward: Config
     backward: Config
+    chunks_per_state: int = 1
+
+    @property
+    def save_every(self) -> int:
+        """Number of steps between states that are saved for the backward pass."""
+        return self.backward.block_t * self.chunks_per_state
 
 
 def plan(problem: Problem, operands: Operands) -> Plan:
@@ -37,12 +46,15 @@ def plan(problem: Problem, operands: Operands) -> Plan:
     given = forced(Plan)
     if given is None:
         return heuristic(problem, operands)
-    _check_fits(given, Dimensions.of(operands))
+    _check_fits(given, operands)
     return given
 
 
-def _check_fits(plan: Plan, sizes: Dimensions) -> None:
+def _check_fits(plan: Plan, operands: Operands) -> None:
     """Raises ValueError if a kernel would leave out rows, or lack a state to start from."""
+    sizes = Dimensions.of(operands)
+    if plan.chunks_per_state != 1 and operands.beta is None:
+        raise ValueError("linear attention needs a state saved for each backward chunk")
     for config in (plan.forward, plan.backward):
         if sizes.B % config.rows:
             raise ValueError(f"{config} cannot cut {sizes.B} batch rows evenly")
@@ -53,16 +65,17 @@ def _check_fits(plan: Plan, sizes: Dimensions) -> None:
         )
 
 
+# Steps of the delta rule between saved states.
+SAVE_EVERY = 64
+
 # Steps of a chunk and warps, forward and backward, by the width of a head. Larger chunks or fewer
 # warps spill on some GPU; see `make check-gpu-code`. The cost of the delta rule's system grows with
-# the cube of the chunk, so its forward chunks are the smallest possible. A state is saved for each
-# chunk of the backward pass.
+# the cube of the chunk, so its chunks are the smallest possible.
 _CHUNKS = {
     "linear": {32: ((64, 4), (64, 4)), 64: ((64, 4), (64, 8)), 128: ((64, 8), (64, 8))},
-    "delta": {32: ((16, 1), (64, 4)), 64: ((16, 4), (32, 4)), 128: ((16, 8), (16, 8))},
+    "delta": {32: ((16, 1), (16, 1)), 64: ((16, 4), (16, 4)), 128: ((16, 8), (16, 8))},
     # Before Hopper every warp holds an operand of each product.
     "linear, old": {32: ((32, 4), (32, 4)), 64: ((32, 8), (32, 8)), 128: ((64, 8), (64, 8))},
-    "delta, old": {32: ((16, 1), (16, 2)), 64: ((16, 4), (16, 4)), 128: ((16, 8), (16, 8))},
     # Exact products run without tensor cores, and take several times the registers.
     "float32": {32: ((16, 4), (16, 4)), 64: ((16, 8), (16, 8)), 128: ((16, 8), (16, 8))},
 }
@@ -76,8 +89,8 @@ def heuristic(problem: Problem, operands: Operands) -> Plan:
     kind = "linear" if operands.beta is None else "delta"
     if jnp.dtype(operands.query.dtype).itemsize > 2:
         kind = "float32"
-    elif problem.is_causal and length > 64 - 48 * (kind == "delta") and before_hopper():
-        kind += ", old"
+    elif kind == "linear" and problem.is_causal and length > 64 and before_hopper():
+        kind = "linear, old"
     rows = rows_of_program(sizes.B, sizes.N, length)
     configs = []
     for block, warps in _CHUNKS[kind][width]:
@@ -85,10 +98,8 @@ def heuristic(problem: Problem, operands: Operands) -> Plan:
         warps = max(1, warps * taken // block)
         configs.append(Config(taken, warps, rows=rows))
     forward, backward = configs
-    if kind == "delta" and width == 32 and length > backward.block_t:
-        # This kernel carries the state too.
-        backward = dataclasses.replace(backward, num_warps=8)
-    return Plan(forward, backward)
+    chunks_per_state = 1 if operands.beta is None else SAVE_EVERY // backward.block_t
+    return Plan(forward, backward, chunks_per_state)
 
 
 def fits_registers(operands: Operands) -> bool:

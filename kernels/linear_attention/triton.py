@@ -39,6 +39,7 @@ class Strides(NamedTuple):
     D_KEY: Any = None
     D_VALUE: Any = None
     D_NUMBERS: Any = None
+    ERRORS: Any = None
 
 
 class Call(NamedTuple):
@@ -58,7 +59,6 @@ class Call(NamedTuple):
     V: int
     SCALE: float
     NORMALIZE: bool
-    HAS_BETA: bool
     HAS_DECAY: bool
     HAS_KEY_LENGTHS: bool
     HAS_INITIAL: bool
@@ -74,32 +74,30 @@ class Call(NamedTuple):
 def _forward(problem: Problem, operands: Operands) -> tuple[Result, Any]:
     sizes, plan = Dimensions.of(operands), launch.plan(problem, operands)
     config, dtype = plan.forward, operands.query.dtype
-    states = _states_shape(problem, operands, plan)
+    kernel = _kernels(problem, operands).forward_kernel
+    saved = _saved_shapes(problem, operands, plan)
     state = _state_shape(problem, sizes) if problem.returns_state else (sizes.B,)
-    outputs = dict(
-        out=jax.ShapeDtypeStruct((sizes.B, sizes.T, sizes.N, sizes.V), dtype),
-        state=jax.ShapeDtypeStruct(state, jnp.float32),
-        states=jax.ShapeDtypeStruct((sizes.B,) if states is None else states, dtype),
-    )
+    shapes = {"states": (sizes.B,), **saved, "out": (sizes.B, sizes.T, sizes.N, sizes.V)}
+    outputs = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape in shapes.items()}
+    outputs["state"] = jax.ShapeDtypeStruct(state, jnp.float32)
     found = triton_call(
-        _kernels(problem).forward_kernel,
+        kernel,
         sizes.B // config.rows * sizes.N,
-        _inputs(problem, operands),
+        _inputs(kernel, operands),
         outputs,
         _constants(problem, operands, plan, config, OUT=strides(outputs["out"].shape, sizes.B)),
         **config.resources,
     )
     result = Result(found["out"], found["state"] if problem.returns_state else None)
-    return result, () if states is None else (found["states"],)
+    return result, {name: found[name] for name in saved}
 
 
-def _backward(problem: Problem, operands: Operands, saved: tuple, d_result: Result) -> Operands:
+def _backward(problem: Problem, operands: Operands, saved: dict, d_result: Result) -> Operands:
     """The gradient, with every batch row also for an operand that has one row for all."""
     sizes, plan = Dimensions.of(operands), launch.plan(problem, operands)
     config, query = plan.backward, operands.query
-    names = ["query", "key", "value", "initial_state"]
-    if problem.is_causal:
-        names[3:3] = ["beta", "log_decay"]
+    kernel = _kernels(problem, operands).backward_kernel
+    names = [name for name in Operands._fields if "d_" + name in kernel.arg_names]
     outputs = {}
     for name in names:
         array = getattr(operands, name)
@@ -107,14 +105,12 @@ def _backward(problem: Problem, operands: Operands, saved: tuple, d_result: Resu
         dtype = query.dtype if name in names[:3] else jnp.float32
         outputs["d_" + name] = jax.ShapeDtypeStruct(shape, dtype)
     found = triton_call(
-        _kernels(problem).backward_kernel,
+        kernel,
         sizes.B // config.rows * sizes.N,
-        _inputs(problem, operands)
-        | dict(
-            d_out=d_result.out,
-            d_state=query if d_result.state is None else d_result.state,
-            states=saved[0] if saved else query,
-        ),
+        _inputs(kernel, operands)
+        | dict(d_out=d_result.out, states=query)
+        | dict(d_state=query if d_result.state is None else d_result.state)
+        | saved,
         outputs,
         _constants(
             problem,
@@ -134,8 +130,10 @@ def _backward(problem: Problem, operands: Operands, saved: tuple, d_result: Resu
     return Operands(**dict.fromkeys(Operands._fields) | {n: found["d_" + n] for n in present})
 
 
-def _kernels(problem: Problem) -> Any:
-    if problem.is_causal:
+def _kernels(problem: Problem, operands: Operands) -> Any:
+    if operands.beta is not None:
+        from . import triton_delta as kernels
+    elif problem.is_causal:
         from . import triton_causal as kernels
     else:
         from . import triton_full as kernels
@@ -148,7 +146,7 @@ def _constants(
     """STRIDES and CALL of a kernel; `others` are the strides of its other tensors."""
     sizes = Dimensions.of(operands)
     of_step = lambda array: (_rows_apart(array, sizes), sizes.N, 1)
-    states = _states_shape(problem, operands, plan) or (sizes.B,)
+    states = _saved_shapes(problem, operands, plan).get("states", (sizes.B,))
     return dict(
         STRIDES=Strides(
             QUERY=strides(operands.query.shape, sizes.B),
@@ -160,6 +158,7 @@ def _constants(
             INITIAL_STATE=_rows_apart(operands.initial_state, sizes),
             STATE=math.prod(_state_shape(problem, sizes)[1:]),
             STATES=math.prod(states[1:]),
+            ERRORS=strides((sizes.B, sizes.T, sizes.N, sizes.V), sizes.B),
             **others,
         ),
         CALL=Call(
@@ -170,12 +169,11 @@ def _constants(
             V=sizes.V,
             SCALE=problem.scale,
             NORMALIZE=problem.normalize,
-            HAS_BETA=operands.beta is not None,
             HAS_DECAY=operands.log_decay is not None,
             HAS_KEY_LENGTHS=operands.key_lengths is not None,
             HAS_INITIAL=operands.initial_state is not None,
             RETURNS_STATE=problem.returns_state,
-            SAVE_EVERY=plan.backward.block_t,
+            SAVE_EVERY=plan.save_every,
             PRECISION=triton_precision(problem.precision, operands.query.dtype),
             BLOCK_T=config.block_t,
             BLOCK_H=max(16, next_power_of_2(sizes.H)),
@@ -185,10 +183,10 @@ def _constants(
     )
 
 
-def _inputs(problem: Problem, operands: Operands) -> dict[str, jax.Array]:
-    """The kernels' first arguments."""
-    absent = () if problem.is_causal else ("beta", "log_decay")
-    return stand_ins({n: array for n, array in operands._asdict().items() if n not in absent})
+def _inputs(kernel: Any, operands: Operands) -> dict[str, jax.Array]:
+    """The kernel's first arguments."""
+    given = operands._asdict().items()
+    return stand_ins({name: array for name, array in given if name in kernel.arg_names})
 
 
 def _rows_apart(array: jax.Array | None, sizes: Dimensions) -> int:
@@ -200,25 +198,28 @@ def _state_shape(problem: Problem, sizes: Dimensions) -> tuple[int, ...]:
     return (sizes.B, sizes.N, sizes.H, sizes.V + problem.normalize)
 
 
-def _states_shape(
+def _saved_shapes(
     problem: Problem, operands: Operands, plan: launch.Plan
-) -> tuple[int, ...] | None:
-    """Shape of what is saved for the backward pass: the state before each chunk, or the last one.
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of what the forward pass saves for the backward pass, in the query's dtype.
 
-    None if the backward pass has all steps on chip.
+    The states before some chunks, or the last one if the call is not causal, unless the backward
+    pass has all steps on chip; the errors of the delta rule.
     """
     sizes = Dimensions.of(operands)
     batch, heads, *state = _state_shape(problem, sizes)
-    if sizes.S <= plan.backward.block_t:
-        return None
-    if not problem.is_causal:
-        return (batch, heads, *state)
-    return (batch, heads, -(-sizes.T // plan.backward.block_t), *state)
+    shapes = {}
+    if sizes.S > plan.save_every:
+        saved = [-(-sizes.T // plan.save_every)] if problem.is_causal else []
+        shapes["states"] = (batch, heads, *saved, *state)
+    if operands.beta is not None:
+        shapes["errors"] = (batch, sizes.T, heads, sizes.V)
+    return shapes
 
 
 def _plain_saved(problem: Problem, operands: Operands, result: Result) -> Any:
-    shape = _states_shape(problem, operands, launch.plan(problem, operands))
-    return () if shape is None else (jnp.zeros(shape, operands.query.dtype),)
+    shapes = _saved_shapes(problem, operands, launch.plan(problem, operands))
+    return {name: jnp.zeros(shape, operands.query.dtype) for name, shape in shapes.items()}
 
 
 def _refusal(target: Target, problem: Problem, operands: Operands) -> str | None:

@@ -1,4 +1,4 @@
-"""Causal linear attention and the delta rule, the state on chip: one launch forward, one backward.
+"""Causal linear attention, the state on chip: one launch forward, one backward.
 
 A program owns one head of one batch row (or of ROWS batch rows, one after the other) and walks the
 steps BLOCK_T at a time. Within such a chunk all steps are taken at once, as attention without a
@@ -7,8 +7,7 @@ and only inputs and outputs move. With more chunks, the forward pass also saves 
 each chunk, in the dtype of the query, which products take. The backward pass walks the chunks from
 the last to the first. There are no atomics, so two runs give the same bits.
 
-A step adds `k u^T` to the state; `u` is the value, or the correction of the delta rule. `xla.py`
-has the same computation in plain JAX.
+`xla.py` has the same computation in plain JAX.
 """
 
 import triton
@@ -19,29 +18,13 @@ from .triton_tiles import (
     LOWEST,
     NEVER,
     decays,
-    load_beta,
     load_decay,
     load_finite,
     load_state,
-    solution,
     store_numbers,
     store_state,
-    unit_lower_inverse,
+    times,
 )
-
-
-def _name(direction, call):
-    """The kernel's name in a profile."""
-    op = "delta_rule" if call.constants["CALL"].HAS_BETA else "linear_attention"
-    return f"{op}_causal_{direction}"
-
-
-@triton.jit
-def _times(tile, decay, CALL: tl.constexpr):
-    """A tile times a decay of each row, or of all rows; the tile itself if nothing decays."""
-    if CALL.HAS_DECAY:
-        tile = (tile.to(tl.float32) * decay).to(tile.dtype)
-    return tile
 
 
 @triton.jit
@@ -49,15 +32,14 @@ def _weights(q, k, between, CALL: tl.constexpr):
     """The weight of each step of a chunk in the result of each query, `[BLOCK_T, BLOCK_T]`."""
     weights = tl.dot(q, tl.trans(k), input_precision=CALL.PRECISION) * CALL.SCALE
     seen = tl.arange(0, CALL.BLOCK_T)[:, None] >= tl.arange(0, CALL.BLOCK_T)[None, :]
-    return tl.where(seen, _times(weights, between, CALL), 0.0).to(k.dtype)
+    return tl.where(seen, times(weights, between, CALL), 0.0).to(k.dtype)
 
 
-@triton.jit(repr=lambda call: _name("forward", call))
+@triton.jit(repr=lambda call: "linear_attention_causal_forward")
 def forward_kernel(
     query,
     key,
     value,
-    beta,
     log_decay,
     key_lengths,
     initial_state,
@@ -81,7 +63,6 @@ def forward_kernel(
                     Tensor(query, STRIDES.QUERY),
                     Tensor(key, STRIDES.KEY),
                     Tensor(value, STRIDES.VALUE),
-                    Tensor(beta, STRIDES.BETA),
                     Tensor(log_decay, STRIDES.LOG_DECAY),
                     Tensor(key_lengths, STRIDES.KEY_LENGTHS),
                     Tensor(initial_state, STRIDES.INITIAL_STATE),
@@ -101,7 +82,6 @@ def _forward_row(
     query,
     key,
     value,
-    beta,
     log_decay,
     key_lengths,
     initial_state,
@@ -119,8 +99,6 @@ def _forward_row(
     BLOCK_V: tl.constexpr = CALL.BLOCK_V
     features = tl.arange(0, BLOCK_H)
     columns = tl.arange(0, BLOCK_V)
-    i = tl.arange(0, BLOCK_T)[:, None]
-    j = tl.arange(0, BLOCK_T)[None, :]
     EXACT: tl.constexpr = CALL.T % BLOCK_T == 0
     WHOLE: tl.constexpr = EXACT and not CALL.HAS_KEY_LENGTHS
     HAS_BEFORE: tl.constexpr = CALL.HAS_INITIAL or CALL.T > BLOCK_T
@@ -147,26 +125,16 @@ def _forward_row(
         if CALL.HAS_DECAY:
             coarse, fine, _, first = load_decay(log_decay, b, head, rows, guards, first, length)
             between, from_start, to_end, whole = decays(coarse, fine, BLOCK_T)
-        if CALL.HAS_BETA:
-            bt, first = load_beta(beta, b, head, rows, guards, first, length)
-            overlap = tl.dot(k, tl.trans(k), input_precision=CALL.PRECISION)
-            overlap = tl.where(i > j, _times(overlap, between, CALL) * bt[:, None], 0.0)
-            wanted = u.to(tl.float32)
-            if HAS_BEFORE:
-                predicted = tl.dot(k, s.to(k.dtype), input_precision=CALL.PRECISION)
-                wanted -= _times(predicted, from_start, CALL)
-            inverse, rest = unit_lower_inverse(overlap, k.dtype, CALL)
-            u = solution(inverse, rest, wanted * bt[:, None], CALL).to(k.dtype)
         q = load_tile(query, b, head, rows, features, CALL.T, CALL.H, EXACT)
         weights = _weights(q, k, between, CALL)
         result = tl.dot(weights, u, input_precision=CALL.PRECISION)
         if HAS_BEFORE:
             seen = tl.dot(q, s.to(q.dtype), input_precision=CALL.PRECISION)
-            result += _times(seen, from_start, CALL) * CALL.SCALE
+            result += times(seen, from_start, CALL) * CALL.SCALE
         if CALL.NORMALIZE:
             total = tl.sum(weights.to(tl.float32), axis=1, keep_dims=True)
             read = tl.sum(q.to(tl.float32) * z[None, :], axis=1, keep_dims=True)
-            total += _times(read, from_start, CALL) * CALL.SCALE
+            total += times(read, from_start, CALL) * CALL.SCALE
             result *= tl.where(total == 0, 0.0, 1 / total)
         if not HAS_AFTER:
             probe += result * 0.0
@@ -174,11 +142,11 @@ def _forward_row(
             result = tl.where((rows >= first)[:, None], float("nan"), result)
         store_tile(out, result, b, head, rows, columns, CALL.T, CALL.V, EXACT)
         if HAS_AFTER:
-            left = _times(k, to_end, CALL)
-            s = _times(s, whole, CALL)
+            left = times(k, to_end, CALL)
+            s = times(s, whole, CALL)
             s += tl.dot(tl.trans(left), u, input_precision=CALL.PRECISION)
             if CALL.NORMALIZE:
-                z = _times(z, whole, CALL) + tl.sum(left.to(tl.float32), axis=0)
+                z = times(z, whole, CALL) + tl.sum(left.to(tl.float32), axis=0)
     if HAS_AFTER:
         probe += s * 0.0
     if CALL.RETURNS_STATE:
@@ -189,12 +157,11 @@ def _forward_row(
     return probe
 
 
-@triton.jit(repr=lambda call: _name("backward", call))
+@triton.jit(repr=lambda call: "linear_attention_causal_backward")
 def backward_kernel(
     query,
     key,
     value,
-    beta,
     log_decay,
     key_lengths,
     initial_state,
@@ -204,7 +171,6 @@ def backward_kernel(
     d_query,
     d_key,
     d_value,
-    d_beta,
     d_log_decay,
     d_initial_state,
     STRIDES: tl.constexpr,
@@ -222,7 +188,6 @@ def backward_kernel(
                     Tensor(query, STRIDES.QUERY),
                     Tensor(key, STRIDES.KEY),
                     Tensor(value, STRIDES.VALUE),
-                    Tensor(beta, STRIDES.BETA),
                     Tensor(log_decay, STRIDES.LOG_DECAY),
                     Tensor(key_lengths, STRIDES.KEY_LENGTHS),
                     Tensor(initial_state, STRIDES.INITIAL_STATE),
@@ -232,7 +197,6 @@ def backward_kernel(
                     Tensor(d_query, STRIDES.D_QUERY),
                     Tensor(d_key, STRIDES.D_KEY),
                     Tensor(d_value, STRIDES.D_VALUE),
-                    Tensor(d_beta, STRIDES.D_NUMBERS),
                     Tensor(d_log_decay, STRIDES.D_NUMBERS),
                     Tensor(d_initial_state, STRIDES.STATE),
                     (program // CALL.N).to(tl.int64) * CALL.ROWS + row,
@@ -248,7 +212,6 @@ def _backward_row(
     query,
     key,
     value,
-    beta,
     log_decay,
     key_lengths,
     initial_state,
@@ -258,7 +221,6 @@ def _backward_row(
     d_query,
     d_key,
     d_value,
-    d_beta,
     d_log_decay,
     d_initial_state,
     b,
@@ -293,13 +255,6 @@ def _backward_row(
         if CALL.HAS_DECAY:
             coarse, fine, given, _ = load_decay(log_decay, b, head, rows, guards, NEVER, length)
             between, from_start, to_end, whole = decays(coarse, fine, BLOCK_T)
-        if CALL.HAS_BETA:
-            bt, _ = load_beta(beta, b, head, rows, guards, NEVER, length)
-            overlap = tl.dot(k, tl.trans(k), input_precision=CALL.PRECISION)
-            overlap = tl.where(i > j, _times(overlap, between, CALL), 0.0)
-            system = overlap * bt[:, None]
-            overlap = overlap.to(k.dtype)
-            inverse, rest = unit_lower_inverse(system, k.dtype, CALL)
         s = tl.zeros([BLOCK_H, BLOCK_V], tl.float32)
         z = tl.zeros([BLOCK_H], tl.float32)
         if CALL.HAS_INITIAL:
@@ -320,15 +275,7 @@ def _backward_row(
             s += saved
             z += saved_z
         narrow_s = s.to(k.dtype)
-        v, _ = load_finite(value, b, head, rows, columns, guards, NEVER, length, CALL.V, WHOLE)
-        u = v
-        if CALL.HAS_BETA:
-            error = v.to(tl.float32)
-            if HAS_BEFORE:
-                predicted = tl.dot(k, narrow_s, input_precision=CALL.PRECISION)
-                error -= _times(predicted, from_start, CALL)
-            u = solution(inverse, rest, error * bt[:, None], CALL).to(k.dtype)
-            error = (error - tl.dot(overlap, u, input_precision=CALL.PRECISION)).to(k.dtype)
+        u, _ = load_finite(value, b, head, rows, columns, guards, NEVER, length, CALL.V, WHOLE)
         # Back from the outputs of this chunk, to the queries and to u.
         q = load_tile(query, b, head, rows, features, CALL.T, CALL.H, EXACT)
         do = load_tile(d_out, b, head, rows, columns, CALL.T, CALL.V, EXACT)
@@ -338,9 +285,9 @@ def _backward_row(
             total = tl.sum(weights.to(tl.float32), axis=1, keep_dims=True)
             if HAS_BEFORE:
                 seen = tl.dot(q, narrow_s, input_precision=CALL.PRECISION)
-                result += _times(seen, from_start, CALL) * CALL.SCALE
+                result += times(seen, from_start, CALL) * CALL.SCALE
                 read = tl.sum(q.to(tl.float32) * z[None, :], axis=1, keep_dims=True)
-                total += _times(read, from_start, CALL) * CALL.SCALE
+                total += times(read, from_start, CALL) * CALL.SCALE
             inverse_total = tl.where(total == 0, 0.0, 1 / total)
             do = (do.to(tl.float32) * inverse_total).to(do.dtype)
             # From the rounded `do`: large numbers that cancel must have one rounding.
@@ -349,7 +296,7 @@ def _backward_row(
         d_scores = tl.dot(do, tl.trans(u), input_precision=CALL.PRECISION)
         if CALL.NORMALIZE:
             d_scores += d_total
-        d_scores = tl.where(i >= j, _times(d_scores, between, CALL) * CALL.SCALE, 0.0)
+        d_scores = tl.where(i >= j, times(d_scores, between, CALL) * CALL.SCALE, 0.0)
         d_scores = d_scores.to(q.dtype)
         dq = tl.dot(d_scores, k, input_precision=CALL.PRECISION)
         dk = tl.dot(tl.trans(d_scores), q, input_precision=CALL.PRECISION)
@@ -360,65 +307,37 @@ def _backward_row(
             read = tl.dot(do, tl.trans(narrow_s), input_precision=CALL.PRECISION)
             if CALL.NORMALIZE:
                 read += d_total * z[None, :]
-            dq += _times(read, from_start, CALL) * CALL.SCALE
+            dq += times(read, from_start, CALL) * CALL.SCALE
         store_tile(d_query, dq, b, head, rows, features, CALL.T, CALL.H, EXACT)
         probe += dq * 0.0
         if CALL.HAS_DECAY:
             d_decay = tl.sum(q.to(tl.float32) * dq, axis=1)
         if HAS_AFTER:
             # Back from the use of the state by later chunks.
-            left = _times(k, to_end, CALL)
+            left = times(k, to_end, CALL)
             kept = tl.dot(left, ds.to(k.dtype), input_precision=CALL.PRECISION)
             du += kept
             if CALL.HAS_DECAY:
                 d_end = tl.sum(tl.sum(kept * u.to(tl.float32), axis=1))
                 d_end += tl.sum(tl.sum(left.to(tl.float32) * dz[None, :], axis=1))
                 d_end += whole * (tl.sum(tl.sum(ds * s, axis=1)) + tl.sum(dz * z))
-            left = _times(u, to_end, CALL)
+            left = times(u, to_end, CALL)
             dk += tl.dot(left, tl.trans(ds.to(u.dtype)), input_precision=CALL.PRECISION)
             if CALL.NORMALIZE:
                 ones = tl.zeros([BLOCK_T, 1], tl.float32) + 1
-                dk += _times(ones, to_end, CALL) * dz
+                dk += times(ones, to_end, CALL) * dz
         if HAS_BEFORE:
-            read_q = _times(q, from_start, CALL)
+            read_q = times(q, from_start, CALL)
             read = tl.dot(tl.trans(read_q), do, input_precision=CALL.PRECISION)
-            ds = _times(ds, whole, CALL) + read * CALL.SCALE
+            ds = times(ds, whole, CALL) + read * CALL.SCALE
             if CALL.NORMALIZE:
                 read = tl.sum(read_q.to(tl.float32) * d_total, axis=0)
-                dz = _times(dz, whole, CALL) + read * CALL.SCALE
-        if CALL.HAS_BETA:
-            # Back through the system, to keys, values and beta.
-            dr = solution(tl.trans(inverse), tl.trans(rest), du, CALL)
-            d_numbers = tl.sum(dr * error.to(tl.float32), axis=1)
-            if CALL.HAS_KEY_LENGTHS:
-                d_numbers = tl.where(rows < length, d_numbers, 0.0)
-            store_numbers(d_beta, d_numbers, b, head, rows, CALL.T)
-            du = dr * bt[:, None]
+                dz = times(dz, whole, CALL) + read * CALL.SCALE
         if CALL.HAS_KEY_LENGTHS:
             du = tl.where((rows < length)[:, None], du, 0.0)
         store_tile(d_value, du, b, head, rows, columns, CALL.T, CALL.V, EXACT)
-        if CALL.HAS_BETA:
-            dv = du.to(k.dtype)
-            d_overlap = tl.dot(dv, tl.trans(u), input_precision=CALL.PRECISION)
-            d_overlap = tl.where(i > j, _times(d_overlap, between, CALL), 0.0)
-            d_overlap = d_overlap.to(k.dtype)
-            dk -= tl.dot(tl.trans(d_overlap), k, input_precision=CALL.PRECISION)
-            if CALL.HAS_DECAY:
-                d_decay -= tl.sum(k.to(tl.float32) * dk, axis=1)
-                dk_before = dk
-            # And to keys, through the predictions by them.
-            dk -= tl.dot(d_overlap, k, input_precision=CALL.PRECISION)
-            if HAS_BEFORE:
-                read = tl.dot(dv, tl.trans(narrow_s), input_precision=CALL.PRECISION)
-                dk -= _times(read, from_start, CALL)
-            if CALL.HAS_DECAY:
-                d_decay += tl.sum(k.to(tl.float32) * (dk - dk_before), axis=1)
-            if HAS_BEFORE:
-                read_k = _times(k, from_start, CALL)
-                ds -= tl.dot(tl.trans(read_k), dv, input_precision=CALL.PRECISION)
-        elif CALL.HAS_DECAY:
-            d_decay -= tl.sum(k.to(tl.float32) * dk, axis=1)
         if CALL.HAS_DECAY:
+            d_decay -= tl.sum(k.to(tl.float32) * dk, axis=1)
             d_given = tl.cumsum(d_decay, 0, reverse=True)
             if HAS_AFTER:
                 d_given += d_end

@@ -111,7 +111,7 @@ def _forward_row(
         s = _load_state(initial_state, b, head, features, columns, CALL.H, CALL)
     first = NEVER
     probe = tl.zeros([BLOCK_V, WIDTH], tl.float32)
-    for start in range(0, CALL.T, BLOCK_T):
+    for start in tl.range(0, CALL.T, BLOCK_T, disable_licm=True):
         if SAVED > 1:
             # The first state is the initial one, which is not saved.
             if (start > 0) & (start % CALL.SAVE_EVERY == 0):
@@ -123,13 +123,13 @@ def _forward_row(
         )
         between, from_start, _, _, _ = decay
         v, first = load_finite(value, b, head, rows, columns, guards, first, CALL.T, CALL.V, EXACT)
-        overlap, inverse, rest = _system(k, bt, between, CALL)
-        error = tl.trans(v).to(tl.float32)
+        wanted = tl.trans(v).to(tl.float32)
         if HAS_BEFORE:
-            error -= _times_columns(_predictions(s, k, CALL), from_start, CALL)
-        u = solution(error * bt[None, :], inverse, rest, CALL).to(k.dtype)
-        overlap = flipped((-overlap).to(k.dtype))
-        error = tl.dot(u, overlap, error, input_precision=CALL.PRECISION)
+            predicted = tl.dot(s.to(k.dtype), tl.trans(k), input_precision=CALL.PRECISION)
+            wanted -= _times_columns(predicted, from_start, CALL)
+        inverse, rest = _inverse(k, bt[None, :], between, CALL)
+        error = solution(wanted, inverse, rest, CALL)
+        u = (error * bt[None, :]).to(k.dtype)
         store_tile(errors, tl.trans(error), b, head, rows, columns, CALL.T, CALL.V, EXACT)
         q = load_tile(query, b, head, rows, features, CALL.T, CALL.H, EXACT)
         result = tl.zeros([BLOCK_V, BLOCK_T], tl.float32)
@@ -175,13 +175,12 @@ def backward_kernel(
     STRIDES: tl.constexpr,
     CALL: tl.constexpr,
 ):
-    HEIGHT: tl.constexpr = CALL.BLOCK_T
-    WIDTH: tl.constexpr = CALL.BLOCK_H
+    BLOCK_T: tl.constexpr = CALL.BLOCK_T
     program = tl.program_id(0)
     broken = 1
     for guards in tl.range(0, 2, disable_licm=True):
         if broken:
-            probe = tl.zeros([HEIGHT, WIDTH], tl.float32)
+            probe = tl.zeros([BLOCK_T], tl.float32)
             for row in range(CALL.ROWS):
                 probe += _backward_row(
                     Tensor(query, STRIDES.QUERY),
@@ -229,7 +228,7 @@ def _backward_row(
     guards,
     CALL: tl.constexpr,
 ):
-    """The backward pass of one head; returns a probe of its inputs, `[BLOCK_T, BLOCK_H]`."""
+    """The backward pass of one head; returns a probe of its inputs, `[BLOCK_T]`."""
     BLOCK_T: tl.constexpr = CALL.BLOCK_T
     BLOCK_H: tl.constexpr = CALL.BLOCK_H
     BLOCK_V: tl.constexpr = CALL.BLOCK_V
@@ -246,7 +245,7 @@ def _backward_row(
     if CALL.RETURNS_STATE:
         ds = _load_state(d_state, b, head, features, columns, CALL.H, CALL)
     first = NEVER
-    probe = tl.zeros([BLOCK_T, BLOCK_H], tl.float32)
+    probe = tl.zeros([BLOCK_T], tl.float32)
     for passed in tl.range(0, CHUNKS, disable_licm=True):
         chunk = CHUNKS - 1 - passed
         start = chunk * BLOCK_T
@@ -284,7 +283,7 @@ def _backward_row(
             read = tl.dot(do, right_s, input_precision=CALL.PRECISION)
             dq = times(read, from_start, CALL) * CALL.SCALE
         dq = tl.dot(d_scores, k, dq, input_precision=CALL.PRECISION)
-        probe += dq * 0.0
+        probe += tl.sum(dq * 0.0, axis=1)
         store_tile(d_query, dq, b, head, rows, features, CALL.T, CALL.H, EXACT)
         if CALL.HAS_DECAY:
             d_decay = tl.sum(q.to(tl.float32) * dq, axis=1)
@@ -304,7 +303,7 @@ def _backward_row(
             right = flipped(transposed(narrow_ds, CALL))
             dk = tl.dot(left_u, right, dk, input_precision=CALL.PRECISION)
         # Back through the system, to keys, values and beta.
-        _, inverse, rest = _system(k, bt, between, CALL)
+        inverse, rest = _inverse(k, bt[:, None], between, CALL)
         dr = solution(du, transposed(inverse, CALL), transposed(rest, CALL), CALL)
         d_numbers = tl.sum(dr * tl.trans(error).to(tl.float32), axis=0)
         store_numbers(d_beta, d_numbers, b, head, rows, CALL.T)
@@ -365,29 +364,16 @@ def _load_steps(key, beta, log_decay, b, head, rows, features, guards, first, CA
 
 
 @triton.jit
-def _system(k, bt, between, CALL: tl.constexpr):
-    """The triangular system of a chunk.
+def _inverse(k, bt, between, CALL: tl.constexpr):
+    """The inverse of a chunk's system, in two parts as `unit_lower_inverse`.
 
-    Returns:
-      overlap: `[BLOCK_T, BLOCK_T]`, products of keys with earlier ones, decayed.
-      inverse, rest: of the identity plus beta times the overlap, as `unit_lower_inverse`.
+    The system is the identity plus the products of keys with earlier ones, decayed, times `bt`:
+    beta of each column for the errors, of each row for the transposed system of the backward pass.
     """
     later = tl.arange(0, CALL.BLOCK_T)[:, None] > tl.arange(0, CALL.BLOCK_T)[None, :]
     overlap = tl.dot(k, tl.trans(k), input_precision=CALL.PRECISION)
-    overlap = tl.where(later, times(overlap, between, CALL), 0.0)
-    inverse, rest = unit_lower_inverse(overlap * bt[:, None], k.dtype, CALL)
-    return overlap, inverse, rest
-
-
-@triton.jit
-def _predictions(s, k, CALL: tl.constexpr):
-    """`s k^T`, `[V, BLOCK_T]`, with the state in two parts: errors are small differences."""
-    high = s.to(k.dtype)
-    found = tl.dot(high, tl.trans(k), input_precision=CALL.PRECISION)
-    if k.dtype != tl.float32:
-        low = (s - high.to(tl.float32)).to(k.dtype)
-        found = tl.dot(low, tl.trans(k), found, input_precision=CALL.PRECISION)
-    return found
+    lower = tl.where(later, times(overlap, between, CALL) * bt, 0.0)
+    return unit_lower_inverse(lower, k.dtype, CALL)
 
 
 @triton.jit

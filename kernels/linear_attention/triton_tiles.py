@@ -147,6 +147,37 @@ def store_state(tensor, state, keys, b, head, features, columns, CALL: tl.conste
 
 
 @triton.jit
+def times(tile, decay, CALL: tl.constexpr):
+    """A tile times a decay of each row, or of all rows; the tile itself if nothing decays."""
+    if CALL.HAS_DECAY:
+        tile = (tile.to(tl.float32) * decay).to(tile.dtype)
+    return tile
+
+
+@triton.jit
+def flipped(tile):
+    """The transpose of a product's result, as the second operand of another product.
+
+    Triton moves a narrow transpose through shared memory; a wide one stays in its registers.
+    """
+    return tl.trans(tile.to(tl.float32)).to(tile.dtype)
+
+
+@triton.jit
+def transposed(tile, CALL: tl.constexpr):
+    """The transpose of a product's result, as such a result: a product with the identity."""
+    if tile.dtype == tl.float32:
+        # Exact products are slow, and others round.
+        tile = tl.trans(tile)
+    else:
+        SIZE: tl.constexpr = tile.shape[1]
+        same = tl.arange(0, SIZE)[:, None] == tl.arange(0, SIZE)[None, :]
+        unit = tl.where(same, 1.0, 0.0).to(tile.dtype)
+        tile = tl.dot(unit, flipped(tile)).to(tile.dtype)
+    return tile
+
+
+@triton.jit
 def unit_lower_inverse(lower, dtype: tl.constexpr, CALL: tl.constexpr):
     """`(I + lower)^-1` of a strictly lower triangular matrix.
 
@@ -163,36 +194,47 @@ def unit_lower_inverse(lower, dtype: tl.constexpr, CALL: tl.constexpr):
     SIZE: tl.constexpr = CALL.BLOCK_T
     i = tl.arange(0, SIZE)[:, None]
     j = tl.arange(0, SIZE)[None, :]
-    inverse = tl.where(i == j, 1.0, 0.0) - tl.where(i // 2 == j // 2, lower, 0.0)
+    unit = tl.where(i == j, 1.0, 0.0)
+    # Steps i and j first share a block of the least power of 2 above this number.
+    apart = i ^ j
+    wide = unit - tl.where(apart < 2, lower, 0.0)
+    inverse = wide.to(dtype)
     high = lower.to(dtype)
-    low = (lower - high.to(tl.float32)).to(dtype)
-    size = 2
-    # Unrolled, this would keep the masks of all sizes in registers.
-    while size < SIZE:
-        corner = (i // size != j // size) & (i // (2 * size) == j // (2 * size))
-        narrow = inverse.to(dtype)
-        product = tl.dot(narrow, tl.where(corner, high, 0.0), input_precision=CALL.PRECISION)
-        inverse -= tl.dot(product.to(dtype), narrow, input_precision=CALL.PRECISION)
-        size *= 2
-    inverse = inverse.to(dtype)
+    upper = transposed((-lower).to(dtype), CALL)
+    LEVELS: tl.constexpr = SIZE.bit_length() - 2
+    for level in tl.static_range(LEVELS):
+        corner = (apart >= 2 << level) & (apart < 4 << level)
+        product = tl.dot(
+            inverse, flipped(tl.where(corner, upper, 0.0)), input_precision=CALL.PRECISION
+        )
+        right = flipped(transposed(inverse, CALL))
+        wide = tl.dot(product.to(dtype), right, wide, input_precision=CALL.PRECISION)
+        inverse = wide.to(dtype)
     rest = inverse
     if dtype != tl.float32:
-        product = tl.dot(low, inverse, input_precision=CALL.PRECISION)
-        product = tl.dot(high, inverse, product, input_precision=CALL.PRECISION)
-        left = tl.where(i == j, 1.0, 0.0) - (product + inverse.to(tl.float32))
-        rest = tl.dot(inverse, left.to(dtype), input_precision=CALL.PRECISION).to(dtype)
+        low = (lower - high.to(tl.float32)).to(dtype)
+        right = flipped(transposed(inverse, CALL))
+        error = inverse.to(tl.float32) - unit
+        error = tl.dot(low, right, error, input_precision=CALL.PRECISION)
+        error = tl.dot(high, right, error, input_precision=CALL.PRECISION)
+        right = flipped(transposed((-error).to(dtype), CALL))
+        rest = tl.dot(inverse, right, input_precision=CALL.PRECISION).to(dtype)
     return inverse, rest
 
 
 @triton.jit
-def solution(inverse, rest, side, CALL: tl.constexpr):
-    """The inverse, in the two parts of `unit_lower_inverse`, times a float32 `side`: float32."""
+def solution(side, inverse, rest, CALL: tl.constexpr):
+    """A float32 `side` times the transpose of an inverse in two parts: float32.
+
+    That is the transpose of the solution for the transpose of `side`.
+    """
     narrow = side.to(inverse.dtype)
+    right = flipped(inverse)
     if inverse.dtype == tl.float32:
-        found = tl.dot(inverse, narrow, input_precision=CALL.PRECISION)
+        found = tl.dot(narrow, right, input_precision=CALL.PRECISION)
     else:
         low = (side - narrow.to(tl.float32)).to(inverse.dtype)
-        found = tl.dot(rest, narrow, input_precision=CALL.PRECISION)
-        found = tl.dot(inverse, low, found, input_precision=CALL.PRECISION)
-        found = tl.dot(inverse, narrow, found, input_precision=CALL.PRECISION)
+        found = tl.dot(narrow, flipped(rest), input_precision=CALL.PRECISION)
+        found = tl.dot(low, right, found, input_precision=CALL.PRECISION)
+        found = tl.dot(narrow, right, found, input_precision=CALL.PRECISION)
     return found
