@@ -29,11 +29,13 @@ class Plan:
 
     chunks_per_state: backward chunks from one saved state to the next. The delta rule computes the
       states in between again; linear attention takes only 1.
+    segments: parts of a row that are taken at once; only causal linear attention takes several.
     """
 
     forward: Config
     backward: Config
     chunks_per_state: int = 1
+    segments: int = 1
 
     @property
     def save_every(self) -> int:
@@ -46,15 +48,20 @@ def plan(problem: Problem, operands: Operands) -> Plan:
     given = forced(Plan)
     if given is None:
         return heuristic(problem, operands)
-    _check_fits(given, operands)
+    _check_fits(given, problem, operands)
     return given
 
 
-def _check_fits(plan: Plan, operands: Operands) -> None:
+def _check_fits(plan: Plan, problem: Problem, operands: Operands) -> None:
     """Raises ValueError if a kernel would leave out rows, or lack a state to start from."""
     sizes = Dimensions.of(operands)
     if plan.chunks_per_state != 1 and operands.beta is None:
         raise ValueError("linear attention needs a state saved for each backward chunk")
+    if plan.segments != 1:
+        if operands.beta is not None or not problem.is_causal:
+            raise ValueError("only causal linear attention is taken in segments")
+        if sizes.T % plan.segments:
+            raise ValueError(f"{plan.segments} segments cannot cut {sizes.T} steps evenly")
     for config in (plan.forward, plan.backward):
         if sizes.B % config.rows:
             raise ValueError(f"{config} cannot cut {sizes.B} batch rows evenly")
@@ -65,6 +72,9 @@ def _check_fits(plan: Plan, operands: Operands) -> None:
         )
 
 
+# Rows are cut into segments until there are this many, two for each multiprocessor of an H200, but
+# not into shorter ones than this number of chunks.
+FEWEST_SEGMENTS, FEWEST_CHUNKS = 264, 4
 # Steps of the delta rule between saved states.
 SAVE_EVERY = 64
 
@@ -99,7 +109,21 @@ def heuristic(problem: Problem, operands: Operands) -> Plan:
         configs.append(Config(taken, warps, rows=rows))
     forward, backward = configs
     chunks_per_state = 1 if operands.beta is None else SAVE_EVERY // backward.block_t
-    return Plan(forward, backward, chunks_per_state)
+    segments = 1
+    if operands.beta is None and problem.is_causal:
+        segments = _segments(sizes, backward.block_t)
+    return Plan(forward, backward, chunks_per_state, segments)
+
+
+def _segments(sizes: Dimensions, chunk: int) -> int:
+    """Number of segments of a row: several if there are long rows and few of them."""
+    segments = 1
+    while sizes.B * sizes.N * segments < FEWEST_SEGMENTS:
+        steps, rest = divmod(sizes.T, 2 * segments)
+        if rest or steps % chunk or steps < FEWEST_CHUNKS * chunk:
+            break
+        segments *= 2
+    return segments
 
 
 def fits_registers(operands: Operands) -> bool:

@@ -43,9 +43,11 @@ def forward_kernel(
     log_decay,
     key_lengths,
     initial_state,
+    broken_before,
     out,
     state,
     states,
+    broken,
     STRIDES: tl.constexpr,
     CALL: tl.constexpr,
 ):
@@ -54,9 +56,9 @@ def forward_kernel(
     )
     WIDTH: tl.constexpr = CALL.BLOCK_V
     program = tl.program_id(0)
-    broken = 1
+    again = 1
     for guards in tl.range(0, 2, disable_licm=True):
-        if broken:
+        if again:
             probe = tl.zeros([HEIGHT, WIDTH], tl.float32)
             for row in range(CALL.ROWS):
                 probe += _forward_row(
@@ -66,15 +68,17 @@ def forward_kernel(
                     Tensor(log_decay, STRIDES.LOG_DECAY),
                     Tensor(key_lengths, STRIDES.KEY_LENGTHS),
                     Tensor(initial_state, STRIDES.INITIAL_STATE),
+                    broken_before,
                     Tensor(out, STRIDES.OUT),
                     Tensor(state, STRIDES.STATE),
                     Tensor(states, STRIDES.STATES),
+                    broken,
                     (program // CALL.N).to(tl.int64) * CALL.ROWS + row,
                     program % CALL.N,
                     guards,
                     CALL,
                 )
-            broken = (tl.sum(probe) != 0).to(tl.int32)
+            again = (tl.sum(probe) != 0).to(tl.int32)
 
 
 @triton.jit
@@ -85,9 +89,11 @@ def _forward_row(
     log_decay,
     key_lengths,
     initial_state,
+    broken_before,
     out,
     state,
     states,
+    broken,
     b,
     head,
     guards,
@@ -112,8 +118,12 @@ def _forward_row(
         s, z = load_state(initial_state, b, head, features, columns, CALL.H, CALL)
     first = NEVER
     probe = tl.zeros([HEIGHT, BLOCK_V], tl.float32)
+    if CALL.HAS_BROKEN_BEFORE:
+        was_broken = tl.load(broken_before + b * CALL.N + head) != 0
+        first = tl.where(was_broken, -1, NEVER)
+        probe += tl.where(was_broken, float("nan"), 0.0)
     for start in range(0, CALL.T, BLOCK_T):
-        if SAVED > 1:
+        if SAVED > 1 and not CALL.ONLY_STATES:
             # The first state is the initial one, which is not saved.
             if (start > 0) & (start % CALL.SAVE_EVERY == 0):
                 index = head * SAVED + start // CALL.SAVE_EVERY
@@ -140,7 +150,8 @@ def _forward_row(
             probe += result * 0.0
         if guards:
             result = tl.where((rows >= first)[:, None], float("nan"), result)
-        store_tile(out, result, b, head, rows, columns, CALL.T, CALL.V, EXACT)
+        if not CALL.ONLY_STATES:
+            store_tile(out, result, b, head, rows, columns, CALL.T, CALL.V, EXACT)
         if HAS_AFTER:
             left = times(k, to_end, CALL)
             s = times(s, whole, CALL)
@@ -149,10 +160,13 @@ def _forward_row(
                 z = times(z, whole, CALL) + tl.sum(left.to(tl.float32), axis=0)
     if HAS_AFTER:
         probe += s * 0.0
-    if CALL.RETURNS_STATE:
+    if CALL.ONLY_STATES:
+        tl.store(broken + b * CALL.N + head, (first < NEVER).to(tl.int32))
+    elif CALL.RETURNS_STATE:
         if guards:
             s = tl.where(first < NEVER, float("nan"), s)
             z = tl.where(first < NEVER, float("nan"), z)
+    if CALL.RETURNS_STATE:
         store_state(state, s, z, b, head, features, columns, CALL)
     return probe
 
@@ -179,9 +193,9 @@ def backward_kernel(
     HEIGHT: tl.constexpr = CALL.BLOCK_T
     WIDTH: tl.constexpr = CALL.BLOCK_H
     program = tl.program_id(0)
-    broken = 1
+    again = 1
     for guards in tl.range(0, 2, disable_licm=True):
-        if broken:
+        if again:
             probe = tl.zeros([HEIGHT, WIDTH], tl.float32)
             for row in range(CALL.ROWS):
                 probe += _backward_row(
@@ -204,7 +218,7 @@ def backward_kernel(
                     guards,
                     CALL,
                 )
-            broken = (tl.sum(probe) != 0).to(tl.int32)
+            again = (tl.sum(probe) != 0).to(tl.int32)
 
 
 @triton.jit
@@ -308,8 +322,12 @@ def _backward_row(
             if CALL.NORMALIZE:
                 read += d_total * z[None, :]
             dq += times(read, from_start, CALL) * CALL.SCALE
-        store_tile(d_query, dq, b, head, rows, features, CALL.T, CALL.H, EXACT)
-        probe += dq * 0.0
+        if not CALL.ONLY_STATES:
+            store_tile(d_query, dq, b, head, rows, features, CALL.T, CALL.H, EXACT)
+        if not CALL.ONLY_STATES:
+            probe += dq * 0.0
+        elif CALL.NORMALIZE:
+            probe += d_total * 0.0
         if CALL.HAS_DECAY:
             d_decay = tl.sum(q.to(tl.float32) * dq, axis=1)
         if HAS_AFTER:
@@ -335,8 +353,9 @@ def _backward_row(
                 dz = times(dz, whole, CALL) + read * CALL.SCALE
         if CALL.HAS_KEY_LENGTHS:
             du = tl.where((rows < length)[:, None], du, 0.0)
-        store_tile(d_value, du, b, head, rows, columns, CALL.T, CALL.V, EXACT)
-        if CALL.HAS_DECAY:
+        if not CALL.ONLY_STATES:
+            store_tile(d_value, du, b, head, rows, columns, CALL.T, CALL.V, EXACT)
+        if CALL.HAS_DECAY and not CALL.ONLY_STATES:
             d_decay -= tl.sum(k.to(tl.float32) * dk, axis=1)
             d_given = tl.cumsum(d_decay, 0, reverse=True)
             if HAS_AFTER:
@@ -345,7 +364,8 @@ def _backward_row(
             store_numbers(d_log_decay, d_given, b, head, rows, CALL.T)
         if CALL.HAS_KEY_LENGTHS:
             dk = tl.where((rows < length)[:, None], dk, 0.0)
-        store_tile(d_key, dk, b, head, rows, features, CALL.T, CALL.H, EXACT)
+        if not CALL.ONLY_STATES:
+            store_tile(d_key, dk, b, head, rows, features, CALL.T, CALL.H, EXACT)
     if CALL.HAS_INITIAL:
         store_state(d_initial_state, ds, dz, b, head, features, columns, CALL)
     return probe

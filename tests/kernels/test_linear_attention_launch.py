@@ -1,7 +1,5 @@
 """The launch of linear attention's Triton kernels changes nothing beyond rounding."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +11,7 @@ from icl.kernels.linear_attention.launch import Config, Plan
 from icl.kernels.linear_attention.problem import Operands, Problem
 from icl.kernels.plans import forcing
 
+from .recurrence_oracle import draw
 from .test_linear_attention import OPS, close, draw_full, results
 
 # Chunks that divide the 48 steps or do not, states saved at other steps, rows together.
@@ -22,10 +21,12 @@ PLANS = {
     "forward smaller": Plan(Config(16, 1), Config(32, 2)),
     "rows together": Plan(Config(32, 2, rows=2), Config(64, 4, rows=4)),
     "few states": Plan(Config(16, 1), Config(16, 1), chunks_per_state=2),
+    "segments": Plan(Config(16, 1), Config(16, 1), segments=3),
+    "segments of several chunks": Plan(Config(16, 1, rows=2), Config(16, 1, rows=4), segments=2),
 }
-CALLS = [
-    call for call in itertools.product(PLANS, OPS) if call != ("few states", "linear_attention")
-]
+ONLY = {"few states": "delta_rule", "segments": "linear_attention"}
+ONLY["segments of several chunks"] = "linear_attention"
+CALLS = [(plan, op) for plan in PLANS for op in OPS if ONLY.get(plan, op) == op]
 
 
 @pytest.mark.parametrize("plan, op", CALLS)
@@ -46,6 +47,40 @@ def test_any_launch_gives_the_same(plan, op):
 
     with forcing(PLANS[plan]):
         close(run(arrays, cotangents), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("given", ["lengths", "nothing", "mapped cotangents"])
+def test_segments_of_plain_calls(given):
+    """Some rows end within a segment, before all others, or are empty."""
+    arrays, (d_out, _) = draw("linear_attention", 0, batch=4, length=64, heads=1)
+    lengths = np.array([0, 20, 40, 64]) if given == "lengths" else None
+
+    def run(implementation):
+        def attend(arrays):
+            return OPS["linear_attention"](
+                **arrays,
+                is_causal=True,
+                key_value_seq_lengths=lengths,
+                implementation=implementation,
+            )
+
+        out, pull_back = jax.vjp(attend, arrays)
+        if given == "mapped cotangents":
+            gradient = jax.vmap(lambda scale: pull_back(scale * d_out)[0])(jnp.arange(1.0, 3.0))
+        else:
+            gradient = pull_back(d_out)[0]
+        return dict(out=out) | gradient
+
+    expected = run("xla")
+    with forcing(Plan(Config(16, 1), Config(16, 1), segments=2)):
+        close(jax.jit(lambda: run("triton"))(), expected, atol=1e-4)
+
+
+def test_few_long_rows_are_taken_in_segments():
+    of = lambda batch: jax.ShapeDtypeStruct((batch, 4096, 8, 64), jnp.bfloat16)
+    with targeting("cuda", 90):
+        segments = [launch.plan(Problem(1.0), Operands(*[of(b)] * 3)).segments for b in (16, 256)]
+    assert segments[0] > 1 and segments[1] == 1
 
 
 @pytest.mark.parametrize("blocks", [(16, 16), (64, 64)])
@@ -71,6 +106,7 @@ def test_any_launch_gives_the_same_if_not_causal(blocks):
 UNFIT = {
     "rows": (Plan(Config(16, 1, rows=3), Config(16, 1)), "evenly"),
     "chunks": (Plan(Config(32, 1), Config(16, 1)), "multiple"),
+    "segments": (Plan(Config(16, 1), Config(16, 1), segments=3), "evenly"),
     "states": (Plan(Config(16, 1), Config(16, 1), chunks_per_state=2), "each backward chunk"),
 }
 
