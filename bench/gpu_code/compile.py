@@ -68,9 +68,11 @@ def _cuda(capability: int, unit_kib: int, warps: int, programs: int, cases: Any)
 
 ARCHITECTURES = {
     "sm_80": _cuda(80, 164, 64, 32, FORMS),
+    "sm_86": _cuda(86, 100, 48, 16, ()),
     "sm_89": _cuda(89, 100, 48, 24, FEW),
     "sm_90": _cuda(90, 228, 64, 32, None),
     "sm_100": _cuda(100, 228, 64, 32, FORMS),
+    "sm_103": _cuda(103, 228, 64, 32, ()),
     "sm_120": _cuda(120, 100, 48, 24, FORMS),
     "gfx942": Architecture(GPUTarget("hip", "gfx942", 64), 64, 64, 64, 32, FEW),
 }

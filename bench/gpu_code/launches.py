@@ -15,7 +15,11 @@ from icl.kernels.linear_attention import triton as linear_triton
 
 from ..kernels.ops import CASES, SINGLE, Case
 
-CAPABILITIES = {"a100": 80, "h100": 90, "h200": 90, "gh200": 90, "b200": 100, "gb200": 100}
+# Compute capabilities by a word of the device's name.
+CAPABILITIES = {
+    "a100": 80, "a10": 86, "a40": 86, "3090": 86, "l4": 89, "l40": 89, "l40s": 89, "4090": 89,
+    "h100": 90, "h200": 90, "gh200": 90, "b200": 100, "gb200": 100, "b300": 103, "5090": 120,
+}  # fmt: skip
 
 
 class Variant(NamedTuple):
@@ -119,11 +123,15 @@ def trace(case: Case) -> None:
 
 
 def tuned_devices() -> dict[str, int]:
-    """Compute capabilities of the devices that have a table of launches, by name."""
-    names = [path.stem for path in sorted(launch.TABLES.glob("*.json"))]
-    return {
-        name: CAPABILITIES[part]
-        for name in names
-        for part in name.split("-")
-        if part in CAPABILITIES
-    }
+    """Compute capabilities of the devices that have a table of launches, by name.
+
+    Raises:
+      RuntimeError: that of a device is not known, so its launches cannot be compiled.
+    """
+    found = {}
+    for path in sorted(launch.TABLES.glob("*.json")):
+        known = [CAPABILITIES[part] for part in path.stem.split("-") if part in CAPABILITIES]
+        if not known:
+            raise RuntimeError(f"add the compute capability of {path.stem} to CAPABILITIES")
+        found[path.stem] = known[0]
+    return found

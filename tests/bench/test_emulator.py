@@ -29,6 +29,7 @@ KNOWN = [
     ("IADD3 R0, P0, R1, 0x1, RZ", dict(R1=7), dict(R0=8, P0=False)),
     ("IADD3 R0, P0, R1, -R2, RZ", dict(R1=5, R2=3), dict(R0=2, P0=True)),
     ("IADD3 R0, P0, R1, -R2, RZ", dict(R1=3, R2=5), dict(R0=HIGH - 1, P0=False)),
+    ("IADD3 R0, P0, R1, -R2, RZ", dict(R1=5, R2=0), dict(R0=5, P0=True)),
     ("IADD3 R0, P0, P1, R1, R2, R3", dict(R1=HIGH, R2=HIGH, R3=HIGH),
      dict(R0=HIGH - 2, P0=True, P1=True)),
     ("IADD3.X R0, R1, R2, RZ, P0, !PT", dict(R1=1, R2=2, P0=True), dict(R0=4)),
@@ -84,7 +85,7 @@ KNOWN = [
     ("VIMNMX.U32 R0, R1, R2, !PT", dict(R1=HIGH, R2=3), dict(R0=HIGH)),
     # Bytes, and predicates in a word.
     ("PRMT R0, R1, 0x5410, R2", dict(R1=0xAAAA1111, R2=0xBBBB2222), dict(R0=0x22221111)),
-    ("PRMT R0, R1, 0x9910, RZ", dict(R1=0x0080FF80), dict(R0=0xFFFFFF80)),
+    ("PRMT R0, R1, 0x9910, RZ", dict(R1=0x00008180), dict(R0=0xFFFF8180)),
     ("P2R R0, PR, R1, 0x5", dict(R1=0x12, P0=True, P2=False), dict(R0=0x13)),
     ("R2P PR, R1, 0x6", dict(R1=4), dict(P1=False, P2=True)),
     # Moves, some of which look like arithmetic; spilled registers.
@@ -150,6 +151,14 @@ def test_each_program_runs_its_own_number_of_iterations():
     assert all(warp[-1] == "EXIT" for warp in found)
 
 
+def test_a_loop_runs_as_long_as_any_lane_stays():
+    lines = [
+        "S2R R0, SR_TID.X", "IADD3 R1, RZ, RZ, RZ", "IADD3 R1, R1, 0x1, RZ",
+        "ISETP.LT.AND P0, PT, R1, R0, PT", "@P0 BRA 0x20", "EXIT",
+    ]  # fmt: skip
+    assert [warp.count("BRA") for warp in issued(lines, num_warps=2)] == [31, 63]
+
+
 def test_an_unknown_branch_takes_the_shorter_way():
     skip = ["LDG.E R0, desc[UR4][R2.64]", "ISETP.NE.AND P0, PT, R0, RZ, PT", "@P0 BRA 0x50"]
     long, end = ["FADD R1, R1, R1"] * 2, ["EXIT"]
@@ -195,10 +204,12 @@ def test_addresses_follow_from_pointers_programs_and_threads():
         "S2R R0, SR_TID.X", "S2R R4, SR_CTAID.X", "LDC.64 R2, c[0x0][0x218]",
         "IMAD R0, R4, 0x40, R0", "IMAD.WIDE.U32 R2, R0, 0x10, R2",
         "ISETP.LT.AND P0, PT, R0, 0x142, PT", "@P0 LDG.E.128 R8, desc[UR4][R2.64+0x20]",
-        "LDGSTS.E.BYPASS.128 [R0.X4+UR6], desc[UR4][R2.64+-0x10], P0", "EXIT",
+        "LDGSTS.E.BYPASS.128 [R0+UR6], desc[UR4][R2.64+-0x10], P0", "UMOV UR7, 0x400",
+        "STS [R0.X4+UR7+-0x10], R8", "EXIT",
     ]  # fmt: skip
     accesses = [a for _, _, a in trace(lines, programs=(5,), num_warps=2) if a is not None]
     threads = 5 * 64 + np.arange(64).reshape(2, 32)
+    np.testing.assert_array_equal(accesses.pop(), 4 * threads + 0x3F0)
     for addresses, offset in zip(accesses, (0x20, -0x10), strict=True):
         expected = np.where(threads < 0x142, 2 * emulator.APART + 16 * threads + offset, -1)
         np.testing.assert_array_equal(addresses, expected)
