@@ -16,7 +16,13 @@ import jax.numpy as jnp
 
 from ..dispatch import target
 from ..numerics import next_power_of_2
-from ..plans import FEWEST_PROGRAMS, before_hopper, forced, rows_of_program
+from ..plans import (
+    FEWEST_PROGRAMS,
+    forced,
+    has_wgmma,
+    rows_of_program,
+    warps_hold_operands,
+)
 from . import row_tiles
 from .problem import Dimensions, Operands, Problem
 
@@ -152,58 +158,73 @@ def row_fits(keys: int, width: int, itemsize: int) -> bool:
 
 
 # Queries and keys of a tile and warps, forward and backward, for up to a number of keys, by the
-# width of a head. The products of four warps take operands from shared memory from Hopper on, and
-# from registers before. Others spill, or are bound higher: see the bounds of `make check-gpu-code`.
-_ROWS = {
+# width of a head. "full" is the backward launch for more than 64 keys if the call is not causal, so
+# that no tile is left out. Others spill, or are bound higher: see the bounds of
+# `make check-gpu-code`.
+_SHORT = ((16, (16, 16, 1), (16, 16, 1)), (32, (32, 32, 1), (32, 32, 1)))
+_HOPPER = {
     32: (
-        (16, (16, 16, 1), (16, 16, 1)),
-        (32, (32, 32, 1), (32, 32, 1)),
+        *_SHORT,
         (64, (64, 64, 4), (64, 64, 4)),
         (96, (64, 64, 2), (32, 32, 2)),
         (192, (64, 64, 4), (64, 64, 4)),
-        (256, (64, 64, 4), (64, 64, 8)),
+        (256, (64, 64, 4), (128, 128, 8)),
     ),
     64: (
-        (32, (32, 32, 1), (32, 32, 1)),
+        *_SHORT,
         (64, (64, 64, 4), (64, 64, 4)),
-        (192, (64, 64, 4), (128, 128, 8)),
-        (256, (64, 64, 4), (16, 256, 8)),
+        (256, (64, 64, 4), (128, 128, 8)),
     ),
     128: (
         (32, (32, 32, 2), (32, 32, 2)),
         (64, (64, 64, 4), (64, 64, 4)),
         (128, (64, 64, 4), (16, 128, 8)),
     ),
-    "32, old": (
-        (16, (16, 16, 1), (16, 16, 1)),
-        (32, (32, 32, 1), (32, 32, 1)),
+    "full": {32: (128, 128, 8), 64: (128, 128, 8), 128: (16, 128, 8)},
+}
+_BLACKWELL = {
+    32: (*_SHORT, (192, (64, 64, 4), (64, 64, 4)), (256, (64, 64, 4), (64, 64, 8))),
+    64: (*_SHORT, (192, (64, 64, 4), (64, 64, 4)), (256, (64, 64, 4), (64, 64, 8))),
+    128: ((32, (32, 32, 2), (32, 32, 2)), (128, (64, 64, 4), (64, 64, 4))),
+    "full": {32: (64, 64, 8), 64: (64, 64, 8), 128: (64, 64, 4)},
+}
+# Each warp holds an operand of each product.
+_OLDER = {
+    32: (
+        *_SHORT,
         (96, (64, 64, 4), (64, 64, 4)),
         (128, (64, 64, 4), (16, 64, 4)),
         (256, (16, 256, 8), (16, 256, 8)),
     ),
-    "64, old": (
+    64: (
         (32, (32, 32, 2), (32, 32, 2)),
         (64, (64, 64, 4), (64, 64, 4)),
         (128, (128, 128, 8), (16, 128, 8)),
         (256, (16, 256, 8), (16, 256, 8)),
     ),
-    "128, old": (
+    128: (
         (32, (32, 32, 4), (32, 32, 4)),
         (64, (64, 64, 8), (64, 64, 8)),
         (128, (16, 128, 8), (16, 128, 8)),
     ),
+    "full": {32: (16, 256, 8), 64: (16, 256, 8), 128: (16, 128, 8)},
 }
 
 
 def _row(problem: Problem, sizes: Dimensions, width: int) -> Plan:
-    kind = str(max(width, 32))
-    rows = _ROWS[f"{kind}, old" if before_hopper() else int(kind)]
-    forward, backward = next(configs for most, *configs in rows if sizes.S <= most)
-    if backward == (32, 32, 2) and not problem.is_causal:
-        # Then no tile is left out, and their gradients together do not fit.
-        backward = (128, 128, 8)
+    rows = _OLDER if warps_hold_operands() else _HOPPER if has_wgmma() else _BLACKWELL
+    width = max(width, 32)
+    forward, backward = next(configs for most, *configs in rows[width] if sizes.S <= most)
+    if sizes.S > 64 and not problem.is_causal:
+        backward = rows["full"][width]
     shared = rows_of_program(sizes.B, sizes.K, sizes.S)
-    return Plan("row", Config(*forward, rows=shared), Config(*backward, rows=shared))
+    fit = lambda t, s, warps: Config(
+        min(t, max(16, next_power_of_2(sizes.T))),
+        min(s, max(16, next_power_of_2(sizes.S))),
+        warps,
+        rows=shared,
+    )
+    return Plan("row", fit(*forward), fit(*backward))
 
 
 def _exact_row(sizes: Dimensions, keys: int, width: int) -> Plan:
