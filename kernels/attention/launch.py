@@ -142,7 +142,7 @@ def forms(problem: Problem, operands: Operands) -> list[Plan]:
     tiled = _tiled(sizes, width, itemsize)
     if row_fits(keys, width, itemsize):
         narrow = itemsize <= 2
-        return [_row(problem, sizes, width) if narrow else _exact_row(sizes, keys, width), tiled]
+        return [_row(problem, operands, width) if narrow else _exact_row(sizes, keys, width), tiled]
     return [tiled]
 
 
@@ -192,6 +192,7 @@ _BLACKWELL = {
 _OLDER = {
     32: (
         *_SHORT,
+        (64, (64, 64, 2), (64, 64, 4)),
         (96, (64, 64, 4), (64, 64, 4)),
         (128, (64, 64, 4), (16, 64, 4)),
         (256, (16, 256, 8), (16, 256, 8)),
@@ -211,12 +212,17 @@ _OLDER = {
 }
 
 
-def _row(problem: Problem, sizes: Dimensions, width: int) -> Plan:
+def _row(problem: Problem, operands: Operands, width: int) -> Plan:
+    sizes = Dimensions.of(operands)
     rows = _OLDER if warps_hold_operands() else _HOPPER if has_wgmma() else _BLACKWELL
     width = max(width, 32)
     forward, backward = next(configs for most, *configs in rows[width] if sizes.S <= most)
     if sizes.S > 64 and not problem.is_causal:
         backward = rows["full"][width]
+    has_more = operands.bias is not None or operands.mask is not None or sizes.N > sizes.K
+    if has_more and backward == (32, 32, 2) and sizes.S > 64:
+        # What is added for them does not fit beside the products of two warps.
+        backward = (64, 64, 4)
     shared = rows_of_program(sizes.B, sizes.K, sizes.S)
     fit = lambda t, s, warps: Config(
         min(t, max(16, next_power_of_2(sizes.T))),
