@@ -243,7 +243,7 @@ def _exact_row(sizes: Dimensions, keys: int, width: int) -> Plan:
 # Queries and keys of a tile, warps and stages: forward, keys' and queries' backward, by bytes of an
 # element and width of a head. Larger tiles, or more stages in float32, spill on one GPU or another.
 _TILES = {
-    (2, 64): ((128, 64, 8, 2), (32, 64, 4, 3), (64, 32, 4, 2)),
+    (2, 64): ((128, 64, 8, 2), (64, 64, 4, 2), (128, 64, 8, 2)),
     (2, 128): ((64, 32, 4, 2), (16, 64, 4, 3), (64, 64, 8, 2)),
     (2, 256): ((32, 32, 4, 2), (16, 32, 8, 1), (32, 32, 8, 2)),
     (4, 64): ((32, 32, 4, 1), (16, 32, 4, 1), (32, 32, 4, 1)),
