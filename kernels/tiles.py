@@ -77,11 +77,15 @@ def any_not_finite(a, b):
     Compares the bits without the sign, as integers, which costs about one instruction an element.
     """
     if a.dtype == tl.float32:
-        bits = tl.maximum(a.to(tl.int32, bitcast=True) & 0x7FFFFFFF, b.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
+        bits = tl.maximum(
+            a.to(tl.int32, bitcast=True) & 0x7FFFFFFF, b.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+        )
         return tl.max(tl.ravel(bits), axis=0) >= 0x7F800000
     else:
         LEAST: tl.constexpr = 0x7C00 if a.dtype == tl.float16 else 0x7F80
-        bits = tl.maximum(a.to(tl.int16, bitcast=True) & 0x7FFF, b.to(tl.int16, bitcast=True) & 0x7FFF)
+        bits = tl.maximum(
+            a.to(tl.int16, bitcast=True) & 0x7FFF, b.to(tl.int16, bitcast=True) & 0x7FFF
+        )
         return tl.max(tl.ravel(bits.to(tl.int32)), axis=0) >= LEAST
 
 

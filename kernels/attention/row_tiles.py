@@ -1,6 +1,6 @@
-"""How the row form cuts a call into tiles: plain numbers, which the kernels get in `triton.Call`."""
+"""How the row form cuts a call into tiles, in numbers that the kernels get in `triton.Call`."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..numerics import next_power_of_2
 from .problem import Dimensions, Operands, Problem
@@ -10,8 +10,22 @@ NARROWEST = 16
 # Tiles of keys that a program can hold, and of queries that a kernel lists one by one.
 MOST = 4
 
-# (first index, size, whether all indices exist, where a loop over such tiles ends)
-Tiles = tuple[tuple[int, int, bool, int], ...]
+
+class Tile(NamedTuple):
+    """Consecutive queries or keys.
+
+    first, size: the first index, and how many.
+    is_exact: whether all indices exist.
+    end: where a loop over such tiles ends; with one tile, after it.
+    """
+
+    first: int
+    size: int
+    is_exact: bool
+    end: int
+
+
+Tiles = tuple[Tile, ...]
 
 
 class RowTiles(NamedTuple):
@@ -34,7 +48,7 @@ def row_tiles(problem: Problem, operands: Operands, block_t: int, block_s: int) 
     sizes = Dimensions.of(operands)
     queries, keys = _cut(sizes.T, block_t), _cut(sizes.S, block_s)
     if len(keys) == 1 or len(queries) > MOST:
-        queries = ((0, block_t, sizes.T % block_t == 0, sizes.T),)
+        queries = (Tile(0, block_t, sizes.T % block_t == 0, sizes.T),)
     before, after = problem.left, 0 if problem.is_causal else problem.right
     given = (operands.mask, operands.query_lengths, operands.key_lengths)
     # If there are more keys than queries, rows that are no queries must be kept from some.
@@ -68,7 +82,7 @@ def _cut(length: int, block: int) -> Tiles:
     found = []
     for first in range(0, max(length, 1), block):
         size = min(block, max(NARROWEST, next_power_of_2(length - first)))
-        found.append((first, size, first + size <= length, first + size))
+        found.append(Tile(first, size, first + size <= length, first + size))
     return tuple(found)
 
 

@@ -13,7 +13,7 @@ from ..triton_call import call_refusal, stand_ins, strides, triton_call
 from . import launch
 from .problem import Dimensions, Operands, Problem, hides, may_blind, pack
 from .reference import attention as definition
-from .row_tiles import RowTiles, heads_together, row_tiles
+from .row_tiles import RowTiles, Tiles, heads_together, row_tiles
 
 WIDEST_HEAD = 256
 
@@ -49,8 +49,7 @@ class Call(NamedTuple):
     HIDES: some query may not see some key.
     MAY_BLIND: some query may see no key at all.
     HEADS: heads that share a tile of the row form.
-    QUERIES, KEYS: tiles of the row form, (first, size, exact, end): the first index of a tile, its
-      size, whether all its indices are below T or S, and where the loop over such tiles ends.
+    QUERIES, KEYS: tiles of the row form.
     SIGHT: for each tile of queries the range of the tiles of keys in sight, (begin, end).
     FIRST_SEEN: for each tile of keys the first tile of queries that has it in sight.
     WHOLE: for each tile of queries and each of keys whether every pair is visible.
@@ -78,8 +77,8 @@ class Call(NamedTuple):
     HIDES: bool
     MAY_BLIND: bool
     HEADS: int
-    QUERIES: tuple[tuple[int, int, bool, int], ...]
-    KEYS: tuple[tuple[int, int, bool, int], ...]
+    QUERIES: Tiles
+    KEYS: Tiles
     SIGHT: tuple[tuple[int, int], ...]
     FIRST_SEEN: tuple[int, ...]
     WHOLE: tuple[tuple[bool, ...], ...]
@@ -343,7 +342,9 @@ def _rows_of_bias_sum(problem: Problem, operands: Operands) -> int:
     """
     sizes = Dimensions.of(operands)
     plan = launch.plan(problem, operands)
-    one_tile = plan.form == "row" and plan.backward.block_t >= sizes.T and sizes.N == sizes.K
+    config = plan.backward
+    one_tile = plan.form == "row" and config.block_t >= sizes.T and config.block_s >= sizes.S
+    one_tile = one_tile and sizes.N == sizes.K
     if operands.bias is None or operands.bias.shape[0] != 1 or not one_tile:
         return 1
     rows = 1

@@ -15,7 +15,7 @@ up the features of one head, since those of the others are 0 in one of them.
 import triton
 import triton.language as tl
 
-from ..tiles import Tensor, load_length, load_tile, store_tile
+from ..tiles import Tensor, load_length, store_tile
 from .triton_tiles import (
     Queries,
     exponential,
@@ -35,9 +35,9 @@ def _load_keys_and_values(key, value, b, head, features, CALL: tl.constexpr):
     """Tiles of keys and of values, and whether each pair of them is broken: see `triton_tiles`."""
     k, v, broken = (), (), ()
     for j in tl.static_range(len(CALL.KEYS)):
-        columns = CALL.KEYS[j][0] + tl.arange(0, CALL.KEYS[j][1])
+        columns = CALL.KEYS[j].first + tl.arange(0, CALL.KEYS[j].size)
         keys, values, not_finite = load_keys_and_values(
-            key, value, b, head, columns, features, CALL.KEYS[j][2], CALL
+            key, value, b, head, columns, features, CALL.KEYS[j].is_exact, CALL
         )
         k, v, broken = k + (keys,), v + (values,), broken + (not_finite,)
     return k, v, broken
@@ -53,10 +53,22 @@ def _own_tiles(tensor, tiles, broken, b, head, CALL: tl.constexpr):
         own = ()
         for member in tl.static_range(HEADS):
             for j in tl.static_range(len(CALL.KEYS)):
-                columns = CALL.KEYS[j][0] + tl.arange(0, CALL.KEYS[j][1])
+                columns = CALL.KEYS[j].first + tl.arange(0, CALL.KEYS[j].size)
                 tile = load_head(tensor, b, head, columns, CALL.S, False, member, CALL)
                 own = own + (finite_if(tile, broken[j], CALL),)
         return own
+
+
+@triton.jit
+def _replaced(tiles, J: tl.constexpr, tile):
+    """The tiles with another one at J."""
+    found = ()
+    for j in tl.static_range(len(tiles)):
+        if j == J:
+            found = found + (tile,)
+        else:
+            found = found + (tiles[j],)
+    return found
 
 
 @triton.jit
@@ -85,7 +97,7 @@ def _zeros(CALL: tl.constexpr):
     """A sum for each tile of keys."""
     tiles = ()
     for j in tl.static_range(len(CALL.KEYS)):
-        tiles = tiles + (tl.full([CALL.KEYS[j][1], CALL.BLOCK_H], 0.0, tl.float32),)
+        tiles = tiles + (tl.full([CALL.KEYS[j].size, CALL.BLOCK_H], 0.0, tl.float32),)
     return tiles
 
 
@@ -98,39 +110,33 @@ def _store_finished(
     WIDTH: tl.constexpr = CALL.H * CALL.HEADS
     for j in tl.static_range(len(CALL.KEYS)):
         if CALL.FIRST_SEEN[j] == I:
-            columns = CALL.KEYS[j][0] + tl.arange(0, CALL.KEYS[j][1])
+            columns = CALL.KEYS[j].first + tl.arange(0, CALL.KEYS[j].size)
             store_tile(
                 Tensor(d_key, STRIDES.D_KEY), dk[j] * CALL.LATE, b, head, columns, features,
-                CALL.S, WIDTH, CALL.KEYS[j][2],
+                CALL.S, WIDTH, CALL.KEYS[j].is_exact,
             )  # fmt: skip
             store_tile(
                 Tensor(d_value, STRIDES.D_VALUE), dv[j], b, head, columns, features,
-                CALL.S, WIDTH, CALL.KEYS[j][2],
+                CALL.S, WIDTH, CALL.KEYS[j].is_exact,
             )  # fmt: skip
 
 
 @triton.jit
 def _softmax(
-    q,
-    k,
-    broken,
-    queries,
-    I: tl.constexpr,
-    MEMBER: tl.constexpr,
-    STRIDES: tl.constexpr,
-    CALL: tl.constexpr,
-):
+    q, k, broken, queries,
+    I: tl.constexpr, MEMBER: tl.constexpr, STRIDES: tl.constexpr, CALL: tl.constexpr,
+):  # fmt: skip
     """Exponentials of the scores by tiles of keys in sight, the inverse of their sum, blind rows.
 
     The inverse is 1 for a row that sees nothing.
     """
-    SIZE: tl.constexpr = CALL.QUERIES[I][1]
+    SIZE: tl.constexpr = CALL.QUERIES[I].size
     BEGIN: tl.constexpr = CALL.SIGHT[I][0]
     END: tl.constexpr = CALL.SIGHT[I][1]
     scores = ()
     highest = tl.full([SIZE], float("-inf"), tl.float32)
     for j in tl.static_range(BEGIN, END):
-        columns = CALL.KEYS[j][0] + tl.arange(0, CALL.KEYS[j][1])
+        columns = CALL.KEYS[j].first + tl.arange(0, CALL.KEYS[j].size)
         tile = scores_of(
             q, k[j], broken[j], queries, columns, CALL.WHOLE[I][j], MEMBER, STRIDES, CALL
         )
@@ -151,7 +157,10 @@ def _softmax(
 
 
 @triton.jit
-def _attend(query, out, k, own_v, broken, queries, I: tl.constexpr, STRIDES: tl.constexpr, CALL: tl.constexpr):
+def _attend(
+    query, out, k, own_v, broken, queries,
+    I: tl.constexpr, STRIDES: tl.constexpr, CALL: tl.constexpr,
+):  # fmt: skip
     """Writes the output of a tile of queries."""
     features = tl.arange(0, CALL.BLOCK_H)
     b, n, rows = queries.b, queries.n, queries.rows
@@ -159,12 +168,12 @@ def _attend(query, out, k, own_v, broken, queries, I: tl.constexpr, STRIDES: tl.
     END: tl.constexpr = CALL.SIGHT[I][1]
     HEADS: tl.constexpr = CALL.HEADS
     WIDTH: tl.constexpr = CALL.H * HEADS
-    EXACT: tl.constexpr = CALL.QUERIES[I][2]
-    result = tl.full([CALL.QUERIES[I][1], CALL.BLOCK_H], 0.0, tl.float32)
+    EXACT: tl.constexpr = CALL.QUERIES[I].is_exact
+    result = tl.full([CALL.QUERIES[I].size, CALL.BLOCK_H], 0.0, tl.float32)
     for member in tl.static_range(HEADS):
         q = load_head(Tensor(query, STRIDES.QUERY), b, n, rows, CALL.T, EXACT, member, CALL)
         weights, inverse, _ = _softmax(q, k, broken, queries, I, member, STRIDES, CALL)
-        mixed = tl.full([CALL.QUERIES[I][1], CALL.BLOCK_H], 0.0, tl.float32)
+        mixed = tl.full([CALL.QUERIES[I].size, CALL.BLOCK_H], 0.0, tl.float32)
         for j in tl.static_range(BEGIN, END):
             values = own_v[member * len(CALL.KEYS) + j]
             mixed = _plus_product(mixed, weights[j - BEGIN].to(values.dtype), values, member, CALL)
@@ -204,10 +213,12 @@ def forward_kernel(
         for member in range(CALL.GROUP):
             n = head * CALL.GROUP + member
             for i in tl.static_range(len(CALL.QUERIES)):
-                for start in range(CALL.QUERIES[i][0], CALL.QUERIES[i][3], CALL.QUERIES[i][1]):
+                for start in range(
+                    CALL.QUERIES[i].first, CALL.QUERIES[i].end, CALL.QUERIES[i].size
+                ):
                     queries = Queries(
                         key=key, value=value, bias=bias, mask=mask, b=b, n=n, head=head,
-                        rows=start + tl.arange(0, CALL.QUERIES[i][1]),
+                        rows=start + tl.arange(0, CALL.QUERIES[i].size),
                         query_length=query_length, key_length=key_length,
                     )  # fmt: skip
                     _attend(query, out, k, own_v, broken, queries, i, STRIDES, CALL)
@@ -225,8 +236,8 @@ def _attend_back(
     END: tl.constexpr = CALL.SIGHT[I][1]
     HEADS: tl.constexpr = CALL.HEADS
     WIDTH: tl.constexpr = CALL.H * HEADS
-    EXACT: tl.constexpr = CALL.QUERIES[I][2]
-    dq = tl.full([CALL.QUERIES[I][1], CALL.BLOCK_H], 0.0, tl.float32)
+    EXACT: tl.constexpr = CALL.QUERIES[I].is_exact
+    dq = tl.full([CALL.QUERIES[I].size, CALL.BLOCK_H], 0.0, tl.float32)
     for member in tl.static_range(HEADS):
         q = load_head(Tensor(query, STRIDES.QUERY), b, n, rows, CALL.T, EXACT, member, CALL)
         do = load_head(Tensor(d_out, STRIDES.D_OUT), b, n, rows, CALL.T, EXACT, member, CALL)
@@ -238,14 +249,14 @@ def _attend_back(
             do = tl.where(blind[:, None], 0.0, do).to(do.dtype)
         weights = ()
         d_weights = ()
-        delta = tl.full([CALL.QUERIES[I][1]], 0.0, tl.float32)
+        delta = tl.full([CALL.QUERIES[I].size], 0.0, tl.float32)
         for j in tl.static_range(BEGIN, END):
             w = exponentials[j - BEGIN] * inverse[:, None]
             values = of_head_if(v[j], broken[j], member, CALL)
             dw = tl.dot(do, tl.trans(values), input_precision=CALL.PRECISION)
             delta += tl.sum(w * dw, axis=1)
             new = _plus_product(dv[j], tl.trans(w.to(do.dtype)), do, member, CALL)
-            dv = replaced(dv, j, new)
+            dv = _replaced(dv, j, new)
             weights = weights + (w,)
             d_weights = d_weights + (dw,)
         delta = without_nan(delta, CALL)
@@ -257,20 +268,20 @@ def _attend_back(
             if CALL.SUMS_BIAS:
                 bias_sum += d_scores
             elif CALL.HAS_BIAS:
-                columns = CALL.KEYS[j][0] + tl.arange(0, CALL.KEYS[j][1])
+                columns = CALL.KEYS[j].first + tl.arange(0, CALL.KEYS[j].size)
                 store_scores(
                     Tensor(d_bias, STRIDES.D_BIAS), d_scores, b, n + member, rows, columns, CALL
                 )
             if CALL.HAS_BIAS:
                 d_scores *= CALL.EARLY
             d_scores = d_scores.to(q.dtype)
-            dk = replaced(dk, j, _plus_product(dk[j], tl.trans(d_scores), q, member, CALL))
+            dk = _replaced(dk, j, _plus_product(dk[j], tl.trans(d_scores), q, member, CALL))
             dq = _plus_product(dq, d_scores, own_k[member * len(CALL.KEYS) + j], member, CALL)
     if CALL.HAS_BIAS and not CALL.SUMS_BIAS:
         for j in tl.static_range(len(CALL.KEYS)):
             if j < BEGIN or j >= END:
-                columns = CALL.KEYS[j][0] + tl.arange(0, CALL.KEYS[j][1])
-                unseen = tl.full([CALL.QUERIES[I][1], CALL.KEYS[j][1]], 0.0, tl.float32)
+                columns = CALL.KEYS[j].first + tl.arange(0, CALL.KEYS[j].size)
+                unseen = tl.full([CALL.QUERIES[I].size, CALL.KEYS[j].size], 0.0, tl.float32)
                 store_scores(Tensor(d_bias, STRIDES.D_BIAS), unseen, b, n, rows, columns, CALL)
     store_tile(
         Tensor(d_query, STRIDES.D_QUERY), dq * CALL.LATE, b, n, rows, features,
@@ -302,7 +313,7 @@ def backward_kernel(
     # The bias's gradient is summed over rows only if one tile holds all pairs.
     tl.static_assert(
         not CALL.SUMS_BIAS
-        or (CALL.QUERIES[0][1] >= CALL.T and len(CALL.KEYS) == 1 and CALL.GROUP * CALL.HEADS == 1)
+        or (CALL.QUERIES[0].size >= CALL.T and len(CALL.KEYS) == 1 and CALL.GROUP * CALL.HEADS == 1)
     )
     program = tl.program_id(0)
     TOGETHER: tl.constexpr = CALL.K // CALL.HEADS
@@ -310,7 +321,7 @@ def backward_kernel(
     features = tl.arange(0, CALL.BLOCK_H)
     bias_sum = 0.0
     if CALL.SUMS_BIAS:
-        bias_sum = tl.full([CALL.QUERIES[0][1], CALL.KEYS[0][1]], 0.0, tl.float32)
+        bias_sum = tl.full([CALL.QUERIES[0].size, CALL.KEYS[0].size], 0.0, tl.float32)
     for row in range(CALL.ROWS):
         b = (program // TOGETHER).to(tl.int64) * CALL.ROWS + row
         query_length = load_length(
@@ -329,31 +340,21 @@ def backward_kernel(
         for i in tl.static_range(len(CALL.QUERIES) - 1, -1, -1):
             for member in range(CALL.GROUP):
                 n = head * CALL.GROUP + member
-                for start in range(CALL.QUERIES[i][0], CALL.QUERIES[i][3], CALL.QUERIES[i][1]):
+                for start in range(
+                    CALL.QUERIES[i].first, CALL.QUERIES[i].end, CALL.QUERIES[i].size
+                ):
                     queries = Queries(
                         key=key, value=value, bias=bias, mask=mask, b=b, n=n, head=head,
-                        rows=start + tl.arange(0, CALL.QUERIES[i][1]),
+                        rows=start + tl.arange(0, CALL.QUERIES[i].size),
                         query_length=query_length, key_length=key_length,
                     )  # fmt: skip
                     dk, dv, bias_sum = _attend_back(
-                        query, d_out, d_query, d_bias, k, own_k, v, dk, dv, bias_sum, broken, queries,
-                        i, STRIDES, CALL,
+                        query, d_out, d_query, d_bias, k, own_k, v, dk, dv, bias_sum, broken,
+                        queries, i, STRIDES, CALL,
                     )  # fmt: skip
             _store_finished(d_key, d_value, dk, dv, b, head, i, STRIDES, CALL)
     if CALL.SUMS_BIAS:
         first = (program // TOGETHER).to(tl.int64)
-        rows = tl.arange(0, CALL.QUERIES[0][1])
-        columns = tl.arange(0, CALL.KEYS[0][1])
+        rows = tl.arange(0, CALL.QUERIES[0].size)
+        columns = tl.arange(0, CALL.KEYS[0].size)
         store_scores(Tensor(d_bias, STRIDES.D_BIAS), bias_sum, first, head, rows, columns, CALL)
-
-
-@triton.jit
-def replaced(tiles, J: tl.constexpr, tile):
-    """The tiles with another one at J."""
-    found = ()
-    for j in tl.static_range(len(tiles)):
-        if j == J:
-            found = found + (tile,)
-        else:
-            found = found + (tiles[j],)
-    return found

@@ -6,8 +6,8 @@ STRIDES and CALL are those of `triton.py`.
 
 **NaN and infinity in keys and values.** A product with a probability of 0 would carry the NaN of a
 hidden key to every query. So kernels ask of each tile whether anything in it is not finite
-(`any_not_finite`), and if so go a longer way: such entries become 0 in the products, and the scores of their key become NaN (`_poison`), which reaches only the queries
-that see the key.
+(`any_not_finite`), and if so go a longer way: such entries become 0 in the products, and the scores
+of their key become NaN (`_poison`), which reaches only the queries that see the key.
 """
 
 from typing import Any, NamedTuple
@@ -159,9 +159,7 @@ def of_head_if(tile, broken, MEMBER: tl.constexpr, CALL: tl.constexpr):
 
 
 @triton.jit
-def _poison(
-    queries, columns, MEMBER: tl.constexpr, STRIDES: tl.constexpr, CALL: tl.constexpr
-):
+def _poison(queries, columns, MEMBER: tl.constexpr, STRIDES: tl.constexpr, CALL: tl.constexpr):
     """What to add to the scores of each key: NaN if the key or its value is not finite, else 0."""
     features = tl.arange(0, CALL.BLOCK_H)
     b, head = queries.b, queries.head
