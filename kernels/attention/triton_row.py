@@ -31,20 +31,29 @@ from .triton_tiles import (
 
 
 @triton.jit
-def _load_keys_and_values(key, value, b, head, features, CALL: tl.constexpr):
+def _load_keys_and_values(key, value, b, head, features, length, CALL: tl.constexpr):
     """Tiles of keys and of values, and whether each pair of them is broken: see `triton_tiles`."""
     k, v, broken = (), (), ()
     for j in tl.static_range(len(CALL.KEYS)):
         columns = CALL.KEYS[j].first + tl.arange(0, CALL.KEYS[j].size)
         keys, values, not_finite = load_keys_and_values(
-            key, value, b, head, columns, features, CALL.KEYS[j].is_exact, CALL
+            key, value, b, head, columns, features, length, CALL.KEYS[j].is_exact, CALL
         )
         k, v, broken = k + (keys,), v + (values,), broken + (not_finite,)
     return k, v, broken
 
 
 @triton.jit
-def _own_tiles(tensor, tiles, broken, b, head, CALL: tl.constexpr):
+def _meets(queries, J: tl.constexpr, CALL: tl.constexpr):
+    """Whether any query of the tile may see any key of the tile J, by the lengths."""
+    if CALL.HAS_KEY_LENGTHS or CALL.HAS_QUERY_LENGTHS:
+        return (CALL.KEYS[J].first < queries.key_length) & (queries.start < queries.query_length)
+    else:
+        return True
+
+
+@triton.jit
+def _own_tiles(tensor, tiles, broken, b, head, length, CALL: tl.constexpr):
     """The tiles of keys or values for each head that shares them, 0 in place of other heads."""
     HEADS: tl.constexpr = CALL.HEADS
     if HEADS == 1:
@@ -54,7 +63,7 @@ def _own_tiles(tensor, tiles, broken, b, head, CALL: tl.constexpr):
         for member in tl.static_range(HEADS):
             for j in tl.static_range(len(CALL.KEYS)):
                 columns = CALL.KEYS[j].first + tl.arange(0, CALL.KEYS[j].size)
-                tile = load_head(tensor, b, head, columns, CALL.S, False, member, CALL)
+                tile = load_head(tensor, b, head, columns, length, False, member, CALL)
                 own = own + (finite_if(tile, broken[j], CALL),)
         return own
 
@@ -137,9 +146,11 @@ def _softmax(
     highest = tl.full([SIZE], float("-inf"), tl.float32)
     for j in tl.static_range(BEGIN, END):
         columns = CALL.KEYS[j].first + tl.arange(0, CALL.KEYS[j].size)
-        tile = scores_of(
-            q, k[j], broken[j], queries, columns, CALL.WHOLE[I][j], MEMBER, STRIDES, CALL
-        )
+        tile = tl.full([SIZE, CALL.KEYS[j].size], float("-inf"), tl.float32)
+        if _meets(queries, j, CALL):
+            tile = scores_of(
+                q, k[j], broken[j], queries, columns, CALL.WHOLE[I][j], MEMBER, STRIDES, CALL
+            )
         highest = tl.maximum(highest, tl.max(tile, axis=1))
         scores = scores + (tile,)
     if CALL.MAY_BLIND:
@@ -176,7 +187,9 @@ def _attend(
         mixed = tl.full([CALL.QUERIES[I].size, CALL.BLOCK_H], 0.0, tl.float32)
         for j in tl.static_range(BEGIN, END):
             values = own_v[member * len(CALL.KEYS) + j]
-            mixed = _plus_product(mixed, weights[j - BEGIN].to(values.dtype), values, member, CALL)
+            if _meets(queries, j, CALL):
+                w = weights[j - BEGIN].to(values.dtype)
+                mixed = _plus_product(mixed, w, values, member, CALL)
         result = _in_head(mixed * inverse[:, None], result, member, CALL)
     store_tile(Tensor(out, STRIDES.OUT), result, b, n, rows, features, CALL.T, WIDTH, EXACT)
 
@@ -207,9 +220,10 @@ def forward_kernel(
             Tensor(key_lengths, STRIDES.KEY_LENGTHS), b, CALL.HAS_KEY_LENGTHS, CALL.S
         )
         k, v, broken = _load_keys_and_values(
-            Tensor(key, STRIDES.KEY), Tensor(value, STRIDES.VALUE), b, head, features, CALL
-        )
-        own_v = _own_tiles(Tensor(value, STRIDES.VALUE), v, broken, b, head, CALL)
+            Tensor(key, STRIDES.KEY), Tensor(value, STRIDES.VALUE), b, head, features,
+            key_length, CALL,
+        )  # fmt: skip
+        own_v = _own_tiles(Tensor(value, STRIDES.VALUE), v, broken, b, head, key_length, CALL)
         for member in range(CALL.GROUP):
             n = head * CALL.GROUP + member
             for i in tl.static_range(len(CALL.QUERIES)):
@@ -218,7 +232,7 @@ def forward_kernel(
                 ):
                     queries = Queries(
                         key=key, value=value, bias=bias, mask=mask, b=b, n=n, head=head,
-                        rows=start + tl.arange(0, CALL.QUERIES[i].size),
+                        start=start, rows=start + tl.arange(0, CALL.QUERIES[i].size),
                         query_length=query_length, key_length=key_length,
                     )  # fmt: skip
                     _attend(query, out, k, own_v, broken, queries, i, STRIDES, CALL)
@@ -253,10 +267,13 @@ def _attend_back(
         for j in tl.static_range(BEGIN, END):
             w = exponentials[j - BEGIN] * inverse[:, None]
             values = of_head_if(v[j], broken[j], member, CALL)
-            dw = tl.dot(do, tl.trans(values), input_precision=CALL.PRECISION)
-            delta += tl.sum(w * dw, axis=1)
-            new = _plus_product(dv[j], tl.trans(w.to(do.dtype)), do, member, CALL)
-            dv = _replaced(dv, j, new)
+            dw = tl.full([CALL.QUERIES[I].size, CALL.KEYS[j].size], 0.0, tl.float32)
+            d_values = dv[j]
+            if _meets(queries, j, CALL):
+                dw = tl.dot(do, tl.trans(values), input_precision=CALL.PRECISION)
+                delta += tl.sum(w * dw, axis=1)
+                d_values = _plus_product(d_values, tl.trans(w.to(do.dtype)), do, member, CALL)
+            dv = _replaced(dv, j, d_values)
             weights = weights + (w,)
             d_weights = d_weights + (dw,)
         delta = without_nan(delta, CALL)
@@ -275,8 +292,11 @@ def _attend_back(
             if CALL.HAS_BIAS:
                 d_scores *= CALL.EARLY
             d_scores = d_scores.to(q.dtype)
-            dk = _replaced(dk, j, _plus_product(dk[j], tl.trans(d_scores), q, member, CALL))
-            dq = _plus_product(dq, d_scores, own_k[member * len(CALL.KEYS) + j], member, CALL)
+            d_keys, keys = dk[j], own_k[member * len(CALL.KEYS) + j]
+            if _meets(queries, j, CALL):
+                d_keys = _plus_product(d_keys, tl.trans(d_scores), q, member, CALL)
+                dq = _plus_product(dq, d_scores, keys, member, CALL)
+            dk = _replaced(dk, j, d_keys)
     if CALL.HAS_BIAS and not CALL.SUMS_BIAS:
         for j in tl.static_range(len(CALL.KEYS)):
             if j < BEGIN or j >= END:
@@ -331,9 +351,10 @@ def backward_kernel(
             Tensor(key_lengths, STRIDES.KEY_LENGTHS), b, CALL.HAS_KEY_LENGTHS, CALL.S
         )
         k, v, broken = _load_keys_and_values(
-            Tensor(key, STRIDES.KEY), Tensor(value, STRIDES.VALUE), b, head, features, CALL
-        )
-        own_k = _own_tiles(Tensor(key, STRIDES.KEY), k, broken, b, head, CALL)
+            Tensor(key, STRIDES.KEY), Tensor(value, STRIDES.VALUE), b, head, features,
+            key_length, CALL,
+        )  # fmt: skip
+        own_k = _own_tiles(Tensor(key, STRIDES.KEY), k, broken, b, head, key_length, CALL)
         dk = _zeros(CALL)
         dv = _zeros(CALL)
         # From the last queries to the first: the last keys of a causal call are finished early.
@@ -345,7 +366,7 @@ def backward_kernel(
                 ):
                     queries = Queries(
                         key=key, value=value, bias=bias, mask=mask, b=b, n=n, head=head,
-                        rows=start + tl.arange(0, CALL.QUERIES[i].size),
+                        start=start, rows=start + tl.arange(0, CALL.QUERIES[i].size),
                         query_length=query_length, key_length=key_length,
                     )  # fmt: skip
                     dk, dv, bias_sum = _attend_back(

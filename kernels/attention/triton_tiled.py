@@ -145,7 +145,8 @@ def forward_kernel(
     total = tl.zeros([BLOCK_T], tl.float32)
     mixed = tl.zeros([BLOCK_T, BLOCK_H], tl.float32)
     queries = Queries(
-        key=key, value=value, bias=bias, mask=mask, b=b, n=n, head=n // CALL.GROUP, rows=rows,
+        key=key, value=value, bias=bias, mask=mask, b=b, n=n, head=n // CALL.GROUP,
+        start=first, rows=rows,
         query_length=query_length, key_length=key_length,
     )  # fmt: skip
     begin, end = _keys_in_sight(first, first + BLOCK_T - 1, query_length, key_length, CALL)
@@ -160,6 +161,7 @@ def forward_kernel(
                 n // CALL.GROUP,
                 columns,
                 features,
+                key_length,
                 S_EXACT,
                 CALL,
             )
@@ -252,7 +254,8 @@ def backward_queries_kernel(
         do = tl.where(blind[:, None], 0.0, do).to(do.dtype)
     dq = tl.zeros([BLOCK_T, BLOCK_H], tl.float32)
     queries = Queries(
-        key=key, value=value, bias=bias, mask=mask, b=b, n=n, head=n // CALL.GROUP, rows=rows,
+        key=key, value=value, bias=bias, mask=mask, b=b, n=n, head=n // CALL.GROUP,
+        start=first, rows=rows,
         query_length=query_length, key_length=key_length,
     )  # fmt: skip
     begin, end = _keys_in_sight(first, first + BLOCK_T - 1, query_length, key_length, CALL)
@@ -274,6 +277,7 @@ def backward_queries_kernel(
                     n // CALL.GROUP,
                     columns,
                     features,
+                    key_length,
                     S_EXACT,
                     CALL,
                 )
@@ -350,6 +354,7 @@ def backward_keys_kernel(
         head,
         columns,
         features,
+        key_length,
         S_EXACT,
         CALL,
     )
@@ -362,7 +367,8 @@ def backward_keys_kernel(
         for start in range(begin, end, BLOCK_T):
             rows = start + tl.arange(0, BLOCK_T)
             queries = Queries(
-                key=key, value=value, bias=bias, mask=mask, b=b, n=n, head=head, rows=rows,
+                key=key, value=value, bias=bias, mask=mask, b=b, n=n, head=head,
+                start=start, rows=rows,
                 query_length=query_length, key_length=key_length,
             )  # fmt: skip
             visible = _anything_visible(queries, columns, STRIDES, CALL)

@@ -33,7 +33,7 @@ class Queries(NamedTuple):
     key, value: pointers; their strides are STRIDES.KEY and STRIDES.VALUE.
     bias, mask: pointers, of all pairs; their strides are STRIDES.BIAS and STRIDES.MASK.
     b, n, head: batch row, query head and key head; of several heads in a tile the first.
-    rows: indices of the queries.
+    start, rows: index of the first query, and of all.
     query_length, key_length: numbers of valid queries and keys of the batch row.
     """
 
@@ -44,6 +44,7 @@ class Queries(NamedTuple):
     b: Any
     n: Any
     head: Any
+    start: Any
     rows: Any
     query_length: Any
     key_length: Any
@@ -123,15 +124,18 @@ def load_head(
 
 @triton.jit
 def load_keys_and_values(
-    key, value, b, head, columns, features, EXACT: tl.constexpr, CALL: tl.constexpr
+    key, value, b, head, columns, features, length, EXACT: tl.constexpr, CALL: tl.constexpr
 ):
     """A tile of keys, one of values, and whether anything in them is NaN or infinite.
+
+    length: number of valid keys; what lies past it is not read.
 
     If keys can be hidden, such entries are 0 in the tiles: see `scores_of`.
     """
     WIDTH: tl.constexpr = CALL.H * CALL.HEADS
-    k = load_tile(key, b, head, columns, features, CALL.S, WIDTH, EXACT)
-    v = load_tile(value, b, head, columns, features, CALL.S, WIDTH, EXACT)
+    ALL: tl.constexpr = EXACT and not CALL.HAS_KEY_LENGTHS
+    k = load_tile(key, b, head, columns, features, length, WIDTH, ALL)
+    v = load_tile(value, b, head, columns, features, length, WIDTH, ALL)
     broken = False
     if CALL.HIDES or CALL.HEADS > 1:
         broken = any_not_finite(k, v)
