@@ -1,6 +1,6 @@
 """Launches of the Triton kernels: frozen choices, nothing is tuned at run time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 
@@ -73,7 +73,7 @@ def _check_fits(plan: Plan, problem: Problem, operands: Operands) -> None:
 
 
 # Rows are cut into segments until there are this many, two for each multiprocessor of an H200, but
-# not into shorter ones than this number of chunks.
+# not into shorter ones than this number of chunks. With that many, chunks are loaded early.
 FEWEST_SEGMENTS, FEWEST_CHUNKS = 264, 4
 # Steps of the delta rule between saved states.
 SAVE_EVERY = 64
@@ -112,6 +112,11 @@ def heuristic(problem: Problem, operands: Operands) -> Plan:
     segments = 1
     if operands.beta is None and problem.is_causal:
         segments = _segments(sizes, backward.block_t)
+        is_long = sizes.T // segments >= FEWEST_CHUNKS * forward.block_t
+        is_plain = operands.log_decay is None and not problem.normalize
+        if is_long and is_plain and kind == "linear" and not before_hopper():
+            # With more options this would spill.
+            forward = replace(forward, num_stages=2)
     return Plan(forward, backward, chunks_per_state, segments)
 
 

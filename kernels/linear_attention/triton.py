@@ -56,6 +56,7 @@ class Call(NamedTuple):
     HAS_BROKEN_BEFORE: the kernel is told whether steps before the row hold NaN or infinity.
     BLOCK_T, BLOCK_H, BLOCK_V: steps of a chunk, and features of its tiles.
     ROWS: batch rows of a program.
+    STAGES: number of chunks whose loads are in flight.
     """
 
     T: int
@@ -77,6 +78,7 @@ class Call(NamedTuple):
     BLOCK_H: int
     BLOCK_V: int
     ROWS: int
+    STAGES: int
 
 
 def _forward(problem: Problem, operands: Operands) -> tuple[Result, Any]:
@@ -308,6 +310,7 @@ def _constants(
             BLOCK_H=max(16, next_power_of_2(sizes.H)),
             BLOCK_V=max(16, next_power_of_2(sizes.V)),
             ROWS=config.rows,
+            STAGES=config.num_stages,
         ),
     )
 

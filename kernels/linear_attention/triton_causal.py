@@ -51,34 +51,91 @@ def forward_kernel(
     STRIDES: tl.constexpr,
     CALL: tl.constexpr,
 ):
+    again = 1
+    if CALL.STAGES > 1:
+        # Triton loads chunks early only if loads have no guards: one copy of the code is without.
+        for guards in tl.static_range(2):
+            if again:
+                again = _forward_rows(
+                    query,
+                    key,
+                    value,
+                    log_decay,
+                    key_lengths,
+                    initial_state,
+                    broken_before,
+                    out,
+                    state,
+                    states,
+                    broken,
+                    guards,
+                    STRIDES,
+                    CALL,
+                )
+    else:
+        for guards in tl.range(0, 2, disable_licm=True):
+            if again:
+                again = _forward_rows(
+                    query,
+                    key,
+                    value,
+                    log_decay,
+                    key_lengths,
+                    initial_state,
+                    broken_before,
+                    out,
+                    state,
+                    states,
+                    broken,
+                    guards,
+                    STRIDES,
+                    CALL,
+                )
+
+
+@triton.jit
+def _forward_rows(
+    query,
+    key,
+    value,
+    log_decay,
+    key_lengths,
+    initial_state,
+    broken_before,
+    out,
+    state,
+    states,
+    broken,
+    guards,
+    STRIDES: tl.constexpr,
+    CALL: tl.constexpr,
+):
+    """The forward pass of a program's rows; returns whether they need guards."""
     HEIGHT: tl.constexpr = (
         CALL.BLOCK_H if CALL.RETURNS_STATE or CALL.T > CALL.BLOCK_T else CALL.BLOCK_T
     )
     WIDTH: tl.constexpr = CALL.BLOCK_V
     program = tl.program_id(0)
-    again = 1
-    for guards in tl.range(0, 2, disable_licm=True):
-        if again:
-            probe = tl.zeros([HEIGHT, WIDTH], tl.float32)
-            for row in range(CALL.ROWS):
-                probe += _forward_row(
-                    Tensor(query, STRIDES.QUERY),
-                    Tensor(key, STRIDES.KEY),
-                    Tensor(value, STRIDES.VALUE),
-                    Tensor(log_decay, STRIDES.LOG_DECAY),
-                    Tensor(key_lengths, STRIDES.KEY_LENGTHS),
-                    Tensor(initial_state, STRIDES.INITIAL_STATE),
-                    broken_before,
-                    Tensor(out, STRIDES.OUT),
-                    Tensor(state, STRIDES.STATE),
-                    Tensor(states, STRIDES.STATES),
-                    broken,
-                    (program // CALL.N).to(tl.int64) * CALL.ROWS + row,
-                    program % CALL.N,
-                    guards,
-                    CALL,
-                )
-            again = (tl.sum(probe) != 0).to(tl.int32)
+    probe = tl.zeros([HEIGHT, WIDTH], tl.float32)
+    for row in range(CALL.ROWS):
+        probe += _forward_row(
+            Tensor(query, STRIDES.QUERY),
+            Tensor(key, STRIDES.KEY),
+            Tensor(value, STRIDES.VALUE),
+            Tensor(log_decay, STRIDES.LOG_DECAY),
+            Tensor(key_lengths, STRIDES.KEY_LENGTHS),
+            Tensor(initial_state, STRIDES.INITIAL_STATE),
+            broken_before,
+            Tensor(out, STRIDES.OUT),
+            Tensor(state, STRIDES.STATE),
+            Tensor(states, STRIDES.STATES),
+            broken,
+            (program // CALL.N).to(tl.int64) * CALL.ROWS + row,
+            program % CALL.N,
+            guards,
+            CALL,
+        )
+    return (tl.sum(probe) != 0).to(tl.int32)
 
 
 @triton.jit
