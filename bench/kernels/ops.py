@@ -242,6 +242,8 @@ LINEAR = _recurrent_op(
 DELTA = _recurrent_op(
     kernels.delta_rule,
     _delta,
+    # Errors are saved, and read again by the backward pass, as keys are, mostly from a cache.
+    most_bytes=1.6,
     options=dict.fromkeys(("decay", "state", "wide", "float32", "tf32x3"), ("delta-long",))
     | {"everything": ("delta-short", "delta-long"), "float32 wide": ("delta-tiny",)}
     | dict.fromkeys(("float16", "tf32"), ("delta-short",)),

@@ -302,6 +302,10 @@ def _backward_row(
             left_u = times(u, to_end, CALL)
             right = flipped(transposed(narrow_ds, CALL))
             dk = tl.dot(left_u, right, dk, input_precision=CALL.PRECISION)
+        if HAS_BEFORE:
+            read_q = times(q, from_start, CALL)
+            read = tl.dot(tl.trans(do), read_q, input_precision=CALL.PRECISION)
+            ds = times(ds, whole, CALL) + read * CALL.SCALE
         # Back through the system, to keys, values and beta.
         inverse, rest = _inverse(k, bt[:, None], between, CALL)
         dr = solution(du, transposed(inverse, CALL), transposed(rest, CALL), CALL)
@@ -332,9 +336,6 @@ def _backward_row(
             store_numbers(d_log_decay, d_given, b, head, rows, CALL.T)
         store_tile(d_key, dk, b, head, rows, features, CALL.T, CALL.H, EXACT)
         if HAS_BEFORE:
-            read_q = times(q, from_start, CALL)
-            read = tl.dot(tl.trans(do), read_q, input_precision=CALL.PRECISION)
-            ds = times(ds, whole, CALL) + read * CALL.SCALE
             ds = tl.dot(dv, times(k, from_start, CALL), ds, input_precision=CALL.PRECISION)
     if CALL.HAS_INITIAL:
         _store_state(d_initial_state, ds, b, head, features, columns, CALL)
