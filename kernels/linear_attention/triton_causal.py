@@ -247,13 +247,12 @@ def backward_kernel(
     STRIDES: tl.constexpr,
     CALL: tl.constexpr,
 ):
-    HEIGHT: tl.constexpr = CALL.BLOCK_T
-    WIDTH: tl.constexpr = CALL.BLOCK_H
+    BLOCK_T: tl.constexpr = CALL.BLOCK_T
     program = tl.program_id(0)
     again = 1
     for guards in tl.range(0, 2, disable_licm=True):
         if again:
-            probe = tl.zeros([HEIGHT, WIDTH], tl.float32)
+            probe = tl.zeros([BLOCK_T], tl.float32)
             for row in range(CALL.ROWS):
                 probe += _backward_row(
                     Tensor(query, STRIDES.QUERY),
@@ -299,7 +298,7 @@ def _backward_row(
     guards,
     CALL: tl.constexpr,
 ):
-    """The backward pass of one head; returns a probe of its inputs, `[BLOCK_T, BLOCK_H]`."""
+    """The backward pass of one head; returns a probe of its inputs, `[BLOCK_T]`."""
     BLOCK_T: tl.constexpr = CALL.BLOCK_T
     BLOCK_H: tl.constexpr = CALL.BLOCK_H
     BLOCK_V: tl.constexpr = CALL.BLOCK_V
@@ -317,7 +316,7 @@ def _backward_row(
     dz = tl.zeros([BLOCK_H], tl.float32)
     if CALL.RETURNS_STATE:
         ds, dz = load_state(d_state, b, head, features, columns, CALL.H, CALL)
-    probe = tl.zeros([BLOCK_T, BLOCK_H], tl.float32)
+    probe = tl.zeros([BLOCK_T], tl.float32)
     for passed in tl.range(0, CHUNKS, disable_licm=True):
         chunk = CHUNKS - 1 - passed
         rows = chunk * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -382,9 +381,9 @@ def _backward_row(
         if not CALL.ONLY_STATES:
             store_tile(d_query, dq, b, head, rows, features, CALL.T, CALL.H, EXACT)
         if not CALL.ONLY_STATES:
-            probe += dq * 0.0
+            probe += tl.sum(dq * 0.0, axis=1)
         elif CALL.NORMALIZE:
-            probe += d_total * 0.0
+            probe += tl.sum(d_total * 0.0, axis=1)
         if CALL.HAS_DECAY:
             d_decay = tl.sum(q.to(tl.float32) * dq, axis=1)
         if HAS_AFTER:
