@@ -31,15 +31,19 @@ _NO_RESULT = re.compile(
 class Operation(NamedTuple):
     """An instruction's effect: `targets` become `compute(*values of sources)`.
 
-    An unknown source, or compute None, makes all targets unknown.
+    An unknown source, or compute None, makes all targets unknown. In a move each target becomes the
+    value of its source.
     """
 
     targets: tuple[str, ...]
     sources: tuple[Reader, ...] = ()
     compute: Callable[..., Sequence[Value]] | None = None
+    is_move: bool = False
 
     def __call__(self, registers: Registers) -> Sequence[Value]:
         """The values of the targets."""
+        if self.is_move:
+            return [read(registers) for read in self.sources]
         if self.compute is not None:
             values = [read(registers) for read in self.sources]
             if all(value is not None for value in values):
@@ -191,9 +195,9 @@ def _readers(operands: Iterable[str]) -> tuple[Reader, ...]:
 def _move(each: Instruction) -> Operation | None:
     target, source = each.operands[0], each.operands[-1]
     if each.width == 4 and each.name != "CS2R":
-        return Operation((target,), (reader(source),), lambda value: (value,))
+        return Operation((target,), (reader(source),), is_move=True)
     words = (source, "RZ" if each.name == "CS2R" else _after(source, 1))
-    return Operation(_pair(target), _readers(words), lambda *values: values)
+    return Operation(_pair(target), _readers(words), is_move=True)
 
 
 def _spill(each: Instruction) -> Operation | None:
@@ -206,7 +210,7 @@ def _spill(each: Instruction) -> Operation | None:
     places = [f"stack {start + 4 * i}" for i in range(max(1, each.width // 4))]
     registers = [_after(register, i) for i in range(len(places))]
     targets, sources = (places, registers) if is_store else (registers, places)
-    return Operation(tuple(targets), _readers(sources), lambda *values: values)
+    return Operation(tuple(targets), _readers(sources), is_move=True)
 
 
 def _uniform(each: Instruction) -> Operation:
@@ -262,11 +266,16 @@ def _shift_and_add(each: Instruction) -> Operation | None:
     results, sources = _split(each)
     is_high, is_signed = "HI" in each.modifiers, "SX32" in each.modifiers
     is_carrying = "X" in each.modifiers
-    if is_high and len(results) > 1:
+    is_negated = sources[0].startswith("-")
+    if is_high and (len(results) > 1 or is_negated):
         return None
+    sources[0] = sources[0].lstrip("-")
 
     def low(value, addend, amount, carry=0):
-        total = (value << amount & MASK) + addend + carry
+        shifted = value << amount & MASK
+        # Minus 0 has a carry.
+        shifted = (~shifted & MASK) + 1 if is_negated else shifted
+        total = shifted + addend + carry
         return (total & MASK, total >> 32 > 0)[: len(results)]
 
     def high(value, addend, upper, amount, carry=0):

@@ -47,6 +47,10 @@ KNOWN = [
     ("UIMAD UR4, UR5, -0x6, UR6", dict(UR5=2, UR6=20), dict(UR4=8)),
     # base + (index << 4) in 64 bits takes two instructions.
     ("LEA R0, P0, R1, R2, 0x4", dict(R1=2**29 + 1, R2=HIGH - 7), dict(R0=8, P0=True)),
+    ("LEA R0, P0, -R1, R2, 0x4", dict(R1=1, R2=32), dict(R0=16, P0=True)),
+    ("LEA R0, P0, -R1, R2, 0x4", dict(R1=1, R2=8), dict(R0=HIGH - 7, P0=False)),
+    ("LEA R0, P0, -R1, R2, 0x4", dict(R1=0, R2=8), dict(R0=8, P0=True)),
+    ("LEA R0, P0, -R1, R2, 0x4", dict(R1=2**28, R2=8), dict(R0=8, P0=True)),
     ("LEA.HI.X R0, R1, R2, R3, 0x4, P0", dict(R1=2**29 + 1, R2=5, R3=0, P0=True), dict(R0=8)),
     ("LEA.HI.X R0, R1, R2, R3, 0x4, P0", dict(R1=0, R2=5, R3=HIGH, P0=False),
      dict(R0=(5 - 16) & HIGH)),
@@ -93,6 +97,7 @@ KNOWN = [
     ("LDC.64 R6, c[0x0][0x218]", {"c[0x0][0x218]": 0, "c[0x0][0x21c]": 2}, dict(R6=0, R7=2)),
     ("HFMA2.MMA R0, -RZ, RZ, 1.875, 5.9604644775390625e-08", {}, dict(R0=0x3F800001)),
     ("STL.64 [R1+0x8], R2", dict(R2=5, R3=6), {"stack 8": 5, "stack 12": 6}),
+    ("STL.64 [R1], R2", dict(R2=None, R3=6), {"stack 0": None, "stack 4": 6}),
     ("LDL R2, [R1+0xc]", {"stack 12": 6}, dict(R2=6)),
 ]  # fmt: skip
 
@@ -101,7 +106,7 @@ KNOWN = [
 def test_an_instruction_writes_what_a_gpu_writes(line, registers, expected):
     """Also if the same values are arrays, one or all of them."""
     assert results(line, registers) == expected
-    lift = lambda value: np.full((2, 32), value)
+    lift = lambda value: None if value is None else np.full((2, 32), value)
     for names in (*([name] for name in registers), [*registers]):
         lifted = registers | {name: lift(registers[name]) for name in names}
         for target, value in results(line, lifted).items():
