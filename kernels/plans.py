@@ -10,11 +10,6 @@ from .dispatch import target
 # A GPU is not full with fewer, and batch rows do not share a program then.
 FEWEST_PROGRAMS = 1024
 
-# By compute capability (CUDA C++ Programming Guide, technical specifications).
-SHARED_KIB = {
-    80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99
-}  # fmt: skip
-
 _forced: ContextVar[Any] = ContextVar("forced", default=None)
 
 
@@ -52,11 +47,6 @@ def warps_hold_operands() -> bool:
     and the other Blackwells (12.x) do not.
     """
     return _capability() // 10 not in (9, 10)
-
-
-def shared_kib() -> int:
-    """Shared memory that a program can have, in KiB."""
-    return SHARED_KIB.get(_capability(), min(SHARED_KIB.values()))
 
 
 def _capability() -> int:

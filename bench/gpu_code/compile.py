@@ -18,8 +18,6 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from icl.kernels.plans import SHARED_KIB
-
 from ..kernels.ops import ATTENTION, CASES, SINGLE
 from .launches import Launch, Variant, launches, tuned_devices
 from .sass import cuobjdump
@@ -62,8 +60,9 @@ FEW = ("garg", "medium-causal", "long-causal", "linear-long", "delta-long")
 
 
 def _cuda(capability: int, unit_kib: int, warps: int, programs: int, cases: Any) -> Architecture:
+    # The system reserves 1 KiB for each program.
     target = GPUTarget("cuda", capability, 32)
-    return Architecture(target, SHARED_KIB[capability], unit_kib, warps, programs, cases)
+    return Architecture(target, unit_kib - 1, unit_kib, warps, programs, cases)
 
 
 ARCHITECTURES = {
@@ -225,7 +224,6 @@ def programs_that_fit(
         architecture.programs,
         architecture.warps // warps,
         warps_in_registers // warps,
-        # The system reserves 1 KiB of shared memory for each program.
         architecture.unit_kib * KIB // (shared + KIB),
     ]
     if columns:
