@@ -107,7 +107,8 @@ def run(
             waiting.append((position + 1, warps, registers))
             continue
         target = at[each.target] if each.name == "BRA" else None
-        is_shorter = target is not None and least[target] < least[position + 1]
+        # The end is the shortest way.
+        is_shorter = target is None or least[target] < least[position + 1]
         goes = _goes(each, condition, active, len(warps), is_shorter)
         if each.name == "EXIT" and isinstance(condition, np.ndarray):
             registers[_ACTIVE] = active & ~condition
