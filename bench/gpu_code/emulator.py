@@ -195,9 +195,10 @@ def _all(conditions: Sequence[Callable[[Registers], Value]], registers: Register
 
 def _taking_part(addresses: Value, condition: Value, active: Value, warps: int) -> Value:
     """Addresses in all lanes, -1 in those that take no part."""
-    if addresses is None:
-        return None
     taking = active if condition is None else active & condition
+    if addresses is None:
+        # What no lane accesses is known.
+        return None if np.any(taking) else np.full((warps, 32), -1)
     if taking is not True:
         addresses = np.where(taking, addresses, -1)
     return np.broadcast_to(addresses, (warps, 32))
@@ -212,10 +213,11 @@ def _write(
             value = assumed.get(name)
         if condition is not True and value is not None:
             old = registers.get(name)
-            if condition is None or (old is None and not condition.all()):
+            if condition is None:
                 value = None
             elif old is not None:
                 value = np.where(condition, value, old)
+            # Nothing reads the other lanes of what was unknown, except under the same condition.
         registers[name] = value
 
 

@@ -204,6 +204,19 @@ def test_a_divergent_predicate_writes_in_its_lanes():
     np.testing.assert_array_equal(second, np.where(LANES < 4, -1, LANES))
 
 
+def test_an_address_that_only_some_lanes_need_is_known():
+    lines = [
+        "S2R R0, SR_TID.X", "ISETP.LT.AND P0, PT, R0, 0x4, PT", "LDS R1, [R0.X4]",
+        "@P0 LEA R1, R0, 0x100, 0x4", "@P0 STS [R1], R4", "EXIT",
+    ]  # fmt: skip
+    _, addresses = (a for _, _, a in trace(lines) if a is not None)
+    np.testing.assert_array_equal(addresses, np.where(LANES < 4, 0x100 + 16 * LANES, -1))
+    # So is one that none needs.
+    lines[1] = "ISETP.LT.AND P0, PT, R0, 0x0, PT"
+    _, addresses = (a for _, _, a in trace(lines) if a is not None)
+    assert (addresses == -1).all()
+
+
 def test_addresses_follow_from_pointers_programs_and_threads():
     lines = [
         "S2R R0, SR_TID.X", "S2R R4, SR_CTAID.X", "LDC.64 R2, c[0x0][0x218]",
