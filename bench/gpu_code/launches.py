@@ -57,7 +57,8 @@ class Launch:
     def name(self) -> str:
         """Form and kernel, such as "row backward"."""
         form = self.module.rpartition(".")[2].removeprefix("triton_")
-        return f"{form} {self.function.removesuffix('_kernel').replace('_', ' ')}"
+        states = " states" * getattr(self.constants["CALL"], "ONLY_STATES", False)
+        return f"{form} {self.function.removesuffix('_kernel').replace('_', ' ')}{states}"
 
     @property
     def tile(self) -> str:

@@ -35,7 +35,13 @@ def _weights(q, k, between, CALL: tl.constexpr):
     return tl.where(seen, times(weights, between, CALL), 0.0).to(k.dtype)
 
 
-@triton.jit(repr=lambda call: "linear_attention_causal_forward")
+def _name(direction, call):
+    """The kernel's name in a profile."""
+    states = "_states" if call.constants["CALL"].ONLY_STATES else ""
+    return f"linear_attention_causal_{direction}{states}"
+
+
+@triton.jit(repr=lambda call: _name("forward", call))
 def forward_kernel(
     query,
     key,
@@ -228,7 +234,7 @@ def _forward_row(
     return probe
 
 
-@triton.jit(repr=lambda call: "linear_attention_causal_backward")
+@triton.jit(repr=lambda call: _name("backward", call))
 def backward_kernel(
     query,
     key,
