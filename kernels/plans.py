@@ -53,9 +53,6 @@ def _capability() -> int:
     return target().capability or 90
 
 
-before_hopper = warps_hold_operands
-
-
 def rows_of_program(batch: int, heads: int, length: int) -> int:
     """Number of batch rows of a program: several if it is so short that starting it costs most."""
     rows = 1

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import jax.numpy as jnp
 
 from ..numerics import next_power_of_2
-from ..plans import before_hopper, forced, rows_of_program
+from ..plans import forced, rows_of_program, warps_hold_operands
 from .problem import Dimensions, Operands, Problem
 
 
@@ -99,7 +99,7 @@ def heuristic(problem: Problem, operands: Operands) -> Plan:
     kind = "linear" if operands.beta is None else "delta"
     if jnp.dtype(operands.query.dtype).itemsize > 2:
         kind = "float32"
-    elif kind == "linear" and problem.is_causal and length > 64 and before_hopper():
+    elif kind == "linear" and problem.is_causal and length > 64 and warps_hold_operands():
         kind = "linear, old"
     rows = rows_of_program(sizes.B, sizes.N, length)
     configs = []
@@ -114,7 +114,7 @@ def heuristic(problem: Problem, operands: Operands) -> Plan:
         segments = _segments(sizes, backward.block_t)
         is_long = sizes.T // segments >= FEWEST_CHUNKS * forward.block_t
         is_plain = operands.log_decay is None and not problem.normalize
-        if is_long and is_plain and kind == "linear" and not before_hopper():
+        if is_long and is_plain and kind == "linear" and not warps_hold_operands():
             # With more options this would spill.
             forward = replace(forward, num_stages=2)
     return Plan(forward, backward, chunks_per_state, segments)
@@ -135,5 +135,5 @@ def fits_registers(operands: Operands) -> bool:
     """Whether a launch spills less than kilobytes; with more XLA's form is faster."""
     sizes = Dimensions.of(operands)
     narrow = jnp.dtype(operands.query.dtype).itemsize <= 2
-    widest = (64 if before_hopper() else 128) if narrow else 32
+    widest = (64 if warps_hold_operands() else 128) if narrow else 32
     return max(sizes.H, sizes.V) <= widest
