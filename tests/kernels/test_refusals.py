@@ -12,7 +12,6 @@ from icl.kernels import (
     targeting,
     triton_call,
 )
-from icl.kernels.linear_attention import triton as linear_triton
 from icl.kernels.triton_call import triton_call as call_triton
 
 from .implementations import FUSED
@@ -318,13 +317,14 @@ def test_what_is_chosen_for_a_gpu_still_runs_on_a_cpu(op):
 @pytest.mark.parametrize("change", ["missing", "unknown"])
 def test_a_kernel_refuses_tensors_of_other_names(change):
     """A kernel takes its pointers by name, so that two cannot be swapped."""
-    kernel = linear_triton._kernels(linear_triton.Problem(1.0)).forward_kernel
+    from icl.kernels.attention.triton_row import forward_kernel as kernel
+
     arrays = {name: jnp.ones(1) for name in kernel.arg_names}
-    outputs = {name: arrays.pop(name) for name in ("out", "state", "states")}
+    outputs = {"out": arrays.pop("out")}
     constants = {name: arrays.pop(name) for name in ("STRIDES", "CALL")}
     if change == "missing":
-        del arrays["beta"]
+        del arrays["bias"]
     else:
-        arrays["gamma"] = arrays["beta"]
-    with pytest.raises(TypeError, match="the kernel takes query, key, value, beta"):
+        arrays["gamma"] = arrays["bias"]
+    with pytest.raises(TypeError, match="the kernel takes query, key, value, bias"):
         call_triton(kernel, 1, arrays, outputs, constants, num_warps=1, num_stages=1)
