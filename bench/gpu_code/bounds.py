@@ -16,7 +16,7 @@ Assumptions:
 - Shared memory serves 128 bytes a cycle, with the bank conflicts of the true addresses; spilled
   registers as well, without conflicts. A global access takes a cycle for each four sectors, a
   shuffle one, a reduction over a warp two.
-- wgmma runs at the peak rate, mma.sync at 0.62 of it.
+- wgmma runs at the peak rate, mma.sync at 0.62 of it. What wgmma reads of shared memory is free.
 - A warp issues an instruction every fourth cycle at most, so that few resident warps cannot use all
   cycles ("latency").
 - Caches, the wait at barriers and for memory, and the start of programs are not modelled.
@@ -25,7 +25,7 @@ Assumptions:
 import functools
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def counts(
     or loaded for the first time, "all sectors", and for global accesses "16 bytes" and so on, by
     the bytes of a thread. An instruction that is in no table counts as "other NAME".
     """
-    found: Counter = Counter()
+    found: dict[str, float] = defaultdict(float)
     loaded: list[np.ndarray] = []
     turns = functools.cache(_shared_turns)
     for each, warps, addresses in emulator.run(code, programs, num_warps):
@@ -95,10 +95,10 @@ def counts(
             found[pipe] += number * _CYCLES[pipe][name] / SCHEDULERS
         elif name in _EXCHANGES:
             found["shared"] += number * _EXCHANGES[name]
-        elif name in _SPILLS or (name in emulator.SHARED and addresses is None):
-            found["shared"] += number * sass.turns(each)
-        elif name in emulator.SHARED:
+        elif name in emulator.SHARED and addresses is not None:
             found["shared"] += turns(each._replace(address=0, operands=()), addresses.tobytes())
+        elif name in _SPILLS + emulator.SHARED:
+            found["shared"] += number * sass.turns(each)
         elif name in emulator.GLOBAL:
             touched = _sectors(each, addresses, number)
             found["shared"] += sum(max(1, math.ceil(len(some) / 4)) for some in touched)
@@ -177,7 +177,7 @@ def outside(code: Sequence[sass.Instruction], made: Launch) -> list[str]:
 
 def measure(workloads: Sequence[str]) -> list[Row]:
     """The bounds of each kernel of these workloads, in microseconds, with what they come from."""
-    capability = ARCHITECTURES[ARCH].target.arch
+    capability = int(ARCHITECTURES[ARCH].target.arch)
     jobs = [
         (name, made) for name in workloads for made in launches(Variant(name), "cuda", capability)
     ]

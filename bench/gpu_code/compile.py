@@ -94,8 +94,8 @@ def check(
         raise RuntimeError(f"no {unknown[0]} among {', '.join(ARCHITECTURES)}")
     wanted = []
     for arch, architecture in ARCHITECTURES.items():
-        all_ = architecture.cases is None or not is_whole
-        wanted += [(arch, Variant(n)) for n in workloads if all_ or n in architecture.cases]
+        cases = architecture.cases if is_whole else None
+        wanted += [(arch, Variant(name)) for name in workloads if cases is None or name in cases]
     for name in workloads:
         for option, cases in CASES[name].op.options.items():
             # Wide heads and float32 nearly fill the shared memory, of which sm_120 has least.

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .integers import Operation, Registers, Value, decode, inverse, number, reader, wide_reader
+from .integers import Operation, decode
+from .operands import Registers, Value, inverse, number, reader, wide_reader
 from .sass import Instruction
 
 # Where a kernel's parameters begin in the constant bank, by compute capability.
@@ -69,8 +70,8 @@ def run(
     """
     at = {each.address: i for i, each in enumerate(code)}
     least = _least_steps(code, at)
-    steps = [_decoded(each)._replace(assumed=_assumed(code, i, at, least))
-             for i, each in enumerate(code)]  # fmt: skip
+    steps = [_decoded(each) for each in code]
+    steps = [s._replace(assumed=_assumed(steps, i, at, least)) for i, s in enumerate(steps)]
     warps = np.arange(len(programs) * num_warps)
     lanes = np.arange(32)[None]
     registers: Registers = {
@@ -141,21 +142,23 @@ def _conditions(each: Instruction) -> list[str]:
 
 
 def _assumed(
-    code: Sequence[Instruction], position: int, at: dict[int, int], least: Sequence[float]
+    steps: Sequence[_Step], position: int, at: dict[int, int], least: Sequence[float]
 ) -> dict[str, bool]:
     """Predicates that an instruction writes and a branch needs, with values for the shorter way."""
     found = {}
-    for name in decode(code[position]).targets:
+    for name in steps[position].operation.targets:
         if not name.startswith(("P", "UP")):
             continue
-        for i in range(position + 1, len(code)):
-            each = code[i]
-            needed = [c for c in _conditions(each) if c.lstrip("!") == name]
-            if each.name == "BRA" and needed:
+        for i in range(position + 1, len(steps)):
+            each = steps[i].instruction
+            is_branch = each.name == "BRA"
+            needed = [c for c in _conditions(each) if c.lstrip("!") == name] if is_branch else []
+            if needed:
                 is_shorter = least[at[each.target]] < least[i + 1]
                 found[name] = is_shorter != needed[0].startswith("!")
-            is_end = each.name in ("BRA", "EXIT") and not _conditions(each)
-            if name in found or is_end or (name in decode(each).targets and not each.predicate):
+            is_end = (is_branch or each.name == "EXIT") and not _conditions(each)
+            is_written = name in steps[i].operation.targets and not each.predicate
+            if name in found or is_end or is_written:
                 break
     return found
 

@@ -1,27 +1,28 @@
-"""What the integer instructions of SASS compute.
-
-A value is the content of a 32-bit register or of a predicate in all lanes of some warps: a Python
-int or bool if it is the same everywhere, or an int64 or boolean array `[warps or 1, 32 or 1]`; None
-if it is unknown. Register contents are from 0 to 2^32 - 1.
-"""
+"""What the integer instructions of SASS compute; `operands.py` says what values are."""
 
 import operator
 import re
 import struct
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-import numpy as np
-
+from .operands import (
+    MASK,
+    Reader,
+    Registers,
+    Value,
+    after,
+    choose,
+    inverse,
+    is_predicate,
+    number,
+    reader,
+    readers,
+    signed,
+    wide_reader,
+)
 from .sass import Instruction, turns
 
-MASK = 2**32 - 1
-
-Value = Any
-Registers = dict[str, Value]
-Reader = Callable[[Registers], Value]
-
-_REGISTER = re.compile(r"^([-~|!]*)(U?RZ|U?R\d+|U?PT|U?P\d)((?:\.\w+)*)\|?$")
 # Instructions without a result in registers.
 _NO_RESULT = re.compile(
     "ST[GS]|BAR|BRA|EXIT|NOP|WARP|DEPBAR|MEMBAR|FENCE|LDGDEPBAR|BSSY|BSYNC|LDGSTS|ERRBAR|CCTL|RED$|SYNCS"
@@ -64,105 +65,21 @@ def decode(each: Instruction) -> Operation:
     return Operation(tuple(_results_of(each)))
 
 
-def number(operand: str) -> int | None:
-    """An operand that is a number."""
-    try:
-        return int(operand, 0)
-    except ValueError:
-        return None
-
-
-def reader(operand: str) -> Reader:
-    """Reads an operand of 32 bits or a predicate."""
-    constant = number(operand)
-    if constant is not None:
-        constant &= MASK
-        return lambda registers: constant
-    found = _REGISTER.match(operand)
-    # The rest are special registers, constants, and parts of registers, which nothing writes.
-    sign, name = (found[1], found[2]) if found and found[3] in ("", ".reuse") else ("", operand)
-    if name in ("PT", "UPT"):
-        return lambda registers: not sign
-    get = (lambda registers: 0) if name in ("RZ", "URZ") else lambda registers: registers.get(name)
-    if not sign:
-        return get
-    if sign not in _SIGNS:
-        return lambda registers: None
-
-    def signed(registers, change=_SIGNS[sign]):
-        value = get(registers)
-        return None if value is None else change(value)
-
-    return signed
-
-
-_SIGNS = {
-    "!": lambda value: inverse(value),
-    "~": lambda value: ~value & MASK,
-    # 2^32 for 0: the sum then has a carry, as on a GPU.
-    "-": lambda value: (~value & MASK) + 1,
-}
-
-
-def wide_reader(operand: str) -> Reader:
-    """Reads an operand of 64 bits, a signed number."""
-    operand = operand.replace(".reuse", "").replace(".64", "")
-    constant = number(operand)
-    if constant is not None or operand in ("RZ", "URZ"):
-        return lambda registers: constant or 0
-    if operand.startswith(("-", "~", "|")):
-        return lambda registers: None
-    reads = [reader(operand), reader(_after(operand, 1))]
-
-    def read(registers):
-        low, high = (read(registers) for read in reads)
-        return None if low is None or high is None else low | signed(high) << 32
-
-    return read
-
-
-def inverse(value: Value) -> Value:
-    """The opposite of a predicate."""
-    return not value if isinstance(value, bool) else ~value
-
-
-def signed(value: Value) -> Value:
-    """A register's content as a signed number."""
-    return value - (value >> 31 << 32)
-
-
-def _after(operand: str, step: int) -> str:
-    """The word after this one: "R5" after "R4", "c[0x0][0x214]" after "c[0x0][0x210]"."""
-    if operand.startswith("c["):
-        return re.sub(r"\w+(?=\]$)", lambda found: f"{int(found[0], 16) + 4 * step:#x}", operand)
-    return re.sub(r"(?<=R)\d+", lambda found: str(int(found[0]) + step), operand)
-
-
 def _pair(register: str) -> tuple[str, str]:
-    return register, _after(register, 1)
+    return register, after(register, 1)
 
 
 def _halves(value: Value) -> tuple[Value, Value]:
     return value & MASK, value >> 32 & MASK
 
 
-def _choose(condition: Value, yes: Value, no: Value) -> Value:
-    if isinstance(condition, bool):
-        return yes if condition else no
-    return np.where(condition, yes, no)
-
-
-def _is_predicate(operand: str) -> bool:
-    return re.match(r"^U?P(\d|T)$", operand) is not None
-
-
 def _split(each: Instruction) -> tuple[list[str], list[str]]:
     """Results and sources: a register, and the predicates beside it."""
     operands, before = [*each.operands], []
-    while len(operands) > 1 and _is_predicate(operands[0]):
+    while len(operands) > 1 and is_predicate(operands[0]):
         before.append(operands.pop(0))
     results = [operands.pop(0)]
-    while operands and _is_predicate(operands[0]):
+    while operands and is_predicate(operands[0]):
         results.append(operands.pop(0))
     return results + before, operands
 
@@ -174,7 +91,7 @@ def _results_of(each: Instruction) -> list[str]:
     if "SETP" in each.name or each.name in ("PLOP3", "UPLOP3", "R2P"):
         if each.name == "R2P":
             return [f"P{i}" for i in range(7)]
-        return [operand for operand in each.operands[:2] if _is_predicate(operand)]
+        return [operand for operand in each.operands[:2] if is_predicate(operand)]
     results, _ = _split(each)
     if each.name == "HGMMA":
         size = int(each.modifiers[0].split("x")[1]) // 2
@@ -185,19 +102,15 @@ def _results_of(each: Instruction) -> list[str]:
     else:
         size = 2 if "WIDE" in each.modifiers or each.name == "CS2R" else max(1, each.width // 4)
     first = results[0].partition(".")[0]
-    return [_after(first, i) for i in range(size)] + results[1:]
-
-
-def _readers(operands: Iterable[str]) -> tuple[Reader, ...]:
-    return tuple(map(reader, operands))
+    return [after(first, i) for i in range(size)] + results[1:]
 
 
 def _move(each: Instruction) -> Operation | None:
     target, source = each.operands[0], each.operands[-1]
     if each.width == 4 and each.name != "CS2R":
         return Operation((target,), (reader(source),), is_move=True)
-    words = (source, "RZ" if each.name == "CS2R" else _after(source, 1))
-    return Operation(_pair(target), _readers(words), is_move=True)
+    words = (source, "RZ" if each.name == "CS2R" else after(source, 1))
+    return Operation(_pair(target), readers(words), is_move=True)
 
 
 def _spill(each: Instruction) -> Operation | None:
@@ -208,9 +121,9 @@ def _spill(each: Instruction) -> Operation | None:
         return None
     start = number(place[4:-1]) or 0
     places = [f"stack {start + 4 * i}" for i in range(max(1, each.width // 4))]
-    registers = [_after(register, i) for i in range(len(places))]
+    registers = [after(register, i) for i in range(len(places))]
     targets, sources = (places, registers) if is_store else (registers, places)
-    return Operation(tuple(targets), _readers(sources), is_move=True)
+    return Operation(tuple(targets), readers(sources), is_move=True)
 
 
 def _uniform(each: Instruction) -> Operation:
@@ -224,7 +137,7 @@ def _add(each: Instruction) -> Operation:
         reads = tuple(map(wide_reader, sources[:3]))
         return Operation(_pair(results[0]), reads, lambda *values: _halves(sum(values)))
     # The rest are carries, without .X all false.
-    reads = _readers(sources if "X" in each.modifiers else sources[:3])
+    reads = readers(sources if "X" in each.modifiers else sources[:3])
 
     def add(*values):
         total = sum(value + 0 for value in values)
@@ -286,7 +199,7 @@ def _shift_and_add(each: Instruction) -> Operation | None:
 
     taken = 3 + (is_high and not is_signed) + is_carrying
     compute = (high_signed if is_signed else high) if is_high else low
-    return Operation(tuple(results), _readers(sources[:taken]), compute)
+    return Operation(tuple(results), readers(sources[:taken]), compute)
 
 
 def _logic(each: Instruction) -> Operation | None:
@@ -303,7 +216,7 @@ def _logic(each: Instruction) -> Operation | None:
                 total = total | a & b & c
         return (total, total != 0)[: len(results)]
 
-    return Operation(tuple(results), _readers(sources[:3]), combine)
+    return Operation(tuple(results), readers(sources[:3]), combine)
 
 
 def _predicate_logic(each: Instruction) -> Operation:
@@ -314,7 +227,7 @@ def _predicate_logic(each: Instruction) -> Operation:
         row = a * 4 + b * 2 + c * 1
         return [(table >> row & 1) > 0 for table in tables]
 
-    return Operation((first, second), _readers(sources[:3]), combine)
+    return Operation((first, second), readers(sources[:3]), combine)
 
 
 def _funnel(each: Instruction) -> Operation:
@@ -327,7 +240,7 @@ def _funnel(each: Instruction) -> Operation:
     def shift(low, amount, high):
         if "W" in each.modifiers:
             amount = amount & (63 if most == 63 else 31)
-        amount = _choose(amount > most, most, amount)
+        amount = choose(amount > most, most, amount)
         upper = signed(high) if is_signed else high
         if is_left:
             whole = (signed(high) << 32 | low) << amount
@@ -335,7 +248,7 @@ def _funnel(each: Instruction) -> Operation:
         if is_high:
             return (upper >> amount & MASK,)
         # The bits that come from above, in two steps, since none may be shifted by 64.
-        return ((low >> amount | upper << 1 << (31 - _choose(amount > 31, 31, amount))
+        return ((low >> amount | upper << 1 << (31 - choose(amount > 31, 31, amount))
                  if most == 32 else (upper << 32 | low) >> amount) & MASK,)  # fmt: skip
 
     return Operation((target,), (reader(low), reader(amount), reader(high)), shift)
@@ -357,8 +270,8 @@ def _extend(each: Instruction) -> Operation | None:
 
 def _select(each: Instruction) -> Operation:
     target, *sources = each.operands
-    select = lambda yes, no, condition: (_choose(condition, yes, no),)
-    return Operation((target,), _readers(sources), select)
+    select = lambda yes, no, condition: (choose(condition, yes, no),)
+    return Operation((target,), readers(sources), select)
 
 
 def _extreme(each: Instruction) -> Operation:
@@ -370,10 +283,10 @@ def _extreme(each: Instruction) -> Operation:
             values = [signed(value) for value in values]
         low = high = values[0]
         for value in values[1:]:
-            low, high = _choose(value < low, value, low), _choose(value > high, value, high)
-        return (_choose(is_least, low, high) & MASK,)
+            low, high = choose(value < low, value, low), choose(value > high, value, high)
+        return (choose(is_least, low, high) & MASK,)
 
-    return Operation((target,), _readers(sources), extreme)
+    return Operation((target,), readers(sources), extreme)
 
 
 _COMPARISONS = {
@@ -396,10 +309,10 @@ def _compare(each: Instruction) -> Operation:
         result = compare(a, b)
         if is_second:
             # The upper words of numbers of 64 bits, after the lower ones were compared.
-            result = _choose(a == b, lower, result)
+            result = choose(a == b, lower, result)
         return join(result, condition), join(inverse(result), condition)
 
-    reads = _readers(sources[: 4 if is_second else 3])
+    reads = readers(sources[: 4 if is_second else 3])
     return Operation((first, second), reads, found)
 
 
@@ -411,14 +324,14 @@ def _permute(each: Instruction) -> Operation:
         for i in range(4):
             choice = selector >> 4 * i & 15
             place = choice & 7
-            word = _choose(place > 3, b, a)
+            word = choose(place > 3, b, a)
             byte = word >> 8 * (place & 3) & 255
             # The sign of a byte instead of the byte.
-            byte = _choose(choice > 7, (byte >> 7) * 255, byte)
+            byte = choose(choice > 7, (byte >> 7) * 255, byte)
             total = total | byte << 8 * i
         return (total,)
 
-    return Operation((target,), _readers(sources), permute)
+    return Operation((target,), readers(sources), permute)
 
 
 def _pack_predicates(each: Instruction) -> Operation | None:
@@ -432,7 +345,7 @@ def _pack_predicates(each: Instruction) -> Operation | None:
             total = total & ~(1 << i) | (bit * 1) << i
         return (total,)
 
-    return Operation((target,), _readers((base, *(f"P{i}" for i in chosen))), pack)
+    return Operation((target,), readers((base, *(f"P{i}" for i in chosen))), pack)
 
 
 def _unpack_predicates(each: Instruction) -> Operation | None:

@@ -39,7 +39,7 @@ Values = dict[str, Interval | None]  # None for what is no integer, or the bits 
 def ttir(made: Launch, arch: str = "sm_90") -> str:
     """The intermediate code of a launch, with all functions inlined."""
     target = ARCHITECTURES[arch].target
-    backend = make_backend(target)
+    backend: Any = make_backend(target)
     options = backend.parse_options(dict(num_warps=made.num_warps, num_stages=made.num_stages))
     context = ir.context()
     ir.load_dialects(context)
@@ -193,8 +193,8 @@ class _Reader:
         if name == "tt.get_program_id":
             return Interval(0, self.programs - 1)
         if name == "tt.make_range":
-            end, start = (int(re.search(rf"{n} = (\d+)", rest)[1]) for n in ("end", "start"))
-            return Interval(start, end - 1)
+            sides = dict(re.findall(r"(end|start) = (\d+)", rest))
+            return Interval(int(sides["start"]), int(sides["end"]) - 1)
         if name == "tt.load":
             return Interval(0, everything.high)
         operands = self._get(rest.rpartition(" : ")[0])

@@ -87,7 +87,7 @@ def found(op, workload, option=""):
 
 BIAS = (ATTENTION, Attention(2, 16384, 16, 64, True), "bias")
 MASK = (ATTENTION, Attention(3, 46400, 2, 64, False), "mask")
-STATES = (DELTA, Linear(2, 524288, 16, 128), "everything")
+STATES = (DELTA, Linear(2, 1_000_000, 16, 128), "everything")
 now = [found(*case) for case in (
     BIAS, MASK, STATES,
     (ATTENTION, Attention(2, 16384, 16, 64, True), "batch bias"),
@@ -98,7 +98,7 @@ now = [found(*case) for case in (
     (ATTENTION, Attention(2, 2**13 + 3, 670, 128, True), "packed"),
     (ATTENTION, Attention(2, 2**14, 1000, 128, True), "grouped"),
     (DELTA, Linear(2, 2**20, 32, 32), "everything"),
-    (LINEAR, Linear(2, 524288, 16, 128), "everything"),
+    (LINEAR, Linear(2, 1_000_000, 16, 128), "everything"),
     (LINEAR, Linear(2, 524288, 16, 128, False), "everything"),
     (LINEAR, Linear(2**26, 64, 31, 32), "everything"),
     (LINEAR, Linear(2**26, 16, 31, 128, False), "everything"),
@@ -125,4 +125,4 @@ def test_offsets_of_large_calls_stay_within_their_widths(tmp_path):
     bias, mask, states = ([name for name, _ in case] for case in before)
     tiled = ["tiled forward", "tiled backward queries", "tiled backward keys"]
     assert bias == mask == tiled
-    assert {*states} == {"causal forward", "causal backward"}
+    assert {*states} == {"delta forward", "delta backward"}
