@@ -29,15 +29,16 @@ print(json.dumps(resources("sm_90", made["KERNEL"])))
 """
 
 LOWER = """
-import json
+import json, re
 import jax, jax.numpy as jnp
 from bench.gpu_code.lowering import kernel_calls, lower
 from icl.kernels import OP
 loss = lambda q, k, v: OP(q, k, v, is_causal=True).astype(jnp.float32).sum()
 x = jax.ShapeDtypeStruct((64, 82, 8, 32), jnp.bfloat16)
 lowered = lower(jax.value_and_grad(loss, argnums=(0, 1, 2)), x, x, x)
-products = lowered.as_text().count("dot_general")
-print(json.dumps([[name for name, _ in kernel_calls(lowered)], products]))
+text = lowered.as_text()
+targets = sorted(set(re.findall(r"@(triton_kernel_call\\w*)", text)))
+print(json.dumps([[name for name, _ in kernel_calls(lowered)], text.count("dot_general"), targets]))
 """
 
 
@@ -196,14 +197,21 @@ def test_short_backward_kernels_do_not_spill_and_use_tensor_cores(workload, tmp_
 @needs_triton
 @needs_plugin
 @pytest.mark.parametrize(
-    "op, name",
-    [("dot_product_attention", "attention_row"), ("linear_attention", "linear_attention_causal")],
+    "op, name, target",
+    [
+        ("dot_product_attention", "attention_row", "triton_kernel_call"),
+        ("linear_attention", "linear_attention_causal", "triton_kernel_call_ffi"),
+    ],
 )
-def test_a_gradient_lowered_for_cuda_has_two_kernels_and_no_other_product(op, name, tmp_path):
-    """They have names of their own, by which a profile shows them."""
-    kernels, products = said(tmp_path, LOWER.replace("OP", op))
+def test_a_gradient_lowered_for_cuda_has_two_kernels_and_no_other_product(
+    op, name, target, tmp_path, monkeypatch
+):
+    """They have names of their own, by which a profile shows them, and are typed if asked for."""
+    monkeypatch.setenv("ICL_KERNELS_TYPED_CALLS", str(int(target.endswith("ffi"))))
+    kernels, products, targets = said(tmp_path, LOWER.replace("OP", op))
     assert kernels == [f"{name}_forward", f"{name}_backward"]
     assert products == 0
+    assert targets == [target]
 
 
 NAMES = """
