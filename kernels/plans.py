@@ -49,6 +49,11 @@ def warps_hold_operands() -> bool:
     return _capability() // 10 not in (9, 10)
 
 
+def has_little_shared_memory() -> bool:
+    """Whether a program has 99 KiB of shared memory, less than the 163 and more of data centres."""
+    return _capability() in (86, 89) or _capability() >= 120
+
+
 def _capability() -> int:
     return target().capability or 90
 

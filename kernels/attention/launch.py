@@ -19,6 +19,7 @@ from ..numerics import next_power_of_2
 from ..plans import (
     FEWEST_PROGRAMS,
     forced,
+    has_little_shared_memory,
     has_wgmma,
     rows_of_program,
     warps_hold_operands,
@@ -66,17 +67,20 @@ def plan(problem: Problem, operands: Operands) -> Plan:
     sizes = Dimensions.of(operands)
     given = forced(Plan)
     if given is not None:
-        _check_fits(given, sizes)
+        if not _fits(given, sizes):
+            raise ValueError(f"{given} does not fit {sizes.B} batch rows of {sizes.S} keys")
         return given
     known = read_table(table_path(target().device)).get(key_of(problem, operands))
-    return _for_batch(known, sizes) if known else heuristic(problem, operands)
+    known = known and _for_batch(known, sizes)
+    return known if known and _fits(known, sizes) else heuristic(problem, operands)
 
 
-def _check_fits(plan: Plan, sizes: Dimensions) -> None:
-    """Raises ValueError if a kernel would leave out keys or batch rows."""
-    for config in (plan.forward, plan.backward) if plan.form == "row" else ():
-        if -(-sizes.S // config.block_s) > row_tiles.MOST or sizes.B % config.rows:
-            raise ValueError(f"{config} does not fit {sizes.B} batch rows of {sizes.S} keys")
+def _fits(plan: Plan, sizes: Dimensions) -> bool:
+    """Whether the row form's kernels take all keys and batch rows."""
+    if plan.form != "row":
+        return True
+    kernels = (plan.forward, plan.backward)
+    return all(c.block_s * row_tiles.MOST >= sizes.S and sizes.B % c.rows == 0 for c in kernels)
 
 
 def _for_batch(plan: Plan, sizes: Dimensions) -> Plan:
@@ -147,13 +151,15 @@ def forms(problem: Problem, operands: Operands) -> list[Plan]:
 
 
 def row_fits(keys: int, width: int, itemsize: int) -> bool:
-    """Whether a head's keys, values and their gradients stay in registers.
+    """Whether a head's keys, values and their gradients stay on chip.
 
     keys, width: sizes rounded up to powers of two.
     """
     if itemsize > 2:
         # Exact products run without tensor cores, and take several times the registers.
         return keys * width <= 2048
+    if keys * width > 8192 and has_little_shared_memory():
+        return False
     return (keys <= 128 and width <= 128) or (keys == 256 and width in (32, 64))
 
 
