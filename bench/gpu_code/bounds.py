@@ -25,6 +25,7 @@ Assumptions:
 import functools
 import json
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -303,7 +304,9 @@ def write_budgets(rows: Sequence[Row]) -> None:
     for name in {row["workload"] for row in rows}:
         workloads[name] = {row["kernel"]: _budget(row) for row in rows if row["workload"] == name}
     found = dict(triton=triton.__version__, workloads=dict(sorted(workloads.items())))
-    BUDGETS.write_text(json.dumps(found, indent=1) + "\n")
+    # A line for each kernel.
+    text = re.sub(r"\n {4,}", " ", re.sub(r"\n {3}\}", "}", json.dumps(found, indent=1)))
+    BUDGETS.write_text(text + "\n")
 
 
 def _budget(row: Row) -> dict[str, float]:
