@@ -64,12 +64,13 @@ def fused(
 
 
 def _with_rows_of_cotangent(operands: Any, saved: Any, d_out: Any) -> tuple[Any, Any, Any]:
-    """Repeats the query and the saved arrays if vmap mapped only the cotangent."""
-    rows = jax.tree.leaves(d_out)[0].shape[0]
-    if batch_rows(operands) == rows:
-        return operands, saved, d_out
+    """Repeats arrays of one row if vmap mapped only the operands, or only the cotangent."""
+    rows = max(batch_rows(operands), batch_rows(d_out))
     repeat = lambda array: jnp.broadcast_to(array, (rows, *array.shape[1:]))
-    return operands._replace(query=repeat(operands.query)), jax.tree.map(repeat, saved), d_out
+    if batch_rows(operands) < rows:
+        operands = operands._replace(query=repeat(operands.query))
+        saved = jax.tree.map(repeat, saved)
+    return operands, saved, jax.tree.map(repeat, d_out)
 
 
 def dtype_refusal(*arrays: Any) -> str | None:

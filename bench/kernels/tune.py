@@ -142,7 +142,7 @@ def _blocks(form: str, start: Config, operands: Operands) -> Iterator[Config]:
     if form == "tiled":
         queries, keys = queries[-3:], keys[-3:]
     else:
-        keys = [start.block_s] + [b for b in keys if key_length <= b * row_tiles.MOST]
+        keys = sorted({start.block_s} | {b for b in keys if key_length <= b * row_tiles.MOST})
     fewest, most = SCORES_A_THREAD
     for block_t in queries:
         for block_s in keys:

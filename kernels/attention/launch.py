@@ -229,7 +229,7 @@ def _row(problem: Problem, operands: Operands, width: int) -> Plan:
     if has_more and backward == (32, 32, 2) and sizes.S > 64:
         # What is added for them does not fit beside the products of two warps.
         backward = (64, 64, 4)
-    shared = rows_of_program(sizes.B, sizes.K, sizes.S)
+    shared = rows_of_program(sizes.B, sizes.K // row_tiles.heads_together(operands), sizes.S)
     fit = lambda t, s, warps: Config(
         min(t, max(16, next_power_of_2(sizes.T))),
         min(s, max(16, next_power_of_2(sizes.S))),

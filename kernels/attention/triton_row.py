@@ -153,7 +153,8 @@ def _softmax(
             )
         highest = tl.maximum(highest, tl.max(tile, axis=1))
         scores = scores + (tile,)
-    if CALL.MAY_BLIND:
+    if CALL.MAY_BLIND or CALL.HIDES:
+        # Nothing is visible, or nothing but NaN.
         highest = tl.where(highest > float("-inf"), highest, 0.0)
     weights = ()
     total = tl.full([SIZE], 0.0, tl.float32)
@@ -280,7 +281,7 @@ def _attend_back(
         for j in tl.static_range(BEGIN, END):
             d_scores = gradient_of_scores(
                 weights[j - BEGIN], d_weights[j - BEGIN], delta,
-                1.0 if CALL.HAS_BIAS else CALL.EARLY,
+                1.0 if CALL.HAS_BIAS else CALL.EARLY, CALL,
             )  # fmt: skip
             if CALL.SUMS_BIAS:
                 bias_sum += d_scores

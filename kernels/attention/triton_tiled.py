@@ -289,13 +289,15 @@ def backward_queries_kernel(
                     row_delta += without_nan(tl.sum(weights * d_weights, axis=1), CALL)
                 else:
                     if CALL.HAS_BIAS:
-                        d_scores = gradient_of_scores(weights, d_weights, row_delta, 1.0)
+                        d_scores = gradient_of_scores(weights, d_weights, row_delta, 1.0, CALL)
                         store_scores(
                             Tensor(d_bias, STRIDES.D_BIAS), d_scores, b, n, rows, columns, CALL
                         )
                         d_scores *= CALL.EARLY
                     else:
-                        d_scores = gradient_of_scores(weights, d_weights, row_delta, CALL.EARLY)
+                        d_scores = gradient_of_scores(
+                            weights, d_weights, row_delta, CALL.EARLY, CALL
+                        )
                     dq = tl.dot(d_scores.to(k.dtype), k, dq, input_precision=CALL.PRECISION)
     tl.store(delta + saved, row_delta, mask=rows < CALL.T)
     store_tile(
@@ -392,7 +394,7 @@ def backward_keys_kernel(
                     do = tl.where(blind[:, None], 0.0, do).to(do.dtype)
                 dv = tl.dot(tl.trans(weights.to(do.dtype)), do, dv, input_precision=CALL.PRECISION)
                 d_weights = tl.dot(do, tl.trans(v), input_precision=CALL.PRECISION)
-                d_scores = gradient_of_scores(weights, d_weights, row_delta, CALL.EARLY)
+                d_scores = gradient_of_scores(weights, d_weights, row_delta, CALL.EARLY, CALL)
                 d_scores = d_scores.to(q.dtype)
                 dk = tl.dot(tl.trans(d_scores), q, dk, input_precision=CALL.PRECISION)
     store_tile(

@@ -243,6 +243,10 @@ def without_nan(numbers, CALL: tl.constexpr):
 
 
 @triton.jit
-def gradient_of_scores(weights, d_weights, delta, FACTOR: tl.constexpr):
+def gradient_of_scores(weights, d_weights, delta, FACTOR: tl.constexpr, CALL: tl.constexpr):
     """FACTOR times the gradient of the scores; the factor costs no instruction of its own."""
-    return weights * (d_weights * FACTOR - (delta * FACTOR)[:, None])
+    d_scores = weights * (d_weights * FACTOR - (delta * FACTOR)[:, None])
+    if CALL.HIDES and CALL.HAS_BIAS:
+        # An infinite cotangent must not reach the bias of a hidden pair.
+        d_scores = tl.where(weights == 0, 0.0, d_scores)
+    return d_scores

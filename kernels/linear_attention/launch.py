@@ -72,9 +72,10 @@ def _check_fits(plan: Plan, problem: Problem, operands: Operands) -> None:
         )
 
 
-# Rows are cut into segments until there are this many, two for each multiprocessor of an H200, but
-# not into shorter ones than this number of chunks. With that many, chunks are loaded early.
-FEWEST_SEGMENTS, FEWEST_CHUNKS = 264, 4
+# Rows are cut into segments until there are 264 programs, two for each multiprocessor of an H200. A
+# segment has at least 4 chunks, and a row at most 64 segments, which are passed one by one. Rows or
+# segments of 4 chunks and more load the next chunk early.
+FEWEST_SEGMENTS, FEWEST_CHUNKS, MOST_SEGMENTS = 264, 4, 64
 # Steps of the delta rule between saved states.
 SAVE_EVERY = 64
 
@@ -109,9 +110,10 @@ def heuristic(problem: Problem, operands: Operands) -> Plan:
         configs.append(Config(taken, warps, rows=rows))
     forward, backward = configs
     chunks_per_state = 1 if operands.beta is None else SAVE_EVERY // backward.block_t
-    segments = 1
+    segments = problem.segments or 1
     if operands.beta is None and problem.is_causal:
-        segments = _segments(sizes, backward.block_t)
+        if problem.segments is None:
+            segments = _segments(sizes, backward.block_t)
         is_long = sizes.T // segments >= FEWEST_CHUNKS * forward.block_t
         is_plain = operands.log_decay is None and not problem.normalize
         if is_long and is_plain and kind == "linear" and not warps_hold_operands():
@@ -123,7 +125,7 @@ def heuristic(problem: Problem, operands: Operands) -> Plan:
 def _segments(sizes: Dimensions, chunk: int) -> int:
     """Number of segments of a row: several if there are long rows and few of them."""
     segments = 1
-    while sizes.B * sizes.N * segments < FEWEST_SEGMENTS:
+    while sizes.B * sizes.N * segments < FEWEST_SEGMENTS and segments < MOST_SEGMENTS:
         steps, rest = divmod(sizes.T, 2 * segments)
         if rest or steps % chunk or steps < FEWEST_CHUNKS * chunk:
             break

@@ -56,6 +56,8 @@ class Problem:
     normalize: the output is divided by the sum of its weights.
     returns_state: whether the state after the last step is returned.
     precision: JAX's default_matmul_precision; None keeps float32 products exact.
+    segments: parts of a row that kernels take at once, or None if that is still to be chosen. It
+      is chosen before vmap adds rows, since what is saved for the backward pass depends on it.
     """
 
     scale: float
@@ -63,6 +65,7 @@ class Problem:
     normalize: bool = False
     returns_state: bool = False
     precision: str | None = None
+    segments: int | None = None
 
 
 class Dimensions(NamedTuple):

@@ -1,6 +1,7 @@
 """The Triton form of linear attention and the delta rule: the arguments of the kernels."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -371,8 +372,23 @@ def _refusal(target: Target, problem: Problem, operands: Operands) -> str | None
     return None
 
 
+def _with_segments(call: Callable[[Problem, Operands], Result]) -> Callable:
+    """Chooses the number of segments before vmap adds rows to the batch."""
+
+    def run(problem, operands):
+        count = launch.plan(problem, operands).segments
+        return call(replace(problem, segments=count), operands)
+
+    return run
+
+
 IMPLEMENTATION = Implementation(
-    **fused(_forward, _backward, chunked, "cuda", plain_saved=_plain_saved),
+    **{
+        name: _with_segments(call)
+        for name, call in fused(
+            _forward, _backward, chunked, "cuda", plain_saved=_plain_saved
+        ).items()
+    },
     refusal=_refusal,
     is_best=lambda here, problem, operands: (
         here.platform == "cuda" and launch.fits_registers(operands)

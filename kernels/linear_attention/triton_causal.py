@@ -386,10 +386,12 @@ def _backward_row(
             dq += times(read, from_start, CALL) * CALL.SCALE
         if not CALL.ONLY_STATES:
             store_tile(d_query, dq, b, head, rows, features, CALL.T, CALL.H, EXACT)
-        if not CALL.ONLY_STATES:
             probe += tl.sum(dq * 0.0, axis=1)
-        elif CALL.NORMALIZE:
-            probe += tl.sum(d_total * 0.0, axis=1)
+        else:
+            if CALL.NORMALIZE:
+                probe += tl.sum(d_total * 0.0, axis=1)
+            if CALL.HAS_DECAY:
+                probe += tl.sum(from_start * whole * 0.0, axis=1)
         if CALL.HAS_DECAY:
             d_decay = tl.sum(q.to(tl.float32) * dq, axis=1)
         if HAS_AFTER:

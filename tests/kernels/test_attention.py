@@ -199,6 +199,18 @@ def test_lengths_around_the_tiles(length, key_length):
         assert_as_exact_as(name, baseline, mine, exact, jnp.float32)
 
 
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_many_tiles_of_queries_and_several_rows_of_a_program(is_causal):
+    *arrays, d_out = draw_inputs(0, 2, 100, 40, 2, 1, 16)
+    options = dict(is_causal=is_causal)
+    expected = results("xla", arrays, d_out, **options)
+    config = launch.Config(16, 16, 1, rows=2)
+    with forcing(launch.Plan("row", config, config)):
+        ours = results("triton", arrays, d_out, **options)
+    for mine, theirs in zip(ours, expected):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5)
+
+
 @pytest.mark.parametrize("implementation", ["reference", "xla"])
 def test_float64_is_computed_in_float64(implementation):
     with jax.enable_x64(True):
@@ -210,7 +222,7 @@ def test_float64_is_computed_in_float64(implementation):
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
-@pytest.mark.parametrize("implementation", ALL)
+@pytest.mark.parametrize("implementation", [*ALL, "split"])
 def test_a_bias_of_minus_infinity_for_every_key(implementation, is_causal):
     """The query gives 0 with gradient 0, and other queries are unaffected."""
     *arrays, d_out = draw_inputs(0, 1, 5, 5, 2, 1, 8)
@@ -282,6 +294,7 @@ def test_a_single_broken_number_is_found(form, dtype):
         for mine in found[2:]:
             for b, t, n, _ in places:
                 assert np.isnan(mine[b, t, n]).any(), "the broken key itself"
+                assert np.isfinite(np.delete(mine[b, :, n], t, 0)).all(), "other keys"
                 assert np.isfinite(mine[b, :, 1 - n]).all(), "the other head"
 
 
@@ -319,7 +332,15 @@ def test_padding_may_hold_anything(implementation):
     np.testing.assert_array_equal(clean[0][np.broadcast_to(rows, clean[0].shape)], 0)
 
 
-@pytest.mark.parametrize("implementation", [*ALL, "tiled"])
+@pytest.mark.parametrize("form", ["triton", "split", "tiled"])
+def test_an_infinite_cotangent_does_not_reach_the_bias_of_hidden_pairs(form):
+    *arrays, d_out = draw_inputs(0, 1, 20, 20, 2, 2, 8)
+    arrays.append(jnp.zeros((2, 20, 20)))
+    d_bias = results(form, arrays, d_out.at[0, 5, 0, 0].set(jnp.inf), is_causal=True)[-1]
+    np.testing.assert_array_equal(d_bias[~np.tril(np.ones((2, 20, 20), bool))], 0)
+
+
+@pytest.mark.parametrize("implementation", [*ALL, "tiled", "split"])
 def test_a_query_that_sees_nothing_is_zero_with_zero_gradient(implementation):
     *arrays, d_out = draw_inputs(0, 1, 4, 4, 2, 2, 8)
     mask = np.ones((4, 4), bool)
@@ -330,7 +351,7 @@ def test_a_query_that_sees_nothing_is_zero_with_zero_gradient(implementation):
     assert np.isfinite(d_key).all() and np.abs(d_query[0, 1]).max() > 0
 
 
-@pytest.mark.parametrize("implementation", [*FUSED, "tiled"])
+@pytest.mark.parametrize("implementation", [*FUSED, "tiled", "split"])
 def test_two_runs_give_the_same_bits(implementation):
     # Interpreters are slow.
     batch, heads = (4, 4) if ON_GPU else (1, 2)
@@ -343,7 +364,7 @@ def test_two_runs_give_the_same_bits(implementation):
         np.testing.assert_array_equal(mine, theirs)
 
 
-@pytest.mark.parametrize("implementation", [*ALL, "tiled"])
+@pytest.mark.parametrize("implementation", [*ALL, "tiled", "split"])
 def test_packed_is_the_same(implementation):
     query, key, value, d_out = draw_inputs(0, 3, 17, 17, 2, 2, 8)
     qkv = jnp.stack([query, key, value], axis=2)

@@ -1,5 +1,6 @@
 """Linear attention and the delta rule against a float64 recurrence, and their contract."""
 
+import contextlib
 import functools
 from typing import Any, NamedTuple
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 
 from icl.kernels import delta_rule, linear_attention
-from icl.kernels.linear_attention import reference, xla
+from icl.kernels.linear_attention import launch, reference, xla
 from icl.kernels.linear_attention.problem import Operands, Problem
+from icl.kernels.plans import forcing
 
 from .implementations import ALL, FUSED
 from .recurrence_oracle import draw, recurrence
@@ -494,12 +496,18 @@ def test_the_future_never_leaks(implementation, op):
 @pytest.mark.parametrize(
     "op, is_causal", [*((op, True) for op in OPS), ("linear_attention", False)]
 )
-@pytest.mark.parametrize("implementation", FUSED)
+@pytest.mark.parametrize("implementation", [*FUSED, "segments"])
 def test_one_broken_number_anywhere(implementation, op, is_causal, dtype, length, has_states):
     """Every batch row has its own, in the first, the last or an inner number of a tensor.
 
     The results that see it are NaN, and all else is as if it were 0.
     """
+    plan = contextlib.nullcontext()
+    if implementation == "segments":
+        if op == "delta_rule" or not is_causal or length < 80:
+            pytest.skip("is not taken in segments")
+        implementation, config = "triton", launch.Config(16, 1)
+        plan = forcing(launch.Plan(config, config, segments=5))
     places = [(0, 0), (length // 2, 3), (length - 1, 7)]
     names = ["key", "value"] + ["beta"] * (op == "delta_rule") + ["log_decay"] * is_causal
     cases = [(name, *place) for name in names for place in places]
@@ -522,7 +530,8 @@ def test_one_broken_number_anywhere(implementation, op, is_causal, dtype, length
         zeroed[name] = zeroed[name].at[index].set(0)
         bad[name] = bad[name].at[index].set(broken)
     wide = lambda found: {n: np.array(a, np.float32) for n, a in found.items()}
-    expected, ours = wide(run(zeroed)), wide(run(bad))
+    with plan:
+        expected, ours = wide(run(zeroed)), wide(run(bad))
     for row, name, index in (at(row, *case) for row, case in enumerate(cases)):
         expected["out"][row, index[1] if is_causal else 0 :] = np.nan
         expected["state"][row] = np.nan if has_states else 0

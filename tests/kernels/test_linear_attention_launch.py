@@ -1,5 +1,7 @@
 """The launch of linear attention's Triton kernels changes nothing beyond rounding."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +76,26 @@ def test_segments_of_plain_calls(given):
     expected = run("xla")
     with forcing(Plan(Config(16, 1), Config(16, 1), segments=2)):
         close(jax.jit(lambda: run("triton"))(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("implementation", ["triton", None])
+def test_rows_that_vmap_adds_keep_the_number_of_segments(implementation, monkeypatch):
+    """What the forward pass saves depends on it; a call of all rows would have no segments."""
+    monkeypatch.setattr(launch, "FEWEST_SEGMENTS", 4)
+    monkeypatch.setattr(launch, "FEWEST_CHUNKS", 1)
+    arrays, _ = draw("linear_attention", 0, batch=8, length=64, heads=1, log_decay=True)
+
+    def gradient(implementation):
+        def loss(arrays):
+            attend = OPS["linear_attention"]
+            return (attend(**arrays, is_causal=True, implementation=implementation) ** 2).sum()
+
+        rows = {name: array.reshape(4, 2, *array.shape[1:]) for name, array in arrays.items()}
+        return jax.jit(jax.vmap(jax.grad(loss)))(rows)
+
+    expected = gradient("xla")
+    with targeting("cuda", 90) if implementation is None else contextlib.nullcontext():
+        close(gradient(implementation), expected, atol=1e-3)
 
 
 def test_few_long_rows_are_taken_in_segments():

@@ -120,6 +120,22 @@ def test_grad_of_vmap_and_vmap_of_grad(implementation, op):
 
 
 @pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("implementation", ALL)
+def test_vmap_of_the_gradient_of_one_row(implementation, op):
+    """The cotangent of a sum is the same for all rows, so vmap does not map it."""
+    arrays = inputs(op, 3)
+
+    def loss(query, rest):
+        results = attend(op, implementation)({"query": query[None]} | rest)
+        return sum(a.sum() for a in jax.tree.leaves(results))
+
+    rest = {n: a if n in OPS[op].shared else a[:1] for n, a in arrays.items() if n != "query"}
+    ours = jax.vmap(jax.grad(loss), (0, None))(arrays["query"], rest)
+    alone = [jax.grad(loss)(query, rest) for query in arrays["query"]]
+    close(ours, jnp.stack(alone), 1e-5)
+
+
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("implementation", OTHERS)
 def test_second_order_agrees_with_the_definition(implementation, op):
     sizes = 2, 3, 4
