@@ -3,7 +3,8 @@
 A compiled kernel's instructions are followed warp by warp (`emulator.py`), and each is charged to
 the pipe that executes it. A bound is the time that one pipe needs if it never waits and everything
 else is free. The kernel takes at least the largest bound; a kernel near the floor has every bound
-below that of DRAM.
+below that of DRAM. That bound is of the fewest bytes of the op's pass: if two kernels share a pass,
+each has the whole of it.
 
 Assumptions:
 
@@ -14,8 +15,8 @@ Assumptions:
   do integer products; special functions and other conversions at an eighth. Instructions for a
   whole warp (UIADD3, R2UR, ...), barriers, fences and zeros (CS2R) cost their issue alone.
 - Shared memory serves 128 bytes a cycle, with the bank conflicts of the true addresses; spilled
-  registers as well, without conflicts. A global access takes a cycle for each four sectors, a
-  shuffle one, a reduction over a warp two.
+  registers as well, without conflicts. A global access takes a cycle for each four sectors, also if
+  it writes to shared memory (LDGSTS); a shuffle one, a reduction over a warp two.
 - wgmma runs at the peak rate, mma.sync at 0.62 of it. What wgmma reads of shared memory is free.
 - A warp issues an instruction every fourth cycle at most, so that few resident warps cannot use all
   cycles ("latency").

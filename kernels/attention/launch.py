@@ -165,7 +165,7 @@ def row_fits(keys: int, width: int, itemsize: int) -> bool:
 
 # Queries and keys of a tile and warps, forward and backward, for up to a number of keys, by the
 # width of a head. "full" is the backward launch for more than 64 keys if the call is not causal, so
-# that no tile is left out. Others spill, or are bound higher: see the bounds of
+# that no tile is left out. Other launches spill registers or have a higher bound: see
 # `make check-gpu-code`.
 _SHORT = ((16, (16, 16, 1), (16, 16, 1)), (32, (32, 32, 1), (32, 32, 1)))
 _HOPPER = {

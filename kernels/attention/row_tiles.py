@@ -12,11 +12,12 @@ MOST = 4
 
 
 class Tile(NamedTuple):
-    """Consecutive queries or keys.
+    """Consecutive queries or keys, or several such tiles of one size, over which a loop passes.
 
-    first, size: the first index, and how many.
-    is_exact: whether all indices exist.
-    end: where a loop over such tiles ends; with one tile, after it.
+    first: the first index.
+    size: number of indices of a tile.
+    is_exact: whether all indices of all tiles exist.
+    end: the index after the last one.
     """
 
     first: int
@@ -42,8 +43,8 @@ def row_tiles(problem: Problem, operands: Operands, block_t: int, block_s: int) 
     """The tiles of a call, of at most `block_t` queries and `block_s` keys.
 
     Few tiles of queries are listed one by one, so that pairs of tiles without a visible pair are
-    left out. For one tile of keys, or many of queries, one entry stands for a loop over equal
-    tiles of queries, of which each sees all keys.
+    left out. If there is one tile of keys, or more than MOST of queries, one entry stands for a
+    loop over equal tiles of queries; keys that any of them sees are in sight.
     """
     sizes = Dimensions.of(operands)
     queries, keys = _cut(sizes.T, block_t), _cut(sizes.S, block_s)

@@ -47,7 +47,7 @@ class Call(NamedTuple):
     EARLY, LATE: the same factor before and after the products with the gradient of the scores.
     LEFT, RIGHT: distances of the window, or None.
     HIDES: some query may not see some key.
-    MAY_BLIND: some query may see no key at all.
+    MAY_BLIND: some row may see no key at all, also by a bias of -inf or as it is past T.
     HEADS: heads that share a tile of the row form.
     QUERIES, KEYS: tiles of the row form.
     SIGHT: for each tile of queries the range of the tiles of keys in sight, (begin, end).

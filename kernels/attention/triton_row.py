@@ -5,11 +5,12 @@ the keys and values, in one tile or in several, and takes the queries a tile at 
 tiles in which nothing is visible are left out, such as those above the diagonal of a causal call.
 A whole row of scores is in registers, so nothing is saved for the backward pass: it recomputes
 the softmax, takes delta as rowsum(P * dP) (FlashAttention, Dao et al. 2022, appendix B.2, has
-rowsum(dO * O), which is equal), and writes each gradient once. Each tensor is read or written
+rowsum(dO * O), which is equal), and writes each gradient once. Each tensor moves to or from memory
 once: four forward, seven backward. No atomics: two runs give the same bits.
 
-Heads of fewer than 16 features share a tile of 16, HEADS of them. A product of two such tiles adds
-up the features of one head, since those of the others are 0 in one of them.
+Narrow heads share a tile of 16 features, HEADS heads in each (see `row_tiles.heads_together`). A
+product of two such tiles adds up the features of one head, since those of the others are 0 in one
+of them.
 """
 
 import triton
@@ -70,7 +71,7 @@ def _own_tiles(tensor, tiles, broken, b, head, length, CALL: tl.constexpr):
 
 @triton.jit
 def _replaced(tiles, J: tl.constexpr, tile):
-    """The tiles with another one at J."""
+    """The tiles with another one at J: an entry of a tuple cannot be assigned."""
     found = ()
     for j in tl.static_range(len(tiles)):
         if j == J:
@@ -92,11 +93,11 @@ def _in_head(new, old, MEMBER: tl.constexpr, CALL: tl.constexpr):
 
 @triton.jit
 def _plus_product(total, a, b, MEMBER: tl.constexpr, CALL: tl.constexpr):
-    """total + a b, where b is 0 but for the features of one head."""
+    """total + a b, where b is 0 outside the features of one head."""
     if CALL.HEADS == 1:
         return tl.dot(a, b, total, input_precision=CALL.PRECISION)
     else:
-        # NaN in a would pass to the other heads.
+        # Without the selection NaN in a would pass to the other heads.
         product = tl.dot(a, b, input_precision=CALL.PRECISION)
         return _in_head(total + product, total, MEMBER, CALL)
 
@@ -114,7 +115,7 @@ def _zeros(CALL: tl.constexpr):
 def _store_finished(
     d_key, d_value, dk, dv, b, head, I: tl.constexpr, STRIDES: tl.constexpr, CALL: tl.constexpr
 ):
-    """Writes the gradients of keys and values of which no tile of queries before I sees any."""
+    """Writes the gradients of those tiles of keys and values that no queries before tile I see."""
     features = tl.arange(0, CALL.BLOCK_H)
     WIDTH: tl.constexpr = CALL.H * CALL.HEADS
     for j in tl.static_range(len(CALL.KEYS)):

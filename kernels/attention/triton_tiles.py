@@ -32,7 +32,7 @@ class Queries(NamedTuple):
 
     key, value: pointers; their strides are STRIDES.KEY and STRIDES.VALUE.
     bias, mask: pointers, of all pairs; their strides are STRIDES.BIAS and STRIDES.MASK.
-    b, n, head: batch row, query head and key head; of several heads in a tile the first.
+    b, n, head: batch row, query head and key head; the first, if several heads share a tile.
     start, rows: index of the first query, and of all.
     query_length, key_length: numbers of valid queries and keys of the batch row.
     """
@@ -218,6 +218,7 @@ def scores_of(
 def _hide(
     scores, queries, columns, MEMBER: tl.constexpr, STRIDES: tl.constexpr, CALL: tl.constexpr
 ):
+    """The scores, -inf for hidden pairs."""
     allowed = pairs_allowed(queries, columns, MEMBER, STRIDES, CALL)
     return tl.where(allowed, scores, float("-inf"))
 

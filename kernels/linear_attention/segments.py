@@ -1,4 +1,4 @@
-"""Long rows in segments, for a GPU that the heads of few rows would not fill.
+"""Cuts long rows into segments, if the batch has too few rows to fill a GPU.
 
 A pass over the keys and values alone gives what each segment adds to the state. A sum over the
 segments gives the state before each, and then all segments are taken at once, as rows of a larger
@@ -83,8 +83,8 @@ def scan(
 
 
 def broken_before(broken: jax.Array) -> jax.Array:
-    """Whether an earlier segment holds NaN or infinity, from whether each does: bool, like it.
+    """Whether an earlier segment holds NaN or infinity: bool.
 
-    broken: `[B, segments, N]`.
+    broken: `[B, segments, N]`, 1 or True if the segment itself does.
     """
     return jnp.cumsum(broken, axis=1) > broken

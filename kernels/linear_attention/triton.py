@@ -126,7 +126,7 @@ def _call_forward(
 ) -> dict[str, jax.Array]:
     """The outputs of the forward kernel that are asked for, by name.
 
-    only_states: asks for the last states, without NaN, and for "broken", bool `[B, N]`, whether a
+    only_states: asks for the last states, without NaN, and for "broken", int32 `[B, N]`, 1 if a
       key, value or decay holds NaN or infinity.
     broken_before: bool `[B, N]`, whether to act as if an earlier step did.
     """

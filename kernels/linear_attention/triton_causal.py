@@ -7,6 +7,10 @@ and only inputs and outputs move. With more chunks, the forward pass also saves 
 each chunk, in the dtype of the query, which products take. The backward pass walks the chunks from
 the last to the first. There are no atomics, so two runs give the same bits.
 
+Few long rows are cut into segments (`segments.py`), which are rows of a batch to the kernels. With
+ONLY_STATES a kernel finds the state, or its derivative, at the end of each, and writes nothing
+else.
+
 `xla.py` has the same computation in plain JAX.
 """
 
@@ -24,15 +28,8 @@ from .triton_tiles import (
     store_numbers,
     store_state,
     times,
+    weights_of,
 )
-
-
-@triton.jit
-def _weights(q, k, between, CALL: tl.constexpr):
-    """The weight of each step of a chunk in the result of each query, `[BLOCK_T, BLOCK_T]`."""
-    weights = tl.dot(q, tl.trans(k), input_precision=CALL.PRECISION) * CALL.SCALE
-    seen = tl.arange(0, CALL.BLOCK_T)[:, None] >= tl.arange(0, CALL.BLOCK_T)[None, :]
-    return tl.where(seen, times(weights, between, CALL), 0.0).to(k.dtype)
 
 
 def _name(direction, call):
@@ -199,7 +196,7 @@ def _forward_row(
             coarse, fine, _, first = load_decay(log_decay, b, head, rows, guards, first, length)
             between, from_start, to_end, whole = decays(coarse, fine, BLOCK_T)
         q = load_tile(query, b, head, rows, features, CALL.T, CALL.H, EXACT)
-        weights = _weights(q, k, between, CALL)
+        weights = weights_of(q, k, between, CALL)
         result = tl.dot(weights, u, input_precision=CALL.PRECISION)
         if HAS_BEFORE:
             seen = tl.dot(q, s.to(q.dtype), input_precision=CALL.PRECISION)
@@ -356,7 +353,7 @@ def _backward_row(
         q = load_tile(query, b, head, rows, features, CALL.T, CALL.H, EXACT)
         do = load_tile(d_out, b, head, rows, columns, CALL.T, CALL.V, EXACT)
         if CALL.NORMALIZE:
-            weights = _weights(q, k, between, CALL)
+            weights = weights_of(q, k, between, CALL)
             result = tl.dot(weights, u, input_precision=CALL.PRECISION)
             total = tl.sum(weights.to(tl.float32), axis=1, keep_dims=True)
             if HAS_BEFORE:
@@ -377,7 +374,7 @@ def _backward_row(
         dq = tl.dot(d_scores, k, input_precision=CALL.PRECISION)
         dk = tl.dot(tl.trans(d_scores), q, input_precision=CALL.PRECISION)
         # If normalised, computed twice rather than kept in registers.
-        weights = _weights(q, k, between, CALL)
+        weights = weights_of(q, k, between, CALL)
         du = tl.dot(tl.trans(weights), do, input_precision=CALL.PRECISION)
         if HAS_BEFORE:
             read = tl.dot(do, tl.trans(narrow_s), input_precision=CALL.PRECISION)

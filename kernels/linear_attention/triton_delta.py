@@ -31,6 +31,7 @@ from .triton_tiles import (
     times,
     transposed,
     unit_lower_inverse,
+    weights_of,
 )
 
 
@@ -136,7 +137,7 @@ def _forward_row(
         if HAS_BEFORE:
             seen = tl.dot(s.to(q.dtype), tl.trans(q), input_precision=CALL.PRECISION)
             result = _times_columns(seen, from_start, CALL) * CALL.SCALE
-        weights = flipped(_weights(q, k, between, CALL))
+        weights = flipped(weights_of(q, k, between, CALL))
         result = tl.dot(u, weights, result, input_precision=CALL.PRECISION)
         if not HAS_AFTER:
             probe += result * 0.0
@@ -288,7 +289,7 @@ def _backward_row(
         if CALL.HAS_DECAY:
             d_decay = tl.sum(q.to(tl.float32) * dq, axis=1)
         dk = tl.dot(transposed(d_scores, CALL), q, input_precision=CALL.PRECISION)
-        weights = transposed(_weights(q, k, between, CALL), CALL)
+        weights = transposed(weights_of(q, k, between, CALL), CALL)
         du = tl.dot(tl.trans(do), flipped(weights), input_precision=CALL.PRECISION)
         if HAS_AFTER:
             # Back from the use of the state by later chunks.
@@ -389,14 +390,6 @@ def _after(s, k, u, decay, CALL: tl.constexpr):
     _, _, to_end, whole, _ = decay
     left = _times_columns(u, to_end, CALL)
     return tl.dot(left, k, times(s, whole, CALL), input_precision=CALL.PRECISION)
-
-
-@triton.jit
-def _weights(q, k, between, CALL: tl.constexpr):
-    """The weight of each step of a chunk in the result of each query, `[BLOCK_T, BLOCK_T]`."""
-    weights = tl.dot(q, tl.trans(k), input_precision=CALL.PRECISION) * CALL.SCALE
-    seen = tl.arange(0, CALL.BLOCK_T)[:, None] >= tl.arange(0, CALL.BLOCK_T)[None, :]
-    return tl.where(seen, times(weights, between, CALL), 0.0).to(k.dtype)
 
 
 @triton.jit

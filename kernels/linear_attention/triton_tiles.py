@@ -4,9 +4,9 @@ Besides tensors as in `../tiles.py` there are numbers, one per step and head, wi
 length, head), and states `[B, heads, H, W]`, whose stride is that of the batch alone.
 
 NaN and infinity are rare, and to look for them in every number would take longer than the products.
-So a kernel first takes its rows without guards, and probes a result into which every key, value and
-number of a step goes: times 0 it is 0, or NaN if anything was broken. Only then it takes the rows
-again, with guards: what is broken becomes 0, and the results that see it become NaN.
+So a kernel first takes its rows without guards, and probes a result into which all goes that
+matters: times 0 it is 0, or NaN if anything was broken. If so, the kernel takes the rows again,
+with guards: what is broken becomes 0, and the results that see it become NaN.
 """
 
 import triton
@@ -23,8 +23,10 @@ LOWEST = tl.constexpr(-131.0)
 def load_finite(
     tensor, b, head, rows, columns, guards, first, LENGTH, WIDTH: tl.constexpr, EXACT: tl.constexpr
 ):
-    """A tile and `first`; if `guards`, with 0 for NaN and infinity, and the first broken row if it
-    is one of these.
+    """A tile and `first`.
+
+    If `guards`, the tile has 0 for NaN and infinity, and `first` becomes its first broken row if
+    that is earlier.
     """
     tile = load_tile(tensor, b, head, rows, columns, LENGTH, WIDTH, EXACT)
     first = tl.minimum(first, NEVER)
@@ -152,6 +154,14 @@ def times(tile, decay, CALL: tl.constexpr):
     if CALL.HAS_DECAY:
         tile = (tile.to(tl.float32) * decay).to(tile.dtype)
     return tile
+
+
+@triton.jit
+def weights_of(q, k, between, CALL: tl.constexpr):
+    """The weight of each step of a chunk in the result of each query, `[BLOCK_T, BLOCK_T]`."""
+    weights = tl.dot(q, tl.trans(k), input_precision=CALL.PRECISION) * CALL.SCALE
+    seen = tl.arange(0, CALL.BLOCK_T)[:, None] >= tl.arange(0, CALL.BLOCK_T)[None, :]
+    return tl.where(seen, times(weights, between, CALL), 0.0).to(k.dtype)
 
 
 @triton.jit
