@@ -160,7 +160,9 @@ def row_fits(keys: int, width: int, itemsize: int) -> bool:
         return keys * width <= 2048
     if keys * width > 8192 and has_little_shared_memory():
         return False
-    return (keys <= 128 and width <= 128) or (keys == 256 and width in (32, 64))
+    # Where each warp holds operands, narrow heads of so many keys spill.
+    narrowest = 32 if warps_hold_operands() else 16
+    return (keys <= 128 and width <= 128) or (keys == 256 and narrowest <= width <= 64)
 
 
 # Queries and keys of a tile and warps, forward and backward, for up to a number of keys, by the
