@@ -60,7 +60,12 @@ def targeting(platform: str, capability: int | None = None, device: str = "") ->
 
 def interpreting() -> bool:
     """Whether kernels run step by step on the CPU: `ICL_KERNELS_INTERPRET=1`, for tests."""
-    return os.environ.get("ICL_KERNELS_INTERPRET", "0") not in ("", "0")
+    return is_set("ICL_KERNELS_INTERPRET")
+
+
+def is_set(variable: str) -> bool:
+    """Whether an environment variable is set, to something other than 0."""
+    return os.environ.get(variable, "0") not in ("", "0")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from .dispatch import Target, interpreting, target
+from .dispatch import Target, interpreting, is_set, target
 from .fused import dtype_refusal
 from .wiring import vary_over, varying_axes
 
@@ -114,7 +114,7 @@ def triton_call(
                 # Triton writes PTX for the assembler it ships, which is newer than CUDA 12's.
                 options["backend_options"] = {"ptx_version": 88}
         else:
-            if os.environ.get("ICL_KERNELS_TYPED_CALLS", "0") not in ("", "0"):
+            if is_set("ICL_KERNELS_TYPED_CALLS"):
                 _call_through_typed_handler()
             options["out_shape"] = tuple(shapes.values())
         results = jax_triton.triton_call(

@@ -19,8 +19,8 @@ from .integers import Operation, decode
 from .operands import Registers, Value, inverse, number, reader, wide_reader
 from .sass import Instruction
 
-# Where a kernel's parameters begin in the constant bank, by compute capability.
-PARAMETERS = {80: 0x160, 86: 0x160, 89: 0x160, 90: 0x210, 100: 0x380, 120: 0x380}
+# Where a kernel's parameters begin in the constant bank of Hopper.
+PARAMETERS = 0x210
 MOST_PARAMETERS = 64
 APART = 2**40  # bytes between two pointers, of which the first is the same number
 MOST_STEPS = 2_000_000
@@ -58,9 +58,7 @@ class _Step(NamedTuple):
     assumed: dict[str, bool]
 
 
-def run(
-    code: Sequence[Instruction], programs: Sequence[int], num_warps: int, capability: int = 90
-) -> Iterator[Issued]:
+def run(code: Sequence[Instruction], programs: Sequence[int], num_warps: int) -> Iterator[Issued]:
     """Yields what the warps issue; warp `i` is warp `i % num_warps` of program `i // num_warps`.
 
     The kernel's parameters are pointers: APART, 2 * APART and so on.
@@ -84,7 +82,7 @@ def run(
     }
     for i in range(MOST_PARAMETERS):
         for word, value in enumerate((0, (i + 1) * (APART >> 32))):
-            registers[f"c[0x0][{PARAMETERS[capability] + 8 * i + 4 * word:#x}]"] = value
+            registers[f"c[0x0][{PARAMETERS + 8 * i + 4 * word:#x}]"] = value
     waiting = [(0, warps, registers)]
     for _ in range(MOST_STEPS):
         if not waiting:

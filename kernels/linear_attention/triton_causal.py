@@ -54,66 +54,25 @@ def forward_kernel(
     STRIDES: tl.constexpr,
     CALL: tl.constexpr,
 ):
+    inputs = (query, key, value, log_decay, key_lengths, initial_state, broken_before)
+    outputs = (out, state, states, broken)
     again = 1
     if CALL.STAGES > 1:
         # Triton loads chunks early only if loads have no guards: one copy of the code is without.
         for guards in tl.static_range(2):
             if again:
-                again = _forward_rows(
-                    query,
-                    key,
-                    value,
-                    log_decay,
-                    key_lengths,
-                    initial_state,
-                    broken_before,
-                    out,
-                    state,
-                    states,
-                    broken,
-                    guards,
-                    STRIDES,
-                    CALL,
-                )
+                again = _forward_rows(inputs, outputs, guards, STRIDES, CALL)
     else:
         for guards in tl.range(0, 2, disable_licm=True):
             if again:
-                again = _forward_rows(
-                    query,
-                    key,
-                    value,
-                    log_decay,
-                    key_lengths,
-                    initial_state,
-                    broken_before,
-                    out,
-                    state,
-                    states,
-                    broken,
-                    guards,
-                    STRIDES,
-                    CALL,
-                )
+                again = _forward_rows(inputs, outputs, guards, STRIDES, CALL)
 
 
 @triton.jit
-def _forward_rows(
-    query,
-    key,
-    value,
-    log_decay,
-    key_lengths,
-    initial_state,
-    broken_before,
-    out,
-    state,
-    states,
-    broken,
-    guards,
-    STRIDES: tl.constexpr,
-    CALL: tl.constexpr,
-):
+def _forward_rows(inputs, outputs, guards, STRIDES: tl.constexpr, CALL: tl.constexpr):
     """The forward pass of a program's rows; returns whether they need guards."""
+    query, key, value, log_decay, key_lengths, initial_state, broken_before = inputs
+    out, state, states, broken = outputs
     HEIGHT: tl.constexpr = (
         CALL.BLOCK_H if CALL.RETURNS_STATE or CALL.T > CALL.BLOCK_T else CALL.BLOCK_T
     )

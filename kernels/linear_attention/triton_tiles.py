@@ -12,7 +12,7 @@ with guards: what is broken becomes 0, and the results that see it become NaN.
 import triton
 import triton.language as tl
 
-from ..tiles import load_tile
+from ..tiles import is_finite, load_tile, only_then
 
 NEVER = tl.constexpr(2**30)
 # Below this exp is 0 in float32, and sums over a chunk stay exact.
@@ -31,13 +31,12 @@ def load_finite(
     tile = load_tile(tensor, b, head, rows, columns, LENGTH, WIDTH, EXACT)
     first = tl.minimum(first, NEVER)
     if guards:
-        # Keeps first results from arriving late, and the compiler from always doing what follows.
-        tl.debug_barrier()
-        wide = tile.to(tl.float32)
-        finite = tl.abs(wide) < float("inf")
+        # Its barrier also keeps results of the first pass from arriving late.
+        only_then()
+        finite = is_finite(tile)
         broken = tl.max(tl.where(finite, 0, 1), axis=1)
         first = tl.minimum(first, tl.min(tl.where(broken > 0, rows, NEVER)))
-        tile = tl.where(finite, wide, 0.0).to(tile.dtype)
+        tile = tl.where(finite, tile, 0.0).to(tile.dtype)
     return tile, first
 
 
