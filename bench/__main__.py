@@ -19,6 +19,7 @@ COMMANDS = {
     "populations": "a population in one program, beside one model",
     "profile": "the time of each part of a training step",
     "scaling": "how our step's time grows with batch, length and depth",
+    "recipes": "steps and seconds of training recipes until a target error",
     "tune": "the fastest launches on this GPU, into a table",
     "gpu-code": "checks of GPU code without a GPU",
 }

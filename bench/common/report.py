@@ -22,6 +22,7 @@ REPORTS = {
     "populations": "bench.training.populations",
     "profile": "bench.training.profile",
     "scaling": "bench.training.scaling",
+    "recipes": "bench.recipes",
 }
 
 

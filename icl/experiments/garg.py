@@ -31,7 +31,7 @@ from .presets import register
 
 PAPER_OPTIMIZER = OptimizerConfig(name="adam", learning_rate=1e-4, schedule="constant")
 PAPER_TRAINING = TrainingConfig(steps=500_000, batch_size=64, checkpoint_every=10_000)
-FAST_OPTIMIZER = OptimizerConfig(
+ADAM = OptimizerConfig(
     name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=500, options={"b2": 0.95}
 )
 
@@ -42,7 +42,7 @@ def xs(task: TaskFamily, steps: int = 10_000, curriculum: Curriculum | None = No
         task=task,
         model=dataclasses.replace(XS, max_tokens=max(101, 2 * task.points)),
         curriculum=curriculum or Curriculum(),
-        optimizer=FAST_OPTIMIZER,
+        optimizer=ADAM,
         training=TrainingConfig(steps=steps),
     )
 
@@ -140,7 +140,7 @@ register(
         task=LinearRegression(dim=3, points=7),
         model=dataclasses.replace(XS, max_tokens=None),
         curriculum=Curriculum(),
-        optimizer=FAST_OPTIMIZER,
+        optimizer=ADAM,
         training=TrainingConfig(steps=2_000),
     ),
     over={

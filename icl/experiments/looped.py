@@ -23,7 +23,7 @@ from ..tasks import (
     garg_curriculum,
 )
 from ..training.config import Config, TrainingConfig
-from .garg import FAST_OPTIMIZER, LINEAR_XS, PAPER_OPTIMIZER, PAPER_TRAINING
+from .garg import ADAM, LINEAR_XS, PAPER_OPTIMIZER, PAPER_TRAINING
 from .presets import register
 
 POSITIONS = 203  # of the public code: 2 * 101 + 1
@@ -54,7 +54,7 @@ register(
             layers=1, heads=2, width=64, max_tokens=101, loops=8, window=5
         ),
         curriculum=Curriculum(dim_start=1, interval=500),
-        optimizer=FAST_OPTIMIZER,
+        optimizer=ADAM,
         training=TrainingConfig(steps=6_000),
     ),
 )
@@ -73,7 +73,7 @@ register(
     Config(
         task=LINEAR_XS.task,
         model=LSTMConfig(layers=2, width=64),
-        optimizer=FAST_OPTIMIZER,
+        optimizer=ADAM,
         training=TrainingConfig(steps=10_000),
     ),
 )

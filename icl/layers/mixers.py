@@ -63,7 +63,24 @@ class CausalSelfAttention(_Mixer):
 
     takes_mask = True
 
+    def __init__(
+        self, width: int, heads: int, *, qk_norm: bool = False, rotary: bool = False, **options: Any
+    ):
+        super().__init__(width, heads, **options)
+        self.rotary = rotary
+        self.qk_scale = nnx.data(
+            nnx.Param(jnp.ones((2, heads, width // heads))) if qk_norm else None
+        )
+
     def mix(self, x: jax.Array, qkv: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        qk = qkv[:, :, :2]
+        if self.qk_scale is not None:
+            root = (width := qk.shape[-1]) ** 0.5
+            qk = _unit(qk) * (root * self.qk_scale[...]).astype(qk.dtype)
+        if self.rotary:
+            qk = rotate(qk)
+        if self.rotary or self.qk_scale is not None:
+            qkv = jnp.concatenate([qk, qkv[:, :, 2:]], axis=2)
         return packed_dot_product_attention(qkv, mask=mask, is_causal=mask is None)
 
 
@@ -122,6 +139,15 @@ class Mesa(_Mixer):
         grown = jnp.exp(self.log_regularization[...])
         regularization = MIN_REGULARIZATION + (1 - MIN_REGULARIZATION) * grown
         return mesa_attention(query, key, value, regularization)
+
+
+def rotate(qk):
+    length, half = qk.shape[1], qk.shape[-1] // 2
+    rates = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = (jnp.arange(length, dtype=jnp.float32)[:, None] * rates)[:, None, None]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    a, b = qk[..., :half], qk[..., half:]
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(qk.dtype)
 
 
 def _head_scalars(width: int, heads: int, options: dict[str, Any], **more: Any) -> nnx.Linear:

@@ -71,3 +71,18 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return layer_norm(x, self.scale[...], self.bias[...])
+
+
+class RMSNorm(nnx.Module):
+    """Division by the root mean square over the last axis, with a learned scale (ones)."""
+
+    def __init__(self, width: int):
+        self.scale = nnx.Param(jnp.ones(width))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(accumulation_dtype(x.dtype))
+        inverse = lax.rsqrt((wide**2).mean(axis=-1, keepdims=True) + EPSILON)
+        return (wide * inverse * self.scale[...]).astype(x.dtype)
+
+
+NORMS = {"layer": LayerNorm, "rms": RMSNorm}

@@ -12,7 +12,7 @@ from flax import nnx
 
 from ..layers.linear import linear_dot_general
 from ..layers.mixers import MIXERS
-from ..layers.norm import LayerNorm
+from ..layers.norm import NORMS
 from ..ranges import SIZE, Range, check_ranges
 from .base import HeadWeights, Model, ModelConfig, uniform
 
@@ -39,6 +39,15 @@ class TransformerConfig(ModelConfig):
     """Dtype of the computation; parameters, statistics and the loss stay float32."""
     end_bias: bool = True
     """Use biases in read-in and read-out; Raventós et al. 2023 use none."""
+    position_encoding: Literal["learned", "rotary", "none"] = "learned"
+    """How tokens know their positions: a learned vector is added to each token, each attention
+    head rotates queries and keys (Su et al. 2021), or not at all."""
+    qk_norm: bool = False
+    """Normalise the queries and keys of each attention head, with learned scales."""
+    norm: Literal["layer", "rms"] = "layer"
+    """Layer normalisation or RMS normalisation (Zhang and Sennrich 2019)."""
+    zero_outputs: bool = False
+    """Start with blocks that add nothing: their output weights are 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,8 +55,21 @@ class TransformerConfig(ModelConfig):
         check_ranges("model", self, heads=SIZE, width=SIZE, max_tokens=positions)
         if self.width % self.heads:
             raise ValueError(f"a width of {self.width} cannot be split into {self.heads} heads")
-        if self.mixer not in MIXERS:
-            raise ValueError(f"no mixer called {self.mixer!r}; there are {sorted(MIXERS)}")
+        for name in self.mixer.split("+"):
+            if name not in MIXERS:
+                raise ValueError(f"no mixer called {name!r}; there are {sorted(MIXERS)}")
+
+    @property
+    def mixers(self) -> list[str]:
+        """The name of the mixer of each layer."""
+        names = self.mixer.split("+")
+        return [names[index % len(names)] for index in range(self.layers)]
+
+    @property
+    def mixer_options(self) -> dict[str, Any]:
+        """Options of the mixer that are not its defaults."""
+        options = dict(qk_norm=self.qk_norm, rotary=self.position_encoding == "rotary")
+        return {name: value for name, value in options.items() if value}
 
     def build(
         self, in_width: int, tokens: int, *, outputs: int | None = None, rngs: nnx.Rngs
@@ -76,22 +98,26 @@ STANDARD = TransformerConfig(layers=12, heads=8, width=256, max_tokens=101)
 class Block(nnx.Module):
     """x + mixer(norm(x)), then x + mlp(norm(x)) with a GELU MLP of 4 * width hidden units."""
 
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, mixer: str, *, rngs: nnx.Rngs):
         dtype = jnp.dtype(config.dtype)
         # GPT-2 scales initial output weights by 1 / sqrt(number of residual additions).
         out_init = nnx.initializers.normal(INIT_STD / (2 * config.layers) ** 0.5)
+        if config.zero_outputs:
+            out_init = nnx.initializers.zeros
+        norm = NORMS[config.norm]
         kernel_init = nnx.initializers.normal(INIT_STD)
         options: dict[str, Any] = dict(dtype=dtype, dot_general=linear_dot_general, rngs=rngs)
-        self.mixer_norm = LayerNorm(config.width)
-        self.mixer = MIXERS[config.mixer](
+        self.mixer_norm = norm(config.width)
+        self.mixer = MIXERS[mixer](
             config.width,
             config.heads,
             dtype=dtype,
             kernel_init=kernel_init,
             out_init=out_init,
             rngs=rngs,
+            **config.mixer_options,
         )
-        self.mlp_norm = LayerNorm(config.width)
+        self.mlp_norm = norm(config.width)
         self.up = nnx.Linear(config.width, 4 * config.width, kernel_init=kernel_init, **options)
         self.down = nnx.Linear(4 * config.width, config.width, kernel_init=out_init, **options)
 
@@ -132,11 +158,16 @@ class Transformer(Model):
         self.dtype = jnp.dtype(config.dtype)
         ends: dict[str, Any] = dict(use_bias=config.end_bias, rngs=rngs)
         self.read_in = nnx.Linear(in_width, config.width, **ends, **uniform(in_width))
-        self.positions = nnx.Param(
-            INIT_STD * jax.random.normal(rngs.params(), (positions, config.width))
+        learned = config.position_encoding == "learned"
+        self.positions = nnx.data(
+            nnx.Param(INIT_STD * jax.random.normal(rngs.params(), (positions, config.width)))
+            if learned
+            else None
         )
-        self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.layers)])
-        self.norm = LayerNorm(config.width)
+        self.blocks = nnx.List(
+            [Block(config, mixer, rngs=rngs) for mixer in config.mixers]
+        )
+        self.norm = NORMS[config.norm](config.width)
         self.scalar = outputs is None
         self.read_out = nnx.Linear(config.width, outputs or 1, **ends, **uniform(config.width))
 
@@ -174,6 +205,8 @@ class Transformer(Model):
     def embed(self, tokens: jax.Array, positions: jax.Array | None = None) -> jax.Array:
         """The input of the first block, `[B, T, width]`; arguments and errors as for a call."""
         length = tokens.shape[1]
+        if self.positions is None:
+            return self.read_in(tokens).astype(self.dtype)
         if positions is None and length > self.positions.shape[0]:
             raise ValueError(
                 f"a prompt of {length} tokens is longer than the {self.positions.shape[0]} "

@@ -25,7 +25,8 @@ class OptimizerConfig:
     """The optimiser, the learning-rate schedule and gradient clipping."""
 
     name: str = "adam"
-    """Name of an optax optimiser that takes a learning rate."""
+    """Name of an optimiser of optax or optax.contrib that takes a learning rate; "muon" is Muon for
+    the matrices of layers and Adam for the rest."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
     schedule: Literal["constant", "cosine", "linear", "halving"] = "cosine"

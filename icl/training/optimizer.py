@@ -1,4 +1,4 @@
-"""The optimiser of a run, built from optax."""
+"""The optimiser of a run: of optax, of `optax.contrib`, or registered."""
 
 import difflib
 import inspect
@@ -8,8 +8,47 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from .config import CUSTOM, OptimizerConfig
+from .muon import muon_and_adam
+
+Factory = Callable[..., optax.GradientTransformation]
+OPTIMIZERS: dict[str, Factory] = {}
+
+
+def register_optimizer(name: str) -> Callable[[Factory], Factory]:
+    """A decorator that registers an optimiser, so that settings can name it.
+
+    The decorated function takes the learning rate, as a number or a schedule, as its first argument
+    `learning_rate`, and options with defaults. It returns an `optax.GradientTransformation`. A name
+    of optax is replaced. A run is resumed in a process that has registered its optimiser.
+
+    Args:
+      name: the name in `optimizer.name`, config.json and commands.
+
+    Raises:
+      TypeError: the first argument is not called `learning_rate`.
+      ValueError: the name is empty or reserved, or another function has it.
+    """
+    if not isinstance(name, str) or not name or name == CUSTOM:
+        raise ValueError(
+            f"the name of an optimiser must be a string that is neither empty nor {CUSTOM!r}, "
+            f"got {name!r}"
+        )
+
+    def decorate(factory: Factory) -> Factory:
+        if not _takes_rate(factory):
+            raise TypeError(f"the first argument of {factory!r} must be called learning_rate")
+        known = OPTIMIZERS.get(name)
+        if known is not None and _place(known) != _place(factory):
+            raise ValueError(
+                f"the name {name!r} is taken by {'.'.join(_place(known))}; choose another"
+            )
+        OPTIMIZERS[name] = factory
+        return factory
+
+    return decorate
 
 
 def learning_rate_schedule(
@@ -46,7 +85,7 @@ def make_optimizer(
       peak: as for `learning_rate_schedule`.
 
     Raises:
-      ValueError: optax has no such optimiser, or the optimiser does not take an option.
+      ValueError: there is no such optimiser, or the optimiser does not take an option.
     """
     if config.name == CUSTOM:
         raise ValueError(
@@ -57,13 +96,16 @@ def make_optimizer(
     if config.name not in factories:
         near = difflib.get_close_matches(config.name, factories, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(factories)}"
-        raise ValueError(f"optax has no optimiser called {config.name!r}; {hint}")
+        raise ValueError(
+            f"no optimiser called {config.name!r}; {hint}. An optimiser of your own: import the "
+            "module that registers it first; on the command line: icl --import MODULE ..."
+        )
     factory = factories[config.name]
     accepted = [p for p in inspect.signature(factory).parameters if p != "learning_rate"]
     unknown = sorted(set(config.options) - set(accepted))
     if unknown:
         raise ValueError(
-            f"optax.{config.name} takes no option {', '.join(unknown)}; "
+            f"the optimiser {config.name} takes no option {', '.join(unknown)}; "
             f"it takes {', '.join(accepted)}"
         )
     optimizer = factory(learning_rate_schedule(config, steps, peak), **config.options)
@@ -88,12 +130,24 @@ def clip_each(limit: float) -> optax.GradientTransformation:
     return optax.stateless(lambda updates, params: jax.tree.map(clip, updates))
 
 
-def _factories() -> dict[str, Callable[..., optax.GradientTransformation]]:
-    """The functions of optax whose first argument is a learning rate, by name."""
-    return {
+def _factories() -> dict[str, Factory]:
+    """All optimisers by name: registered ones replace those of optax."""
+    found = {
         name: value
-        for name, value in sorted(vars(optax).items())
-        if not name.startswith("_")
-        and inspect.isfunction(value)
-        and next(iter(inspect.signature(value).parameters), None) == "learning_rate"
+        for module in (optax.contrib, optax)
+        for name, value in vars(module).items()
+        if not name.startswith("_") and inspect.isfunction(value) and _takes_rate(value)
     }
+    return dict(sorted((found | OPTIMIZERS).items()))
+
+
+def _takes_rate(factory: Factory) -> bool:
+    """Whether the first parameter of a function is a learning rate."""
+    return next(iter(inspect.signature(factory).parameters), None) == "learning_rate"
+
+
+def _place(factory: Factory) -> tuple[str, str]:
+    return factory.__module__, factory.__qualname__
+
+
+register_optimizer("muon")(muon_and_adam)

@@ -1,0 +1,200 @@
+"""Steps, seconds and prompts that a training recipe needs to reach a target error.
+
+A recipe is a set of changes to a family's settings: the optimiser, the model's details, the
+curriculum. Models that differ in their seed alone are trained as a population. Their error on fixed
+fresh prompts is measured along the way; the measurement is not part of the seconds.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from icl.evaluation.curves import learner_errors
+from icl.experiments import preset
+from icl.experiments.garg import ADAM
+from icl.tasks import Curriculum
+from icl.training import Config
+from icl.training.data import load_data
+from icl.training.learner import Learner
+from icl.training.checkpoints import on_one_device
+from icl.training.parallel import make_mesh, place, use_cpu_cores
+from icl.training.population import (
+    compile_population,
+    init_population,
+    member_settings,
+    shared_config,
+)
+
+from .common import machine
+from .common.driver import one_of, positive
+from .common.report import BENCH, Report, Table
+
+PROMPTS = 1280
+POINTS = 25  # measurements of the error in a run
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A task with a learner, and the error that counts as learned.
+
+    Attributes:
+      preset: name of a preset.
+      examples: number of in-context examples after which the error is measured.
+      target: the error to reach.
+      steps: number of steps of the recipe "adam".
+      adam: other settings of the recipe "adam", where they differ from those of the preset.
+    """
+
+    preset: str
+    examples: int
+    target: float
+    steps: int
+    adam: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+FAMILIES = {
+    "linear": Family("garg/linear-xs", 10, 0.05, 10_000),
+    "tree": Family("garg/tree-xs", 25, 0.5, 6_000),
+    "relu": Family("garg/relu-xs", 20, 0.3, 6_000),
+    "noisy": Family(
+        "garg/noisy-xs", 15, 0.16, 6_000, {"curriculum": Curriculum(dim_start=2, interval=300)}
+    ),
+    "looped": Family(
+        "looped/linear-xs", 10, 0.75, 6_000, {"curriculum": Curriculum(dim_start=1, interval=500)}
+    ),
+    "lstm": Family("lstm/linear-xs", 10, 0.2, 10_000),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Changes to a family's settings.
+
+    Attributes:
+      about: the changes in words.
+      share: number of steps over that of the recipe "adam".
+      changes: settings by the names of `Config.replace`.
+    """
+
+    about: str
+    share: float = 0.25
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+MUON = {
+    "optimizer_name": "muon",
+    "optimizer_learning_rate": 0.01,
+    "optimizer_options": {},
+}
+RECIPES = {
+    "adam": Recipe("Adam as the presets had it: b2 0.95, cosine decay", share=1.0),
+    "adam, short": Recipe("the same in fewer steps"),
+    "muon": Recipe("Muon at 0.01, Adam at 0.003 for the ends", changes=MUON),
+}
+
+
+def config_of(family: str, recipe: str) -> Config:
+    """The settings of a family under a recipe."""
+    about, chosen = FAMILIES[family], RECIPES[recipe]
+    steps = max(2, round(chosen.share * about.steps))
+    base = preset(about.preset).replace(optimizer=ADAM, **about.adam)
+    warmup = min(ADAM.warmup_steps, steps // 20)
+    changes = {"training_steps": steps, "optimizer_warmup_steps": warmup, **chosen.changes}
+    return base.replace(**changes)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this benchmark's arguments."""
+    parser.add_argument("families", nargs="*", type=one_of(FAMILIES), metavar="FAMILY",
+                        help=f"{', '.join(FAMILIES)}; by default all")  # fmt: skip
+    parser.add_argument("--recipes", nargs="+", type=one_of(RECIPES), metavar="RECIPE",
+                        help=f"{', '.join(map(repr, RECIPES))}; by default all")  # fmt: skip
+    parser.add_argument("--seeds", type=positive, default=4, help="models of each recipe")
+    parser.add_argument("--steps", type=positive, help="replaces every number of steps")
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """The results for the JSON file, with those that the file has of other recipes."""
+    use_cpu_cores()
+    device = jax.devices()[0].device_kind
+    about = machine.describe()
+    found = _earlier(options.out or BENCH, about | {"device": device})
+    for family in options.families or FAMILIES:
+        for recipe in options.recipes or RECIPES:
+            config = config_of(family, recipe)
+            if options.steps:
+                config = config.replace(training_steps=options.steps, optimizer_warmup_steps=1)
+            print(f"{family}: {recipe}", flush=True)
+            curves = train(config, options.seeds, FAMILIES[family].examples)
+            curves["revision"] = about["revision"]
+            found.setdefault(family, {})[recipe] = curves
+    return {"device": device, "runs": found}
+
+
+def _earlier(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """The runs in the results file of a folder; empty without a file."""
+    path = folder / "results" / f"recipes-{machine.slug(about)}.json"
+    return json.loads(path.read_text())["runs"] if path.exists() else {}
+
+
+def train(config: Config, seeds: int, examples: int) -> dict[str, Any]:
+    """Trains a population and measures its error along the way.
+
+    Args:
+      config: the settings; members have its seed and the next ones.
+      seeds: number of members.
+      examples: number of in-context examples after which the error is measured.
+
+    Returns:
+      `steps` [P], `errors` [seeds, P] (NaN after a loss that is not finite), the `batch` and the
+      `seconds` of a step of one model, without compilation and measurements.
+    """
+    first = config.training.seed
+    configs = [config.replace(training_seed=first + seed) for seed in range(seeds)]
+    learner, shared = Learner(config), shared_config(config)
+    mesh = make_mesh(config.training.batch_size, seeds)
+    start = init_population(configs), member_settings(configs)
+    state, settings = place(start, mesh, population=True)
+    data = place(load_data(config.task), mesh)
+    predict = lambda variables, episodes: jax.lax.map(
+        lambda own: learner.predict(own, episodes), variables
+    ).swapaxes(0, 1)
+    length = max(2, config.training.steps // POINTS)
+    programs: dict[int, Callable] = {}
+    steps, errors, seconds, step = [], [], 0.0, 0
+    while step < config.training.steps:
+        count = min(length, config.training.steps - step)
+        if count not in programs:
+            programs[count] = compile_population(shared, settings, state, count, mesh, data)
+        started = time.perf_counter()
+        state, metrics = programs[count](state)
+        jax.block_until_ready(metrics)
+        seconds += time.perf_counter() - started
+        step += count
+        known, found = learner_errors(
+            learner, predict, on_one_device(state.variables), PROMPTS, first
+        )
+        at = int(np.flatnonzero(known == examples)[0])
+        steps.append(step)
+        errors.append(found.mean(axis=0)[:, at].tolist())
+    return {
+        "steps": steps,
+        "errors": np.array(errors).T.tolist(),
+        "batch": config.training.batch_size,
+        "seconds": seconds / (step * seeds),
+    }
+
+
+def report(results: dict[str, Any]) -> Report:
+    """A table for each family."""
+    return Report([])
