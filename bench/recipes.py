@@ -91,15 +91,16 @@ class Recipe:
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-MUON = {
-    "optimizer_name": "muon",
-    "optimizer_learning_rate": 0.01,
-    "optimizer_options": {},
-}
+MUON = {"optimizer_name": "muon", "optimizer_learning_rate": 0.01, "optimizer_options": {}}
+TAGGED = {"layout": "tagged"}
+QK_NORM = {"model_qk_norm": True}
+RMS = {"model_norm": "rms"}
+FAST = MUON | TAGGED | QK_NORM | RMS | {"optimizer_options": {"beta": 0.9}}
 RECIPES = {
     "adam": Recipe("Adam as the presets had it: b2 0.95, cosine decay", share=1.0),
-    "adam, short": Recipe("the same in fewer steps"),
+    "adam, short": Recipe("Adam, a quarter of the steps"),
     "muon": Recipe("Muon at 0.01, Adam at 0.003 for the ends", changes=MUON),
+    "fast": Recipe("Muon, tagged tokens, QK and RMS norms", changes=FAST),
 }
 
 
@@ -110,7 +111,10 @@ def config_of(family: str, recipe: str) -> Config:
     base = preset(about.preset).replace(optimizer=ADAM, **about.adam)
     warmup = min(ADAM.warmup_steps, steps // 20)
     changes = {"training_steps": steps, "optimizer_warmup_steps": warmup, **chosen.changes}
-    return base.replace(**changes)
+    if recipe != "adam":
+        changes = {"curriculum": Curriculum(), **changes}
+    known = base.flat()  # an LSTM has no queries to normalise
+    return base.replace(**{k: v for k, v in changes.items() if k in known or k == "curriculum"})
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -195,6 +199,89 @@ def train(config: Config, seeds: int, examples: int) -> dict[str, Any]:
     }
 
 
+def reached(run: Mapping[str, Any], target: float) -> list[int | None]:
+    """The first measured step of each seed at which its error is at most the target."""
+    found = []
+    for errors in run["errors"]:
+        hits = [step for step, error in zip(run["steps"], errors) if error <= target]
+        found.append(hits[0] if hits else None)
+    return found
+
+
+def median_steps(run: Mapping[str, Any], target: float) -> float | None:
+    """The median over seeds of `reached`; None if half of the seeds did not reach the target."""
+    steps = sorted(math.inf if step is None else step for step in reached(run, target))
+    middle = statistics.median(steps)
+    return middle if math.isfinite(middle) else None
+
+
 def report(results: dict[str, Any]) -> Report:
-    """A table for each family."""
-    return Report([])
+    """A table for each family, and a figure of the errors."""
+    found = Report(picture=lambda path: draw(results["runs"], path))
+    for family, runs in results["runs"].items():
+        about = FAMILIES[family]
+        base = runs.get("adam")
+        adam = base and median_steps(base, about.target)
+        rows = []
+        for recipe, run in runs.items():
+            seeds, steps = reached(run, about.target), median_steps(run, about.target)
+            cells = [recipe, f"{run['steps'][-1]:,}"]
+            if steps is None:
+                cells += ["not reached", "", "", "", ""]
+            else:
+                seconds = steps * run["seconds"]
+                cells += [f"{steps:,.0f}", f"{seconds:.0f}", f"{steps * run['batch']:,.0f}"]
+                cells += (
+                    [f"{steps / adam:.2f}", f"{seconds / (adam * base['seconds']):.2f}"]
+                    if base and adam
+                    else ["", ""]
+                )
+            last = [errors[-1] for errors in run["errors"]]
+            cells += [
+                f"{sum(step is not None for step in seeds)} of {len(seeds)}",
+                f"{statistics.median(last):.3f} ({min(last):.3f} to {max(last):.3f})",
+            ]
+            rows.append(cells)
+        headings = ["recipe", "steps of the run", "steps", "seconds", "prompts"]
+        headings += ["steps / Adam's", "seconds / Adam's", "seeds", "error at the end"]
+        found.parts += [
+            f"{about.preset}: until the error after {about.examples} examples is at most "
+            f"{about.target}, medians over the seeds",
+            Table(headings, rows),
+        ]
+    return found
+
+
+def draw(runs: Mapping[str, Any], path: Path) -> None:
+    """Draws the error of every recipe against steps, a panel for each family."""
+    from matplotlib.figure import Figure
+
+    columns = min(3, len(runs))
+    rows = -(-len(runs) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
+    names = list(dict.fromkeys(recipe for recipes in runs.values() for recipe in recipes))
+    colours = {name: f"C{index % 10}" for index, name in enumerate(names)}
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    lines = {}
+    for (family, recipes), panel in zip(runs.items(), panels, strict=False):
+        for recipe, run in recipes.items():
+            errors = np.array(run["errors"])
+            [lines[recipe]] = panel.plot(
+                run["steps"], np.median(errors, axis=0), color=colours[recipe], label=recipe
+            )
+            panel.fill_between(
+                run["steps"], errors.min(axis=0), errors.max(axis=0), color=colours[recipe],
+                alpha=0.15, linewidth=0,
+            )  # fmt: skip
+        about = FAMILIES[family]
+        panel.axhline(about.target, color="black", linewidth=0.8, linestyle=":")
+        panel.set(
+            title=about.preset, xlabel="steps", yscale="log",
+            ylabel=f"error after {about.examples} examples",
+        )  # fmt: skip
+    for panel in panels:
+        panel.set_visible(False)
+    figure.legend(
+        lines.values(), lines.keys(), loc="outside lower center", ncols=4, frameon=False
+    )
+    figure.savefig(path, dpi=110)

@@ -3,7 +3,7 @@
 import importlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,13 +58,15 @@ class Report:
     """A benchmark's report.
 
     parts: paragraphs and tables.
-    bars: lines of the picture; without bars there is no picture.
+    bars: lines of the picture.
+    picture: draws another picture into a file, in place of one with bars.
     share: the quantity that `Bar.share` is a share of.
     problems: contestants that failed and goals that were not measured.
     """
 
     parts: list[str | Table] = field(default_factory=list)
     bars: list[Bar] = field(default_factory=list)
+    picture: Callable[[Path], None] | None = None
     share: str = ""
     problems: list[str] = field(default_factory=list)
 
@@ -108,10 +110,11 @@ def write_page(folder: Path) -> Path:
         for name, results in benchmarks.items():
             about, found = results["machine"], report_of(name, results)
             lines += [f"### {name}", origin(about)]
-            if found.bars:
+            if found.bars or found.picture:
                 picture = folder / "results" / f"{name}-{machine.slug(about)}.png"
-                draw(found, picture)
-                lines.append(f"![{name}, ratios to ours](results/{picture.name})")
+                found.picture(picture) if found.picture else draw(found, picture)
+                shown = "errors by step" if found.picture else "ratios to ours"
+                lines.append(f"![{name}, {shown}](results/{picture.name})")
             lines += [str(part) for part in found.parts]
             lines += [f"**Not measured:** {problem}" for problem in found.problems]
     path = folder / "RESULTS.md"

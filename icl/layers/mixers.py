@@ -3,7 +3,9 @@
 A mixer is built as `Mixer(width, heads, dtype=..., kernel_init=..., out_init=..., rngs=...)`. It
 maps `[B, T, width]` causally to `[B, positions read, width]`, for the positions that the slice
 `read` selects. A mixer whose attribute `takes_mask` is True also takes `mask`, bool `[T, T]`
-(query, key), in place of the causal mask. Add a mixer to `MIXERS` to use it by name.
+(query, key), in place of the causal mask. A mixer that takes the options `qk_norm` and `rotary` can
+be used with these settings of a transformer; with `rotary` it is also called with `positions`, int
+`[T]`. Add a mixer to `MIXERS` to use it by name.
 """
 
 from collections.abc import Callable
@@ -44,13 +46,13 @@ class _Mixer(nnx.Module):
         self.out = nnx.Linear(width, width, kernel_init=out_init, **options)
 
     def __call__(
-        self, x: jax.Array, read: slice = slice(None), mask: jax.Array | None = None
+        self, x: jax.Array, read: slice = slice(None), mask: jax.Array | None = None, **options: Any
     ) -> jax.Array:
         if mask is not None and not self.takes_mask:
             raise ValueError(f"{type(self).__name__} takes no mask")
         batch, length, width = x.shape
         qkv = self.qkv(x).reshape(batch, length, 3, self.heads, width // self.heads)
-        mixed = self.mix(x, qkv) if mask is None else self.mix(x, qkv, mask)
+        mixed = self.mix(x, qkv, **options) if mask is None else self.mix(x, qkv, mask, **options)
         return self.out(mixed[:, read].reshape(batch, -1, width))
 
     def mix(self, x: jax.Array, qkv: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -59,7 +61,13 @@ class _Mixer(nnx.Module):
 
 
 class CausalSelfAttention(_Mixer):
-    """Causal softmax attention (Vaswani et al. 2017)."""
+    """Causal softmax attention (Vaswani et al. 2017).
+
+    Args:
+      qk_norm: normalise each query and key to root mean square 1, with learned scales (Dehghani et
+        al. 2023, section 2).
+      rotary: rotate queries and keys by their positions (Su et al. 2021, section 3.2.2).
+    """
 
     takes_mask = True
 
@@ -67,21 +75,34 @@ class CausalSelfAttention(_Mixer):
         self, width: int, heads: int, *, qk_norm: bool = False, rotary: bool = False, **options: Any
     ):
         super().__init__(width, heads, **options)
+        if rotary and width // heads % 2:
+            raise ValueError(
+                f"rotary positions need heads of an even width; {heads} heads of a width of "
+                f"{width} have {width // heads}"
+            )
+        scales = jnp.ones((2, heads, width // heads))
+        self.qk_scale = nnx.data(nnx.Param(scales) if qk_norm else None)
         self.rotary = rotary
-        self.qk_scale = nnx.data(
-            nnx.Param(jnp.ones((2, heads, width // heads))) if qk_norm else None
-        )
 
-    def mix(self, x: jax.Array, qkv: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        qk = qkv[:, :, :2]
-        if self.qk_scale is not None:
-            root = (width := qk.shape[-1]) ** 0.5
-            qk = _unit(qk) * (root * self.qk_scale[...]).astype(qk.dtype)
-        if self.rotary:
-            qk = rotate(qk)
+    def mix(
+        self,
+        x: jax.Array,
+        qkv: jax.Array,
+        mask: jax.Array | None = None,
+        positions: jax.Array | None = None,
+    ) -> jax.Array:
         if self.rotary or self.qk_scale is not None:
-            qkv = jnp.concatenate([qk, qkv[:, :, 2:]], axis=2)
+            qkv = jnp.concatenate([self._scored(qkv[:, :, :2], positions), qkv[:, :, 2:]], axis=2)
         return packed_dot_product_attention(qkv, mask=mask, is_causal=mask is None)
+
+    def _scored(self, qk: jax.Array, positions: jax.Array | None) -> jax.Array:
+        """The queries and keys `[B, T, 2, N, H]` that form scores."""
+        if self.qk_scale is not None:
+            scale = self.qk_scale[...] * qk.shape[-1] ** 0.5
+            qk = _unit(qk) * scale.astype(qk.dtype)
+        if not self.rotary:
+            return qk
+        return rotated(qk, jnp.arange(qk.shape[1]) if positions is None else positions)
 
 
 class LinearAttention(_Mixer):
@@ -141,13 +162,25 @@ class Mesa(_Mixer):
         return mesa_attention(query, key, value, regularization)
 
 
-def rotate(qk):
-    length, half = qk.shape[1], qk.shape[-1] // 2
+def rotated(x: jax.Array, positions: jax.Array) -> jax.Array:
+    """Rotates pairs of features by angles proportional to the position (Su et al. 2021).
+
+    Feature i of the first half and feature i of the second half are a pair, with the angle
+    `position * 10000 ** (-2 i / H)`. So the product of a query and a key depends on the difference
+    of their positions alone.
+
+    Args:
+      x: `[B, T, ..., H]`, with H even.
+      positions: `[T]`.
+    """
+    half = x.shape[-1] // 2
     rates = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = (jnp.arange(length, dtype=jnp.float32)[:, None] * rates)[:, None, None]
+    angles = positions[:, None].astype(jnp.float32) * rates
+    angles = angles.reshape(len(positions), *[1] * (x.ndim - 3), half)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
-    a, b = qk[..., :half], qk[..., half:]
-    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(qk.dtype)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    both = [first * cos - second * sin, first * sin + second * cos]
+    return jnp.concatenate(both, axis=-1).astype(x.dtype)
 
 
 def _head_scalars(width: int, heads: int, options: dict[str, Any], **more: Any) -> nnx.Linear:

@@ -114,9 +114,10 @@ class LoopedTransformer(Transformer):
         if isinstance(loops, int) and loops < 1:
             raise ValueError(f"loops must be at least 1, got {loops}")
         x = self.embed(tokens, positions)
-        loop = lambda _, z: self.transform(z + x, mask=mask)
+        seen = self._seen(positions, mask)
+        loop = lambda _, z: self.transform(z + x, **seen)
         z = jax.lax.fori_loop(0, loops - 1, loop, jnp.zeros_like(x))
-        return self.predict(self.transform(z + x, read, mask))
+        return self.predict(self.transform(z + x, read, **seen))
 
     def outputs_by_loop(
         self, tokens: jax.Array, read: slice = slice(None), loops: int | None = None

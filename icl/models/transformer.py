@@ -121,11 +121,9 @@ class Block(nnx.Module):
         self.up = nnx.Linear(config.width, 4 * config.width, kernel_init=kernel_init, **options)
         self.down = nnx.Linear(4 * config.width, config.width, kernel_init=out_init, **options)
 
-    def __call__(
-        self, x: jax.Array, read: slice = slice(None), mask: jax.Array | None = None
-    ) -> jax.Array:
-        masked = () if mask is None else (mask,)  # custom mixers may not take a mask
-        x = x[:, read] + self.mixer(self.mixer_norm(x), read, *masked)
+    def __call__(self, x: jax.Array, read: slice = slice(None), **seen: jax.Array) -> jax.Array:
+        """`seen` holds the arguments `mask` and `positions` of the mixer, if it takes them."""
+        x = x[:, read] + self.mixer(self.mixer_norm(x), read, **seen)
         return x + self.down(jax.nn.gelu(self.up(self.mlp_norm(x)), approximate=True))
 
 
@@ -158,15 +156,11 @@ class Transformer(Model):
         self.dtype = jnp.dtype(config.dtype)
         ends: dict[str, Any] = dict(use_bias=config.end_bias, rngs=rngs)
         self.read_in = nnx.Linear(in_width, config.width, **ends, **uniform(in_width))
+        self.rotary = config.position_encoding == "rotary"
         learned = config.position_encoding == "learned"
-        self.positions = nnx.data(
-            nnx.Param(INIT_STD * jax.random.normal(rngs.params(), (positions, config.width)))
-            if learned
-            else None
-        )
-        self.blocks = nnx.List(
-            [Block(config, mixer, rngs=rngs) for mixer in config.mixers]
-        )
+        table = lambda: INIT_STD * jax.random.normal(rngs.params(), (positions, config.width))
+        self.positions = nnx.data(nnx.Param(table()) if learned else None)
+        self.blocks = nnx.List([Block(config, mixer, rngs=rngs) for mixer in config.mixers])
         self.norm = NORMS[config.norm](config.width)
         self.scalar = outputs is None
         self.read_out = nnx.Linear(config.width, outputs or 1, **ends, **uniform(config.width))
@@ -190,7 +184,7 @@ class Transformer(Model):
           tokens: `[B, T, in_width]`.
           read: the positions to return predictions for; the layers after the last attention run
             only on these.
-          positions: int `[T]`, the learned position of each token; 0, 1, 2, ... if None.
+          positions: int `[T]`, the position of each token; 0, 1, 2, ... if None.
           mask: bool `[T, T]`, whether a token (row) sees another (column); causal if None. Only
             if `takes_mask`.
 
@@ -200,7 +194,14 @@ class Transformer(Model):
         Raises:
           ValueError: more tokens than learned positions, or a mask for a mixer that takes none.
         """
-        return self.predict(self.transform(self.embed(tokens, positions), read, mask))
+        seen = self._seen(positions, mask)
+        return self.predict(self.transform(self.embed(tokens, positions), read, **seen))
+
+    def _seen(self, positions: jax.Array | None, mask: jax.Array | None) -> dict[str, jax.Array]:
+        """The arguments of `transform` for the mixers; custom mixers may take none."""
+        positions = positions if self.rotary else None
+        given = {"mask": mask, "positions": positions}
+        return {name: value for name, value in given.items() if value is not None}
 
     def embed(self, tokens: jax.Array, positions: jax.Array | None = None) -> jax.Array:
         """The input of the first block, `[B, T, width]`; arguments and errors as for a call."""
@@ -216,12 +217,18 @@ class Transformer(Model):
         return (self.read_in(tokens) + self.positions[at][None]).astype(self.dtype)
 
     def transform(
-        self, x: jax.Array, read: slice = slice(None), mask: jax.Array | None = None
+        self, x: jax.Array, read: slice = slice(None), **seen: jax.Array
     ) -> jax.Array:
-        """The normalised output of the last block at `read`, `[B, positions read, width]`."""
+        """The normalised output of the last block at `read`, `[B, positions read, width]`.
+
+        Args:
+          x: the input of the first block, from `embed`.
+          read: the positions to return.
+          **seen: `mask` and `positions` for the mixers.
+        """
         last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
-            x = block(x, read if index == last else slice(None), mask)
+            x = block(x, read if index == last else slice(None), **seen)
         return self.norm(x)
 
     def predict(self, x: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ from .curriculum import Curriculum, garg_curriculum
 from .decision_tree import DecisionTree, Tree
 from .inputs import Images, InputKind, Symbols, Vectors
 from .labels import Classes, LabelKind, Measure, Scalar, Signs, Vector
-from .layouts import LAYOUTS, Concatenated, Interleaved, Layout, Separate, Tagged
+from .layouts import LAYOUTS, Concatenated, Interleaved, Layout, Separate, Shifted, Tagged
 from .linear_regression import LinearRegression
 from .outliers import ManyOutlierRegression, OrthogonalOutlierRegression
 from .quadratic_regression import QuadraticRegression
@@ -75,6 +75,7 @@ __all__ = [
     "ReLUNetwork",
     "Scalar",
     "Separate",
+    "Shifted",
     "Signs",
     "SineRegression",
     "SparseLinearRegression",

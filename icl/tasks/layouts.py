@@ -145,6 +145,29 @@ class Tagged(Interleaved):
         return jnp.stack([inputs, label_tokens], axis=1).reshape(-1, width)
 
 
+class Shifted(Interleaved):
+    """(x_1, 0), (x_2, y_1), (x_3, y_2), ...: y_i is predicted at x_i (Kirsch et al. 2022).
+
+    Prompts have half as many tokens as in `Interleaved`. If a point in use comes later than a
+    query, its token shows the query's label.
+    """
+
+    read = slice(0, None, 1)
+
+    def tokens(self, points: Any) -> Any:
+        return points
+
+    def width(self, features: int, labels: LabelKind) -> int:
+        return features + labels.token_width
+
+    def encode(self, episode: Episode, labels: LabelKind = SCALAR) -> jax.Array:
+        before = jnp.roll(_label_tokens(episode, labels), 1, axis=0).at[0].set(0)
+        return jnp.concatenate([episode.x, before], axis=1)
+
+    def length(self, episode: Episode) -> jax.Array:
+        return episode.length
+
+
 def _label_tokens(episode: Episode, labels: LabelKind) -> jax.Array:
     """The episode's `label_tokens`, else the tokens that the label kind makes: `[points, W]`."""
     own = episode.label_tokens
@@ -155,5 +178,6 @@ LAYOUTS: dict[str, Layout] = {
     "interleaved": Interleaved(),
     "concatenated": Concatenated(),
     "tagged": Tagged(),
+    "shifted": Shifted(),
     "separate": Separate(),
 }

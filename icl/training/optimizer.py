@@ -15,6 +15,22 @@ from .muon import muon_and_adam
 
 Factory = Callable[..., optax.GradientTransformation]
 OPTIMIZERS: dict[str, Factory] = {}
+_LOSS = "its update needs the loss, and a step passes only the gradient"
+_SCHEDULE = "it takes no learning-rate schedule"
+_MEAN = "it is evaluated at an average of the parameters, which a run does not save"
+# Optimisers of optax that cannot train a run, with the reason.
+UNUSABLE = {
+    "dpsgd": "it needs the gradient of every prompt",
+    "lbfgs": _LOSS,
+    "momo": _LOSS,
+    "momo_adam": _LOSS,
+    "optimistic_adam": f"{_SCHEDULE}; optimistic_adam_v2 does",
+    "rprop": _SCHEDULE,
+    "schedule_free_adamw": _MEAN,
+    "schedule_free_sgd": _MEAN,
+    "sm3": _SCHEDULE,
+    "sophia": "its update needs estimates of the Hessian",
+}
 
 
 def register_optimizer(name: str) -> Callable[[Factory], Factory]:
@@ -92,6 +108,8 @@ def make_optimizer(
             "this run was started with an optimiser from Python; pass it again: "
             "icl.resume(run, optimizer=...)"
         )
+    if config.name in UNUSABLE and config.name not in OPTIMIZERS:
+        raise ValueError(f"{config.name} cannot train a run: {UNUSABLE[config.name]}")
     factories = _factories()
     if config.name not in factories:
         near = difflib.get_close_matches(config.name, factories, n=3)
@@ -136,7 +154,10 @@ def _factories() -> dict[str, Factory]:
         name: value
         for module in (optax.contrib, optax)
         for name, value in vars(module).items()
-        if not name.startswith("_") and inspect.isfunction(value) and _takes_rate(value)
+        if inspect.isfunction(value)
+        and _takes_rate(value)
+        and not name.startswith(("_", "scale_by_"))
+        and name not in UNUSABLE
     }
     return dict(sorted((found | OPTIMIZERS).items()))
 

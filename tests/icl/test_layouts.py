@@ -63,6 +63,13 @@ def test_interleaved_is_x_then_y():
     np.testing.assert_array_equal(tokens[1::2, 1:], 0)
 
 
+def test_shifted_shows_the_label_before():
+    tokens = LAYOUTS["shifted"].encode(episode())
+    np.testing.assert_array_equal(tokens[:, :3], episode().x)
+    np.testing.assert_array_equal(tokens[1:, 3], episode().y[:-1])
+    assert tokens[0, 3] == 0
+
+
 def test_vector_labels_and_label_tokens_are_shown():
     interleaved = LAYOUTS["interleaved"]
     retrieval = VectorRetrieval(dim=3, points=5)

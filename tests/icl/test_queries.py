@@ -42,6 +42,7 @@ def largest_difference(a, b):
         (1, 1, 1, 1, "interleaved"),
         (3, 7, 2, 2, "interleaved"),
         (5, 4, 3, 1, "tagged"),
+        (3, 5, 2, 1, "shifted"),
     ],
 )
 def test_a_single_pass_equals_a_pass_for_each_prefix(dim, points, layers, heads, layout):

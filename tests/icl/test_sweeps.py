@@ -182,7 +182,7 @@ def test_settings_and_values_are_read(text, name, values):
         (["dim=5", "--seeds=1000000000"], "more than 10000 members"),
         (["dim=9999999999^99999999"], "beyond all that a setting can be"),
         (["noise=0^-1"], "beyond all that a setting can be"),
-        (["name=adam,nonsense"], "member name=nonsense is impossible: optax has no optimiser"),
+        (["name=adam,nonsense"], "member name=nonsense is impossible: no optimiser called"),
         (["max_tokens=101,7"], "member max_tokens=7 is impossible: prompts of .* tokens do not"),
         (["warmup=5,20000"], "warmup_steps=20000 is impossible: .*longer than the run"),
         (["width=2,131072"], "out of memory: the model"),
