@@ -1,12 +1,14 @@
 """Cases (a size at a batch) and contestants of the training benchmarks."""
 
 import argparse
+import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from icl import models
 from icl.experiments import preset
 from icl.models.flops import training_flops
-from icl.tasks import LAYOUTS, Curriculum
+from icl.tasks import LAYOUTS, Curriculum, LinearRegression
 from icl.training import Config
 
 
@@ -15,16 +17,20 @@ def _size(name: str, **settings) -> Config:
     return preset(name).replace(curriculum=Curriculum(), **settings)
 
 
+# The peers have Garg et al.'s tokens, layer norm and Adam, so ours has them at every size.
+XS: dict[str, Any] = {"task": LinearRegression(dim=5, points=11), "model": models.XS}
 SIZES = {
-    "xs": _size("garg/linear-xs"),
+    "xs": _size("garg/linear-small", **XS),
     "small": _size("garg/linear-small"),
     "standard": _size("garg/linear"),
-    "xs-linear-attention": _size("garg/linear-xs-linear-attention"),
-    "xs-delta-rule": _size("garg/linear-xs-delta-rule"),
-    "xs-mesa": _size("garg/linear-xs", model_mixer="mesa"),
+    "xs-linear-attention": _size("garg/linear-small", **XS, model_mixer="linear_attention"),
+    "xs-delta-rule": _size("garg/linear-small", **XS, model_mixer="delta_rule"),
+    "xs-mesa": _size("garg/linear-small", **XS, model_mixer="mesa"),
     # Too small to measure: for tests and for a first try on a new machine.
     "tiny": _size(
-        "garg/linear-xs", task_points=4, model_layers=1, model_width=16, model_max_tokens=None
+        "garg/linear-small",
+        task=LinearRegression(dim=5, points=4),
+        model=dataclasses.replace(XS["model"], layers=1, width=16, max_tokens=None),
     ),
 }
 NO_PEER = ("xs-linear-attention", "xs-delta-rule", "xs-mesa")  # mixers without a PyTorch trainer

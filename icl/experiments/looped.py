@@ -15,15 +15,14 @@ import dataclasses
 
 from ..models import LoopedTransformerConfig, LSTMConfig
 from ..tasks import (
-    Curriculum,
     DecisionTree,
     LinearRegression,
     ReLUNetwork,
     SparseLinearRegression,
     garg_curriculum,
 )
-from ..training.config import Config, TrainingConfig
-from .garg import ADAM, LINEAR_XS, PAPER_OPTIMIZER, PAPER_TRAINING
+from ..training.config import Config
+from .garg import LINEAR_XS, PAPER_OPTIMIZER, PAPER_TRAINING
 from .presets import register
 
 POSITIONS = 203  # of the public code: 2 * 101 + 1
@@ -48,14 +47,10 @@ for _name, _task, _loops, _window in (
     )
 register(
     "looped/linear-xs",
-    Config(
-        task=LINEAR_XS.task,
+    LINEAR_XS.replace(
         model=LoopedTransformerConfig(
-            layers=1, heads=2, width=64, max_tokens=101, loops=8, window=5
-        ),
-        curriculum=Curriculum(dim_start=1, interval=500),
-        optimizer=ADAM,
-        training=TrainingConfig(steps=6_000),
+            layers=1, heads=2, width=64, norm="rms", qk_norm=True, loops=8, window=5
+        )
     ),
 )
 register(
@@ -70,10 +65,5 @@ register(
 )
 register(
     "lstm/linear-xs",
-    Config(
-        task=LINEAR_XS.task,
-        model=LSTMConfig(layers=2, width=64),
-        optimizer=ADAM,
-        training=TrainingConfig(steps=10_000),
-    ),
+    LINEAR_XS.replace(model=LSTMConfig(layers=2, width=64)),
 )

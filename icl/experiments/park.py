@@ -21,7 +21,6 @@ from .garg import xs
 from .presets import register
 
 DIMENSIONS = Curriculum(dim_start=4, interval=2000)
-FEW_DIMENSIONS = Curriculum(dim_start=1, interval=500)
 
 
 def _paper(task: TaskFamily, learning_rate: float = 1e-4, clip_norm: float = 10.0) -> Config:
@@ -38,21 +37,17 @@ def _paper(task: TaskFamily, learning_rate: float = 1e-4, clip_norm: float = 10.
 
 register(
     "park/parity-xs",
-    xs(Parity(dim=5, points=21), curriculum=Curriculum(dim_start=2, interval=600)),
+    xs(Parity(dim=5, points=21)),
 )
 register("park/parity", _paper(Parity(), learning_rate=4e-4))
 register(
     "park/many-outliers-xs",
-    xs(
-        ManyOutlierRegression(dim=3, points=16, outliers=0.5),
-        steps=5_000,
-        curriculum=FEW_DIMENSIONS,
-    ),
+    xs(ManyOutlierRegression(dim=3, points=16, outliers=0.5)),
 )
 register("park/many-outliers", _paper(ManyOutlierRegression()))
 register(
     "park/orthogonal-outliers-xs",
-    xs(OrthogonalOutlierRegression(dim=3, points=16), steps=5_000, curriculum=FEW_DIMENSIONS),
+    xs(OrthogonalOutlierRegression(dim=3, points=16)),
 )
 register("park/orthogonal-outliers", _paper(OrthogonalOutlierRegression()))
 register("park/retrieval-xs", xs(VectorRetrieval(dim=8, points=9)))

@@ -2,7 +2,7 @@
 
 from .mesa import mesa_attention
 from .mixers import MIXERS, CausalSelfAttention, DeltaRule, LinearAttention, Mesa
-from .norm import LayerNorm, layer_norm
+from .norm import NORMS, LayerNorm, RMSNorm, layer_norm, rms_norm
 
 __all__ = [
     "MIXERS",
@@ -11,6 +11,9 @@ __all__ = [
     "LayerNorm",
     "LinearAttention",
     "Mesa",
+    "NORMS",
+    "RMSNorm",
     "layer_norm",
     "mesa_attention",
+    "rms_norm",
 ]

@@ -3,9 +3,10 @@
 A mixer is built as `Mixer(width, heads, dtype=..., kernel_init=..., out_init=..., rngs=...)`. It
 maps `[B, T, width]` causally to `[B, positions read, width]`, for the positions that the slice
 `read` selects. A mixer whose attribute `takes_mask` is True also takes `mask`, bool `[T, T]`
-(query, key), in place of the causal mask. A mixer that takes the options `qk_norm` and `rotary` can
-be used with these settings of a transformer; with `rotary` it is also called with `positions`, int
-`[T]`. Add a mixer to `MIXERS` to use it by name.
+(query, key), in place of the causal mask. Add a mixer to `MIXERS` to use it by name.
+
+The attribute `options` of a mixer names the optional arguments `qk_norm` and `rotary` with which it
+can be built. With `rotary` a mixer also takes `positions`, int `[T]`; 0, 1, 2, ... if None.
 """
 
 from collections.abc import Callable
@@ -27,6 +28,7 @@ class _Mixer(nnx.Module):
     """A mixer with a joint projection to query, key and value, and an output projection."""
 
     takes_mask = False
+    options: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -70,6 +72,7 @@ class CausalSelfAttention(_Mixer):
     """
 
     takes_mask = True
+    options = ("qk_norm", "rotary")
 
     def __init__(
         self, width: int, heads: int, *, qk_norm: bool = False, rotary: bool = False, **options: Any
@@ -99,7 +102,7 @@ class CausalSelfAttention(_Mixer):
         """The queries and keys `[B, T, 2, N, H]` that form scores."""
         if self.qk_scale is not None:
             scale = self.qk_scale[...] * qk.shape[-1] ** 0.5
-            qk = _unit(qk) * scale.astype(qk.dtype)
+            qk = _unit(qk) * scale.astype(qk.dtype)[None, None]
         if not self.rotary:
             return qk
         return rotated(qk, jnp.arange(qk.shape[1]) if positions is None else positions)
@@ -175,8 +178,8 @@ def rotated(x: jax.Array, positions: jax.Array) -> jax.Array:
     """
     half = x.shape[-1] // 2
     rates = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions[:, None].astype(jnp.float32) * rates
-    angles = angles.reshape(len(positions), *[1] * (x.ndim - 3), half)
+    angles = jnp.outer(positions.astype(jnp.float32), rates)
+    angles = angles.reshape(1, len(positions), *[1] * (x.ndim - 3), half)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     both = [first * cos - second * sin, first * sin + second * cos]

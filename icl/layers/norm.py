@@ -1,4 +1,4 @@
-"""Layer normalisation (Ba et al. 2016) whose backward pass keeps x and two numbers a row."""
+"""Layer and RMS normalisation, whose backward passes keep x and one or two numbers a row."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ EPSILON = 1e-5
 
 @jax.custom_vjp
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    """`(x - mean) / sqrt(variance + 1e-5) * scale + bias` over the last axis.
+    """`(x - mean) / sqrt(variance + 1e-5) * scale + bias` over the last axis (Ba et al. 2016).
 
     Statistics are computed in float32 (float64 for float64). The backward pass is written by hand:
     with automatic differentiation, XLA fuses the backward pass of each layer with the recomputation
@@ -73,16 +73,51 @@ class LayerNorm(nnx.Module):
         return layer_norm(x, self.scale[...], self.bias[...])
 
 
+@jax.custom_vjp
+def rms_norm(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """`x / sqrt(mean(x^2) + 1e-5) * scale` over the last axis (Zhang and Sennrich 2019).
+
+    Dtypes and the reason for the handwritten backward pass are those of `layer_norm`.
+
+    Args:
+      x: `[..., W]`.
+      scale: `[W]`.
+
+    Returns:
+      `[..., W]` in the dtype of `x`.
+    """
+    return _rms_forward(x, scale)[0]
+
+
+def _rms_forward(x, scale):
+    wide = x.astype(accumulation_dtype(x.dtype))
+    inverse = lax.rsqrt((wide**2).mean(axis=-1, keepdims=True) + EPSILON)
+    result = (wide * inverse * jnp.broadcast_to(scale, x.shape)).astype(x.dtype)
+    return result, (x, inverse, scale)
+
+
+def _rms_backward(saved, cotangent):
+    x, inverse, scale = saved
+    cotangent = cotangent.astype(inverse.dtype)
+    normalised = x.astype(inverse.dtype) * inverse
+    d_scale = (cotangent * normalised).sum(axis=tuple(range(x.ndim - 1)))
+    d_normalised = cotangent * jnp.broadcast_to(scale, x.shape)
+    along = (d_normalised * normalised).mean(axis=-1, keepdims=True)
+    d_x = inverse * (d_normalised - normalised * along)
+    return d_x.astype(x.dtype), d_scale.astype(scale.dtype)
+
+
+rms_norm.defvjp(_rms_forward, _rms_backward)
+
+
 class RMSNorm(nnx.Module):
-    """Division by the root mean square over the last axis, with a learned scale (ones)."""
+    """`rms_norm` with its scale (ones) as a float32 parameter."""
 
     def __init__(self, width: int):
         self.scale = nnx.Param(jnp.ones(width))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        wide = x.astype(accumulation_dtype(x.dtype))
-        inverse = lax.rsqrt((wide**2).mean(axis=-1, keepdims=True) + EPSILON)
-        return (wide * inverse * self.scale[...]).astype(x.dtype)
+        return rms_norm(x, self.scale[...])
 
 
 NORMS = {"layer": LayerNorm, "rms": RMSNorm}

@@ -32,7 +32,8 @@ class TransformerConfig(ModelConfig):
     width: int = 256
     """Number of features of the residual stream."""
     max_tokens: int | None = None
-    """Number of learned positions; None for the number of tokens in a prompt of the task."""
+    """Number of learned positions; None for the number of tokens in a prompt of the task.
+    Without effect if position_encoding is not learned."""
     mixer: str = "attention"
     """Token mixer, by its name in icl.layers.MIXERS."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -55,19 +56,17 @@ class TransformerConfig(ModelConfig):
         check_ranges("model", self, heads=SIZE, width=SIZE, max_tokens=positions)
         if self.width % self.heads:
             raise ValueError(f"a width of {self.width} cannot be split into {self.heads} heads")
-        for name in self.mixer.split("+"):
-            if name not in MIXERS:
-                raise ValueError(f"no mixer called {name!r}; there are {sorted(MIXERS)}")
+        if self.mixer not in MIXERS:
+            raise ValueError(f"no mixer called {self.mixer!r}; there are {sorted(MIXERS)}")
+        for option in set(self.mixer_options) - set(getattr(MIXERS[self.mixer], "options", ())):
+            setting = {"rotary": 'position_encoding to "learned"', "qk_norm": "qk_norm to False"}
+            raise ValueError(
+                f"the mixer {self.mixer} has no option {option}: set model.{setting[option]}"
+            )
 
     @property
-    def mixers(self) -> list[str]:
-        """The name of the mixer of each layer."""
-        names = self.mixer.split("+")
-        return [names[index % len(names)] for index in range(self.layers)]
-
-    @property
-    def mixer_options(self) -> dict[str, Any]:
-        """Options of the mixer that are not its defaults."""
+    def mixer_options(self) -> dict[str, bool]:
+        """The options of the mixer that are in use."""
         options = dict(qk_norm=self.qk_norm, rotary=self.position_encoding == "rotary")
         return {name: value for name, value in options.items() if value}
 
@@ -98,7 +97,7 @@ STANDARD = TransformerConfig(layers=12, heads=8, width=256, max_tokens=101)
 class Block(nnx.Module):
     """x + mixer(norm(x)), then x + mlp(norm(x)) with a GELU MLP of 4 * width hidden units."""
 
-    def __init__(self, config: TransformerConfig, mixer: str, *, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         dtype = jnp.dtype(config.dtype)
         # GPT-2 scales initial output weights by 1 / sqrt(number of residual additions).
         out_init = nnx.initializers.normal(INIT_STD / (2 * config.layers) ** 0.5)
@@ -108,7 +107,7 @@ class Block(nnx.Module):
         kernel_init = nnx.initializers.normal(INIT_STD)
         options: dict[str, Any] = dict(dtype=dtype, dot_general=linear_dot_general, rngs=rngs)
         self.mixer_norm = norm(config.width)
-        self.mixer = MIXERS[mixer](
+        self.mixer = MIXERS[config.mixer](
             config.width,
             config.heads,
             dtype=dtype,
@@ -148,7 +147,8 @@ class Transformer(Model):
         rngs: nnx.Rngs,
     ):
         positions = config.max_tokens or tokens
-        if positions < tokens:
+        learned = config.position_encoding == "learned"
+        if learned and positions < tokens:
             raise ValueError(
                 f"prompts of {tokens} tokens do not fit {positions} learned positions; "
                 "raise max_tokens, or leave it None"
@@ -157,10 +157,9 @@ class Transformer(Model):
         ends: dict[str, Any] = dict(use_bias=config.end_bias, rngs=rngs)
         self.read_in = nnx.Linear(in_width, config.width, **ends, **uniform(in_width))
         self.rotary = config.position_encoding == "rotary"
-        learned = config.position_encoding == "learned"
         table = lambda: INIT_STD * jax.random.normal(rngs.params(), (positions, config.width))
         self.positions = nnx.data(nnx.Param(table()) if learned else None)
-        self.blocks = nnx.List([Block(config, mixer, rngs=rngs) for mixer in config.mixers])
+        self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.layers)])
         self.norm = NORMS[config.norm](config.width)
         self.scalar = outputs is None
         self.read_out = nnx.Linear(config.width, outputs or 1, **ends, **uniform(config.width))
@@ -216,9 +215,7 @@ class Transformer(Model):
         at = slice(length) if positions is None else positions
         return (self.read_in(tokens) + self.positions[at][None]).astype(self.dtype)
 
-    def transform(
-        self, x: jax.Array, read: slice = slice(None), **seen: jax.Array
-    ) -> jax.Array:
+    def transform(self, x: jax.Array, read: slice = slice(None), **seen: jax.Array) -> jax.Array:
         """The normalised output of the last block at `read`, `[B, positions read, width]`.
 
         Args:

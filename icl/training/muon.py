@@ -25,11 +25,11 @@ def muon_and_adam(
     b1: float = 0.9,
     b2: float = 0.95,
 ) -> optax.GradientTransformation:
-    """Muon for the matrices of repeated layers, Adam for all other parameters.
+    """Muon for the matrices of repeated layers, Adam with Nesterov momentum for other parameters.
 
     Args:
-      learning_rate: the rate of Muon. An update of a matrix has singular values near the rate, times
-        sqrt(outputs / inputs) if that is above 1.
+      learning_rate: the rate of Muon. An update of a matrix has singular values near the rate,
+        times sqrt(outputs / inputs) if that is above 1.
       adam_ratio: learning rate of Adam, divided by that of Muon.
       beta: decay rate of Muon's momentum.
       weight_decay: each update also subtracts this and the rate of Muon times the matrix.

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 import icl
 from icl.analysis.loops import errors_by_loop
 from icl.evaluation.curves import learner_errors
-from icl.layers import MIXERS, layer_norm
+from icl.layers import MIXERS, layer_norm, rms_norm
 from icl.layers.linear import linear_dot_general
+from icl.layers.mixers import rotated
 from icl.models import (
     MODELS,
     SMALL,
@@ -363,6 +364,76 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(mixer):
     assert (a != b).any()
 
 
+VARIANTS = {
+    "rotary": dict(position_encoding="rotary"),
+    "no positions": dict(position_encoding="none"),
+    "qk norm": dict(qk_norm=True),
+    "rms norm": dict(norm="rms"),
+    "zero outputs": dict(zero_outputs=True),
+    "all": dict(position_encoding="rotary", qk_norm=True, norm="rms", zero_outputs=True),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_are_causal_and_all_parameters_have_a_gradient(variant):
+    model = build(dataclasses.replace(TINY, **VARIANTS[variant]))
+    state = nnx.state(model, nnx.Param)
+    # Outputs of zero have a gradient, but hide that of the weights before them.
+    nnx.update(model, jax.tree.map(lambda a: jnp.where(a == 0, 0.1, a), state))
+    tokens = prompt()
+    changed = tokens.at[:, 7:].add(10.0)
+    np.testing.assert_allclose(model(tokens)[:, :7], model(changed)[:, :7], atol=1e-5)
+    gradients = nnx.grad(lambda model: (model(tokens) ** 2).sum())(model)
+    for path, gradient in nnx.to_flat_state(gradients):
+        assert jnp.isfinite(gradient[...]).all()
+        # The bias of keys moves all scores of a query alike.
+        assert jnp.abs(gradient[...]).max() > 0 or "bias" in path, path
+
+
+def test_rotary_scores_depend_on_the_difference_of_positions_alone():
+    query, key = jax.random.normal(jax.random.key(0), (2, 1, 8))
+    at = lambda x, position: rotated(x[None], jnp.array([position]))[0, 0]
+    score = lambda a, b: float(at(query, a) @ at(key, b))
+    np.testing.assert_allclose(score(3, 1), score(12, 10), rtol=1e-4)
+    np.testing.assert_allclose(score(5, 5), query[0] @ key[0], rtol=1e-5)
+    assert abs(score(3, 1) - score(3, 2)) > 1e-3
+    pairs = np.asarray(query[0, :4]) + 1j * np.asarray(query[0, 4:])
+    angles = 3 * 10_000.0 ** (-np.arange(4) / 4)
+    turned = pairs * np.exp(1j * angles)
+    np.testing.assert_allclose(at(query, 3), [*turned.real, *turned.imag], rtol=1e-4, atol=1e-5)
+
+
+def test_normalised_queries_and_keys_do_not_depend_on_their_size():
+    small = build(dataclasses.replace(TINY, qk_norm=True))
+    tokens = prompt()
+    before = small(tokens)
+    for block in small.blocks:
+        kernel, bias = block.mixer.qkv.kernel, block.mixer.qkv.bias
+        scale = jnp.repeat(jnp.array([7.0, 7.0, 1.0]), TINY.width)
+        kernel[...], bias[...] = kernel[...] * scale[None], bias[...] * scale
+    np.testing.assert_allclose(small(tokens), before, rtol=1e-3, atol=1e-5)
+
+
+def test_rotary_models_take_prompts_of_any_length_and_given_positions():
+    rotary = build(dataclasses.replace(TINY, position_encoding="rotary", max_tokens=3))
+    for block in rotary.blocks:
+        block.mixer.qkv.kernel[...] = 30 * block.mixer.qkv.kernel[...]
+    tokens = prompt(length=20)
+    usual = rotary(tokens)
+    np.testing.assert_allclose(rotary(tokens, positions=jnp.arange(20) + 5), usual, atol=1e-3)
+    apart = rotary(tokens, positions=3 * jnp.arange(20))
+    assert jnp.abs(apart - usual).max() > 1e-2
+
+
+def test_options_that_a_mixer_lacks_are_refused():
+    with pytest.raises(ValueError, match="mixer mesa has no option qk_norm: set model.qk_norm"):
+        dataclasses.replace(TINY, mixer="mesa", qk_norm=True)
+    with pytest.raises(ValueError, match='delta_rule has no option rotary: .* to "learned"'):
+        dataclasses.replace(TINY, mixer="delta_rule", position_encoding="rotary")
+    with pytest.raises(ValueError, match="heads of an even width; 2 heads of a width of 6"):
+        build(dataclasses.replace(TINY, width=6, position_encoding="rotary"))
+
+
 def test_a_mixer_is_chosen_by_name(monkeypatch):
     from icl.layers import mixers
 
@@ -495,6 +566,26 @@ def test_layer_norm_matches_flax(rows, width, seed):
         expected = norm_by_definition(*wide)
     for mine, exact in zip(gradients, expected):
         np.testing.assert_allclose(mine, exact, rtol=2e-3, atol=2e-4)
+
+
+def test_rms_norm_matches_its_definition():
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, scale, weight = (jax.random.normal(k, s) for k, s in zip(keys, [(2, 3, 16), (16,)] * 2))
+    weight = jnp.broadcast_to(weight, (2, 3, 16))
+
+    def by_definition(x, scale):
+        return x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * scale[None, None]
+
+    def value_and_gradient(norm, *given):
+        loss = lambda x, scale: (norm(x, scale) * weight.astype(x.dtype)).sum()
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(*given)
+
+    ours = value_and_gradient(rms_norm, x, scale)
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(np.asarray(a, np.float64)) for a in (x, scale)]
+        expected = value_and_gradient(by_definition, *wide)
+    for mine, exact in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(mine, exact, rtol=1e-4, atol=1e-5)
 
 
 def test_linear_matches_dot_general_and_refuses_the_rest():

@@ -49,9 +49,7 @@ def test_muon_updates_each_matrix_of_a_layer_and_adam_the_rest():
     adam = updates_of(optax.nadam(0.5 * RATE, b2=0.95), params)
     for name in ("read_in", "read_out", "positions", "norm"):
         jax.tree.map(np.testing.assert_array_equal, ours[name], adam[name])
-    np.testing.assert_array_equal(
-        ours["blocks"][0]["up"]["bias"], adam["blocks"][0]["up"]["bias"]
-    )
+    np.testing.assert_array_equal(ours["blocks"][0]["up"]["bias"], adam["blocks"][0]["up"]["bias"])
 
 
 def test_a_fused_projection_is_updated_as_its_matrices_are_alone():
