@@ -46,6 +46,10 @@ ADAM = {
         name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=500, options={"b2": 0.95}
     ),
 }
+HEADINGS = [
+    "recipe", "steps of the run", "error at its end", "seeds at the target", "steps", "seconds",
+    "prompts", "steps / Adam's", "seconds / Adam's",
+]  # fmt: skip
 PROMPTS = 1280
 POINTS = 25  # measurements of the error in a run
 
@@ -74,7 +78,7 @@ FAMILIES = {
     "tree": Family("garg/tree-xs", 25, 0.5, 6_000),
     "relu": Family("garg/relu-xs", 20, 0.3, 6_000),
     "noisy": Family(
-        "garg/noisy-xs", 15, 0.16, 6_000, {"curriculum": Curriculum(dim_start=2, interval=300)}
+        "garg/noisy-xs", 15, 0.15, 6_000, {"curriculum": Curriculum(dim_start=2, interval=300)}
     ),
     "looped": Family(
         "looped/linear-xs", 10, 0.75, 6_000, {"curriculum": Curriculum(dim_start=1, interval=500)}
@@ -88,27 +92,65 @@ class Recipe:
     """Changes to a family's settings.
 
     Attributes:
-      about: the changes in words.
       share: number of steps over that of the recipe "adam".
       changes: settings by the names of `Config.replace`.
     """
 
-    about: str
-    share: float = 0.25
+    share: float
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-MUON = {"optimizer_name": "muon", "optimizer_learning_rate": 0.01, "optimizer_options": {}}
+MUON = {
+    "optimizer_name": "muon",
+    "optimizer_learning_rate": 0.01,
+    "optimizer_options": {"beta": 0.9},
+}
 TAGGED = {"layout": "tagged"}
 QK_NORM = {"model_qk_norm": True}
 RMS = {"model_norm": "rms"}
-FAST = MUON | TAGGED | QK_NORM | RMS | {"optimizer_options": {"beta": 0.9}}
-RECIPES = {
-    "adam": Recipe("Adam as the presets had it: b2 0.95, cosine decay", share=1.0),
-    "adam, short": Recipe("Adam, a quarter of the steps"),
-    "muon": Recipe("Muon at 0.01, Adam at 0.003 for the ends", changes=MUON),
-    "fast": Recipe("Muon, tagged tokens, QK and RMS norms", changes=FAST),
+FAST = MUON | TAGGED | QK_NORM | RMS
+ROTARY, NO_POSITIONS = ({"model_position_encoding": name} for name in ("rotary", "none"))
+
+
+def _instead(optimizer: str, learning_rate: float, **options: float) -> Mapping[str, Any]:
+    """The fast recipe with another optimiser."""
+    return FAST | {
+        "optimizer_name": optimizer,
+        "optimizer_learning_rate": learning_rate,
+        "optimizer_options": options,
+    }
+
+
+# Parts of the fast recipe, and what was tried beside it.
+TRIALS = {
+    "all of fast": FAST,
+    "adam alone": {},
+    "muon alone": MUON,
+    "tagged alone": TAGGED,
+    "qk norm alone": QK_NORM,
+    "rms norm alone": RMS,
+    "adam for muon": _instead("adam", 1e-3, b2=0.95),
+    "adam at 3e-3 for muon": _instead("adam", 3e-3, b2=0.95),
+    "adan for muon": _instead("adan", 3e-3),
+    "interleaved for tagged": FAST | {"layout": "interleaved"},
+    "shifted for tagged": FAST | {"layout": "shifted"},
+    "no qk norm": FAST | {"model_qk_norm": False},
+    "layer norm for rms": FAST | {"model_norm": "layer"},
+    "rotary positions": FAST | ROTARY,
+    "no positions": FAST | NO_POSITIONS,
+    "zero outputs": FAST | {"model_zero_outputs": True},
+    "rate 0.02": FAST | {"optimizer_learning_rate": 0.02},
+    "rate 0.005": FAST | {"optimizer_learning_rate": 0.005},
+    "stable, then decay": FAST | {"optimizer_schedule": "stable"},
+    "weight decay 0.1": FAST | {"optimizer_options": {"beta": 0.9, "weight_decay": 0.1}},
+    "batch 32": FAST | {"training_batch_size": 32},
+    "batch 128": FAST | {"training_batch_size": 128},
+    "curriculum over d": FAST | {"curriculum": Curriculum(dim_start=2, interval=100)},
+    "curriculum over points": FAST | {"curriculum": Curriculum(points_start=5, interval=100)},
 }
+RECIPES = {"adam": Recipe(1.0), "fast": Recipe(0.25, FAST)}
+RECIPES |= {name: Recipe(0.1, changes) for name, changes in TRIALS.items()}
+MAIN, TRIED_ON = ("adam", "fast"), "linear"
 
 
 def config_of(family: str, recipe: str) -> Config:
@@ -128,7 +170,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("families", nargs="*", type=one_of(FAMILIES), metavar="FAMILY",
                         help=f"{', '.join(FAMILIES)}; by default all")  # fmt: skip
     parser.add_argument("--recipes", nargs="+", type=one_of(RECIPES), metavar="RECIPE",
-                        help=f"{', '.join(map(repr, RECIPES))}; by default all")  # fmt: skip
+                        help=f"{', '.join(map(repr, RECIPES))}; by default {' and '.join(MAIN)}, "
+                             f"and all for {TRIED_ON}")  # fmt: skip
     parser.add_argument("--seeds", type=positive, default=4, help="models of each recipe")
     parser.add_argument("--steps", type=positive, help="replaces every number of steps")
 
@@ -140,7 +183,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     about = machine.describe()
     found = _earlier(options.out or BENCH, about | {"device": device})
     for family in options.families or FAMILIES:
-        for recipe in options.recipes or RECIPES:
+        for recipe in options.recipes or (RECIPES if family == TRIED_ON else MAIN):
             config = config_of(family, recipe)
             if options.steps:
                 config = config.replace(training_steps=options.steps, optimizer_warmup_steps=1)
@@ -215,7 +258,7 @@ def reached(run: Mapping[str, Any], target: float) -> list[int | None]:
 
 
 def median_steps(run: Mapping[str, Any], target: float) -> float | None:
-    """The median over seeds of `reached`; None if half of the seeds did not reach the target."""
+    """The median over seeds of `reached`; None if it lies beyond the end of the run."""
     steps = sorted(math.inf if step is None else step for step in reached(run, target))
     middle = statistics.median(steps)
     return middle if math.isfinite(middle) else None
@@ -226,51 +269,52 @@ def report(results: dict[str, Any]) -> Report:
     found = Report(picture=lambda path: draw(results["runs"], path))
     for family, runs in results["runs"].items():
         about = FAMILIES[family]
-        base = runs.get("adam")
-        adam = base and median_steps(base, about.target)
-        rows = []
-        for recipe, run in runs.items():
-            seeds, steps = reached(run, about.target), median_steps(run, about.target)
-            cells = [recipe, f"{run['steps'][-1]:,}"]
-            if steps is None:
-                cells += ["not reached", "", "", "", ""]
-            else:
-                seconds = steps * run["seconds"]
-                cells += [f"{steps:,.0f}", f"{seconds:.0f}", f"{steps * run['batch']:,.0f}"]
-                cells += (
-                    [f"{steps / adam:.2f}", f"{seconds / (adam * base['seconds']):.2f}"]
-                    if base and adam
-                    else ["", ""]
-                )
-            last = [errors[-1] for errors in run["errors"]]
-            cells += [
-                f"{sum(step is not None for step in seeds)} of {len(seeds)}",
-                f"{statistics.median(last):.3f} ({min(last):.3f} to {max(last):.3f})",
-            ]
-            rows.append(cells)
-        headings = ["recipe", "steps of the run", "steps", "seconds", "prompts"]
-        headings += ["steps / Adam's", "seconds / Adam's", "seeds", "error at the end"]
         found.parts += [
-            f"{about.preset}: until the error after {about.examples} examples is at most "
-            f"{about.target}, medians over the seeds",
-            Table(headings, rows),
+            f"`{about.preset}`, until the error after {about.examples} examples is at most "
+            f"{about.target}:",
+            Table(
+                HEADINGS, [_row(name, run, runs.get("adam"), about) for name, run in runs.items()]
+            ),
         ]
     return found
 
 
+def _row(name: str, run: Mapping[str, Any], adam: Mapping[str, Any] | None, about: Family) -> list:
+    """The cells of a recipe under `HEADINGS`; numbers of steps are medians over the seeds."""
+    steps = median_steps(run, about.target)
+    hits = sum(step is not None for step in reached(run, about.target))
+    last = [errors[-1] for errors in run["errors"]]
+    error = f"{statistics.median(last):.3f} ({min(last):.3f} to {max(last):.3f})"
+    length = f"{run['steps'][-1]:,}"
+    if steps is None:
+        return [name, length, error, f"{hits} of {len(last)}", "–", "–", "–", "–", "–"]
+    seconds = steps * run["seconds"]
+    cells = [f"{steps:,.0f}", f"{seconds:.0f}", f"{steps * run['batch']:,.0f}"]
+    if adam is None:
+        ratios = ["–", "–"]
+    else:
+        theirs = median_steps(adam, about.target)
+        # If Adam did not get there, its whole run is a lower bound of what it needs.
+        least = "" if theirs is not None else "< "
+        theirs = theirs or adam["steps"][-1]
+        pairs = (steps / theirs, seconds / (theirs * adam["seconds"]))
+        ratios = [f"{least}{ratio:.2f}" for ratio in pairs]
+    return [name, length, error, f"{hits} of {len(last)}", *cells, *ratios]
+
+
 def draw(runs: Mapping[str, Any], path: Path) -> None:
-    """Draws the error of every recipe against steps, a panel for each family."""
+    """Draws the errors of the main recipes by step, a panel for each family."""
     from matplotlib.figure import Figure
 
     columns = min(3, len(runs))
     rows = -(-len(runs) // columns)
     figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
-    names = list(dict.fromkeys(recipe for recipes in runs.values() for recipe in recipes))
-    colours = {name: f"C{index % 10}" for index, name in enumerate(names)}
+    colours = dict(zip(MAIN, ("tab:gray", "tab:blue")))
     panels = figure.subplots(rows, columns, squeeze=False).flat
     lines = {}
     for (family, recipes), panel in zip(runs.items(), panels, strict=False):
-        for recipe, run in recipes.items():
+        for recipe in [name for name in MAIN if name in recipes]:
+            run = recipes[recipe]
             errors = np.array(run["errors"])
             [lines[recipe]] = panel.plot(
                 run["steps"], np.median(errors, axis=0), color=colours[recipe], label=recipe

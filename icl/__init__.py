@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .models import register_model
     from .tasks import register_family
     from .training import Config, Run
+    from .training.optimizer import register_optimizer
     from .training.prediction import Predictor
 
 _EXPORTS = {
@@ -26,6 +27,7 @@ _EXPORTS = {
     "preset": ".api",
     "register_family": ".tasks",
     "register_model": ".models",
+    "register_optimizer": ".training.optimizer",
     "resume": ".api",
     "sweep": ".api",
     "train": ".api",
@@ -39,6 +41,7 @@ __all__ = [
     "preset",
     "register_family",
     "register_model",
+    "register_optimizer",
     "resume",
     "sweep",
     "train",

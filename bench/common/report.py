@@ -59,16 +59,16 @@ class Report:
 
     parts: paragraphs and tables.
     bars: lines of the picture.
-    picture: draws another picture into a file, in place of one with bars.
     share: the quantity that `Bar.share` is a share of.
     problems: contestants that failed and goals that were not measured.
+    picture: draws another picture into a file, in place of one with bars.
     """
 
     parts: list[str | Table] = field(default_factory=list)
     bars: list[Bar] = field(default_factory=list)
-    picture: Callable[[Path], None] | None = None
     share: str = ""
     problems: list[str] = field(default_factory=list)
+    picture: Callable[[Path], None] | None = None
 
 
 def report_of(name: str, results: dict[str, Any]) -> Report:

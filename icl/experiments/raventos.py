@@ -17,11 +17,13 @@ error.
 A sweep of one of them over pool sizes ends with the paper's figure 2 (`icl.analysis.threshold`).
 """
 
+import dataclasses
 from typing import Any
 
 from ..models import TransformerConfig
 from ..tasks import LinearRegression
 from ..training.config import Config, OptimizerConfig, TrainingConfig
+from .garg import MUON, XS_TAGGED
 from .presets import register
 
 
@@ -57,11 +59,9 @@ register(
     Config(
         task=LinearRegression(dim=3, points=8, noise=0.5),
         layout="tagged",
-        model=TransformerConfig(layers=3, heads=2, width=64, end_bias=False),
-        optimizer=OptimizerConfig(
-            learning_rate=2e-3, schedule="linear", warmup_steps=500, options={"b2": 0.95}
-        ),
-        training=TrainingConfig(steps=4_000, batch_size=64, pool_size=2**12),
+        model=dataclasses.replace(XS_TAGGED, end_bias=False),
+        optimizer=MUON,
+        training=TrainingConfig(steps=3_000, batch_size=64, pool_size=2**12),
     ),
     over={"pool_size": [2**n for n in range(2, 6)]},
     report="threshold",

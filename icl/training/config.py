@@ -29,8 +29,9 @@ class OptimizerConfig:
     the matrices of layers and Adam for the rest."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
-    schedule: Literal["constant", "cosine", "linear", "halving"] = "cosine"
+    schedule: Literal["constant", "cosine", "linear", "halving", "stable"] = "cosine"
     """Learning rate after warm-up: constant, cosine or linear decay to 0, or halvings.
+    "stable" is constant, with a linear decay to 0 over the last fifth of the steps.
     Warm-up over half of the steps with linear decay is the triangle of Raventós et al. 2023."""
     warmup_steps: int = 0
     """Number of steps over which the learning rate rises linearly from 0."""

@@ -70,7 +70,7 @@ def register_optimizer(name: str) -> Callable[[Factory], Factory]:
 def learning_rate_schedule(
     config: OptimizerConfig, steps: int, peak: jax.Array | None = None
 ) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then constant, halving, or decay to 0.
+    """Learning rate by step: linear warm-up, then as `config.schedule` says.
 
     A traced `peak` replaces `config.learning_rate`.
     """
@@ -80,6 +80,10 @@ def learning_rate_schedule(
         after = optax.cosine_decay_schedule(highest, falling)
     elif config.schedule == "linear":
         after = optax.linear_schedule(highest, 0.0, falling)
+    elif config.schedule == "stable":
+        decay = max(1, min(falling, steps // 5))
+        last = optax.linear_schedule(highest, 0.0, decay)
+        after = optax.join_schedules([optax.constant_schedule(highest), last], [falling - decay])
     elif config.schedule == "halving":
         after = optax.exponential_decay(highest, config.halving_steps or 1, 0.5, staircase=True)
     else:

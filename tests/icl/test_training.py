@@ -211,6 +211,9 @@ def test_learning_rate_rises_and_falls():
     rate = learning_rate_schedule(config, 110)
     np.testing.assert_allclose([rate(0), rate(5), rate(10)], [0, 0.05, 0.1], atol=1e-7)
     np.testing.assert_allclose([rate(60), rate(110)], [0.05, 0], atol=1e-7)
+    stable = learning_rate_schedule(dataclasses.replace(config, schedule="stable"), 110)
+    np.testing.assert_allclose([stable(5), stable(10), stable(88)], [0.05, 0.1, 0.1], atol=1e-7)
+    np.testing.assert_allclose([stable(99), stable(110)], [0.05, 0], atol=1e-7)
     constant = learning_rate_schedule(dataclasses.replace(config, schedule="constant"), 110)
     np.testing.assert_allclose([constant(10), constant(110)], 0.1)
 
