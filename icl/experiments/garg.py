@@ -74,6 +74,15 @@ for _mixer in ("linear_attention", "delta_rule"):
         f"garg/linear-xs-{_mixer.replace('_', '-')}",
         LINEAR_XS.replace(model_mixer=_mixer, model_qk_norm=False),
     )
+register(
+    "garg/linear-evening",
+    LINEAR_XS.replace(
+        task=LinearRegression(),
+        model=dataclasses.replace(SMALL, norm="rms", qk_norm=True, max_tokens=None),
+        curriculum=dataclasses.replace(garg_curriculum(), interval=80),
+        training=TrainingConfig(steps=6_000, log_every=20, checkpoint_every=100),
+    ),
+)
 register("garg/linear-small", _paper(LinearRegression(), SMALL))
 register("garg/linear", _paper(LinearRegression()))
 register("garg/sparse-xs", xs(SparseLinearRegression(dim=3, points=9, nonzeros=1)))

@@ -16,6 +16,7 @@ FILES = {
         "garg/linear-xs": "linear regression, d=5, 11 points, xs model: minutes on a CPU",
         "garg/linear-xs-linear-attention": "linear regression, d=5, 11 points, xs model with linear attention: minutes on a CPU",
         "garg/linear-xs-delta-rule": "linear regression, d=5, 11 points, xs model with the delta rule: minutes on a CPU",
+        "garg/linear-evening": "linear regression as in figure 2, d=20, 41 points, small model: an evening on a CPU",
         "garg/linear-small": "linear regression as in figure 2, d=20, 41 points, small model",
         "garg/linear": "linear regression as in figure 2, d=20, 41 points, standard model (for a GPU)",
         "garg/sparse-xs": "sparse linear regression, 1 of d=3 coordinates, 9 points, xs model: minutes on a CPU",
