@@ -1,8 +1,9 @@
 """Steps, seconds and prompts that a training recipe needs to reach a target error.
 
 A recipe is a set of changes to a family's settings: the optimiser, the model's details, the
-curriculum. Models that differ in their seed alone are trained as a population. Their error on fixed
-fresh prompts is measured along the way; the measurement is not part of the seconds.
+curriculum. Models that differ in their seed alone are trained as a population, and their error on
+fixed fresh prompts is measured along the way. Steps of all recipes of a family are then timed in
+turns, one model on all devices, as `icl train` trains it.
 """
 
 import argparse
@@ -10,7 +11,6 @@ import dataclasses
 import json
 import math
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,10 @@ from icl.training.population import (
 
 from .common import machine
 from .common.driver import one_of, positive
-from .common.report import BENCH, Report, Table
+from .common.report import BENCH, Report, Table, busy_notes
+from .common.turns import take_turns
+from .common.worker import Started, Worker, failures_as_values
+from .training.trainer import compile_trainer
 
 # What the recipes change: Adam with a higher rate than Garg et al.'s and a shorter second moment.
 ADAM = {
@@ -50,6 +53,7 @@ HEADINGS = [
     "recipe", "steps of the run", "error at its end", "seeds at the target", "steps", "seconds",
     "prompts", "steps / Adam's", "seconds / Adam's",
 ]  # fmt: skip
+STEPS_A_TURN = 10
 PROMPTS = 1280
 POINTS = 25  # measurements of the error in a run
 
@@ -75,7 +79,7 @@ class Family:
 
 FAMILIES = {
     "linear": Family("garg/linear-xs", 10, 0.05, 10_000),
-    "tree": Family("garg/tree-xs", 25, 0.5, 6_000),
+    "tree": Family("garg/tree-xs", 25, 0.56, 6_000),
     "relu": Family("garg/relu-xs", 20, 0.3, 6_000),
     "noisy": Family(
         "garg/noisy-xs", 15, 0.15, 6_000, {"curriculum": Curriculum(dim_start=2, interval=300)}
@@ -174,6 +178,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
                              f"and all for {TRIED_ON}")  # fmt: skip
     parser.add_argument("--seeds", type=positive, default=4, help="models of each recipe")
     parser.add_argument("--steps", type=positive, help="replaces every number of steps")
+    parser.add_argument("--timing", action="store_true",
+                        help="train nothing; time the steps of earlier runs again")  # fmt: skip
+    parser.set_defaults(rounds=5)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -181,23 +188,44 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     use_cpu_cores()
     device = jax.devices()[0].device_kind
     about = machine.describe()
-    found = _earlier(options.out or BENCH, about | {"device": device})
-    for family in options.families or FAMILIES:
+    found, others = _earlier(options.out or BENCH, about | {"device": device})
+    families = options.families or list(FAMILIES)
+    for family in families:
         for recipe in options.recipes or (RECIPES if family == TRIED_ON else MAIN):
+            if options.timing:
+                continue
             config = config_of(family, recipe)
             if options.steps:
                 config = config.replace(training_steps=options.steps, optimizer_warmup_steps=1)
             print(f"{family}: {recipe}", flush=True)
-            curves = train(config, options.seeds, FAMILIES[family].examples)
-            curves["revision"] = about["revision"]
-            found.setdefault(family, {})[recipe] = curves
-    return {"device": device, "runs": found}
+            run = train(config, options.seeds, FAMILIES[family].examples)
+            found.setdefault(family, {})[recipe] = run | {"revision": about["revision"]}
+    for family in families:
+        recipes = list(found.get(family, {}))
+        print(f"{family}: timing {len(recipes)} recipes", flush=True)
+        with Worker("bench.recipes:start", family, recipes) as worker:
+            turns = {recipe: worker.asks(recipe) for recipe in recipes}
+            taken, others[family] = take_turns(turns, [worker], options.rounds)
+        for recipe, seconds in taken.items():
+            found[family][recipe]["seconds"] = statistics.median(seconds)
+    return {"device": device, "runs": found, "others_cpu": others}
 
 
-def _earlier(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """The runs in the results file of a folder; empty without a file."""
+def start(family: str, recipes: list[str]) -> Started:
+    """Commands that answer with the seconds of a step of a recipe."""
+    with failures_as_values():
+        use_cpu_cores()
+        commands = {r: compile_trainer(config_of(family, r), STEPS_A_TURN)[0] for r in recipes}
+        for command in commands.values():
+            command()
+    return {}, commands
+
+
+def _earlier(folder: Path, about: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`runs` and `others_cpu` in the results file of a folder; empty without a file."""
     path = folder / "results" / f"recipes-{machine.slug(about)}.json"
-    return json.loads(path.read_text())["runs"] if path.exists() else {}
+    results = json.loads(path.read_text()) if path.exists() else {}
+    return results.get("runs", {}), results.get("others_cpu", {})
 
 
 def train(config: Config, seeds: int, examples: int) -> dict[str, Any]:
@@ -209,8 +237,7 @@ def train(config: Config, seeds: int, examples: int) -> dict[str, Any]:
       examples: number of in-context examples after which the error is measured.
 
     Returns:
-      `steps` [P], `errors` [seeds, P] (NaN after a loss that is not finite), the `batch` and the
-      `seconds` of a step of one model, without compilation and measurements.
+      `steps` [P], `errors` [seeds, P] (NaN after a loss that is not finite), and the `batch`.
     """
     first = config.training.seed
     configs = [config.replace(training_seed=first + seed) for seed in range(seeds)]
@@ -224,15 +251,12 @@ def train(config: Config, seeds: int, examples: int) -> dict[str, Any]:
     ).swapaxes(0, 1)
     length = max(2, config.training.steps // POINTS)
     programs: dict[int, Callable] = {}
-    steps, errors, seconds, step = [], [], 0.0, 0
+    steps, errors, step = [], [], 0
     while step < config.training.steps:
         count = min(length, config.training.steps - step)
         if count not in programs:
             programs[count] = compile_population(shared, settings, state, count, mesh, data)
-        started = time.perf_counter()
-        state, metrics = programs[count](state)
-        jax.block_until_ready(metrics)
-        seconds += time.perf_counter() - started
+        state, _ = programs[count](state)
         step += count
         known, found = learner_errors(
             learner, predict, on_one_device(state.variables), PROMPTS, first
@@ -244,7 +268,6 @@ def train(config: Config, seeds: int, examples: int) -> dict[str, Any]:
         "steps": steps,
         "errors": np.array(errors).T.tolist(),
         "batch": config.training.batch_size,
-        "seconds": seconds / (step * seeds),
     }
 
 
@@ -276,6 +299,7 @@ def report(results: dict[str, Any]) -> Report:
                 HEADINGS, [_row(name, run, runs.get("adam"), about) for name, run in runs.items()]
             ),
         ]
+    found.parts += busy_notes(results["others_cpu"])
     return found
 
 

@@ -1,4 +1,4 @@
-"""Registries of settings classes: the names used in config.json and commands."""
+"""Registries of settings classes and optimisers: the names used in config.json and commands."""
 
 import sys
 from collections.abc import Callable
@@ -22,23 +22,35 @@ def register(registry: dict[str, Any], base: type, name: str) -> Callable[[T], T
       TypeError: the decorated object is not a class that inherits from `base`.
       ValueError: the name is empty, or already names another class.
     """
-    if not isinstance(name, str) or not name:
-        raise ValueError(
-            f"the name of a {base.__name__} must be a string that is not empty, got {name!r}"
-        )
+    check_name(base.__name__, name)
 
     def decorate(kind: T) -> T:
         if not isinstance(kind, type) or not issubclass(kind, base):
             raise TypeError(f"{kind!r} must be a class that inherits from {base.__name__}")
-        known = registry.get(name)
-        if known is not None and _place(known) != _place(kind):
-            raise ValueError(
-                f"the name {name!r} is taken by {known.__module__}.{known.__name__}; choose another"
-            )
-        registry[name] = kind
+        enter(registry, name, kind)
         return kind
 
     return decorate
+
+
+def check_name(what: str, name: Any) -> None:
+    """Raises ValueError if the name of a new entry is no string or empty."""
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"the name of a {what} must be a string that is not empty, got {name!r}")
+
+
+def enter(registry: dict[str, Any], name: str, entry: Any) -> None:
+    """Puts a class or a function into a registry.
+
+    Raises:
+      ValueError: the name is that of another class or function.
+    """
+    known = registry.get(name)
+    if known is not None and _place(known) != _place(entry):
+        raise ValueError(
+            f"the name {name!r} is taken by {known.__module__}.{known.__name__}; choose another"
+        )
+    registry[name] = entry
 
 
 def registered_name(settings: Any, registry: dict[str, Any], decorator: str) -> str:
@@ -88,12 +100,12 @@ def find(registry: dict[str, Any], what: str, name: Any, module: str | None) -> 
     raise ValueError(f"no {what} called {name!r}; there are {', '.join(registry)}")
 
 
-def _place(kind: type) -> tuple[str, str]:
+def _place(kind: Any) -> tuple[str, str]:
     return _module(kind), kind.__qualname__
 
 
-def _module(kind: type) -> str:
-    """The name by which other modules import the module of a class."""
+def _module(kind: Any) -> str:
+    """The name by which other modules import the module of a class or a function."""
     if kind.__module__ != "__main__":
         return kind.__module__
     # The module of a script that runs as __main__ is imported by its file name.

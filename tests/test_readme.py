@@ -18,6 +18,7 @@ from icl.tasks import FAMILIES, sample_batch
 from icl.training import Learner
 from icl.training.config import config_from_dict, config_to_dict
 from icl.training.data import load_data
+from icl.training.optimizer import OPTIMIZERS, make_optimizer
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -107,3 +108,26 @@ def test_the_task_and_model_of_the_page_on_own_tasks_work(tmp_path, monkeypatch)
             (sys.modules, "my_task"),
         ):
             registry.pop(name, None)
+
+
+def test_the_page_on_recipes_names_settings_and_optimizers_that_exist(monkeypatch, tmp_path):
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    asked = []
+
+    def train(config, *arguments, **options):
+        asked.append(config)
+        raise ValueError("asked")
+
+    assert icl.train  # imported now, so that it does not keep what is replaced below
+    monkeypatch.setattr("icl.training.train", train)
+    [command] = re.findall(r"^    icl (train garg/linear --.*)$", page, re.MULTILINE)
+    assert main([*command.split(), f"--run-dir={tmp_path / 'run'}"]) == 2
+    recipe, here = PRESETS["garg/linear-xs"].config, asked[0]
+    assert here.optimizer.name == recipe.optimizer.name and here.layout == recipe.layout
+    assert here.model.qk_norm and here.model.norm == recipe.model.norm
+    monkeypatch.setitem(vars(icl), "train", asked.append)
+    try:
+        exec(block_with(page, "register_optimizer"), {})
+        make_optimizer(asked[1].optimizer, 10)
+    finally:
+        OPTIMIZERS.pop("my_sgd", None)

@@ -16,7 +16,7 @@ from ..tasks.labels import Measure
 
 CUSTOM = "custom"
 # Options of optax's optimisers that are momentum or decay rates of moving averages.
-DECAYS = ("b1", "b2", "b3", "decay", "decay_rate", "momentum", "rho")
+DECAYS = ("b1", "b2", "b3", "beta", "decay", "decay_rate", "momentum", "rho")
 DECAY = Range(0.0, 0.9999999)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
+from ..registry import check_name, enter
 from .config import CUSTOM, OptimizerConfig
 from .muon import muon_and_adam
 
@@ -47,21 +48,14 @@ def register_optimizer(name: str) -> Callable[[Factory], Factory]:
       TypeError: the first argument is not called `learning_rate`.
       ValueError: the name is empty or reserved, or another function has it.
     """
-    if not isinstance(name, str) or not name or name == CUSTOM:
-        raise ValueError(
-            f"the name of an optimiser must be a string that is neither empty nor {CUSTOM!r}, "
-            f"got {name!r}"
-        )
+    check_name("optimiser", name)
+    if name == CUSTOM:
+        raise ValueError(f"the name {CUSTOM!r} is reserved for optimisers without a name")
 
     def decorate(factory: Factory) -> Factory:
         if not _takes_rate(factory):
             raise TypeError(f"the first argument of {factory!r} must be called learning_rate")
-        known = OPTIMIZERS.get(name)
-        if known is not None and _place(known) != _place(factory):
-            raise ValueError(
-                f"the name {name!r} is taken by {'.'.join(_place(known))}; choose another"
-            )
-        OPTIMIZERS[name] = factory
+        enter(OPTIMIZERS, name, factory)
         return factory
 
     return decorate
@@ -169,10 +163,6 @@ def _factories() -> dict[str, Factory]:
 def _takes_rate(factory: Factory) -> bool:
     """Whether the first parameter of a function is a learning rate."""
     return next(iter(inspect.signature(factory).parameters), None) == "learning_rate"
-
-
-def _place(factory: Factory) -> tuple[str, str]:
-    return factory.__module__, factory.__qualname__
 
 
 register_optimizer("muon")(muon_and_adam)

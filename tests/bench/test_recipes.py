@@ -38,7 +38,11 @@ def test_the_target_is_reached_at_the_median_of_the_seeds():
 
 def test_the_table_compares_with_adam_or_with_the_length_of_its_run():
     slow, fast = run_of([0.9, 0.5, 0.04]), run_of([0.04, 0.03, 0.02], seconds=0.02)
-    cells = lambda adam: report({"runs": {"linear": {"adam": adam, "muon": fast}}}).parts[1].rows
+    cells = lambda adam: (
+        report({"runs": {"linear": {"adam": adam, "muon": fast}}, "others_cpu": {"linear": 0.01}})
+        .parts[1]
+        .rows
+    )
     adam, muon = cells(slow)
     assert adam[3:] == ["1 of 1", "300", "3", "19,200", "1.00", "1.00"]
     assert muon == [
@@ -48,7 +52,7 @@ def test_the_table_compares_with_adam_or_with_the_length_of_its_run():
     assert adam[4:] == ["–"] * 5 and muon[-2:] == ["< 0.33", "< 0.67"]
 
 
-def test_a_run_is_added_to_the_earlier_ones(tmp_path, monkeypatch, capsys):
+def test_a_run_is_added_to_the_earlier_ones(tmp_path, in_process, monkeypatch, capsys):
     monkeypatch.setattr(recipes, "PROMPTS", 4)
     monkeypatch.setattr(recipes, "POINTS", 2)
     tiny = lambda family, recipe: preset("garg/linear-xs").replace(
@@ -56,12 +60,23 @@ def test_a_run_is_added_to_the_earlier_ones(tmp_path, monkeypatch, capsys):
     )  # fmt: skip
     monkeypatch.setattr(recipes, "config_of", tiny)
     for recipe in ("adam", "fast"):
-        arguments = ["recipes", "linear", "--recipes", recipe, "--seeds", "2", "--steps", "5"]
+        arguments = [
+            "recipes",
+            "linear",
+            "--recipes",
+            recipe,
+            "--seeds",
+            "2",
+            "--steps",
+            "5",
+            "--rounds",
+            "1",
+        ]
         assert commands.main([*arguments, "--out", str(tmp_path)]) == 0
     assert "garg/linear-xs" in capsys.readouterr().out
     [path] = (tmp_path / "results").glob("recipes-*.json")
     runs = json.loads(path.read_text())["runs"]["linear"]
-    assert list(runs) == ["adam", "fast"]
+    assert list(runs) == ["adam", "fast"] and runs["adam"]["seconds"] > 0
     assert runs["fast"]["steps"] == [2, 4, 5] and np.shape(runs["fast"]["errors"]) == (2, 3)
     assert path.with_suffix(".png").stat().st_size > 5_000
     assert path.with_suffix(".png").name in (tmp_path / "RESULTS.md").read_text()

@@ -126,7 +126,7 @@ def test_train_evaluates_at_its_end(trained):
         (["train", "garg/linear-xs", "--optimizer.name=adma", "--run-dir=x"], "did you mean"),
         (["list", "more"], "usage: icl list"),
         (["train", "garg/linear-xs", "--optimizer.warmup-steps=20000"], "longer than the run"),
-        (["train", "garg/linear-xs", "--run-dir=x", "--training.steps=9"], "warmup_steps (500)"),
+        (["train", "garg/linear-xs", "--run-dir=x", "--training.steps=9"], "warmup_steps (100)"),
     ],
 )
 def test_wrong_commands_say_what_to_do(arguments, message, capsys, tmp_path, monkeypatch):
@@ -148,7 +148,7 @@ def test_help_shows_defaults_and_what_options_mean(capsys):
     with pytest.raises(SystemExit):
         main(["train", "garg/linear-xs", "--help"])
     text = capsys.readouterr().out
-    for shown in ("--task.noise", "(default: 10000)", "Standard deviation", "--run-dir"):
+    for shown in ("--task.noise", "(default: 3000)", "Standard deviation", "--run-dir"):
         assert shown in text
 
 

@@ -126,8 +126,8 @@ def test_users_register_optimizers(tmp_path):
         icl.resume(run, training_steps=8, logging=QUIET)
     with pytest.raises(TypeError, match="must be called learning_rate"):
         register_optimizer("test_wrong")(lambda rate: optax.sgd(rate))
-    for name in ("", "custom", 3):
-        with pytest.raises(ValueError, match="neither empty nor 'custom'"):
+    for name, message in (("", "not empty"), (3, "not empty"), ("custom", "is reserved")):
+        with pytest.raises(ValueError, match=message):
             register_optimizer(name)
 
 
