@@ -37,7 +37,7 @@ MUON = OptimizerConfig(
 XS_TAGGED = dataclasses.replace(XS, norm="rms", qk_norm=True, max_tokens=None)
 
 
-def xs(task: TaskFamily, steps: int = 3_000, curriculum: Curriculum | None = None) -> Config:
+def xs(task: TaskFamily, steps: int = 2_000, curriculum: Curriculum | None = None) -> Config:
     """An xs model on a small task, for a CPU."""
     return Config(
         task=task,
@@ -66,7 +66,7 @@ def _paper(
 
 
 LONG = garg_curriculum(points_start=26, points_increment=5)
-LINEAR_XS = xs(LinearRegression(dim=5, points=11))
+LINEAR_XS = xs(LinearRegression(dim=5, points=11), steps=3_000)
 
 register("garg/linear-xs", LINEAR_XS)
 for _mixer in ("linear_attention", "delta_rule"):
@@ -80,7 +80,7 @@ register(
         task=LinearRegression(),
         model=dataclasses.replace(SMALL, norm="rms", qk_norm=True, max_tokens=None),
         curriculum=dataclasses.replace(garg_curriculum(), interval=80),
-        training=TrainingConfig(steps=6_000, log_every=20, checkpoint_every=100),
+        training=TrainingConfig(steps=6_400, log_every=20, checkpoint_every=200),
     ),
 )
 register("garg/linear-small", _paper(LinearRegression(), SMALL))

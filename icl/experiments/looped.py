@@ -50,7 +50,8 @@ register(
     LINEAR_XS.replace(
         model=LoopedTransformerConfig(
             layers=1, heads=2, width=64, norm="rms", qk_norm=True, loops=8, window=5
-        )
+        ),
+        training_steps=2_000,
     ),
 )
 register(

@@ -61,7 +61,7 @@ register(
         layout="tagged",
         model=dataclasses.replace(XS_TAGGED, end_bias=False),
         optimizer=MUON,
-        training=TrainingConfig(steps=3_000, batch_size=64, pool_size=2**12),
+        training=TrainingConfig(steps=2_000, batch_size=64, pool_size=2**12),
     ),
     over={"pool_size": [2**n for n in range(2, 6)]},
     report="threshold",
