@@ -43,7 +43,7 @@ def sweep(
 ) -> Sweep:
     """Trains a preset or settings of your own for every combination of values and seeds.
 
-    `icl.sweep("garg/linear-xs", {"learning_rate": [3e-4, 1e-3]}, seeds=4)`
+    `icl.sweep("garg/linear-xs", {"learning_rate": [5e-3, 1e-2]}, seeds=4)`
 
     Args:
       what: a preset's name, or a `Config`.

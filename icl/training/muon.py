@@ -35,6 +35,9 @@ def muon_and_adam(
       weight_decay: each update also subtracts this and the rate of Muon times the matrix.
       b1, b2: Adam's decay rates.
 
+    Raises:
+      ValueError: from `init`, if there is no matrix in a list of layers.
+
     Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
     """
 
@@ -52,6 +55,11 @@ def muon_and_adam(
     )
 
     def init(params: optax.Params) -> optax.OptState:
+        if not jax.tree.leaves(_matrices(_apart(params))):
+            raise ValueError(
+                "muon updates the matrices in a model's lists of layers (nnx.List), and this model "
+                'has none: choose another optimiser, such as "adam"'
+            )
         return inner.init(_apart(params))
 
     def update(
@@ -82,8 +90,8 @@ def _matrices(tree: Any) -> Any:
     def axes(path: tuple[str, ...], leaf: jax.Array) -> MuonDimensionNumbers | None:
         if not any(name.isdecimal() for name in path):  # not in a list of layers
             return None
-        if leaf.ndim == 3 and any(name in FUSED for name in path):
-            return MuonDimensionNumbers(0, 2)
+        if leaf.ndim == 3:  # matrices beside each other, or one for each head
+            return MuonDimensionNumbers(0 if any(name in FUSED for name in path) else 1, 2)
         return MuonDimensionNumbers(0, 1) if leaf.ndim == 2 else None
 
     return _with_paths(axes, tree)

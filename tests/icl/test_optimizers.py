@@ -80,6 +80,26 @@ def test_muon_takes_other_models(model):
     assert len(kernels) == {LoopedTransformerConfig: 8, LSTMConfig: 4}[model]
 
 
+def test_a_matrix_for_each_head_is_updated_as_alone():
+    shape = (2, 6, 6)
+    gradient = jax.random.normal(jax.random.key(0), shape)
+    params = {"layers": {0: {"query": jnp.ones(shape)}}}
+    optimizer = muon_and_adam(RATE)
+    both, _ = optimizer.update({"layers": {0: {"query": gradient}}}, optimizer.init(params), params)
+    one = {"layers": {0: {"query": jnp.ones(shape[1:])}}}
+    for head in range(2):
+        given = {"layers": {0: {"query": gradient[head]}}}
+        alone, _ = optimizer.update(given, optimizer.init(one), one)
+        np.testing.assert_allclose(
+            both["layers"][0]["query"][head], alone["layers"][0]["query"], rtol=1e-4, atol=1e-6
+        )
+
+
+def test_muon_without_a_matrix_of_a_layer_is_refused():
+    with pytest.raises(ValueError, match='nnx.List.*choose another optimiser, such as "adam"'):
+        muon_and_adam(RATE).init({"read_in": {"kernel": jnp.ones((3, 4))}})
+
+
 def test_muon_runs_are_resumed_exactly_and_trained_as_populations(tmp_path):
     config = tiny(
         optimizer_name="muon",
