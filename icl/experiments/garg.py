@@ -69,10 +69,10 @@ LONG = garg_curriculum(points_start=26, points_increment=5)
 LINEAR_XS = xs(LinearRegression(dim=5, points=11), steps=3_000)
 
 register("garg/linear-xs", LINEAR_XS)
-for _mixer in ("linear_attention", "delta_rule"):
+for _mixer, _steps in (("linear_attention", 3_000), ("delta_rule", 4_000)):
     register(
         f"garg/linear-xs-{_mixer.replace('_', '-')}",
-        LINEAR_XS.replace(model_mixer=_mixer, model_qk_norm=False),
+        LINEAR_XS.replace(model_mixer=_mixer, model_qk_norm=False, training_steps=_steps),
     )
 register(
     "garg/linear-evening",
@@ -85,7 +85,7 @@ register(
 )
 register("garg/linear-small", _paper(LinearRegression(), SMALL))
 register("garg/linear", _paper(LinearRegression()))
-register("garg/sparse-xs", xs(SparseLinearRegression(dim=3, points=9, nonzeros=1)))
+register("garg/sparse-xs", xs(SparseLinearRegression(dim=3, points=9, nonzeros=1), steps=4_000))
 register("garg/sparse", _paper(SparseLinearRegression(), max_tokens=200))
 register("garg/tree-xs", xs(DecisionTree(dim=5, points=26, depth=3)))
 register("garg/tree", _paper(DecisionTree(), curriculum=LONG, max_tokens=202))

@@ -115,7 +115,7 @@ class LoopedTransformer(Transformer):
             raise ValueError(f"loops must be at least 1, got {loops}")
         x = self.embed(tokens, positions)
         seen = self._seen(positions, mask)
-        loop = lambda _, z: self.transform(z + x, **seen)
+        loop = lambda _, z: self.transform(z + x, slice(None), **seen)
         z = jax.lax.fori_loop(0, loops - 1, loop, jnp.zeros_like(x))
         return self.predict(self.transform(z + x, read, **seen))
 
