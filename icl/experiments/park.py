@@ -37,7 +37,7 @@ def _paper(task: TaskFamily, learning_rate: float = 1e-4, clip_norm: float = 10.
 
 register(
     "park/parity-xs",
-    xs(Parity(dim=5, points=21)),
+    xs(Parity(dim=5, points=21), steps=4_000, curriculum=Curriculum(dim_start=2, interval=240)),
 )
 register("park/parity", _paper(Parity(), learning_rate=4e-4))
 register(
@@ -50,5 +50,5 @@ register(
     xs(OrthogonalOutlierRegression(dim=3, points=16)),
 )
 register("park/orthogonal-outliers", _paper(OrthogonalOutlierRegression()))
-register("park/retrieval-xs", xs(VectorRetrieval(dim=8, points=9)))
+register("park/retrieval-xs", xs(VectorRetrieval(dim=8, points=9), steps=4_000))
 register("park/retrieval", _paper(VectorRetrieval(), learning_rate=2e-4, clip_norm=100.0))
