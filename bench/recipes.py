@@ -110,7 +110,7 @@ class Recipe:
 MUON = {
     "optimizer_name": "muon",
     "optimizer_learning_rate": 0.01,
-    "optimizer_options": {"beta": 0.9},
+    "optimizer_options": {},
 }
 TAGGED = {"layout": "tagged"}
 QK_NORM = {"model_qk_norm": True}
@@ -149,7 +149,7 @@ TRIALS = {
     "rate 0.02": FAST | {"optimizer_learning_rate": 0.02},
     "rate 0.005": FAST | {"optimizer_learning_rate": 0.005},
     "stable, then decay": FAST | {"optimizer_schedule": "stable"},
-    "weight decay 0.1": FAST | {"optimizer_options": {"beta": 0.9, "weight_decay": 0.1}},
+    "weight decay 0.1": FAST | {"optimizer_options": {"weight_decay": 0.1}},
     "batch 32": FAST | {"training_batch_size": 32},
     "batch 128": FAST | {"training_batch_size": 128},
     "curriculum over d": FAST | {"curriculum": Curriculum(dim_start=2, interval=100)},

@@ -31,9 +31,7 @@ from .presets import register
 PAPER_OPTIMIZER = OptimizerConfig(name="adam", learning_rate=1e-4, schedule="constant")
 PAPER_TRAINING = TrainingConfig(steps=500_000, batch_size=64, checkpoint_every=10_000)
 # The recipe of docs/recipes.md.
-MUON = OptimizerConfig(
-    name="muon", learning_rate=0.01, schedule="cosine", warmup_steps=100, options={"beta": 0.9}
-)
+MUON = OptimizerConfig(name="muon", learning_rate=0.01, schedule="cosine", warmup_steps=100)
 XS_TAGGED = dataclasses.replace(XS, norm="rms", qk_norm=True, max_tokens=None)
 
 

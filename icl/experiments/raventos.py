@@ -10,9 +10,9 @@ larger error on the pool.
 "triangle" learning rate, 500,000 batches of 256, the loss on all labels. The initial weights of
 the read-in and read-out are uniform, as elsewhere in this library, and not N(0, 0.02^2).
 `raventos/pool-small` is the paper's smaller model (section 3.3). `raventos/pool-xs` has 3
-dimensions, 8 points and 1/1000 of the prompts, for two CPU cores. Its largest pool has 32 tasks: the
-distance between ridge and dMMSE falls as the pool grows, and must stay above the learner's own
-error.
+dimensions, 8 points and 1/1000 of the prompts, for two CPU cores, and the recipe of
+docs/recipes.md. Its largest pool has 32 tasks: the distance between ridge and dMMSE falls as the
+pool grows, and must stay above the learner's own error.
 
 A sweep of one of them over pool sizes ends with the paper's figure 2 (`icl.analysis.threshold`).
 """

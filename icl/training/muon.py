@@ -20,7 +20,7 @@ FUSED = {"qkv": 3, "dense_i": 4, "dense_h": 4}
 def muon_and_adam(
     learning_rate: optax.ScalarOrSchedule,
     adam_ratio: float = 0.3,
-    beta: float = 0.95,
+    beta: float = 0.9,
     weight_decay: float = 0.0,
     b1: float = 0.9,
     b2: float = 0.95,
