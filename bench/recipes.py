@@ -203,8 +203,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             print(f"{family}: {recipe}", flush=True)
             run = train(config, options.seeds, FAMILIES[family].examples)
             found.setdefault(family, {})[recipe] = run | {"revision": about["revision"]}
+    families = [family for family in families if family in found]
+    if not families:
+        raise ValueError("there are no earlier runs to time: leave out --timing to train them")
     for family in families:
-        recipes = list(found.get(family, {}))
+        recipes = list(found[family])
         print(f"{family}: timing {len(recipes)} recipes", flush=True)
         with Worker("bench.recipes:start", family, recipes) as worker:
             turns = {recipe: worker.asks(recipe) for recipe in recipes}

@@ -32,7 +32,7 @@ PAPER_OPTIMIZER = OptimizerConfig(name="adam", learning_rate=1e-4, schedule="con
 PAPER_TRAINING = TrainingConfig(steps=500_000, batch_size=64, checkpoint_every=10_000)
 # The recipe of docs/recipes.md.
 MUON = OptimizerConfig(name="muon", learning_rate=0.01, schedule="cosine", warmup_steps=100)
-XS_TAGGED = dataclasses.replace(XS, norm="rms", qk_norm=True, max_tokens=None)
+XS_MODEL = dataclasses.replace(XS, norm="rms", qk_norm=True, max_tokens=None)
 
 
 def xs(task: TaskFamily, steps: int = 2_000, curriculum: Curriculum | None = None) -> Config:
@@ -40,7 +40,7 @@ def xs(task: TaskFamily, steps: int = 2_000, curriculum: Curriculum | None = Non
     return Config(
         task=task,
         layout="tagged",
-        model=XS_TAGGED,
+        model=XS_MODEL,
         curriculum=curriculum or Curriculum(),
         optimizer=MUON,
         training=TrainingConfig(steps=steps),
@@ -89,18 +89,12 @@ register("garg/tree-xs", xs(DecisionTree(dim=5, points=26, depth=3)))
 register("garg/tree", _paper(DecisionTree(), curriculum=LONG, max_tokens=202))
 register("garg/relu-xs", xs(ReLUNetwork(dim=5, points=21, hidden=20)))
 register("garg/relu", _paper(ReLUNetwork(), curriculum=LONG, max_tokens=202))
-register(
-    "garg/noisy-xs",
-    xs(LinearRegression(dim=5, points=16, noise=0.5)),
-)
+register("garg/noisy-xs", xs(LinearRegression(dim=5, points=16, noise=0.5)))
 register("garg/noisy", _paper(LinearRegression(noise=1.0)))
 register("garg/noisy-code", _paper(LinearRegression(noise=1.0, renormalize=True)))
 register("garg/quadratic-xs", xs(QuadraticRegression(dim=4, points=17)))
 register("garg/quadratic", _paper(QuadraticRegression()))
-register(
-    "garg/classification-xs",
-    xs(LinearClassification(dim=4, points=17)),
-)
+register("garg/classification-xs", xs(LinearClassification(dim=4, points=17)))
 register("garg/classification", _paper(LinearClassification()))
 
 MODEL = ("model_layers", "model_heads", "model_width")

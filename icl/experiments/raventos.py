@@ -23,7 +23,7 @@ from typing import Any
 from ..models import TransformerConfig
 from ..tasks import LinearRegression
 from ..training.config import Config, OptimizerConfig, TrainingConfig
-from .garg import MUON, XS_TAGGED
+from .garg import MUON, XS_MODEL
 from .presets import register
 
 
@@ -59,7 +59,7 @@ register(
     Config(
         task=LinearRegression(dim=3, points=8, noise=0.5),
         layout="tagged",
-        model=dataclasses.replace(XS_TAGGED, end_bias=False),
+        model=dataclasses.replace(XS_MODEL, end_bias=False),
         optimizer=MUON,
         training=TrainingConfig(steps=2_000, batch_size=64, pool_size=2**12),
     ),

@@ -124,7 +124,8 @@ class Config:
     layout: Literal["interleaved", "tagged", "shifted", "concatenated", "separate"] = "interleaved"
     """How points become tokens.
     Interleaved: x1 y1 x2 y2 ...; concatenated: (x1, y1) ... (query, 0).
-    Tagged: (0, x1) (y1, 0) (0, x2) ...; separate: (x1, 0) (0, y1) ... (query, 0)."""
+    Tagged: (0, x1) (y1, 0) (0, x2) ...; separate: (x1, 0) (0, y1) ... (query, 0).
+    Shifted: (x1, 0) (x2, y1) (x3, y2) ..."""
     model: ModelConfig = dataclasses.field(default_factory=TransformerConfig)
     """The model that learns in context."""
     curriculum: Curriculum = dataclasses.field(default_factory=Curriculum)

@@ -80,3 +80,9 @@ def test_a_run_is_added_to_the_earlier_ones(tmp_path, in_process, monkeypatch, c
     assert runs["fast"]["steps"] == [2, 4, 5] and np.shape(runs["fast"]["errors"]) == (2, 3)
     assert path.with_suffix(".png").stat().st_size > 5_000
     assert path.with_suffix(".png").name in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_timing_without_earlier_runs_says_what_to_do(tmp_path, capsys):
+    assert commands.main(["recipes", "--timing", "--out", str(tmp_path)]) == 1
+    assert "no earlier runs to time: leave out --timing" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
