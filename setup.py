@@ -11,6 +11,8 @@ TRAIN = [
     "tyro>=1.0",
     "rich>=13.9",
     "matplotlib>=3.9",
+    "pillow>=10",
+    "scikit-learn>=1.5",
 ]
 DEV = [
     "setuptools>=77",
@@ -19,7 +21,6 @@ DEV = [
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",
     "equinox>=0.13",
-    "scikit-learn>=1.5",
     # The same import as xgboost, without its CUDA libraries.
     "xgboost-cpu>=3.0",
     # Its interpreter runs the kernels' tests on a CPU.

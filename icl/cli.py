@@ -25,6 +25,7 @@ usage: icl list [PART]                   one line about every preset; with PART,
        icl sweep --resume SWEEP          continue a sweep that was stopped
        icl eval RUN [--prompts N]        evaluate a run beside classical estimators, and analyse
                                          it; tables, and JSON and figures in its folder
+       icl compare RUN RUN ...           runs of one task: error, parameters, size of the state
        icl study NAME                    an analysis that needs no run
        icl plot RUN                      draw a run's figures again, and training.png
        icl train NAME --help             the options of a preset, with defaults and units
@@ -60,8 +61,8 @@ def _unraisable(raised: Any) -> None:
 
 def _run(arguments: list[str]) -> int:
     commands = {
-        "list": _list, "train": _train, "sweep": _sweep, "eval": _eval, "study": _study,
-        "plot": _plot,
+        "list": _list, "train": _train, "sweep": _sweep, "eval": _eval,
+        "compare": _compare, "study": _study, "plot": _plot,
     }  # fmt: skip
     while arguments[:1] == ["--import"]:
         if problem := _import(arguments[1:2]):
@@ -383,6 +384,7 @@ def _eval(arguments: list[str]) -> int:
         seed: int = 0,
         analyses: tuple[str, ...] = ("all",),
         against: Folder | None = None,
+        images: tuple[str, ...] = (),
     ) -> None:
         """Evaluates a run on fresh tasks beside classical estimators, and analyses it.
 
@@ -396,6 +398,7 @@ def _eval(arguments: list[str]) -> int:
             the evaluation alone.
           against: Folder of another run of this task with a single query; only the agreement of
             both runs' predictions is computed.
+          images: Other sets of images for the analysis generalisation, by name or path.
         """
         if prompts is not None:
             check_range("--prompts", prompts, SIZE)
@@ -408,6 +411,8 @@ def _eval(arguments: list[str]) -> int:
             _show_result(ask("alignment", opened, against=other, seed=seed, **given))
             return
         names = _chosen(opened, analyses)
+        if images and not any(ANALYSES[name].takes("images") for name in names):
+            raise ValueError(f"--images is for runs of images in context; {run} has other tasks")
         _evaluate(opened, resamples=resamples, seed=seed, **given)
         for name in names:
             own = {option: value for option, value in given.items() if ANALYSES[name].takes(option)}
@@ -415,6 +420,8 @@ def _eval(arguments: list[str]) -> int:
                 say(f"{name} averages over no prompts: --prompts does not change it")
             if ANALYSES[name].takes("seed"):
                 own["seed"] = seed
+            if images and ANALYSES[name].takes("images"):
+                own["images"] = images
             try:
                 result = ask(name, opened, **own)
             except ValueError as error:
@@ -423,6 +430,41 @@ def _eval(arguments: list[str]) -> int:
             _show_result(result)
 
     tyro.cli(evaluate_run, args=arguments, prog="icl eval")
+    return 0
+
+
+def _compare(arguments: list[str]) -> int:
+    import tyro
+
+    from .output import say
+    from .ranges import SEED, SIZE, check_range
+    from .training.run import free_path
+
+    def compare_runs(
+        runs: tyro.conf.Positional[tuple[Folder, ...]],
+        folder: Folder | None = None,
+        prompts: int = 1280,
+        seed: int = 0,
+    ) -> None:
+        """Compares runs of one task on the same fresh prompts.
+
+        Args:
+          runs: Folders of the runs.
+          folder: Folder for the files; None for a new folder below runs.
+          prompts: Number of prompts to average over.
+          seed: Seed of the prompts.
+        """
+        from .analysis.comparison import compare
+
+        check_range("--prompts", prompts, SIZE)
+        check_range("--seed", seed, SEED)
+        target = free_path("comparison") if folder is None else folder
+        _show_result(compare(runs, target, prompts=prompts, seed=seed))
+        say(f"folder: {target}")
+
+    if not arguments:
+        return _fail("usage: icl compare RUN RUN ...", status=2)
+    tyro.cli(compare_runs, args=arguments, prog="icl compare")
     return 0
 
 

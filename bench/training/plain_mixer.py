@@ -2,12 +2,12 @@
 
 import jax
 
-from icl.layers.mixers import MIXERS, CausalSelfAttention
+from icl.layers.mixers import MIXERS, SoftmaxAttention
 
 from ..common.plain_attention import plain_attention
 
 
-class PlainAttention(CausalSelfAttention):
+class PlainAttention(SoftmaxAttention):
     """Causal self-attention that calls `plain_attention`."""
 
     def mix(self, x: jax.Array, qkv: jax.Array, mask: jax.Array | None = None) -> jax.Array:

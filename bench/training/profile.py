@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 
 from icl.layers import LayerNorm
-from icl.layers.mixers import MIXERS, CausalSelfAttention
+from icl.layers.mixers import MIXERS, SoftmaxAttention
 from icl.models.flops import flops_by_part
 from icl.models.transformer import Block
 from icl.training import Config
@@ -71,7 +71,7 @@ class NoMixer(nnx.Module):
         return x[:, read]
 
 
-class ProjectionsOnly(CausalSelfAttention):
+class ProjectionsOnly(SoftmaxAttention):
     """Attention's linear layers, with the sum of query, key and value between them."""
 
     def mix(self, x: jax.Array, qkv: jax.Array, mask: jax.Array | None = None) -> jax.Array:

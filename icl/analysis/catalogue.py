@@ -137,6 +137,18 @@ ANALYSES: dict[str, Analysis] = {
         ".preconditioning:preconditioning",
         ".preconditioning:has_preconditioners",
     ),
+    "generalisation": Analysis(
+        "run",
+        "accuracy on seen and unseen tasks, and on other images (Kirsch et al.)",
+        ".generalisation:generalisation",
+        ".generalisation:is_images",
+    ),
+    "function-transfer": Analysis(
+        "run",
+        "errors on functions of other kinds (the notebook for Kirsch et al.)",
+        ".function_transfer:function_transfer",
+        ".function_transfer:has_queries",
+    ),
     "heads": Analysis(
         "run",
         "what attention heads compare and write",
@@ -150,6 +162,14 @@ ANALYSES: dict[str, Analysis] = {
     ),
     "capacity": Analysis(
         "sweep", "error by model size and dimension (Garg et al.)", ".capacity:capacity"
+    ),
+    "memorisation": Analysis(
+        "sweep",
+        "accuracy on seen and unseen tasks by model and number of tasks (Kirsch et al.)",
+        ".memorisation:memorisation",
+    ),
+    "plateau": Analysis(
+        "sweep", "steps until learning in context begins (Kirsch et al.)", ".plateau:plateau"
     ),
     "layers": Analysis(
         "sweep", "error by layers, beside as many steps of descent (Ahn et al.)", ".layers:layers"

@@ -8,6 +8,7 @@ import importlib.util
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +28,10 @@ from ..tasks import (
     QuadraticRegression,
     ReLUNetwork,
     SparseLinearRegression,
+    Symbols,
     TaskFamily,
     VectorRetrieval,
+    Vectors,
 )
 from . import baselines
 from .baselines.lasso import PENALTIES
@@ -37,6 +40,7 @@ from .result import MAX_COLUMNS
 # Number of prompts for estimators that fit a model to each prompt and position. They predict only
 # at the positions that a table shows.
 FITTED_PROMPTS = 64
+SGD_PROMPTS = 256
 FITTED_STEPS = 5000  # steps of Adam
 
 
@@ -58,6 +62,30 @@ class Comparator:
     prompts: int | None = None
     on_host: bool = False
     double: bool = True
+
+
+def one_query_at_a_time(comparator: Comparator, queries: int) -> Comparator:
+    """A comparator of prompts whose last points are that number of queries, and no examples.
+
+    It predicts each query from the examples alone.
+    """
+
+    def predict(episode: Episode) -> Any:
+        shown = episode.queries.shape[1] - queries
+        xp = np if comparator.on_host else jnp
+        alone = lambda a: xp.concatenate(
+            [xp.repeat(a[:, :shown], queries, axis=0), a[:, shown:].reshape(-1, 1, *a.shape[2:])],
+            axis=1,
+        )
+        found = comparator.predict(jax.tree.map(alone, episode))
+        one = len(comparator.names) == 1
+        last = (found[None] if one else found)[:, :, shown]
+        last = last.reshape(len(last), -1, queries, *last.shape[2:])
+        missing = [(0, 0), (0, 0), (shown, 0), *[(0, 0)] * (last.ndim - 3)]
+        padded = xp.pad(last, missing, constant_values=np.nan)
+        return padded[0] if one else padded
+
+    return dataclasses.replace(comparator, predict=predict)
 
 
 def comparators(family: TaskFamily) -> tuple[list[Comparator], str | None]:
@@ -114,7 +142,7 @@ def comparators(family: TaskFamily) -> tuple[list[Comparator], str | None]:
             nothing = Comparator(("zero",), lambda e: jnp.zeros_like(e.y))
             return [nearest, mean, nothing], nearest.names[0]
         case _ if isinstance(family.label_kind, Classes):
-            return [_frequencies(family.label_kind)], None
+            return [*_classifiers(family), _frequencies(family.label_kind)], None
         case FunctionFamily() if family.label_kind.shape == ():
             return [squares, ridge, averaging, neighbours, zero], None
         case _:
@@ -134,6 +162,30 @@ def _frequencies(labels: Classes) -> Comparator:
         return counts / counts.sum(axis=-1, keepdims=True)
 
     return Comparator(("class frequencies",), predict)
+
+
+def _classifiers(family: TaskFamily) -> list[Comparator]:
+    """Learners of classes that start anew with each prompt; none for inputs that are symbols."""
+    kind, number = family.input_kind, family.label_kind.outputs
+    if isinstance(kind, Symbols) or number is None:
+        return []
+    x = (lambda e: e.x) if isinstance(kind, Vectors) else _standardised
+    methods = {
+        "1-nearest neighbour": (baselines.nearest_class, None),
+        "ridge": (partial(baselines.ridge_class, penalty=float(np.prod(kind.shape))), None),
+        "SGD": (partial(baselines.sgd_class, positions=_positions(family)), SGD_PROMPTS),
+    }
+    return [
+        Comparator((name,), lambda e, f=f: f(x(e), e.y, number), prompts, double=False)
+        for name, (f, prompts) in methods.items()
+    ]
+
+
+def _standardised(episode: Episode) -> jax.Array:
+    """Flattened images of each prompt with mean 0 and variance 1, `[B, P, features]`."""
+    flat = episode.x.reshape(*episode.x.shape[:2], -1).astype(jnp.float32)
+    mean, std = (f(flat, axis=(1, 2), keepdims=True) for f in (jnp.mean, jnp.std))
+    return (flat - mean) / jnp.maximum(std, 1e-6)
 
 
 def _lasso() -> Comparator:

@@ -17,7 +17,7 @@ from ..training.data import load_data
 from ..training.learner import Learner
 from ..training.run import Run
 from .chunks import CHUNK, in_chunks
-from .comparators import Comparator, comparators
+from .comparators import Comparator, comparators, one_query_at_a_time
 from .result import Curve, Evaluation
 
 
@@ -49,15 +49,16 @@ def evaluate(
     own = Comparator((learner.name,), lambda e: predict(variables, e), double=False)
     others, reference = comparators(learner.family)
     names, errors, costs = [], [], {}
+    if learner.family.hides_queries:
+        queries = int(np.asarray(episodes.queries[0]).sum())
+        others = [one_query_at_a_time(other, queries) for other in others]
     for comparator in (own, *others):
-        predictions, milliseconds = _predictions(comparator, episodes)
+        predictions, milliseconds = predictions_of(comparator, episodes)
         for name, prediction in zip(comparator.names, predictions, strict=True):
             names.append(name)
-            errors.append(_errors(learner, prediction, episodes))
+            errors.append(errors_of(learner, prediction, episodes))
             costs[name] = milliseconds / len(comparator.names)
-    stacked = np.stack(errors, axis=1)
-    examples = np.flatnonzero(np.isfinite(stacked[:, 0]).any(axis=0))
-    stacked = stacked[..., examples]
+    examples, stacked = by_examples(learner, np.stack(errors, axis=1), episodes)
     low, high = bootstrap(resample_key, stacked, resamples)
     mean = mean_of_finite(stacked)
     curves = {name: Curve(mean[i], low[i], high[i]) for i, name in enumerate(names)}
@@ -67,7 +68,7 @@ def evaluate(
     return result.written()
 
 
-def _predictions(comparator: Comparator, episodes: Episode) -> tuple[np.ndarray, float]:
+def predictions_of(comparator: Comparator, episodes: Episode) -> tuple[np.ndarray, float]:
     """Predictions `[names, prompts, ...]`, NaN if not computed, and milliseconds a prompt."""
     asked = min(len(episodes.y), comparator.prompts or len(episodes.y))
     some = jax.tree.map(lambda a: a[:asked], episodes)
@@ -89,7 +90,7 @@ def _predictions(comparator: Comparator, episodes: Episode) -> tuple[np.ndarray,
     return np.pad(found, missing, constant_values=np.nan), 1e3 * seconds / asked
 
 
-def _errors(learner: Learner, predictions: np.ndarray, episodes: Episode) -> np.ndarray:
+def errors_of(learner: Learner, predictions: np.ndarray, episodes: Episode) -> np.ndarray:
     """Errors `[prompts, ..., points]` of predictions `[prompts, ..., points, *prediction_shape]`.
 
     The error is NaN at points that are not scored.
@@ -101,6 +102,22 @@ def _errors(learner: Learner, predictions: np.ndarray, episodes: Episode) -> np.
     y, scored = (np.expand_dims(a, tuple(range(1, 1 + several))) for a in (y, scored))
     errors = learner.labels.error(predictions.astype(np.float64), y)
     return np.where(scored, errors, np.nan)
+
+
+def by_examples(
+    learner: Learner, errors: np.ndarray, episodes: Episode
+) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of examples, int `[E]`, and errors `[..., E]` of errors `[..., points]`.
+
+    Errors of points with equal numbers of examples are averaged.
+    """
+    numbers = np.asarray(jax.vmap(learner.layout.examples)(episodes))[0]
+    points = np.flatnonzero(_scored(learner, episodes).any(axis=0))
+    examples, group = np.unique(numbers[points], return_inverse=True)
+    if len(examples) == len(points):
+        return examples, errors[..., points]
+    columns = [np.moveaxis(errors[..., points[group == one]], -1, 0) for one in range(len(examples))]
+    return examples, np.stack([mean_of_finite(column) for column in columns], axis=-1)
 
 
 def mean_of_finite(errors: np.ndarray) -> np.ndarray:
@@ -132,9 +149,7 @@ def learner_errors(
     """
     episodes = draw_prompts(learner.family, _keys(seed)[0], prompts)
     predictions = in_chunks(partial(jax.jit(predict), variables), episodes)
-    errors = _errors(learner, predictions, episodes)
-    examples = np.flatnonzero(_scored(learner, episodes).any(axis=0))
-    return examples, errors[..., examples]
+    return by_examples(learner, errors_of(learner, predictions, episodes), episodes)
 
 
 def _keys(seed: int) -> jax.Array:
@@ -148,7 +163,11 @@ def _scored(learner: Learner, episodes: Episode) -> np.ndarray:
 
 
 def draw_prompts(family: TaskFamily, key: jax.Array, prompts: int) -> Episode:
-    """Draws prompts of fresh tasks at full difficulty, `[prompts, ...]`. The key is consumed."""
+    """Draws prompts of fresh tasks at full difficulty, `[prompts, ...]`. The key is consumed.
+
+    They are of `family.evaluation`.
+    """
+    family = family.evaluation
     draw = jax.jit(
         lambda key, data: sample_batch(family, key, jnp.arange(prompts), family.full, data=data)
     )

@@ -1,12 +1,12 @@
 """flax.nnx layers built on `icl.kernels`."""
 
 from .mesa import mesa_attention
-from .mixers import MIXERS, CausalSelfAttention, DeltaRule, LinearAttention, Mesa
+from .mixers import MIXERS, SoftmaxAttention, DeltaRule, LinearAttention, Mesa
 from .norm import NORMS, LayerNorm, RMSNorm, layer_norm, rms_norm
 
 __all__ = [
     "MIXERS",
-    "CausalSelfAttention",
+    "SoftmaxAttention",
     "DeltaRule",
     "LayerNorm",
     "LinearAttention",

@@ -2,11 +2,13 @@
 
 A mixer is built as `Mixer(width, heads, dtype=..., kernel_init=..., out_init=..., rngs=...)`. It
 maps `[B, T, width]` causally to `[B, positions read, width]`, for the positions that the slice
-`read` selects. A mixer whose attribute `takes_mask` is True also takes `mask`, bool `[T, T]`
+`read` selects. (A bidirectional mixer is not causal.) A mixer whose attribute `takes_mask` is True also takes `mask`, bool `[T, T]`
 (query, key), in place of the causal mask. Add a mixer to `MIXERS` to use it by name.
 
-The attribute `options` of a mixer names the optional arguments `qk_norm` and `rotary` with which it
-can be built. With `rotary` a mixer also takes `positions`, int `[T]`; 0, 1, 2, ... if None.
+The attribute `options` of a mixer names the optional arguments `qk_norm`, `rotary` and
+`bidirectional` with which it can be built. With `rotary` a mixer also takes `positions`, int `[T]`;
+0, 1, 2, ... if None. `state_size(width, heads, tokens)` is the number of numbers that a mixer
+keeps of earlier tokens.
 """
 
 from collections.abc import Callable
@@ -29,6 +31,11 @@ class _Mixer(nnx.Module):
 
     takes_mask = False
     options: tuple[str, ...] = ()
+
+    @staticmethod
+    def state_size(width: int, heads: int, tokens: int) -> int:
+        """Size of the state; one matrix of each head unless overridden."""
+        return width**2 // heads
 
     def __init__(
         self,
@@ -62,20 +69,32 @@ class _Mixer(nnx.Module):
         raise NotImplementedError
 
 
-class CausalSelfAttention(_Mixer):
-    """Causal softmax attention (Vaswani et al. 2017).
+class SoftmaxAttention(_Mixer):
+    """Softmax attention (Vaswani et al. 2017), causal unless it is bidirectional.
 
     Args:
       qk_norm: normalise each query and key to root mean square 1, with learned scales (Dehghani et
         al. 2023, section 2).
       rotary: rotate queries and keys by their positions (Su et al. 2021, section 3.2.2).
+      bidirectional: each token sees all tokens.
     """
 
     takes_mask = True
-    options = ("qk_norm", "rotary")
+    options = ("qk_norm", "rotary", "bidirectional")
+
+    @staticmethod
+    def state_size(width: int, heads: int, tokens: int) -> int:
+        return 2 * width * tokens
 
     def __init__(
-        self, width: int, heads: int, *, qk_norm: bool = False, rotary: bool = False, **options: Any
+        self,
+        width: int,
+        heads: int,
+        *,
+        qk_norm: bool = False,
+        rotary: bool = False,
+        bidirectional: bool = False,
+        **options: Any,
     ):
         super().__init__(width, heads, **options)
         if rotary and width // heads % 2:
@@ -86,6 +105,7 @@ class CausalSelfAttention(_Mixer):
         scales = jnp.ones((2, heads, width // heads))
         self.qk_scale = nnx.data(nnx.Param(scales) if qk_norm else None)
         self.rotary = rotary
+        self.bidirectional = bidirectional
 
     def mix(
         self,
@@ -96,7 +116,8 @@ class CausalSelfAttention(_Mixer):
     ) -> jax.Array:
         if self.rotary or self.qk_scale is not None:
             qkv = jnp.concatenate([self._scored(qkv[:, :, :2], positions), qkv[:, :, 2:]], axis=2)
-        return packed_dot_product_attention(qkv, mask=mask, is_causal=mask is None)
+        causal = mask is None and not self.bidirectional
+        return packed_dot_product_attention(qkv, mask=mask, is_causal=causal)
 
     def _scored(self, qk: jax.Array, positions: jax.Array | None) -> jax.Array:
         """The queries and keys `[B, T, 2, N, H]` that form scores."""
@@ -154,6 +175,10 @@ class Mesa(_Mixer):
     Query and key are normalised to length 1. Each head learns its regularization, initially 1.
     """
 
+    @staticmethod
+    def state_size(width: int, heads: int, tokens: int) -> int:
+        return 2 * width**2 // heads
+
     def __init__(self, width: int, heads: int, **options: Any):
         super().__init__(width, heads, **options)
         self.log_regularization = nnx.Param(jnp.zeros(heads))
@@ -199,7 +224,7 @@ def _unit(x: jax.Array) -> jax.Array:
 
 
 MIXERS: dict[str, Callable[..., Any]] = {
-    "attention": CausalSelfAttention,
+    "attention": SoftmaxAttention,
     "linear_attention": LinearAttention,
     "delta_rule": DeltaRule,
     "mesa": Mesa,

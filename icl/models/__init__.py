@@ -4,9 +4,12 @@ from ..registry import register
 from .base import HeadWeights, Model, ModelConfig
 from .causality import check_causal
 from .contrastive import ContrastiveAttention, ContrastiveAttentionConfig
+from .fast_weight_lstm import FastWeightLSTM, FastWeightLSTMConfig
 from .gradient_descent import GradientDescent, GradientDescentConfig
 from .looped import LoopedTransformer, LoopedTransformerConfig
 from .lstm import LSTM, LSTMConfig
+from .maml import MAML, MAMLConfig
+from .mlp import MLP, MLPConfig
 from .preconditioned import PreconditionedAttention, PreconditionedConfig
 from .self_attention import SelfAttention, SelfAttentionConfig
 from .transformer import SMALL, STANDARD, XS, Transformer, TransformerConfig, parameter_count
@@ -19,6 +22,9 @@ MODELS: dict[str, type[ModelConfig]] = {
     "contrastive_attention": ContrastiveAttentionConfig,
     "gradient_descent": GradientDescentConfig,
     "preconditioned_attention": PreconditionedConfig,
+    "fast_weight_lstm": FastWeightLSTMConfig,
+    "maml": MAMLConfig,
+    "mlp": MLPConfig,
 }
 
 
@@ -37,18 +43,24 @@ def register_model(name: str):
 
 __all__ = [
     "LSTM",
+    "MAML",
+    "MLP",
     "MODELS",
     "SMALL",
     "STANDARD",
     "XS",
     "ContrastiveAttention",
     "ContrastiveAttentionConfig",
+    "FastWeightLSTM",
+    "FastWeightLSTMConfig",
     "GradientDescent",
     "GradientDescentConfig",
     "HeadWeights",
     "LSTMConfig",
     "LoopedTransformer",
     "LoopedTransformerConfig",
+    "MAMLConfig",
+    "MLPConfig",
     "Model",
     "ModelConfig",
     "PreconditionedAttention",

@@ -120,6 +120,14 @@ class ModelConfig(ABC):
     def activations(self, in_width: int) -> int:
         """Number of values a token in the largest activation of a layer."""
 
+    def state_size(self, in_width: int, tokens: int, outputs: int | None = None) -> int | None:
+        """Number of numbers through which earlier tokens can act on the last prediction.
+
+        This is the accessible state of Kirsch et al. 2022 (arXiv 2212.04458, section 4.2). None if
+        the model does not tell; arguments as for `build`.
+        """
+        return None
+
     @property
     def passes(self) -> int:
         """Number of passes through the layers whose activations a gradient holds at once."""

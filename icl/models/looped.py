@@ -68,6 +68,10 @@ class LoopedTransformerConfig(TransformerConfig):
         grown = self._start + self.loops_increment * (jnp.asarray(step) // self.loops_interval)
         return jnp.minimum(grown, self.loops)
 
+    def state_size(self, in_width: int, tokens: int, outputs: int | None = None) -> int | None:
+        once = super().state_size(in_width, tokens, outputs)
+        return None if once is None else self.loops * once
+
     def build(
         self, in_width: int, tokens: int, *, outputs: int | None = None, rngs: nnx.Rngs
     ) -> "LoopedTransformer":

@@ -29,6 +29,9 @@ class LSTMConfig(ModelConfig):
     def activations(self, in_width: int) -> int:
         return 4 * self.width
 
+    def state_size(self, in_width: int, tokens: int, outputs: int | None = None) -> int:
+        return 2 * self.layers * self.width
+
     def build(
         self, in_width: int, tokens: int, *, outputs: int | None = None, rngs: nnx.Rngs
     ) -> "LSTM":

@@ -47,6 +47,8 @@ class TransformerConfig(ModelConfig):
     """Normalise the queries and keys of each attention head, with learned scales."""
     norm: Literal["layer", "rms"] = "layer"
     """Layer normalisation or RMS normalisation (Zhang and Sennrich 2019)."""
+    bidirectional: bool = False
+    """Let each token see the whole prompt, in layouts that hide the labels of queries."""
     zero_outputs: bool = False
     """Start with blocks that add nothing: their output weights are 0."""
 
@@ -59,16 +61,32 @@ class TransformerConfig(ModelConfig):
         if self.mixer not in MIXERS:
             raise ValueError(f"no mixer called {self.mixer!r}; there are {sorted(MIXERS)}")
         for option in set(self.mixer_options) - set(getattr(MIXERS[self.mixer], "options", ())):
-            setting = {"rotary": 'position_encoding to "learned"', "qk_norm": "qk_norm to False"}
+            setting = {
+                "rotary": 'position_encoding to "learned"',
+                "qk_norm": "qk_norm to False",
+                "bidirectional": "bidirectional to False",
+            }
             raise ValueError(
                 f"the mixer {self.mixer} has no option {option}: set model.{setting[option]}"
             )
 
     @property
+    def causal(self) -> bool:
+        return not self.bidirectional
+
+    @property
     def mixer_options(self) -> dict[str, bool]:
         """The options of the mixer that are in use."""
-        options = dict(qk_norm=self.qk_norm, rotary=self.position_encoding == "rotary")
+        options = dict(
+            qk_norm=self.qk_norm,
+            rotary=self.position_encoding == "rotary",
+            bidirectional=self.bidirectional,
+        )
         return {name: value for name, value in options.items() if value}
+
+    def state_size(self, in_width: int, tokens: int, outputs: int | None = None) -> int | None:
+        state = getattr(MIXERS[self.mixer], "state_size", None)
+        return None if state is None else self.layers * state(self.width, self.heads, tokens)
 
     def build(
         self, in_width: int, tokens: int, *, outputs: int | None = None, rngs: nnx.Rngs
@@ -184,8 +202,8 @@ class Transformer(Model):
           read: the positions to return predictions for; the layers after the last attention run
             only on these.
           positions: int `[T]`, the position of each token; 0, 1, 2, ... if None.
-          mask: bool `[T, T]`, whether a token (row) sees another (column); causal if None. Only
-            if `takes_mask`.
+          mask: bool `[T, T]`, whether a token (row) sees another (column); if None, causal or
+            bidirectional as the config says. Only if `takes_mask`.
 
         Returns:
           float32 `[B, number of positions read]`, with a last axis `outputs` if it is not None.

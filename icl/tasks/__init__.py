@@ -10,7 +10,9 @@ from .labels import Classes, LabelKind, Measure, Scalar, Signs, Vector
 from .layouts import LAYOUTS, Concatenated, Interleaved, Layout, Separate, Shifted, Tagged
 from .linear_regression import LinearRegression
 from .outliers import ManyOutlierRegression, OrthogonalOutlierRegression
+from .projected_images import ProjectedImages
 from .quadratic_regression import QuadraticRegression
+from .random_network import Lines, RandomNetwork
 from .relu_network import Network, ReLUNetwork
 from .sampling import MAX_POOL_SIZE, pool_task, sample_batch, sample_prompt
 from .sine import SineRegression
@@ -31,6 +33,9 @@ FAMILIES: dict[str, type[TaskFamily]] = {
     "vector_retrieval": VectorRetrieval,
     "sine": SineRegression,
     "whitened_regression": WhitenedRegression,
+    "projected_images": ProjectedImages,
+    "random_network": RandomNetwork,
+    "lines": Lines,
 }
 
 
@@ -66,12 +71,15 @@ __all__ = [
     "Layout",
     "LinearClassification",
     "LinearRegression",
+    "Lines",
     "ManyOutlierRegression",
     "Measure",
     "Network",
     "OrthogonalOutlierRegression",
     "Parity",
+    "ProjectedImages",
     "QuadraticRegression",
+    "RandomNetwork",
     "ReLUNetwork",
     "Scalar",
     "Separate",

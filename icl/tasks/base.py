@@ -4,13 +4,15 @@ All samplers here draw a single prompt; `jax.vmap` makes batches (see `sampling.
 """
 
 import dataclasses
+import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ..ranges import SIZE, check_ranges
+from ..ranges import SIZE, Range, check_ranges
 from .draws import normal
 from .inputs import InputKind, Vectors
 from .labels import LabelKind, Scalar
@@ -19,10 +21,11 @@ Data = Any  # pytree of arrays that samplers draw from; None if the family has n
 
 
 class Difficulty(NamedTuple):
-    """Numbers of coordinates and points in use; traced, so that curricula never recompile."""
+    """Numbers of coordinates, points and classes in use; traced: curricula never recompile."""
 
     dim: int | jax.Array  # coordinates of x in use, the others are 0; 0 if there are none
     points: int | jax.Array  # points in use, the others are padding
+    classes: int | jax.Array = 0  # labels in use; 0 if the family does not vary their number
 
 
 class Episode(NamedTuple):
@@ -60,6 +63,7 @@ class TaskFamily(ABC):
     """
 
     every_point_is_query: ClassVar[bool] = True  # at full difficulty
+    hides_queries: ClassVar[bool] = False  # no point is both a query and context
 
     points: int = 41
     """Number of (x, y) points in a prompt."""
@@ -79,13 +83,23 @@ class TaskFamily(ABC):
 
     @property
     def full(self) -> Difficulty:
-        """The difficulty with all coordinates and points in use."""
+        """The difficulty with all coordinates, points and classes in use."""
         return Difficulty(0, self.points)
+
+    @property
+    def evaluation(self) -> "TaskFamily":
+        """The family that evaluation draws from: this one, unless training differs on purpose."""
+        return self
 
     @property
     def data_source(self) -> str | None:
         """Path or name of the data that `load_data` reads, for config.json and errors."""
         return None
+
+    @property
+    def data_files(self) -> Sequence[str | os.PathLike[str]]:
+        """The files that `load_data` reads: the data are read again if one of them changes."""
+        return () if self.data_source is None else (self.data_source,)
 
     def load_data(self) -> Data:
         """Reads the data that the samplers draw from, once, on the host: a pytree of NumPy arrays.
@@ -113,10 +127,21 @@ class FunctionFamily(TaskFamily):
 
     dim: int = 20
     """Dimension of the inputs x."""
+    queries: int | None = None
+    """Number of last points that are queries and never examples, for layouts that hide the labels
+    of queries; None to make each point a query and then an example for later points."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ranges("task", self, dim=SIZE)
+        check_ranges("task", self, dim=SIZE, queries=Range(1, self.points - 1))
+        if self.queries and type(self).sample_episode is not FunctionFamily.sample_episode:
+            raise ValueError(
+                f"{type(self).__name__} chooses its own queries: leave task.queries None"
+            )
+
+    @property
+    def hides_queries(self) -> bool:
+        return self.queries is not None
 
     @property
     def input_kind(self) -> Vectors:
@@ -142,8 +167,13 @@ class FunctionFamily(TaskFamily):
         self, key: jax.Array, task: Any, difficulty: Difficulty, data: Data = None
     ) -> Episode:
         x = jnp.where(jnp.arange(self.dim) < difficulty.dim, self.sample_inputs(key), 0)
-        used = jnp.arange(self.points) < difficulty.points
-        return Episode(x, self.label(task, x), used, used)
+        position = jnp.arange(self.points)
+        used = position < difficulty.points
+        y = self.label(task, x)
+        if self.queries is None:
+            return Episode(x, y, used, used)
+        query = position >= difficulty.points - self.queries
+        return Episode(x, y, used & query, used & ~query)
 
 
 def choose_coordinates(key: jax.Array, dim: int, count: int, difficulty: Difficulty) -> jax.Array:

@@ -26,22 +26,34 @@ class Curriculum:
     """Number of points in use at step 0; None to use all from the start."""
     points_increment: int = 2
     """Number of points added after each interval."""
+    classes_start: int | None = None
+    """Number of classes in use at step 0; None to use all from the start."""
+    classes_increment: int = 1
+    """Number of classes added after each interval."""
     interval: int = 2000
     """Number of training steps between two additions."""
 
     def __post_init__(self) -> None:
-        names = ("dim_start", "dim_increment", "points_start", "points_increment")
+        parts = ("dim", "points", "classes")
+        names = [f"{part}_{end}" for part in parts for end in ("start", "increment")]
         check_ranges("curriculum", self, interval=STEPS, **dict.fromkeys(names, SIZE))
 
     def check_for(self, family: TaskFamily) -> None:
-        """Raises ValueError if a start exceeds the coordinates or points of the family."""
-        dim = family.full.dim
+        """Raises ValueError if a start exceeds the coordinates, points or classes of the family."""
+        dim, _, classes = family.full
         if not dim and self.dim_start is not None:
             raise ValueError(
                 f"the inputs of {type(family).__name__} have no coordinates: set "
                 "curriculum.dim_start to None"
             )
+        if not classes and self.classes_start is not None:
+            raise ValueError(
+                f"{type(family).__name__} has no number of classes to vary: set "
+                "curriculum.classes_start to None"
+            )
         check_ranges("curriculum", self, points_start=SIZE._replace(high=family.points))
+        if classes:
+            check_ranges("curriculum", self, classes_start=SIZE._replace(high=int(classes)))
         if dim:
             check_ranges("curriculum", self, dim_start=SIZE._replace(high=int(dim)))
 
@@ -59,6 +71,7 @@ class Curriculum:
         return Difficulty(
             ramp(self.dim_start, self.dim_increment, family.full.dim),
             ramp(self.points_start, self.points_increment, family.points),
+            ramp(self.classes_start, self.classes_increment, family.full.classes),
         )
 
 

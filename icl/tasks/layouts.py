@@ -21,6 +21,11 @@ class Layout(Protocol):
         """Whether only the last query of an episode is predicted."""
         ...
 
+    @property
+    def hides_labels(self) -> bool:
+        """Whether no token shows the label of a query, so that a model need not be causal."""
+        ...
+
     def tokens(self, points: Any) -> Any:
         """Number of tokens of a prompt of `points` points."""
         ...
@@ -42,6 +47,10 @@ class Layout(Protocol):
         """Bool `[points]`: queries that are predicted without sight of their label."""
         ...
 
+    def examples(self, episode: Episode) -> jax.Array:
+        """Number of examples that the prediction at each point can see, int `[points]`."""
+        ...
+
     def length(self, episode: Episode) -> jax.Array:
         """Number of tokens in use, int `[]`; the tokens after them are padding."""
         ...
@@ -55,6 +64,7 @@ class Interleaved:
     """
 
     query_only = False
+    hides_labels = False
     read = slice(0, None, 2)
 
     def tokens(self, points: Any) -> Any:
@@ -72,6 +82,9 @@ class Interleaved:
     def scored(self, episode: Episode) -> jax.Array:
         return episode.queries
 
+    def examples(self, episode: Episode) -> jax.Array:
+        return jnp.arange(len(episode.queries))
+
     def length(self, episode: Episode) -> jax.Array:
         return 2 * episode.length
 
@@ -84,6 +97,7 @@ class Concatenated:
     """
 
     query_only = True
+    hides_labels = True
     read = slice(0, None, 1)
 
     def tokens(self, points: Any) -> Any:
@@ -97,6 +111,9 @@ class Concatenated:
 
     def scored(self, episode: Episode) -> jax.Array:
         return jnp.arange(episode.queries.shape[0]) == episode.last_query
+
+    def examples(self, episode: Episode) -> jax.Array:
+        return jnp.arange(len(episode.queries))
 
     def length(self, episode: Episode) -> jax.Array:
         return self.tokens(episode.last_query + 1)
@@ -145,6 +162,24 @@ class Tagged(Interleaved):
         return jnp.stack([inputs, label_tokens], axis=1).reshape(-1, width)
 
 
+class Paired(Interleaved):
+    """(x_1, 0), (x_1, y_1), (x_2, 0), (x_2, y_2), ...: y_i is predicted at the first of its pair.
+
+    A later query finds an example and its label in one token, so that a single attention layer can
+    compare inputs and copy labels. In `Shifted` a model must first learn to bring each input to the
+    token after it, and until then learns nothing else: the plateau of Kirsch et al. 2022.
+    """
+
+    def width(self, features: int, labels: LabelKind) -> int:
+        return features + labels.token_width
+
+    def encode(self, episode: Episode, labels: LabelKind = SCALAR) -> jax.Array:
+        shown = _label_tokens(episode, labels)
+        both = jnp.stack([jnp.zeros_like(shown), shown], axis=1)
+        x = jnp.repeat(episode.x[:, None], 2, axis=1)
+        return jnp.concatenate([x, both], axis=2).reshape(-1, x.shape[2] + both.shape[2])
+
+
 class Shifted(Interleaved):
     """(x_1, 0), (x_2, y_1), (x_3, y_2), ...: y_i is predicted at x_i (Kirsch et al. 2022).
 
@@ -168,6 +203,40 @@ class Shifted(Interleaved):
         return episode.length
 
 
+class Masked:
+    """(x_1, y_1, 0), ..., (x_q, 0, 1), (x_r, 0, 1): all queries are predicted in one pass.
+
+    The last feature marks queries, whose labels are hidden. Queries and examples are different
+    points, in any order; a model that is not causal sees all examples from each query, as in the
+    notebook "meta-functions" for Kirsch et al. 2022.
+    """
+
+    query_only = False
+    hides_labels = True
+    read = slice(0, None, 1)
+
+    def tokens(self, points: Any) -> Any:
+        return points
+
+    def width(self, features: int, labels: LabelKind) -> int:
+        return features + labels.token_width + 1
+
+    def encode(self, episode: Episode, labels: LabelKind = SCALAR) -> jax.Array:
+        queries = episode.queries[:, None]
+        shown = jnp.where(episode.context[:, None] & ~queries, _label_tokens(episode, labels), 0)
+        return jnp.concatenate([episode.x, shown, queries.astype(shown.dtype)], axis=1)
+
+    def scored(self, episode: Episode) -> jax.Array:
+        return episode.queries
+
+    def examples(self, episode: Episode) -> jax.Array:
+        shown = episode.context & ~episode.queries
+        return jnp.broadcast_to(shown.sum(), episode.queries.shape)
+
+    def length(self, episode: Episode) -> jax.Array:
+        return episode.length
+
+
 def _label_tokens(episode: Episode, labels: LabelKind) -> jax.Array:
     """The episode's `label_tokens`, else the tokens that the label kind makes: `[points, W]`."""
     own = episode.label_tokens
@@ -178,6 +247,8 @@ LAYOUTS: dict[str, Layout] = {
     "interleaved": Interleaved(),
     "concatenated": Concatenated(),
     "tagged": Tagged(),
+    "paired": Paired(),
     "shifted": Shifted(),
     "separate": Separate(),
+    "masked": Masked(),
 }

@@ -121,11 +121,14 @@ class Config:
 
     task: TaskFamily = dataclasses.field(default_factory=LinearRegression)
     """The task family that is learned in context."""
-    layout: Literal["interleaved", "tagged", "shifted", "concatenated", "separate"] = "interleaved"
+    layout: Literal["interleaved", "tagged", "paired", "shifted", "concatenated", "separate", "masked"] = (
+        "interleaved"
+    )
     """How points become tokens.
     Interleaved: x1 y1 x2 y2 ...; concatenated: (x1, y1) ... (query, 0).
     Tagged: (0, x1) (y1, 0) (0, x2) ...; separate: (x1, 0) (0, y1) ... (query, 0).
-    Shifted: (x1, 0) (x2, y1) (x3, y2) ..."""
+    Paired: (x1, 0) (x1, y1) (x2, 0) (x2, y2) ...; shifted: (x1, 0) (x2, y1) (x3, y2) ...
+    Masked: (x1, y1, 0) ... (query, 0, 1) (query, 0, 1), for tasks with queries."""
     model: ModelConfig = dataclasses.field(default_factory=TransformerConfig)
     """The model that learns in context."""
     curriculum: Curriculum = dataclasses.field(default_factory=Curriculum)
@@ -151,6 +154,7 @@ class Config:
             raise ValueError(f"no layout called {self.layout!r}; there are {sorted(LAYOUTS)}")
         self.curriculum.check_for(self.task)
         check_embedder(self.model.embedder, self.task.input_kind)
+        self._check_queries()
         if not self.model.causal:
             self._check_whole_prompts()
 
@@ -163,16 +167,30 @@ class Config:
             return measure
         return measure._replace(name=f"{measure.name} at full difficulty")
 
+    def _check_queries(self) -> None:
+        """Raises ValueError if the task and the layout disagree on which labels are shown."""
+        name, hides = self.layout, LAYOUTS[self.layout].hides_labels
+        if self.task.hides_queries and not hides:
+            raise ValueError(
+                f"the layout {name} shows the label of each query to the points after it: leave "
+                "task.queries None, or set layout to masked"
+            )
+        if name == "masked" and not self.task.hides_queries:
+            raise ValueError(
+                "the layout masked needs points that are queries alone: set task.queries to their "
+                "number"
+            )
+
     def _check_whole_prompts(self) -> None:
-        """Raises ValueError unless the last point, and only that, is the query of every prompt.
+        """Raises ValueError unless no token shows the label of a query, and none is padding.
 
         A model that is not causal reads all labels, so no other point can be predicted.
         """
         title = self.model.title
-        if not LAYOUTS[self.layout].query_only:
+        if not LAYOUTS[self.layout].hides_labels:
             raise ValueError(
                 f"a {title} sees the whole prompt, labels included, so the layout must be one that "
-                f"predicts only the query, concatenated or separate; got {self.layout}"
+                f"hides the labels of queries: concatenated, separate or masked; got {self.layout}"
             )
         if self.model.takes_points and self.layout != "concatenated":
             raise ValueError(
@@ -182,7 +200,9 @@ class Config:
             raise ValueError(
                 f"a {title} needs an example besides the query: set task.points to at least 2"
             )
-        padded = self.curriculum.points_start is not None or not self.task.every_point_is_query
+        padded = self.curriculum.points_start is not None or not (
+            self.task.every_point_is_query or self.task.hides_queries
+        )
         if padded and not self.model.takes_lengths:
             raise ValueError(
                 f"a {title} takes the last point as the query, so no point may be padding: leave "

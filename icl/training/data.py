@@ -15,25 +15,23 @@ Fingerprint = dict[str, Any]  # {"source": str | None, "sha256": str}
 
 
 def load_data(family: TaskFamily) -> Data:
-    """The NumPy arrays that `family.load_data` returns, cached until the source file changes.
+    """The NumPy arrays that `family.load_data` returns, cached until a file changes.
 
     Raises:
       RunError: the file cannot be read.
       TypeError: a leaf is not an array of numbers.
     """
-    source = family.data_source
     try:
-        found = os.stat(source) if source is not None and os.path.exists(source) else None
-        stamp = None if found is None else (found.st_mtime_ns, found.st_size)
-        return _load(family, stamp)
+        found = [os.stat(file) for file in family.data_files if os.path.exists(file)]
+        return _load(family, tuple((one.st_mtime_ns, one.st_size) for one in found))
     except OSError as error:
         raise RunError(
-            f"the data of {type(family).__name__}, {source}, cannot be read: "
-            f"{error.strerror or error}"
+            f"the data of {type(family).__name__}, {error.filename or family.data_source}, cannot "
+            f"be read: {error.strerror or error}"
         ) from error
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)
 def _load(family: TaskFamily, stamp: Any) -> Data:
     data = jax.tree.map(np.asarray, family.load_data())
     for leaf in jax.tree.leaves(data):

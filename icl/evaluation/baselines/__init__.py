@@ -12,6 +12,7 @@ from collections.abc import Callable
 import jax
 
 from .boosting import boosting
+from .classifiers import nearest_class, ridge_class, sgd_class
 from .lasso import lasso, lasso_path
 from .linear import averaging, least_squares, ridge, zero
 from .neighbours import nearest_neighbours
@@ -31,8 +32,11 @@ __all__ = [
     "least_mean_squares",
     "least_squares",
     "mesa",
+    "nearest_class",
     "nearest_neighbours",
     "ridge",
+    "ridge_class",
+    "sgd_class",
     "two_layer_network",
     "zero",
 ]

@@ -1,0 +1,284 @@
+"""Whether a classifier in context learned its training tasks, or learned to learn.
+
+Kirsch, Harrison, Sohl-Dickstein and Metz 2022 (arXiv 2212.04458, sections 3 and 4): accuracy by
+position on tasks seen in training, on unseen tasks, and on other sets of images. A learner that
+memorised its tasks is accurate on them from the first image on; one that identifies tasks needs a
+few images and fails on unseen tasks; one that learned to learn does as well on unseen tasks.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.table import Table
+
+from ..evaluation.chunks import in_chunks
+from ..evaluation.comparators import comparators
+from ..evaluation.curves import by_examples, errors_of, mean_of_finite, predictions_of
+from ..models import parameter_count
+from ..report import Result, at_least_one, open_run, spread
+from ..tasks import Data, Episode, ProjectedImages, sample_batch
+from ..tasks.draws import stream
+from ..training.config import Config
+from ..training.data import load_data
+from ..training.learner import Learner
+from ..training.population import group_by_program, shared_config
+from ..training.run import Run
+from ..training.step import pool_key
+
+MAX_COLUMNS = 5  # those at which SGD is fitted
+TRAINING, SEEN, UNSEEN = "seen tasks, training images", "seen tasks", "unseen tasks"
+
+
+def is_images(config: Config) -> bool:
+    """Whether runs with these settings classify images in context."""
+    return isinstance(config.task, ProjectedImages)
+
+
+def few(count: int) -> int:
+    """Number of first or last positions that are averaged as early or late, a tenth of them."""
+    return max(1, count // 10)
+
+
+@dataclasses.dataclass(frozen=True)
+class Generalisation(Result):
+    """Accuracy of a learner, and of learners that start anew, on several kinds of prompts.
+
+    Attributes:
+      examples: numbers of in-context examples, int `[E]`.
+      accuracy: by kind of prompts and by name, the learner's first: float64 `[E]`; NaN where an
+        estimator made no prediction. The kinds are `TRAINING` and `SEEN`, if the run has a pool of
+        tasks, `UNSEEN`, and "on NAME" for another set of images. All but the first have images that
+        training did not see, if the task holds some out.
+      ways: number of classes in a prompt.
+      parameters: number of learned parameters.
+      state: number of numbers that carry examples to the last prediction; None if unknown.
+      pool_size: number of tasks in the pool; None for fresh tasks.
+      step: the training step of the parameters.
+      prompts: number of prompts of each kind.
+      seed: the seed of the prompts.
+      path: the run's folder.
+    """
+
+    examples: np.ndarray
+    accuracy: dict[str, dict[str, np.ndarray]]
+    ways: int
+    parameters: int
+    state: int | None
+    pool_size: int | None
+    step: int
+    prompts: int
+    seed: int
+    path: Path
+
+    file = "generalisation"
+
+    @property
+    def learner(self) -> str:
+        """The learner's name."""
+        return next(iter(self.accuracy[UNSEEN]))
+
+    def late(self, kind: str) -> float:
+        """Accuracy of the learner over the last positions (see `few`)."""
+        return float(self.accuracy[kind][self.learner][-few(len(self.examples)) :].mean())
+
+    def early(self, kind: str) -> float:
+        """Accuracy of the learner over the first positions (see `few`)."""
+        return float(self.accuracy[kind][self.learner][: few(len(self.examples))].mean())
+
+    def table(self) -> Table:
+        """Accuracy by number of examples, a block of rows for each kind of prompts."""
+        shown = spread(len(self.examples), MAX_COLUMNS)
+        pool = "fresh tasks" if self.pool_size is None else f"{self.pool_size} tasks"
+        state = "" if self.state is None else f", a state of {self.state:,} numbers"
+        result = Table(
+            title=f"accuracy after k examples ({self.path}, step {self.step})",
+            caption=(
+                f"percent, mean over {self.prompts} prompts of each kind; chance is "
+                f"{100 / self.ways:.0f}; trained on {pool}; {self.parameters:,} parameters{state}"
+            ),
+        )
+        result.add_column("k")
+        for k in self.examples[shown]:
+            result.add_column(str(k), justify="right", no_wrap=True)
+        for kind, names in self.accuracy.items():
+            result.add_row(kind, style="bold")
+            for name, values in names.items():
+                cells = ("–" if np.isnan(v) else f"{100 * v:.1f}" for v in values[shown])
+                result.add_row(f"  {name}", *cells)
+        return result
+
+    def figure(self, plt: Any) -> Any:
+        """The learner's curves by kind; and beside the others, a panel for each kind."""
+        kinds = [kind for kind in self.accuracy if len(self.accuracy[kind]) > 1]
+        figure, panels = plt.subplots(
+            1, 1 + len(kinds), figsize=(4.6 * (1 + len(kinds)), 4.0), layout="constrained",
+            sharey=True, squeeze=False,
+        )  # fmt: skip
+        first, *others = panels[0]
+        marker = dict(marker="o", markersize=4) if len(self.examples) < 15 else {}
+        for index, (kind, names) in enumerate(self.accuracy.items()):
+            first.plot(
+                self.examples, names[self.learner], color=f"C{index}", linewidth=2, label=kind,
+                **marker,
+            )  # fmt: skip
+        first.set(title=self.learner, ylabel="accuracy")
+        for axes, kind in zip(others, kinds):
+            for index, (name, values) in enumerate(self.accuracy[kind].items()):
+                known = np.isfinite(values)
+                dots = dict(marker="o", markersize=4) if known.sum() < 15 else {}
+                width = 2.5 if name == self.learner else 1.3
+                axes.plot(
+                    self.examples[known], values[known], color=f"C{index}", linewidth=width,
+                    label=name, **dots,
+                )  # fmt: skip
+            axes.set(title=kind)
+        for axes in panels[0]:
+            axes.axhline(1 / self.ways, color="0.6", linestyle=":", label="chance")
+            axes.set(xlabel="in-context examples", ylim=(0, 1))
+            axes.legend(fontsize=8)
+        return figure
+
+
+def generalisation(
+    run: Run | str | Path,
+    *,
+    prompts: int = 1280,
+    images: Sequence[str] = (),
+    seed: int = 0,
+) -> Generalisation:
+    """Accuracy of a run's newest checkpoint by position; writes `generalisation.json` and a figure.
+
+    Args:
+      run: the run or its folder, of images in context.
+      prompts: number of prompts of each kind.
+      images: other sets of images, as the setting `images` of the task takes them.
+      seed: seed of the prompts.
+
+    Raises:
+      RunError: no run there, or it has no checkpoint, or a file of images cannot be read.
+      ValueError: fewer than one prompt, a run of another task, or images that do not fit the task.
+    """
+    run, learner = open_run(run, prompts=prompts)
+    [found] = accuracies([run], prompts=prompts, images=images, seed=seed, training=True)
+    accuracy = {kind: {learner.name: values} for kind, values in found.accuracy.items()}
+    for kind, drawn in _kinds(run.config, images, training=True).items():
+        if drawn.pooled:
+            continue
+        episodes = _draw(drawn, run.config, prompts, seed)
+        for comparator in comparators(drawn.family)[0]:
+            predictions = predictions_of(comparator, episodes)[0]
+            for name, prediction in zip(comparator.names, predictions, strict=True):
+                accuracy[kind][name] = _accuracy(learner, prediction, episodes)[1]
+    result = Generalisation(
+        found.examples,
+        accuracy,
+        run.config.task.label_kind.number,
+        found.parameters,
+        found.state,
+        run.config.training.pool_size,
+        found.step,
+        prompts,
+        seed,
+        run.path,
+    )
+    return result.written()
+
+
+class Found(NamedTuple):
+    """Accuracy of a run's learner; attributes as of `Generalisation`."""
+
+    examples: np.ndarray
+    accuracy: dict[str, np.ndarray]
+    parameters: int
+    state: int | None
+    step: int
+
+
+def accuracies(
+    runs: Sequence[Run],
+    *,
+    prompts: int,
+    images: Sequence[str] = (),
+    seed: int = 0,
+    training: bool = False,
+) -> Iterator[Found]:
+    """The learner's accuracy in many runs in turn; runs that share a program are compiled once.
+
+    Args:
+      runs: runs of images in context.
+      prompts, images, seed: as for `generalisation`.
+      training: whether the kinds include `TRAINING`.
+
+    Raises:
+      As `generalisation`.
+    """
+    at_least_one(prompts=prompts)
+    for run in runs:
+        if not is_images(run.config):
+            kind = type(run.config.task).__name__
+            raise ValueError(f"{run.path} does not classify images: its task is {kind}")
+    configs = [run.config for run in runs]
+    programs: dict[int, Any] = {}
+    for group in group_by_program(configs):
+        predict = jax.jit(Learner(shared_config(configs[group[0]])).predict)
+        programs |= dict.fromkeys(group, predict)
+    for index, run in enumerate(runs):
+        learner = Learner(run.config)
+        step, variables = run.variables()
+        predict = partial(programs[index], variables)
+        accuracy, examples = {}, np.zeros(0)
+        for kind, drawn in _kinds(run.config, images, training).items():
+            episodes = _draw(drawn, run.config, prompts, seed)
+            examples, accuracy[kind] = _accuracy(learner, in_chunks(predict, episodes), episodes)
+        model = learner.config.model
+        state = model.state_size(learner.width, learner.tokens, learner.labels.outputs)
+        count = parameter_count(learner.model(variables))
+        yield Found(examples, accuracy, count, state, step)
+
+
+class _Kind(NamedTuple):
+    family: ProjectedImages
+    pooled: bool  # whether tasks are those of the run's pool
+
+
+def _kinds(config: Config, images: Sequence[str], training: bool) -> dict[str, _Kind]:
+    """The kinds of prompts that a run is asked, by name."""
+    family: Any = config.task
+    unseen = family.evaluation
+    kinds = {}
+    if config.training.pool_size is not None:
+        if training and family.part != unseen.part:
+            kinds[TRAINING] = _Kind(family, True)
+        kinds[SEEN] = _Kind(dataclasses.replace(family, part=unseen.part), True)
+    kinds[UNSEEN] = _Kind(unseen, False)
+    for name in images:
+        other = dataclasses.replace(unseen, images=(name,), part="all")
+        kinds[f"on {name}"] = _Kind(other, False)
+    return kinds
+
+
+def _draw(kind: _Kind, config: Config, prompts: int, seed: int) -> Episode:
+    """Prompts of a kind, `[prompts, ...]`."""
+    pool = (pool_key(config), jnp.int32(config.training.pool_size)) if kind.pooled else ()
+    return _drawn(kind.family, prompts, stream("general", seed), pool, load_data(kind.family))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _drawn(
+    family: ProjectedImages, prompts: int, key: jax.Array, pool: tuple[jax.Array, ...], data: Data
+) -> Episode:
+    return sample_batch(family, key, jnp.arange(prompts), family.full, *pool, data=data)
+
+
+def _accuracy(
+    learner: Learner, predictions: np.ndarray, episodes: Episode
+) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of examples and mean accuracies, each `[E]`."""
+    examples, errors = by_examples(learner, errors_of(learner, predictions, episodes), episodes)
+    return examples, 1 - mean_of_finite(errors)

@@ -1,0 +1,175 @@
+"""How long the loss stays at chance before a learner starts to learn in context, in a sweep.
+
+Kirsch et al. 2022 (arXiv 2212.04458, section 4.4): the length of the plateau falls as a power of
+the batch size, and interventions such as biased labels shorten it.
+"""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.table import Table
+
+from ..report import Result, show_number
+from ..sweeps.grid import SEED, short_name
+from ..sweeps.results import SweepResult
+from ..tasks import Classes
+from ..training.run import Run
+
+if TYPE_CHECKING:
+    from ..sweeps import Sweep
+
+SHARE = 0.95  # the plateau ends when the loss falls below this share of that of chance
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Members of a sweep that differ in their seed alone.
+
+    Attributes:
+      label: their values.
+      steps: the step at which each left the plateau; NaN if it did not.
+      error: error at the last position on unseen tasks, one a seed.
+      loss: training loss by step, divided by that of chance, one list a seed.
+    """
+
+    label: str
+    steps: list[float]
+    error: list[float]
+    loss: list[list[float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plateaus(Result):
+    """Lengths of plateaus by the settings of a sweep.
+
+    Attributes:
+      rows: one for each combination of settings.
+      at: training steps of the losses.
+      setting: name of the only numeric setting of the sweep; None if there is none.
+      exponent: exponent of the power of the setting that fits the lengths best; NaN if unknown.
+      path: the sweep's folder.
+    """
+
+    rows: list[Row]
+    at: list[int]
+    setting: str | None
+    exponent: float
+    path: Path
+
+    file = "plateau"
+    again = "icl sweep --resume {path}"
+
+    def table(self) -> Table:
+        """Steps to the end of the plateau and the error at the end of training, mean over seeds."""
+        fitted = "" if np.isnan(self.exponent) else f"; steps ~ {self.setting}^{self.exponent:.2f}"
+        result = Table(
+            title="steps until the loss leaves the plateau",
+            caption=f"below {SHARE:.0%} of the loss of chance{fitted}",
+        )
+        for name in (self.setting or "settings", "steps", "error at the end"):
+            result.add_column(name.replace("_", " "), justify="right")
+        for row in self.rows:
+            known = [step for step in row.steps if not math.isnan(step)]
+            shown = f"{np.mean(known):,.0f}" if known else f"over {self.at[-1]:,}"
+            missing = len(row.steps) - len(known)
+            shown += f" ({missing} of {len(row.steps)} stayed)" if known and missing else ""
+            result.add_row(row.label, shown, show_number(float(np.mean(row.error))))
+        return result
+
+    def figure(self, plt: Any) -> Any:
+        """Losses in training; and the length of the plateau against a numeric setting."""
+        fitted = not np.isnan(self.exponent)
+        figure, panels = plt.subplots(
+            1, 1 + fitted, figsize=(6.4 + 4.6 * fitted, 4.0), layout="constrained", squeeze=False
+        )
+        for index, row in enumerate(self.rows):
+            for seed, loss in enumerate(row.loss):
+                at = self.at[: len(loss)]
+                panels[0, 0].plot(at, loss, color=f"C{index}", label=row.label if not seed else None)
+        panels[0, 0].axhline(SHARE, color="0.6", linestyle=":")
+        panels[0, 0].set(xlabel="step", ylabel="training loss / loss of chance")
+        panels[0, 0].legend(fontsize=8, title=self.setting and self.setting.replace("_", " "))
+        if fitted:
+            x = np.array([float(row.label) for row in self.rows])
+            y = np.array([np.nanmean(row.steps) if _known(row) else np.nan for row in self.rows])
+            axes = panels[0, 1]
+            axes.plot(x, y, "o")
+            fit = np.isfinite(y)
+            middle = np.exp(np.log(y[fit]).mean()) / np.exp(np.log(x[fit]).mean()) ** self.exponent
+            axes.plot(x[fit], middle * x[fit] ** self.exponent, label=f"power {self.exponent:.2f}")
+            axes.set(xscale="log", yscale="log", ylabel="steps on the plateau")
+            axes.set_xlabel((self.setting or "").replace("_", " "))
+            axes.legend(fontsize=8)
+        return figure
+
+
+def plateau_end(run: Run) -> float:
+    """The step at which a run's loss fell below `SHARE` of that of chance; NaN if it did not.
+
+    The loss is the mean over the steps of a line of metrics, so the step is known up to
+    `training.log_every`.
+    """
+    chance = math.log(run.config.task.label_kind.number)
+    ends = (line["step"] for line in run.metrics() if line["loss"] < SHARE * chance)
+    return next(ends, math.nan)
+
+
+def plateau(sweep: "Sweep") -> Plateaus | None:
+    """Lengths of the plateaus of a finished sweep: plateau.json and plateau.png.
+
+    Returns:
+      None for a sweep of a task whose labels are not classes.
+    """
+    if not isinstance(sweep.config.task.label_kind, Classes):
+        return None
+    chance = math.log(sweep.config.task.label_kind.number)
+    labels = {
+        json.dumps(settings): label
+        for values in sweep.over.values()
+        if isinstance(values, dict)
+        for label, settings in values.items()
+    }
+    found: dict[str, Row] = {}
+    steps: list[int] = []
+    for member, record in zip(sweep.members, SweepResult.load(sweep).records):
+        if "examples" not in record:
+            continue
+        changes = {name: value for name, value in member.changes.items() if name != SEED}
+        one = next(iter(changes.values())) if len(changes) == 1 else None
+        told = ", ".join(f"{short_name(name)} {value}" for name, value in changes.items())
+        label = labels.get(json.dumps(changes)) or (told if one is None else str(one))
+        row = found.setdefault(label, Row(label, [], [], []))
+        lines = member.run.metrics()
+        steps = [line["step"] for line in lines]
+        row.steps.append(plateau_end(member.run))
+        row.error.append(record["normalised_error"][-1])
+        row.loss.append([line["loss"] / chance for line in lines])
+    rows = list(found.values())
+    numeric = [
+        short_name(name)
+        for name, values in sweep.over.items()
+        if name != SEED and not isinstance(values, dict) and _are_numbers(values)
+    ]
+    alone = numeric[0] if len(numeric) == 1 and len(sweep.over) == 1 else None
+    return Plateaus(rows, steps, alone, _exponent(rows) if alone else math.nan, sweep.path).written()
+
+
+def _are_numbers(values: list[Any]) -> bool:
+    return all(isinstance(value, int | float) and value > 0 for value in values)
+
+
+def _known(row: Row) -> bool:
+    return bool(np.isfinite(row.steps).any())
+
+
+def _exponent(rows: list[Row]) -> float:
+    """Slope of the logarithm of the length against that of the setting; NaN below three values."""
+    known = [row for row in rows if _known(row)]
+    if len(known) < 3:
+        return math.nan
+    x = np.log([float(row.label) for row in known])
+    return float(np.polyfit(x, np.log([np.nanmean(row.steps) for row in known]), 1)[0])
