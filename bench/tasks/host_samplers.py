@@ -8,9 +8,15 @@ and labels. `sampling.NO_PEER` lists the families without a sampler.
 # Only the benchmarks need torch, so type checkers may not find it.
 # pyright: reportMissingImports=false
 
+import functools
 import math
 
+import numpy as np
 import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from icl.data import load_images
 
 
 def linear_regression(batch, family):
@@ -111,7 +117,59 @@ def sine(batch, family):
     spread = family.high_amplitude - family.low_amplitude
     amplitude = family.low_amplitude + spread * torch.rand(batch, 1)
     phase = family.high_phase * torch.rand(batch, 1)
-    return x, amplitude * torch.sin(x[:, :, 0] + phase)
+    low, high = family.low_frequency, family.high_frequency
+    frequency = low + (high - low) * torch.rand(batch, 1)
+    return x, amplitude * torch.sin(frequency * x[:, :, 0] + phase)
+
+
+def lines(batch, family):
+    slope = family.low + (family.high - family.low) * torch.rand(batch, 1)
+    x = torch.randn(batch, family.points, 1)
+    return x, slope * x[:, :, 0]
+
+
+def random_network(batch, family):
+    x = (2 * torch.rand(batch, family.points, family.dim) - 1) * family.input_range
+    functions = {"tanh": torch.tanh, "swish": torch.nn.functional.silu, "relu": torch.relu}
+    sizes, hidden = [family.dim, *family.widths, 1], x
+    for index, (inputs, units) in enumerate(zip(sizes, sizes[1:])):
+        weights = family.weight_std * torch.randn(batch, inputs, units)
+        hidden = hidden @ weights + family.bias_std * torch.randn(batch, 1, units)
+        if index < len(family.widths):
+            hidden = functions[family.activations[index]](hidden)
+    return x, hidden[:, :, 0]
+
+
+class _Sequences(Dataset):
+    """A sequence an item, made image by image, as torchvision's data sets give them."""
+
+    def __init__(self, family):
+        self.family = family
+        self.images, self.labels = load_images(family.images[0], family.size)
+
+    def __len__(self):
+        return 2**31
+
+    def __getitem__(self, index):
+        size = self.family.size**2
+        matrix = torch.randn(size, size) / math.sqrt(size)
+        labels = torch.randperm(self.family.ways)
+        x, y = [], []
+        for chosen in np.random.randint(len(self.images), size=self.family.points):
+            image = Image.fromarray(self.images[chosen, :, :, 0])
+            pixels = torch.from_numpy(np.array(image)).float() / 255
+            x.append(matrix @ ((pixels - 0.3) / 0.37).flatten())
+            y.append(labels[self.labels[chosen]])
+        return torch.stack(x), torch.stack(y)
+
+
+@functools.cache
+def _loader(batch, family):
+    return iter(DataLoader(_Sequences(family), batch_size=batch))
+
+
+def projected_images(batch, family):
+    return next(_loader(batch, family))
 
 
 def whitened_regression(batch, family):

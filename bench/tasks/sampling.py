@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from icl.tasks import FAMILIES, TaskFamily, sample_batch
-from icl.training.parallel import DATA, make_mesh, use_cpu_cores
+from icl.tasks import FAMILIES, Data, TaskFamily, sample_batch
+from icl.training.data import load_data
+from icl.training.parallel import DATA, make_mesh, place, use_cpu_cores
 
 from ..common.driver import one_of, positive
 from ..common.report import Bar, Report, Table, busy_notes
@@ -80,12 +81,12 @@ def _compiled(family: TaskFamily, batch: int):
     mesh = make_mesh(batch)
     share = batch // mesh.shape[DATA]
 
-    def chunk(key: jax.Array) -> jax.Array:
+    def chunk(key: jax.Array, data: Data) -> jax.Array:
         mine = share * jax.lax.axis_index(DATA) + jnp.arange(share)
 
         def draw(_, step):
             key_of_step = jax.random.fold_in(key, step)
-            return None, used(sample_batch(family, key_of_step, mine, family.full))
+            return None, used(sample_batch(family, key_of_step, mine, family.full, data=data))
 
         _, sums = jax.lax.scan(draw, None, jnp.arange(BATCHES))
         return sums[None]
@@ -93,7 +94,8 @@ def _compiled(family: TaskFamily, batch: int):
     program = jax.jit(
         jax.shard_map(chunk, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(DATA))
     )
-    return lambda: {"seconds": seconds_of(lambda: program(jax.random.key(0))) / BATCHES}
+    data = place(load_data(family), mesh)
+    return lambda: {"seconds": seconds_of(lambda: program(jax.random.key(0), data)) / BATCHES}
 
 
 def start_host(families: list[str], batch: int) -> Started:

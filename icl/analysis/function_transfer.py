@@ -53,7 +53,7 @@ class FunctionTransfer(Result):
     """Errors by kind of functions.
 
     Attributes:
-      kinds: by name: the training tasks, sines and lines.
+      kinds: by name: the training tasks, sines (unless those are the training tasks) and lines.
       prompts: number of prompts of each kind.
       examples: number of examples of a prompt.
       step: the training step of the parameters.
@@ -136,6 +136,8 @@ def function_transfer(
     family: Any = learner.family
     sizes = dict(points=family.points, queries=family.queries)
     families = {OWN: family, "sines": sines(**sizes), "lines": Lines(**sizes)}
+    if family == families["sines"]:
+        del families["sines"]
     step, variables = run.variables()
     predict = jax.jit(learner.predict)
     kinds = {}

@@ -94,7 +94,8 @@ class Generalisation(Result):
     def table(self) -> Table:
         """Accuracy by number of examples, a block of rows for each kind of prompts."""
         shown = spread(len(self.examples), MAX_COLUMNS)
-        pool = "fresh tasks" if self.pool_size is None else f"{self.pool_size} tasks"
+        size = self.pool_size
+        pool = "fresh tasks" if size is None else f"{size} task{'s' * (size > 1)}"
         state = "" if self.state is None else f", a state of {self.state:,} numbers"
         result = Table(
             title=f"accuracy after k examples ({self.path}, step {self.step})",

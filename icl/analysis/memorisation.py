@@ -155,9 +155,7 @@ def memorisation(sweep: "Sweep", *, prompts: int = PROMPTS) -> Memorisation | No
         cell = lambda key: np.mean([ends[kind][end] for ends in found.get(key, [])] or [np.nan])
         return np.array([[cell((model, size)) for size in ordered] for model in models])
 
-    accuracy = {
-        kind: {"early": mean(kind, 0), "late": mean(kind, 1)} for kind in (SEEN, UNSEEN)
-    }
+    accuracy = {kind: {"early": mean(kind, 0), "late": mean(kind, 1)} for kind in (SEEN, UNSEEN)}
     seeds = max(map(len, found.values()))
     return Memorisation(models, ordered, accuracy, seeds, prompts, sweep.path).written()
 

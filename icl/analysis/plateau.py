@@ -89,7 +89,9 @@ class Plateaus(Result):
         for index, row in enumerate(self.rows):
             for seed, loss in enumerate(row.loss):
                 at = self.at[: len(loss)]
-                panels[0, 0].plot(at, loss, color=f"C{index}", label=row.label if not seed else None)
+                panels[0, 0].plot(
+                    at, loss, color=f"C{index}", label=row.label if not seed else None
+                )
         panels[0, 0].axhline(SHARE, color="0.6", linestyle=":")
         panels[0, 0].set(xlabel="step", ylabel="training loss / loss of chance")
         panels[0, 0].legend(fontsize=8, title=self.setting and self.setting.replace("_", " "))
@@ -155,7 +157,9 @@ def plateau(sweep: "Sweep") -> Plateaus | None:
         if name != SEED and not isinstance(values, dict) and _are_numbers(values)
     ]
     alone = numeric[0] if len(numeric) == 1 and len(sweep.over) == 1 else None
-    return Plateaus(rows, steps, alone, _exponent(rows) if alone else math.nan, sweep.path).written()
+    return Plateaus(
+        rows, steps, alone, _exponent(rows) if alone else math.nan, sweep.path
+    ).written()
 
 
 def _are_numbers(values: list[Any]) -> bool:

@@ -57,7 +57,9 @@ def _from_path(path: Path, size: int, channels: int) -> ImageSet:
         return checked(*(np.concatenate(arrays) for arrays in zip(*parts)), path)
     if not path.exists():
         raise FileNotFoundError(
-            2, f"there is no such file or folder, and no built-in set ({', '.join(BUILT_IN)})", str(path)
+            2,
+            f"there is no such file or folder, and no built-in set ({', '.join(BUILT_IN)})",
+            str(path),
         )
     if idx.is_idx(path):
         return load_idx(path)

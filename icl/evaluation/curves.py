@@ -116,7 +116,9 @@ def by_examples(
     examples, group = np.unique(numbers[points], return_inverse=True)
     if len(examples) == len(points):
         return examples, errors[..., points]
-    columns = [np.moveaxis(errors[..., points[group == one]], -1, 0) for one in range(len(examples))]
+    columns = [
+        np.moveaxis(errors[..., points[group == one]], -1, 0) for one in range(len(examples))
+    ]
     return examples, np.stack([mean_of_finite(column) for column in columns], axis=-1)
 
 

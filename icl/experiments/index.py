@@ -43,7 +43,7 @@ FILES = {
         "kirsch/digits-xs-outer-product-lstm": "kirsch/digits-xs with an outer-product LSTM of 2 layers: minutes on a CPU",
         "kirsch/digits-xs-maml": "kirsch/digits-xs with MAML, a network that learns by SGD: minutes on a CPU",
         "kirsch/digits-xs-mlp": "kirsch/digits-xs with an MLP, which cannot learn in context: minutes on a CPU",
-        "kirsch/map-xs": "from memorising to learning: 3 widths, 1 to 2^20 tasks, digits (a sweep, a CPU)",
+        "kirsch/map-xs": "from memorising to learning: 3 widths, 1 to 2^16 tasks, digits (a sweep, a CPU)",
         "kirsch/plateau-xs": "length of the plateau by batch size, digits (a sweep, a CPU)",
         "kirsch/mnist": "mapped MNIST with permuted labels, 2^16 tasks, 100 images (for a GPU)",
         "kirsch/lstm": "mapped MNIST with permuted labels, 2^16 tasks, an LSTM (for a GPU)",

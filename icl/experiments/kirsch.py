@@ -25,7 +25,7 @@ from ..models import (
     ModelConfig,
     TransformerConfig,
 )
-from ..tasks import Curriculum, ProjectedImages, RandomNetwork
+from ..tasks import ProjectedImages, RandomNetwork
 from ..training.config import Config, OptimizerConfig, TrainingConfig
 from .garg import MUON, XS_MODEL
 from .presets import register
@@ -70,7 +70,7 @@ for _name, _config in {
 register(
     "kirsch/map-xs",
     XS.replace(task_points=20),
-    over={"width": [16, 32, 64], "pool_size": [2**n for n in (0, 4, 7, 10, 14, 20)]},
+    over={"width": [16, 32, 64], "pool_size": [2**n for n in (0, 4, 7, 9, 11, 16)]},
     report="memorisation",
 )
 register(

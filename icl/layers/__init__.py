@@ -1,7 +1,7 @@
 """flax.nnx layers built on `icl.kernels`."""
 
 from .mesa import mesa_attention
-from .mixers import MIXERS, SoftmaxAttention, DeltaRule, LinearAttention, Mesa
+from .mixers import MIXERS, DeltaRule, LinearAttention, Mesa, SoftmaxAttention
 from .norm import NORMS, LayerNorm, RMSNorm, layer_norm, rms_norm
 
 __all__ = [

@@ -67,9 +67,7 @@ class FastWeightLSTMLayer(nnx.Module):
         self.heads, self.size = config.heads, config.size
         gates = 8 * config.width
         options: dict[str, Any] = dict(dtype=jnp.dtype(config.dtype), rngs=rngs)
-        self.from_input = nnx.Linear(
-            config.width, gates, dot_general=linear_dot_general, **options
-        )
+        self.from_input = nnx.Linear(config.width, gates, dot_general=linear_dot_general, **options)
         self.from_hidden = nnx.Linear(config.width, gates, use_bias=False, **options)
         self.key_scale = nnx.Param(jnp.zeros(()))
 
@@ -84,7 +82,9 @@ class FastWeightLSTMLayer(nnx.Module):
             left, right, query, out = jnp.split(gates, split, axis=-1)
             three = (*left.shape[:2], 3, self.size)
             left, right = (jnp.tanh(side).reshape(three) for side in (left, right))
-            add, value, keep = jnp.moveaxis(jnp.einsum("bnki,bnkj->bnkij", left * scale, right), 2, 0)
+            add, value, keep = jnp.moveaxis(
+                jnp.einsum("bnki,bnkj->bnkij", left * scale, right), 2, 0
+            )
             cell = jax.nn.sigmoid(keep + 1) * cell + jax.nn.sigmoid(add) * value
             read = jnp.einsum("bnij,bni->bnj", cell, query)
             hidden = (jax.nn.sigmoid(out) * jnp.tanh(read)).reshape(hidden.shape)

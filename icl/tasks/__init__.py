@@ -7,7 +7,17 @@ from .curriculum import Curriculum, garg_curriculum
 from .decision_tree import DecisionTree, Tree
 from .inputs import Images, InputKind, Symbols, Vectors
 from .labels import Classes, LabelKind, Measure, Scalar, Signs, Vector
-from .layouts import LAYOUTS, Concatenated, Interleaved, Layout, Separate, Shifted, Tagged
+from .layouts import (
+    LAYOUTS,
+    Concatenated,
+    Interleaved,
+    Layout,
+    Masked,
+    Paired,
+    Separate,
+    Shifted,
+    Tagged,
+)
 from .linear_regression import LinearRegression
 from .outliers import ManyOutlierRegression, OrthogonalOutlierRegression
 from .projected_images import ProjectedImages
@@ -73,9 +83,11 @@ __all__ = [
     "LinearRegression",
     "Lines",
     "ManyOutlierRegression",
+    "Masked",
     "Measure",
     "Network",
     "OrthogonalOutlierRegression",
+    "Paired",
     "Parity",
     "ProjectedImages",
     "QuadraticRegression",

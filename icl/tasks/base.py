@@ -134,10 +134,6 @@ class FunctionFamily(TaskFamily):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ranges("task", self, dim=SIZE, queries=Range(1, self.points - 1))
-        if self.queries and type(self).sample_episode is not FunctionFamily.sample_episode:
-            raise ValueError(
-                f"{type(self).__name__} chooses its own queries: leave task.queries None"
-            )
 
     @property
     def hides_queries(self) -> bool:

@@ -8,7 +8,7 @@ pool of 2^25 tasks takes no memory.
 import dataclasses
 import math
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -214,7 +214,7 @@ class ProjectedImages(TaskFamily):
     def sample_task(
         self, key: jax.Array, difficulty: Difficulty, data: ImageBank | None = None
     ) -> Task:
-        assert data is not None
+        data = _on_device(data)
         matrix_key, class_key, source_key, bias_key = jax.random.split(key, 4)
         n = self.dim
         shape = {"full": (n, n), "diagonal": (n,), "none": (0,)}[self.projection]
@@ -236,7 +236,7 @@ class ProjectedImages(TaskFamily):
         difficulty: Difficulty,
         data: ImageBank | None = None,
     ) -> Episode:
-        assert data is not None
+        data = _on_device(data)
         label_key, start_key, stride_key = jax.random.split(key, 3)
         y = self._labels(label_key, difficulty)
         own = (task.source, task.classes)
@@ -264,6 +264,12 @@ class ProjectedImages(TaskFamily):
         shown = jnp.tile(jnp.arange(self.ways), self.shots)
         query = jax.random.randint(query_key, (1,), 0, self.ways)
         return jnp.concatenate([jax.random.permutation(order_key, shown), query])
+
+
+def _on_device(data: ImageBank | None) -> Any:
+    if data is None:
+        raise ValueError("images are drawn from data: give the result of load_data")
+    return jax.tree.map(jnp.asarray, data)
 
 
 def _spread(x: np.ndarray) -> float:

@@ -58,9 +58,7 @@ class RandomNetwork(FunctionFamily):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ranges(
-            "task", self, weight_std=POSITIVE, bias_std=NOT_NEGATIVE, input_range=POSITIVE
-        )
+        check_ranges("task", self, weight_std=POSITIVE, bias_std=NOT_NEGATIVE, input_range=POSITIVE)
         for width in self.widths:
             check_range("task.widths", width, SIZE)
         if len(self.activations) != len(self.widths):
@@ -89,7 +87,9 @@ class RandomNetwork(FunctionFamily):
 
     def label(self, task: Weights, x: jax.Array) -> jax.Array:
         product = lambda x, weights: jnp.matmul(x, weights, precision="highest")
-        return self._output(jnp, product, task, x) / _scale(dataclasses.replace(self, points=1, queries=None))
+        return self._output(jnp, product, task, x) / _scale(
+            dataclasses.replace(self, points=1, queries=None)
+        )
 
     def sample_inputs(self, key: jax.Array) -> jax.Array:
         return uniform(key, (self.points, self.dim), -self.input_range, self.input_range)
@@ -120,7 +120,10 @@ def _scale(family: RandomNetwork) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Lines(FunctionFamily):
-    """y = a x with a uniform and x ~ N(0, 1): the notebook's test of transfer. A task is a, `[]`."""
+    """y = a x with a uniform and x ~ N(0, 1), the notebook's test of transfer.
+
+    A task is a, `[]`.
+    """
 
     dim: int = 1
     """Dimension of the inputs x; always 1."""

@@ -12,7 +12,6 @@ from .base import Data, Difficulty, FunctionFamily
 from .draws import uniform
 from .labels import Scalar
 
-
 FREQUENCIES = 1001  # over which the mean squared label is averaged
 
 
@@ -20,8 +19,8 @@ FREQUENCIES = 1001  # over which the mean squared label is averaged
 class SineRegression(FunctionFamily):
     """y = a sin(frequency x + phase), with a, frequency, x and phase uniform.
 
-    A task is (a, phase, frequency), `[3]`, drawn independently. The public code of von Oswald et al. draws
-    both from one key, so that phase rises with a.
+    A task is (a, phase, frequency), `[3]`, drawn independently. The public code of von Oswald et
+    al. draws a and phase from one key, so that phase rises with a.
     """
 
     dim: int = 1

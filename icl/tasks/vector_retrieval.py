@@ -33,6 +33,8 @@ class VectorRetrieval(FunctionFamily):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ranges("task", self, points=SIZE._replace(low=2))  # a pair and the query
+        if self.queries is not None:
+            raise ValueError("vector retrieval has one query, the last: leave task.queries None")
 
     @property
     def label_kind(self) -> Vector:

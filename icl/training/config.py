@@ -121,9 +121,9 @@ class Config:
 
     task: TaskFamily = dataclasses.field(default_factory=LinearRegression)
     """The task family that is learned in context."""
-    layout: Literal["interleaved", "tagged", "paired", "shifted", "concatenated", "separate", "masked"] = (
-        "interleaved"
-    )
+    layout: Literal[
+        "interleaved", "tagged", "paired", "shifted", "concatenated", "separate", "masked"
+    ] = "interleaved"
     """How points become tokens.
     Interleaved: x1 y1 x2 y2 ...; concatenated: (x1, y1) ... (query, 0).
     Tagged: (0, x1) (y1, 0) (0, x2) ...; separate: (x1, 0) (0, y1) ... (query, 0).

@@ -13,7 +13,7 @@ from icl.tasks import (
     FAMILIES,
     Curriculum,
     LinearRegression,
-    SineRegression,
+    ProjectedImages,
     WhitenedRegression,
 )
 from icl.training import Config, Learner, LoggingConfig, OptimizerConfig, Run
@@ -53,8 +53,8 @@ def contents(folder):
 
 def sized(name, dim, points):
     """A family of that size, where it is one of vectors."""
-    if name == "sine":
-        return SineRegression(points=points)
+    if name in ("sine", "lines"):
+        return FAMILIES[name](points=points)
     more = dict(scales=(1.0, 0.5, 2.0, 1.5)[:dim]) if name == "whitened_regression" else {}
     return FAMILIES[name](dim=dim, points=points, **more)
 
@@ -103,13 +103,15 @@ def shrunk(config):
     """The settings of a preset at a tiny size, with every part that makes its code differ."""
     task, model = config.task, config.model
     sizes = dict(points=min(task.points, 7))
-    if isinstance(task, WhitenedRegression):
-        sizes |= dict(points=7)
-    elif hasattr(task, "dim"):
+    if isinstance(task, ProjectedImages):
+        # Presets of MNIST, and of features in a file, get images that need no file.
+        sizes |= dict(images=("digits",), size=4, features=None)
+        sizes |= dict(points=task.points) if task.shots else {}
+    elif not isinstance(task, WhitenedRegression) and hasattr(task, "dim"):
         sizes |= dict(dim=min(task.dim, 4))
-    for name, most in (("nonzeros", 2), ("hidden", 4), ("depth", 2)):
+    for name, most in (("nonzeros", 2), ("hidden", 4), ("depth", 2), ("queries", 3)):
         if hasattr(task, name):
-            sizes[name] = min(getattr(task, name), most)
+            sizes[name] = getattr(task, name) and min(getattr(task, name), most)
     most = dict(layers=2, heads=2, width=8, features=6, key_size=4, loops=3, window=2)
     small = {
         name: min(getattr(model, name), size)

@@ -1,5 +1,7 @@
 """Layouts: contents of tokens; scored predictions cannot depend on their own label."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from icl.tasks import (
     LAYOUTS,
     LinearRegression,
     ManyOutlierRegression,
+    Masked,
     VectorRetrieval,
     sample_prompt,
 )
@@ -22,8 +25,10 @@ def layout(request):
     return LAYOUTS[request.param]
 
 
-def episode(points=5):
-    return sample_prompt(FAMILY, jax.random.key(0), Difficulty(3, points))
+def episode(points=5, layout=None):
+    apart = isinstance(layout, Masked) and points > 1
+    family = dataclasses.replace(FAMILY, queries=2) if apart else FAMILY
+    return sample_prompt(family, jax.random.key(0), Difficulty(3, points))
 
 
 def test_shapes_as_declared(layout):
@@ -36,7 +41,7 @@ def test_shapes_as_declared(layout):
 @pytest.mark.parametrize("points", [1, 3, 5])
 def test_scored_predictions_cannot_see_their_label(layout, points):
     """Tokens up to the position that predicts y_i do not change with y_i or later labels."""
-    drawn = episode(points)
+    drawn = episode(points, layout)
     read = np.arange(layout.tokens(5))[layout.read]
     scored = np.asarray(layout.scored(drawn))
     assert scored.any()
@@ -47,10 +52,10 @@ def test_scored_predictions_cannot_see_their_label(layout, points):
 
 
 def test_every_example_before_a_scored_prediction_is_visible(layout):
-    drawn = episode()
+    drawn = episode(layout=layout)
     read = np.arange(layout.tokens(5))[layout.read]
     for i in np.flatnonzero(layout.scored(drawn)):
-        for j in range(i):
+        for j in np.flatnonzero(drawn.context[:i]):
             other = drawn._replace(y=drawn.y.at[j].add(100.0))
             before = slice(0, read[i] + 1)
             assert (layout.encode(drawn)[before] != layout.encode(other)[before]).any()
@@ -68,6 +73,25 @@ def test_shifted_shows_the_label_before():
     np.testing.assert_array_equal(tokens[:, :3], episode().x)
     np.testing.assert_array_equal(tokens[1:, 3], episode().y[:-1])
     assert tokens[0, 3] == 0
+
+
+def test_paired_repeats_the_input_beside_its_label():
+    tokens = LAYOUTS["paired"].encode(episode())
+    for first in (0, 1):
+        np.testing.assert_array_equal(tokens[first::2, :3], episode().x)
+    np.testing.assert_array_equal(tokens[1::2, 3], episode().y)
+    np.testing.assert_array_equal(tokens[::2, 3], 0)
+
+
+def test_masked_marks_queries_and_hides_their_labels():
+    layout = LAYOUTS["masked"]
+    drawn = episode(4, layout)
+    tokens = layout.encode(drawn)
+    np.testing.assert_array_equal(tokens[:, :3], drawn.x)
+    np.testing.assert_array_equal(tokens[:, 3], [*drawn.y[:2], 0, 0, 0])
+    np.testing.assert_array_equal(tokens[:, 4], [0, 0, 1, 1, 0])
+    np.testing.assert_array_equal(layout.examples(drawn), 2)
+    assert layout.length(drawn) == 4
 
 
 def test_vector_labels_and_label_tokens_are_shown():

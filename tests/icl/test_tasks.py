@@ -18,6 +18,7 @@ from icl.tasks import (
     OrthogonalOutlierRegression,
     Parity,
     QuadraticRegression,
+    RandomNetwork,
     ReLUNetwork,
     SineRegression,
     SparseLinearRegression,
@@ -28,12 +29,13 @@ from icl.tasks import (
     sample_batch,
     sample_prompt,
 )
-from icl.tasks.base import Difficulty
+from icl.tasks.base import Difficulty, FunctionFamily
 from icl.tasks.draws import normal, uniform
 
 from .helpers import sized
 
-FAMILY_IDS = sorted(FAMILIES)
+# Families of images are in test_images.py.
+FAMILY_IDS = sorted(n for n, family in FAMILIES.items() if issubclass(family, FunctionFamily))
 PARTLY_QUERIED = (ManyOutlierRegression, OrthogonalOutlierRegression, VectorRetrieval)
 MANY = 4000
 
@@ -115,8 +117,8 @@ def test_moments(family):
 
 def covariance_of(family):
     match family:
-        case SineRegression():
-            return np.array([[family.input_range**2 / 3]])
+        case SineRegression() | RandomNetwork():
+            return np.eye(family.dim) * family.input_range**2 / 3
         case WhitenedRegression():
             return np.asarray(family.root() @ family.root().T)
     return np.eye(family.dim)
@@ -354,15 +356,63 @@ def test_sines_have_independent_amplitude_and_phase():
     tasks = draw_tasks(family, count=MANY)
     assert 1 <= tasks[:, 0].min() and tasks[:, 0].max() <= 3
     assert 0 <= tasks[:, 1].min() and tasks[:, 1].max() <= np.pi
-    assert abs(np.corrcoef(tasks.T)[0, 1]) < 0.05
+    assert abs(np.corrcoef(tasks[:, :2].T)[0, 1]) < 0.05 and (tasks[:, 2] == 1).all()
+    faster = dataclasses.replace(family, low_frequency=2.0, high_frequency=6.0)
+    frequencies = draw_tasks(faster, count=MANY)[:, 2]
+    np.testing.assert_allclose([frequencies.mean(), frequencies.std()], [4, 4 / 12**0.5], rtol=0.03)
+    y = np.asarray(batch(faster, size=MANY).y)
+    np.testing.assert_allclose((y**2).mean(), faster.label_kind.scale, rtol=0.05)
     np.testing.assert_allclose(
-        family.label(jnp.array([2.0, 0.5]), jnp.array([[1.0], [-1.0]])),
-        2 * np.sin([1.5, -0.5]),
+        family.label(jnp.array([2.0, 0.5, 3.0]), jnp.array([[1.0], [-1.0]])),
+        2 * np.sin([3.5, -2.5]),
         rtol=1e-6,
     )
-    for wrong in (dict(dim=2), dict(low_amplitude=4.0), dict(input_range=0.0)):
-        with pytest.raises(ValueError, match="dim must be 1|amplitude|input_range"):
+    for wrong in (
+        dict(dim=2),
+        dict(low_amplitude=4.0),
+        dict(low_frequency=2.0),
+        dict(input_range=0.0),
+    ):
+        with pytest.raises(ValueError, match="dim must be 1|amplitude|frequency|input_range"):
             dataclasses.replace(family, **wrong)
+
+
+def test_random_networks_compute_what_they_document():
+    family = RandomNetwork(
+        dim=2, points=6, widths=(3, 4), activations=("tanh", "swish"), output="sigmoid"
+    )
+    (w1, b1), (w2, b2), (w3, b3) = jax.tree.map(
+        np.asarray, family.sample_task(jax.random.key(0), family.full)
+    )
+    x = np.asarray(batch(family).x[0])
+    hidden = np.tanh(x @ w1 + b1) @ w2 + b2
+    hidden = hidden / (1 + np.exp(-hidden))
+    expected = (1 / (1 + np.exp(-(hidden @ w3 + b3))))[:, 0]
+    found = family.label(((w1, b1), (w2, b2), (w3, b3)), jnp.asarray(x))
+    assert np.ptp(expected / found) < 1e-5 * (expected / found).mean()  # one scale for all
+    for wrong, words in (
+        (dict(widths=(3,)), "one activation for each"),
+        (dict(output="gelu"), "no activation 'gelu'; there are linear, relu"),
+        (dict(widths=(3, 0)), "task.widths must be"),
+        (dict(weight_std=0.0), "weight_std"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            dataclasses.replace(family, **wrong)
+
+
+def test_the_last_points_are_queries_if_asked():
+    family = LinearRegression(dim=2, points=7, queries=3)
+    assert family.hides_queries and not LinearRegression().hides_queries
+    for points in (7, 5):
+        drawn = batch(family, difficulty=Difficulty(2, points))
+        at = np.arange(7)
+        query = (at >= points - 3) & (at < points)
+        assert (np.asarray(drawn.queries) == query).all()
+        assert (np.asarray(drawn.context) == (at < points - 3)).all()
+    with pytest.raises(ValueError, match="task.queries must be a whole number from 1 to 6"):
+        LinearRegression(points=7, queries=7)
+    with pytest.raises(ValueError, match="has one query, the last: leave task.queries None"):
+        VectorRetrieval(points=7, queries=2)
 
 
 def test_a_pool_of_prompts_also_fixes_the_points():
@@ -385,7 +435,7 @@ def test_gargs_schedule():
         (30_000, 20, 41),
         (10**6, 20, 41),
     ):
-        assert tuple(map(int, at(step))) == (dim, points)
+        assert tuple(map(int, at(step))) == (dim, points, 0)
     assert Curriculum().at(0, family) == family.full
     with pytest.raises(ValueError, match="interval"):
         Curriculum(interval=0)

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 
-
 def nearest_class(x: jax.Array, y: jax.Array, classes: int) -> jax.Array:
     """Class of the nearest earlier point, one-hot (1-nearest neighbour, Cover and Hart 1967)."""
     gram = _gram(x)

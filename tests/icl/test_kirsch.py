@@ -1,0 +1,257 @@
+"""General-purpose in-context learning: analyses of runs and sweeps, and their commands."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+import icl
+from icl import cli
+from icl.analysis import ask
+from icl.analysis.comparison import compare
+from icl.analysis.generalisation import (
+    SEEN,
+    TRAINING,
+    UNSEEN,
+    Generalisation,
+    _draw,
+    _kinds,
+    accuracies,
+    few,
+)
+from icl.analysis.memorisation import Memorisation, memorisation
+from icl.analysis.plateau import Plateaus, Row, plateau, plateau_end
+from icl.evaluation import evaluate
+from icl.experiments import PRESETS
+from icl.models import LSTMConfig, MLPConfig, TransformerConfig
+from icl.sweeps import Sweep, train_sweep
+from icl.tasks import LinearRegression, ProjectedImages, pool_task
+from icl.training import Config, Learner, TrainingConfig
+from icl.training.data import load_data
+from icl.training.step import pool_key
+
+from .helpers import QUIET, shrunk, tiny, untrained
+
+FAMILY = ProjectedImages(points=10, size=4, ways=3, biased=0.5)
+TINY = Config(
+    task=FAMILY,
+    layout="paired",
+    model=TransformerConfig(layers=1, heads=2, width=16),
+    training=TrainingConfig(steps=4, batch_size=4, log_every=2, checkpoint_every=4),
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "run"
+    return untrained(path, TINY.replace(training_pool_size=1))
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sweep") / "sweep"
+    return train_sweep(TINY, {"pool": [4, 1]}, seeds=2, sweep_dir=path, progress=False)
+
+
+def test_kinds_of_prompts_have_their_tasks_and_images(run):
+    kinds = _kinds(run.config, ("random",), training=True)
+    assert list(kinds) == [TRAINING, SEEN, UNSEEN, "on random"]
+    data = {kind: load_data(one.family) for kind, one in kinds.items()}
+    task = pool_task(FAMILY, pool_key(run.config), 0, data[TRAINING])
+    matrix = np.asarray(task.projection, np.float64)
+    for kind, one in kinds.items():
+        x = np.asarray(_draw(one, run.config, 4, 0).x, np.float64)
+        back = np.linalg.solve(matrix, x.reshape(-1, 16).T).T
+        bank = data[kind]
+        images = (bank.images - bank.mean[0]) / bank.std[0]
+        near = np.abs(images[None] - back[:, None]).max(axis=2).min(axis=1) < 0.02
+        assert near.all() if kind in (TRAINING, SEEN) else not near.any(), kind
+    part = {kind: one.family.part for kind, one in kinds.items()}
+    assert part == {TRAINING: "train", SEEN: "held out", UNSEEN: "held out", "on random": "all"}
+    # Tasks of the pool keep their labels; unseen tasks are never biased.
+    assert kinds[SEEN].family.biased == 0.5 and kinds[UNSEEN].family.biased == 0
+    fresh = _kinds(TINY, (), training=True)
+    assert list(fresh) == [UNSEEN]
+    none_held_out = _kinds(run.config.replace(task_held_out=0.0), (), training=True)
+    assert list(none_held_out) == [SEEN, UNSEEN]
+
+
+def test_accuracy_is_that_of_the_predictions(run):
+    [found] = accuracies([run], prompts=40)
+    learner, (step, variables) = Learner(run.config), run.variables()
+    episodes = _draw(_kinds(run.config, (), False)[SEEN], run.config, 40, 0)
+    right = learner.predict(variables, episodes).argmax(axis=-1) == episodes.y
+    np.testing.assert_allclose(found.accuracy[SEEN], right.mean(axis=0), atol=1e-6)
+    np.testing.assert_array_equal(found.examples, np.arange(10))
+    assert found.state == 2 * 16 * 20 and found.step == step == 1
+    assert found.parameters == sum(leaf.size for leaf in jax.tree.leaves(variables.params))
+    with pytest.raises(ValueError, match="does not classify images: its task is LinearRegression"):
+        list(accuracies([untrained(run.path.parent / "linear", tiny())], prompts=4))
+
+
+def test_the_analysis_names_kinds_and_learners(run):
+    result = ask("generalisation", run, prompts=20, images=("random",))
+    assert list(result.accuracy) == [TRAINING, SEEN, UNSEEN, "on random"]
+    assert result.learner == "transformer" and set(result.accuracy[SEEN]) == {"transformer"}
+    others = {"transformer", "1-nearest neighbour", "ridge", "SGD", "class frequencies"}
+    assert set(result.accuracy[UNSEEN]) == set(result.accuracy["on random"]) == others
+    told = " ".join(str(result).split())
+    assert "trained on 1 task; 4,003 parameters, a state of 640 numbers" in told
+    again = Generalisation.load(run)
+    assert again.late(UNSEEN) == result.late(UNSEEN) == result.accuracy[UNSEEN]["transformer"][-1]
+    assert result.early(SEEN) == result.accuracy[SEEN]["transformer"][0]
+    assert (run.path / "generalisation.png").stat().st_size > 10_000
+    assert few(9) == 1 and few(40) == 4
+
+
+def test_a_map_of_a_sweep(sweep):
+    result = ask("memorisation", sweep)
+    assert isinstance(result, Memorisation) and result.pool_size == [1, 4]
+    assert result.models == [""] and result.seeds == 2
+    assert result.accuracy[SEEN]["late"].shape == (1, 2)
+    assert (sweep.path / "memorisation.png").stat().st_size > 10_000
+    assert str(Memorisation.load(sweep)) == str(result)
+    seeds = [m.run for m in sweep.members if m.changes["training_pool_size"] == 4]
+    late = [one.accuracy[UNSEEN][-1] for one in accuracies(seeds, prompts=640)]
+    np.testing.assert_allclose(result.accuracy[UNSEEN]["late"][0, 1], np.mean(late), atol=1e-6)
+    fresh = Sweep(sweep.path, TINY, {"pool": [None, 4]}, 1)
+    assert memorisation(fresh) is None
+    assert memorisation(Sweep(sweep.path, tiny(), {"pool": [1, 4]}, 1)) is None
+
+
+def test_phases():
+    cell = lambda *values: np.array([values])
+    accuracy = {
+        SEEN: {"early": cell(0.9, 0.1, 0.1, 0.1), "late": cell(0.95, 0.9, 0.7, 0.12)},
+        UNSEEN: {"early": cell(0.1, 0.1, 0.1, 0.1), "late": cell(0.1, 0.5, 0.65, 0.1)},
+    }
+    result = Memorisation(["width 8"], [1, 16, 256, 300], accuracy, 1, 10, None)
+    assert result.phases().tolist() == [["m", "i", "L", "-"]]
+    assert result.gap[0, 1] == pytest.approx(0.4)
+    assert "memorises" in str(result) and "learns to learn" in str(result)
+
+
+def lines(run, losses):
+    text = "".join(f'{{"step": {10 * (n + 1)}, "loss": {loss}}}\n' for n, loss in enumerate(losses))
+    (run.path / "metrics.jsonl").write_text(text)
+
+
+def test_a_plateau_ends_below_the_loss_of_chance(run):
+    chance = math.log(3)
+    lines(run, [1.5, 1.0 * chance, 0.96 * chance, 0.94 * chance, 0.97 * chance])
+    assert plateau_end(run) == 40
+    lines(run, [chance, chance])
+    assert math.isnan(plateau_end(run))
+    (run.path / "metrics.jsonl").unlink()
+
+
+def test_plateaus_of_a_sweep(sweep, tmp_path):
+    result = ask("plateau", sweep)
+    assert isinstance(result, Plateaus) and result.setting == "pool_size"
+    assert [row.label for row in result.rows] == ["4", "1"]
+    assert all(len(row.steps) == len(row.error) == len(row.loss) == 2 for row in result.rows)
+    assert (sweep.path / "plateau.png").stat().st_size > 10_000
+    assert plateau(Sweep(sweep.path, tiny(), {"pool": [1, 4]}, 1)) is None
+    # Steps that fall as the square root of the setting.
+    rows = [Row(str(n), [100 / n**0.5, math.nan], [0.5, 0.7], [[1.0, 0.5]]) for n in (1, 4, 16)]
+    from icl.analysis.plateau import _exponent
+
+    assert _exponent(rows) == pytest.approx(-0.5)
+    assert math.isnan(_exponent(rows[:2]))
+    fitted = Plateaus(rows, [10, 20], "batch_size", -0.5, tmp_path)
+    fitted.draw()
+    assert "batch_size^-0.50" in str(fitted) and "1 of 2 stayed" in str(fitted)
+    assert (tmp_path / "plateau.png").stat().st_size > 10_000
+
+
+def test_runs_of_one_task_are_compared(run, tmp_path, capsys):
+    fresh = TINY.replace(training_pool_size=1)
+    others = {"lstm": LSTMConfig(layers=1, width=8), "mlp": MLPConfig(width=8)}
+    runs = [run, *(untrained(tmp_path / n, fresh.replace(model=m)) for n, m in others.items())]
+    result = compare(runs, tmp_path / "compared", prompts=50)
+    assert [(one.model, one.state) for one in result.runs] == [
+        ("transformer", 640), ("LSTM", 16), ("MLP", 0),
+    ]  # fmt: skip
+    own = evaluate(run, prompts=50, resamples=2).curves["transformer"].mean
+    np.testing.assert_allclose(result.runs[0].error, own, atol=1e-6)
+    assert (tmp_path / "compared" / "comparison.png").stat().st_size > 10_000
+    folders = [str(one.path) for one in runs]
+    out = ["--folder", str(tmp_path / "again"), "--prompts", "5"]
+    assert cli.main(["compare", *folders, *out]) == 0
+    assert "runs of one task" in capsys.readouterr().out
+    other = untrained(tmp_path / "other", fresh.replace(task_biased=0.1))
+    assert cli.main(["compare", folders[0], str(other.path)]) == 2
+    assert "have different ones" in capsys.readouterr().err
+    assert cli.main(["compare"]) == 2
+    with pytest.raises(ValueError, match="runs must be at least 1"):
+        compare([], tmp_path / "none")
+
+
+def test_eval_takes_other_images(run, tmp_path, capsys):
+    lines(run, [1.0])
+    command = ["eval", str(run.path), "--prompts", "5", "--resamples", "2"]
+    assert cli.main([*command, "--images", "random"]) == 0
+    assert "on random" in capsys.readouterr().out
+    linear = untrained(tmp_path / "linear", tiny())
+    lines(linear, [1.0])
+    assert cli.main(["eval", str(linear.path), "--images", "random"]) == 2
+    assert "--images is for runs of images in context" in capsys.readouterr().err
+    assert cli.main([*command, "--images", str(tmp_path / "no")]) == 2
+    assert f"{tmp_path / 'no'}, cannot be read" in capsys.readouterr().err
+
+
+def test_training_uses_the_data_of_its_files(tmp_path, capsys):
+    path = tmp_path / "set.npz"
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 6, 6), dtype=np.uint8)
+    np.savez(path, images=pixels, labels=np.arange(30) % 3)
+    command = [
+        "train", "kirsch/digits-xs", "--task.images", str(path), "--task.ways", "3",
+        "--task.points", "4", "--task.size", "4", "--training.steps", "2", "--training.batch-size",
+        "2", "--optimizer.warmup-steps", "0", "--model.layers", "1", "--no-evaluate", "--run-dir",
+    ]  # fmt: skip
+    assert cli.main([*command, str(tmp_path / "run")]) == 0
+    made = icl.Run.open(tmp_path / "run")
+    assert made.config.task.images == (str(path),)
+    path.write_bytes(path.read_bytes()[:-50])
+    capsys.readouterr()
+    assert cli.main([*command, str(tmp_path / "other")]) == 2
+    assert f"{path}: NumPy cannot read the file" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_functions_are_evaluated_once_for_all_queries(tmp_path):
+    config = shrunk(PRESETS["kirsch/functions-xs"].config)
+    result = evaluate(untrained(tmp_path / "run", config), prompts=20, resamples=2)
+    assert result.examples.tolist() == [4]
+    assert set(result.curves) > {"transformer", "least squares", "zero"}
+    assert all(np.isfinite(curve.mean).all() for curve in result.curves.values())
+
+
+def test_a_run_of_sines_is_not_asked_for_sines_twice(tmp_path):
+    for name, kinds in (("sines-xs", 2), ("functions-xs", 3)):
+        run = untrained(tmp_path / name, shrunk(PRESETS[f"kirsch/{name}"].config))
+        result = ask("function-transfer", run, prompts=8)
+        assert len(result.kinds) == kinds
+        for kind in result.kinds.values():
+            assert kind.r_squared == 1 - kind.squared_error / kind.variance
+    config = tiny(task=LinearRegression(dim=1, points=5))
+    with pytest.raises(ValueError, match="does not learn functions of one number"):
+        ask("function-transfer", untrained(tmp_path / "tagged", config))
+
+
+def test_presets_train_on_mapped_images_of_their_kind(tmp_path):
+    few_shot = PRESETS["kirsch/few-shot-xs"].config
+    run = icl.train(
+        few_shot.replace(
+            training_steps=2, training_log_every=1, training_checkpoint_every=2,
+            optimizer_warmup_steps=0, training_batch_size=4,
+        ),
+        tmp_path / "few",
+        logging=QUIET,
+    )  # fmt: skip
+    found = ask("generalisation", run, prompts=10)
+    assert found.examples.tolist() == [6]
+    paper = PRESETS["kirsch/mnist"].config
+    assert paper.task.points == 100 and paper.task.images == ("mnist",)
+    assert PRESETS["kirsch/map"].over["pool_size"][-1] == 2**20
