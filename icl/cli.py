@@ -415,7 +415,9 @@ def _eval(arguments: list[str]) -> int:
             raise ValueError(f"--images is for runs of images in context; {run} has other tasks")
         _evaluate(opened, resamples=resamples, seed=seed, **given)
         for name in names:
-            own = {option: value for option, value in given.items() if ANALYSES[name].takes(option)}
+            own: dict[str, Any] = {
+                option: value for option, value in given.items() if ANALYSES[name].takes(option)
+            }
             if given and not own:
                 say(f"{name} averages over no prompts: --prompts does not change it")
             if ANALYSES[name].takes("seed"):

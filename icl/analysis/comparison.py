@@ -1,6 +1,6 @@
 """Runs of one task side by side: error, number of parameters and size of the state.
 
-Kirsch et al. 2022 (arXiv 2212.04458, section 4.2) find that the accuracy of learners in context
+Kirsch et al. 2022 (arXiv 2212.04458, section 4) find that the accuracy of learners in context
 follows the size of their accessible state, and the number of parameters less.
 """
 

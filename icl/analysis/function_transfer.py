@@ -109,7 +109,7 @@ class FunctionTransfer(Result):
 
 def has_queries(config: Config) -> bool:
     """Whether runs with these settings learn functions of one number, with several queries."""
-    task = config.task
+    task: Any = config.task
     is_function = isinstance(task, FunctionFamily) and isinstance(task.label_kind, Scalar)
     return is_function and task.dim == 1 and task.hides_queries and config.layout == "masked"
 

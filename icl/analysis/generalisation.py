@@ -179,7 +179,7 @@ def generalisation(
     result = Generalisation(
         found.examples,
         accuracy,
-        run.config.task.label_kind.number,
+        learner.labels.prediction_shape[0],
         found.parameters,
         found.state,
         run.config.training.pool_size,
@@ -267,14 +267,21 @@ def _kinds(config: Config, images: Sequence[str], training: bool) -> dict[str, _
 def _draw(kind: _Kind, config: Config, prompts: int, seed: int) -> Episode:
     """Prompts of a kind, `[prompts, ...]`."""
     pool = (pool_key(config), jnp.int32(config.training.pool_size)) if kind.pooled else ()
-    return _drawn(kind.family, prompts, stream("general", seed), pool, load_data(kind.family))
+    key = stream("general", seed)
+    return _drawn(kind.family, prompts, key, *(pool or (None, None)), load_data(kind.family))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _drawn(
-    family: ProjectedImages, prompts: int, key: jax.Array, pool: tuple[jax.Array, ...], data: Data
+    family: ProjectedImages,
+    prompts: int,
+    key: jax.Array,
+    tasks_key: jax.Array | None,
+    pool_size: jax.Array | None,
+    data: Data,
 ) -> Episode:
-    return sample_batch(family, key, jnp.arange(prompts), family.full, *pool, data=data)
+    index = jnp.arange(prompts)
+    return sample_batch(family, key, index, family.full, tasks_key, pool_size, data=data)
 
 
 def _accuracy(

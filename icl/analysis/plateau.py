@@ -1,6 +1,6 @@
 """How long the loss stays at chance before a learner starts to learn in context, in a sweep.
 
-Kirsch et al. 2022 (arXiv 2212.04458, section 4.4): the length of the plateau falls as a power of
+Kirsch et al. 2022 (arXiv 2212.04458, section 4): the length of the plateau falls as a power of
 the batch size, and interventions such as biased labels shorten it.
 """
 
@@ -17,6 +17,7 @@ from ..report import Result, show_number
 from ..sweeps.grid import SEED, short_name
 from ..sweeps.results import SweepResult
 from ..tasks import Classes
+from ..training.config import Config
 from ..training.run import Run
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def plateau_end(run: Run) -> float:
     The loss is the mean over the steps of a line of metrics, so the step is known up to
     `training.log_every`.
     """
-    chance = math.log(run.config.task.label_kind.number)
+    chance = _chance(run.config)
     ends = (line["step"] for line in run.metrics() if line["loss"] < SHARE * chance)
     return next(ends, math.nan)
 
@@ -128,7 +129,7 @@ def plateau(sweep: "Sweep") -> Plateaus | None:
     """
     if not isinstance(sweep.config.task.label_kind, Classes):
         return None
-    chance = math.log(sweep.config.task.label_kind.number)
+    chance = _chance(sweep.config)
     labels = {
         json.dumps(settings): label
         for values in sweep.over.values()
@@ -160,6 +161,11 @@ def plateau(sweep: "Sweep") -> Plateaus | None:
     return Plateaus(
         rows, steps, alone, _exponent(rows) if alone else math.nan, sweep.path
     ).written()
+
+
+def _chance(config: Config) -> float:
+    """Loss of equal probabilities for all classes, in nats."""
+    return math.log(config.task.label_kind.outputs or 1)
 
 
 def _are_numbers(values: list[Any]) -> bool:

@@ -53,8 +53,8 @@ def _from_path(path: Path, size: int, channels: int) -> ImageSet:
         files = _idx_files(path)
         if not files:
             return load_folders(path, size, channels)
-        parts = [load_idx(file) for file in files]
-        return checked(*(np.concatenate(arrays) for arrays in zip(*parts)), path)
+        images, labels = zip(*(load_idx(file) for file in files))
+        return checked(np.concatenate(images), np.concatenate(labels), path)
     if not path.exists():
         raise FileNotFoundError(
             2,

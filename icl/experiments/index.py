@@ -45,6 +45,7 @@ FILES = {
         "kirsch/digits-xs-mlp": "kirsch/digits-xs with an MLP, which cannot learn in context: minutes on a CPU",
         "kirsch/map-xs": "from memorising to learning: 3 widths, 1 to 2^16 tasks, digits (a sweep, a CPU)",
         "kirsch/plateau-xs": "length of the plateau by batch size, digits (a sweep, a CPU)",
+        "kirsch/interventions-xs": "the plateau in the paper's tokens, and what shortens it, digits (a sweep, a CPU)",
         "kirsch/mnist": "mapped MNIST with permuted labels, 2^16 tasks, 100 images (for a GPU)",
         "kirsch/lstm": "mapped MNIST with permuted labels, 2^16 tasks, an LSTM (for a GPU)",
         "kirsch/map": "figure 2: from memorising to learning, 4 widths, 1 to 2^20 tasks, MNIST (a sweep, for a GPU)",

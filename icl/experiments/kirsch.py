@@ -14,6 +14,7 @@ random networks; docs/kirsch.md tells where they differ.
 """
 
 import dataclasses
+from typing import Any
 
 from ..analysis.function_transfer import sines
 from ..models import (
@@ -22,10 +23,9 @@ from ..models import (
     LSTMConfig,
     MAMLConfig,
     MLPConfig,
-    ModelConfig,
     TransformerConfig,
 )
-from ..tasks import ProjectedImages, RandomNetwork
+from ..tasks import Curriculum, ProjectedImages, RandomNetwork
 from ..training.config import Config, OptimizerConfig, TrainingConfig
 from .garg import MUON, XS_MODEL
 from .presets import register
@@ -47,10 +47,6 @@ XS = Config(
     optimizer=MUON,
     training=TrainingConfig(steps=2_000),
 )
-
-
-def _steps(model: ModelConfig, steps: int, **changes: object) -> Config:
-    return XS.replace(model=model, training_steps=steps, **changes)
 
 
 register("kirsch/digits-xs", XS)
@@ -79,6 +75,21 @@ register(
     over={"batch_size": [16, 32, 64, 128, 256]},
     report="plateau",
 )
+PLAIN: dict[str, Any] = dict(layout="shifted", biased=0.0, classes_start=None, points_start=None)
+register(
+    "kirsch/interventions-xs",
+    XS.replace(task_points=20, training_steps=3_000, curriculum=Curriculum(interval=250)),
+    over={
+        "intervention": {
+            "none": PLAIN,
+            "biased labels": PLAIN | dict(biased=0.9),
+            "more and more classes": PLAIN | dict(classes_start=2),
+            "more and more classes and points": PLAIN | dict(classes_start=2, points_start=6),
+            "paired tokens": PLAIN | dict(layout="paired"),
+        }
+    },
+    report="plateau",
+)
 register("kirsch/mnist", PAPER)
 register(
     "kirsch/lstm",
@@ -104,7 +115,13 @@ register(
     "kirsch/few-shot",
     FEW_SHOT.replace(
         task=dataclasses.replace(
-            MNIST, points=7, ways=3, shots=2, projection="diagonal", features=512
+            MNIST,
+            images=("features.npz",),
+            features=512,
+            points=7,
+            ways=3,
+            shots=2,
+            projection="diagonal",
         ),
         model=dataclasses.replace(TRANSFORMER, bidirectional=True),
         optimizer=OptimizerConfig(name="adamw", learning_rate=1e-3),

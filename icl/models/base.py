@@ -123,7 +123,7 @@ class ModelConfig(ABC):
     def state_size(self, in_width: int, tokens: int, outputs: int | None = None) -> int | None:
         """Number of numbers through which earlier tokens can act on the last prediction.
 
-        This is the accessible state of Kirsch et al. 2022 (arXiv 2212.04458, section 4.2). None if
+        This is the accessible state of Kirsch et al. 2022 (arXiv 2212.04458, section 4). None if
         the model does not tell; arguments as for `build`.
         """
         return None

@@ -1,6 +1,6 @@
 """An LSTM whose cell state is a matrix, updated by outer products and read by inner products.
 
-It is the "outer-product LSTM" of Kirsch et al. 2022 (arXiv 2212.04458, section 4.2 and appendix):
+It is the "outer-product LSTM" of Kirsch et al. 2022 (arXiv 2212.04458, section 4 and appendix):
 its state grows with the square of its width, as in fast weight programmers (Schmidhuber 1992).
 """
 

@@ -87,7 +87,8 @@ class MAML(Model):
         self.log_rates = nnx.Param(jnp.full((len(self.layers), 2), jnp.log(config.learning_rate)))
 
     def __call__(self, tokens: jax.Array, read: slice = slice(None)) -> jax.Array:
-        start = [(layer.kernel[...], layer.bias[...]) for layer in self.layers]
+        parts: Any = self.layers
+        start = [(layer.kernel[...], layer.bias[...]) for layer in parts]
         rates = jnp.exp(self.log_rates[...])
         predictions = jax.vmap(lambda prompt: self._learn(start, rates, prompt))(tokens)[:, read]
         return predictions[..., 0] if self.scalar else predictions

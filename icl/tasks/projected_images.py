@@ -75,7 +75,7 @@ class ProjectedImages(TaskFamily):
     projection: Literal["full", "diagonal", "none"] = "full"
     """The task's linear map: a full matrix, a diagonal one with entries N(0, 1), or none."""
     biased: float = 0.0
-    """Share of training tasks with the same labels: class i has the label i (section 4.4)."""
+    """Share of training tasks with the same labels: class i has the label i (section 4)."""
     held_out: float = 0.2
     """Share of each class's images that training does not see; evaluation draws from them."""
     part: Literal["train", "held out", "all"] = "train"
@@ -214,7 +214,7 @@ class ProjectedImages(TaskFamily):
     def sample_task(
         self, key: jax.Array, difficulty: Difficulty, data: ImageBank | None = None
     ) -> Task:
-        data = _on_device(data)
+        bank = _on_device(data)
         matrix_key, class_key, source_key, bias_key = jax.random.split(key, 4)
         n = self.dim
         shape = {"full": (n, n), "diagonal": (n,), "none": (0,)}[self.projection]
@@ -222,8 +222,8 @@ class ProjectedImages(TaskFamily):
         if self.projection == "full":
             matrix = matrix / math.sqrt(n)
         source = jax.random.randint(source_key, (), 0, len(self.images))
-        scores = jax.random.uniform(class_key, data.count.shape[1:])
-        exists = jnp.arange(len(scores)) < data.number[source]
+        scores = jax.random.uniform(class_key, bank.count.shape[1:])
+        exists = jnp.arange(len(scores)) < bank.number[source]
         order = jnp.argsort(jnp.where(exists, scores, 2.0))[: self.ways]
         same = jax.random.uniform(bias_key) < self.biased
         classes = jnp.where(same, jnp.arange(self.ways), order).astype(jnp.int32)
@@ -236,19 +236,19 @@ class ProjectedImages(TaskFamily):
         difficulty: Difficulty,
         data: ImageBank | None = None,
     ) -> Episode:
-        data = _on_device(data)
+        bank = _on_device(data)
         label_key, start_key, stride_key = jax.random.split(key, 3)
         y = self._labels(label_key, difficulty)
         own = (task.source, task.classes)
-        count, first = data.count[own], data.first[own]
+        count, first = bank.count[own], bank.first[own]
         start = jax.random.randint(start_key, (self.ways,), 0, count)
         which = jax.random.randint(stride_key, (self.ways,), 0, STRIDES)
-        stride = data.strides[task.source, task.classes, which]
+        stride = bank.strides[task.source, task.classes, which]
         shown = jax.nn.one_hot(y, self.ways, dtype=jnp.int32)
         earlier = (jnp.cumsum(shown, axis=0) - shown)[jnp.arange(self.points), y]
-        x = data.images[first[y] + (start[y] + stride[y] * earlier) % count[y]]
+        x = bank.images[first[y] + (start[y] + stride[y] * earlier) % count[y]]
         if self.is_vector:
-            x = (x.astype(jnp.float32) - data.mean[task.source][None]) / data.std[task.source]
+            x = (x.astype(jnp.float32) - bank.mean[task.source][None]) / bank.std[task.source]
         if self.projection == "full":
             x = jnp.matmul(x, task.projection.T, precision="highest")
         elif self.projection == "diagonal":

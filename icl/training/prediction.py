@@ -118,7 +118,8 @@ class Predictor:
         if points == learner.family.points:
             return learner
         try:
-            task = dataclasses.replace(learner.family, points=points)
+            one_query = {"queries": 1} if learner.family.hides_queries else {}
+            task = dataclasses.replace(learner.family, points=points, **one_query)
             other = Learner(dataclasses.replace(learner.config, task=task))
         except ValueError as error:
             raise ValueError(f"this model cannot take {points - 1} examples: {error}") from error
