@@ -7,9 +7,11 @@ the batch size, and interventions such as biased labels shorten it.
 import dataclasses
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
@@ -17,7 +19,6 @@ from ..report import Result, show_number
 from ..sweeps.grid import SEED, short_name
 from ..sweeps.results import SweepResult
 from ..tasks import Classes
-from ..training.config import Config
 from ..training.run import Run
 
 if TYPE_CHECKING:
@@ -116,9 +117,24 @@ def plateau_end(run: Run) -> float:
     The loss is the mean over the steps of a line of metrics, so the step is known up to
     `training.log_every`.
     """
-    chance = _chance(run.config)
-    ends = (line["step"] for line in run.metrics() if line["loss"] < SHARE * chance)
+    ends = (step for step, loss in relative_losses(run) if loss < SHARE)
     return next(ends, math.nan)
+
+
+def relative_losses(run: Run) -> Iterator[tuple[int, float]]:
+    """Steps of a run's metrics, and the losses divided by that of chance.
+
+    That is the loss of equal probabilities for all classes in use at a step of the curriculum, in
+    nats.
+    """
+    config = run.config
+    lines, first = run.metrics(), 0
+    difficulty = config.curriculum.at(jnp.arange(config.training.steps), config.task)
+    classes = np.broadcast_to(difficulty.classes, config.training.steps)
+    chance = np.log(np.where(classes > 0, classes, config.task.label_kind.outputs or 1))
+    for line in lines:
+        yield line["step"], line["loss"] / float(chance[first : line["step"]].mean())
+        first = line["step"]
 
 
 def plateau(sweep: "Sweep") -> Plateaus | None:
@@ -129,7 +145,6 @@ def plateau(sweep: "Sweep") -> Plateaus | None:
     """
     if not isinstance(sweep.config.task.label_kind, Classes):
         return None
-    chance = _chance(sweep.config)
     labels = {
         json.dumps(settings): label
         for values in sweep.over.values()
@@ -146,11 +161,10 @@ def plateau(sweep: "Sweep") -> Plateaus | None:
         told = ", ".join(f"{short_name(name)} {value}" for name, value in changes.items())
         label = labels.get(json.dumps(changes)) or (told if one is None else str(one))
         row = found.setdefault(label, Row(label, [], [], []))
-        lines = member.run.metrics()
-        steps = [line["step"] for line in lines]
+        steps, losses = map(list, zip(*relative_losses(member.run)))
         row.steps.append(plateau_end(member.run))
         row.error.append(record["normalised_error"][-1])
-        row.loss.append([line["loss"] / chance for line in lines])
+        row.loss.append(losses)
     rows = list(found.values())
     numeric = [
         short_name(name)
@@ -161,11 +175,6 @@ def plateau(sweep: "Sweep") -> Plateaus | None:
     return Plateaus(
         rows, steps, alone, _exponent(rows) if alone else math.nan, sweep.path
     ).written()
-
-
-def _chance(config: Config) -> float:
-    """Loss of equal probabilities for all classes, in nats."""
-    return math.log(config.task.label_kind.outputs or 1)
 
 
 def _are_numbers(values: list[Any]) -> bool:

@@ -21,13 +21,13 @@ from icl.analysis.generalisation import (
     few,
 )
 from icl.analysis.memorisation import Memorisation, memorisation
-from icl.analysis.plateau import Plateaus, Row, plateau, plateau_end
+from icl.analysis.plateau import Plateaus, Row, _exponent, plateau, plateau_end, relative_losses
 from icl.evaluation import evaluate
 from icl.experiments import PRESETS
 from icl.models import LSTMConfig, MLPConfig, TransformerConfig
 from icl.sweeps import Sweep, train_sweep
-from icl.tasks import LinearRegression, ProjectedImages, pool_task
-from icl.training import Config, Learner, TrainingConfig
+from icl.tasks import Curriculum, LinearRegression, ProjectedImages, pool_task
+from icl.training import Config, Learner, Run, TrainingConfig
 from icl.training.data import load_data
 from icl.training.step import pool_key
 
@@ -140,9 +140,18 @@ def lines(run, losses):
 def test_a_plateau_ends_below_the_loss_of_chance(run):
     chance = math.log(3)
     lines(run, [1.5, 1.0 * chance, 0.96 * chance, 0.94 * chance, 0.97 * chance])
-    assert plateau_end(run) == 40
+    long = Run(run.path, run.config.replace(training_steps=50))
+    assert plateau_end(long) == 40
     lines(run, [chance, chance])
-    assert math.isnan(plateau_end(run))
+    assert math.isnan(plateau_end(long))
+    # Under a curriculum, chance is that of the classes in use.
+    grown = run.config.replace(
+        curriculum=Curriculum(classes_start=2, interval=15), training_steps=40
+    )
+    lines(run, [math.log(2), (math.log(2) + math.log(3)) / 2, math.log(3), 0.9 * math.log(3)])
+    found = dict(relative_losses(Run(run.path, grown)))
+    np.testing.assert_allclose(list(found.values()), [1, 1, 1, 0.9], rtol=1e-6)
+    assert list(found) == [10, 20, 30, 40] and plateau_end(Run(run.path, grown)) == 40
     (run.path / "metrics.jsonl").unlink()
 
 
@@ -155,8 +164,6 @@ def test_plateaus_of_a_sweep(sweep, tmp_path):
     assert plateau(Sweep(sweep.path, tiny(), {"pool": [1, 4]}, 1)) is None
     # Steps that fall as the square root of the setting.
     rows = [Row(str(n), [100 / n**0.5, math.nan], [0.5, 0.7], [[1.0, 0.5]]) for n in (1, 4, 16)]
-    from icl.analysis.plateau import _exponent
-
     assert _exponent(rows) == pytest.approx(-0.5)
     assert math.isnan(_exponent(rows[:2]))
     fitted = Plateaus(rows, [10, 20], "batch_size", -0.5, tmp_path)
