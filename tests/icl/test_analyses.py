@@ -29,8 +29,9 @@ def kind(name, config):
     """One preset of a kind is asked, since each costs seconds and many share all their code."""
     if name == "shifts":
         return len(shifts.shifts_of(config.task))  # with noise, without, and without scaled labels
-    # Queries of other models are in test_queries.py, heads of other mixers in test_heads.py.
-    return None if name == "function" else type(config.model)
+    # Queries of other models are in test_queries.py, heads of other mixers in test_heads.py, other
+    # learners of images in test_learners.py.
+    return None if name in ("function", "generalisation") else type(config.model)
 
 
 def asked():
