@@ -53,7 +53,8 @@ class Generalisation(Result):
       examples: numbers of in-context examples, int `[E]`.
       accuracy: by kind of prompts and by name, the learner's first: float64 `[E]`; NaN where an
         estimator made no prediction. The kinds are `TRAINING` and `SEEN`, if the run has a pool of
-        tasks, `UNSEEN`, and "on NAME" for another set of images. All but the first have images that
+        tasks, `UNSEEN`, and "on NAME" for another set of images, by the
+        last part of its path. All but the first have images that
         training did not see, if the task holds some out.
       ways: number of classes in a prompt.
       parameters: number of learned parameters.
@@ -260,7 +261,8 @@ def _kinds(config: Config, images: Sequence[str], training: bool) -> dict[str, _
     kinds[UNSEEN] = _Kind(unseen, False)
     for name in images:
         other = dataclasses.replace(unseen, images=(name,), part="all")
-        kinds[f"on {name}"] = _Kind(other, False)
+        short = f"on {Path(name).name}"
+        kinds[short if short not in kinds else f"on {name}"] = _Kind(other, False)
     return kinds
 
 

@@ -12,16 +12,14 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ..data import data_files, load_images
+from ..data import STRIDES, ImageBank, Part, data_files, load_bank
 from ..ranges import SIZE, Range, check_ranges
 from .base import Difficulty, Episode, TaskFamily
 from .draws import normal
 from .inputs import Images, InputKind, Vectors
 from .labels import Classes
 
-STRIDES = 64  # number of orders in which the images of a class are drawn without repetition
 SHARE = Range(0.0, 1.0)
 
 
@@ -31,18 +29,6 @@ class Task(NamedTuple):
     projection: jax.Array  # [n, n], [n] for a diagonal map, [0] for none
     classes: jax.Array  # int32 [ways]: the class shown with each label
     source: jax.Array  # int32 []: which set of images
-
-
-class ImageBank(NamedTuple):
-    """Images of S sets with at most C classes each, in the order of sets and of classes."""
-
-    images: np.ndarray  # uint8 [N, *shape of an input], or float32 [N, features]
-    mean: np.ndarray  # float32 [S, n]: the mean image of a set
-    std: np.ndarray  # float32 [S]: of all pixels about their means
-    number: np.ndarray  # int32 [S]: number of classes
-    first: np.ndarray  # int32 [S, C]: position of the first image of a class
-    count: np.ndarray  # int32 [S, C]: number of images of a class; 1 for classes that do not exist
-    strides: np.ndarray  # int32 [S, C, STRIDES]: have no factor in common with `count`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +64,7 @@ class ProjectedImages(TaskFamily):
     """Share of training tasks with the same labels: class i has the label i (section 4)."""
     held_out: float = 0.2
     """Share of each class's images that training does not see; evaluation draws from them."""
-    part: Literal["train", "held out", "all"] = "train"
+    part: Part = "train"
     """The images in use: those of training, those held out, or all."""
 
     def __post_init__(self) -> None:
@@ -155,61 +141,18 @@ class ProjectedImages(TaskFamily):
           OSError: a file is missing or cannot be read.
           ValueError: a file is damaged, or its images do not fit the settings.
         """
-        parts = [self._set(name) for name in self.images]
-        classes = max(len(counts) for _, counts in parts)
-        padded = [np.pad(counts, (0, classes - len(counts))) for _, counts in parts]
-        count = np.array(padded, np.int32)
-        first = np.cumsum(count).reshape(count.shape) - count
-        images = np.concatenate([images for images, _ in parts])
-        flat = [images.reshape(len(images), -1) for images, _ in parts]
-        if self.random_features:
-            flat = [self._random_features((own - own.mean(axis=0)) / _spread(own)) for own in flat]
-            images = np.concatenate(flat)
-        mean = np.array([own.mean(axis=0) for own in flat], np.float32)
-        std = np.array([_spread(own) for own in flat], np.float32)
-        number = (count > 0).sum(axis=1)
-        count = np.maximum(count, 1)
-        strides = np.array([[_coprime(n, self.points) for n in of_set] for of_set in count])
-        shape = (self.dim,) if self.is_vector else self.input_kind.shape
-        return ImageBank(
-            images.reshape(-1, *shape),
-            mean,
-            std,
-            number.astype(np.int32),
-            first.astype(np.int32),
-            count,
-            strides.astype(np.int32),
+        bank = load_bank(
+            self.images,
+            size=self.size,
+            channels=self.channels,
+            features=self.features,
+            random_features=self.random_features,
+            ways=self.ways,
+            held_out=self.held_out,
+            part=self.part,
+            draws=self.points,
         )
-
-    def _set(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """The images of a set in use, in the order of classes, and the number of each class."""
-        images, labels = load_images(name, self.size, self.channels)
-        width = images.shape[1] if images.ndim == 2 else None
-        if width != self.features:
-            has = "images" if width is None else f"{width} features an input"
-            raise ValueError(f"{name} has {has}: set task.features to {width}")
-        number = int(labels.max()) + 1
-        if number < self.ways:
-            raise ValueError(f"{name} has {number} classes: set task.ways to that at most")
-        rng = np.random.default_rng(0)
-        chosen = []
-        for label in range(number):
-            own = rng.permutation(np.flatnonzero(labels == label))
-            kept = len(own) - int(round(self.held_out * len(own)))
-            limits = {"train": slice(kept), "held out": slice(kept, None), "all": slice(None)}
-            chosen.append(own[limits[self.part]])
-            if not len(chosen[-1]):
-                raise ValueError(
-                    f"{name} has {len(own)} images of class {label}, and none is left if a share "
-                    f"of {self.held_out:g} is held out: change task.held_out, or set task.part to "
-                    "all"
-                )
-        return images[np.concatenate(chosen)], np.array([len(own) for own in chosen])
-
-    def _random_features(self, x: np.ndarray) -> np.ndarray:
-        """ReLU features `[N, dim]` of a random layer, of mean square 1 for inputs of variance 1."""
-        weights = np.random.default_rng(1).normal(size=(x.shape[1], self.dim))
-        return np.maximum(x @ weights * (2 / x.shape[1]) ** 0.5, 0).astype(np.float32)
+        return bank._replace(images=bank.images.reshape(-1, *self.input_kind.shape))
 
     def sample_task(
         self, key: jax.Array, difficulty: Difficulty, data: ImageBank | None = None
@@ -270,16 +213,3 @@ def _on_device(data: ImageBank | None) -> Any:
     if data is None:
         raise ValueError("images are drawn from data: give the result of load_data")
     return jax.tree.map(jnp.asarray, data)
-
-
-def _spread(x: np.ndarray) -> float:
-    """Root mean square of inputs `[N, n]` about their mean; 1 if they are all equal."""
-    return float(np.sqrt(x.var(axis=0, dtype=np.float64).mean())) or 1.0
-
-
-def _coprime(count: int, points: int) -> np.ndarray:
-    """Numbers without a factor in common with `count`, and small enough for int32, `[STRIDES]`."""
-    most = max(2, min(int(count), (2**31 - 1) // points - 1))
-    rng = np.random.default_rng(int(count))
-    drawn = rng.integers(1, most, 40 * STRIDES)
-    return np.resize(drawn[np.gcd(drawn, count) == 1], STRIDES)
