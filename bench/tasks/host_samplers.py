@@ -137,7 +137,7 @@ def random_network(batch, family):
         hidden = hidden @ weights + family.bias_std * torch.randn(batch, 1, units)
         if index < len(family.widths):
             hidden = functions[family.activations[index]](hidden)
-    return x, hidden[:, :, 0]
+    return x, hidden[:, :, 0] / hidden.pow(2).mean().sqrt()
 
 
 class _Sequences(Dataset):
@@ -146,6 +146,8 @@ class _Sequences(Dataset):
     def __init__(self, family):
         self.family = family
         self.images, self.labels = load_images(family.images[0], family.size)
+        self.mean = torch.from_numpy(self.images.mean(axis=0)[:, :, 0]).float() / 255
+        self.std = float(np.sqrt((self.images / 255).var(axis=0).mean()))
 
     def __len__(self):
         return 2**31
@@ -158,7 +160,7 @@ class _Sequences(Dataset):
         for chosen in np.random.randint(len(self.images), size=self.family.points):
             image = Image.fromarray(self.images[chosen, :, :, 0])
             pixels = torch.from_numpy(np.array(image)).float() / 255
-            x.append(matrix @ ((pixels - 0.3) / 0.37).flatten())
+            x.append(matrix @ ((pixels - self.mean) / self.std).flatten())
             y.append(labels[self.labels[chosen]])
         return torch.stack(x), torch.stack(y)
 

@@ -53,9 +53,8 @@ class Generalisation(Result):
       examples: numbers of in-context examples, int `[E]`.
       accuracy: by kind of prompts and by name, the learner's first: float64 `[E]`; NaN where an
         estimator made no prediction. The kinds are `TRAINING` and `SEEN`, if the run has a pool of
-        tasks, `UNSEEN`, and "on NAME" for another set of images, by the
-        last part of its path. All but the first have images that
-        training did not see, if the task holds some out.
+        tasks, `UNSEEN`, and "on NAME" for another set of images, by the last part of its path. All
+        but the first have images that training did not see, if the task holds some out.
       ways: number of classes in a prompt.
       parameters: number of learned parameters.
       state: number of numbers that carry examples to the last prediction; None if unknown.
