@@ -56,6 +56,13 @@ class Layout(Protocol):
         ...
 
 
+class _Beside:
+    """Tokens with room for an input and, beside it, a label."""
+
+    def width(self, features: int, labels: LabelKind) -> int:
+        return features + labels.token_width
+
+
 class Interleaved:
     """x_1, y_1, x_2, y_2, ...: y_i is predicted at x_i (Garg et al. 2022, section 2).
 
@@ -89,7 +96,7 @@ class Interleaved:
         return 2 * episode.length
 
 
-class Concatenated:
+class Concatenated(_Beside):
     """(x_1, y_1), ..., (x_q, 0): only the last query is predicted (von Oswald et al. 2023).
 
     Points before the query show their labels if the points are context. The label of the query and
@@ -102,9 +109,6 @@ class Concatenated:
 
     def tokens(self, points: Any) -> Any:
         return points
-
-    def width(self, features: int, labels: LabelKind) -> int:
-        return features + labels.token_width
 
     def encode(self, episode: Episode, labels: LabelKind = SCALAR) -> jax.Array:
         return jnp.concatenate([episode.x, self._shown(episode, labels)], axis=1)
@@ -143,16 +147,13 @@ class Separate(Concatenated):
         return pairs.reshape(-1, inputs.shape[1])[:-1]
 
 
-class Tagged(Interleaved):
+class Tagged(_Beside, Interleaved):
     """x_1, y_1, x_2, y_2, ... as tokens (0, x) and (y, 0, ..., 0), which tell x from y.
 
     The tokens are those of Raventós et al. 2023 (arXiv 2306.15063, section 2). The zeros before x
     are as many as the features of a label token. If the episode has `label_tokens`, they replace
     (y, 0, ..., 0).
     """
-
-    def width(self, features: int, labels: LabelKind) -> int:
-        return features + labels.token_width
 
     def encode(self, episode: Episode, labels: LabelKind = SCALAR) -> jax.Array:
         width = self.width(episode.x.shape[1], labels)
@@ -162,16 +163,13 @@ class Tagged(Interleaved):
         return jnp.stack([inputs, label_tokens], axis=1).reshape(-1, width)
 
 
-class Paired(Interleaved):
+class Paired(_Beside, Interleaved):
     """(x_1, 0), (x_1, y_1), (x_2, 0), (x_2, y_2), ...: y_i is predicted at the first of its pair.
 
     A later query finds an example and its label in one token, so that a single attention layer can
     compare inputs and copy labels. In `Shifted` a model must first learn to bring each input to the
     token after it, and until then learns nothing else: the plateau of Kirsch et al. 2022.
     """
-
-    def width(self, features: int, labels: LabelKind) -> int:
-        return features + labels.token_width
 
     def encode(self, episode: Episode, labels: LabelKind = SCALAR) -> jax.Array:
         shown = _label_tokens(episode, labels)
@@ -180,7 +178,7 @@ class Paired(Interleaved):
         return jnp.concatenate([x, both], axis=2).reshape(-1, x.shape[2] + both.shape[2])
 
 
-class Shifted(Interleaved):
+class Shifted(_Beside, Interleaved):
     """(x_1, 0), (x_2, y_1), (x_3, y_2), ...: y_i is predicted at x_i (Kirsch et al. 2022).
 
     Prompts have half as many tokens as in `Interleaved`. If a point in use comes later than a
@@ -191,9 +189,6 @@ class Shifted(Interleaved):
 
     def tokens(self, points: Any) -> Any:
         return points
-
-    def width(self, features: int, labels: LabelKind) -> int:
-        return features + labels.token_width
 
     def encode(self, episode: Episode, labels: LabelKind = SCALAR) -> jax.Array:
         before = jnp.roll(_label_tokens(episode, labels), 1, axis=0).at[0].set(0)

@@ -6,9 +6,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from icl.evaluation import draw_prompts
-from icl.models import TransformerConfig
+from icl.models import Transformer, TransformerConfig
 from icl.tasks import (
     FAMILIES,
     Curriculum,
@@ -22,6 +23,7 @@ from icl.training.optimizer import make_optimizer
 from icl.training.step import init_state, variable_items
 
 QUIET = LoggingConfig(progress=False)
+TINY = TransformerConfig(layers=2, heads=2, width=16)
 
 
 def tiny(**changes):
@@ -131,3 +133,19 @@ def shrunk(config):
             pool_size=config.training.pool_size and 8,
         ),
     )  # fmt: skip
+
+
+def build(config=TINY, in_width=5, tokens=12):
+    return Transformer(in_width, tokens, config, rngs=nnx.Rngs(params=jax.random.key(0)))
+
+
+def prompt(length=12, in_width=5, batch=3):
+    return jax.random.normal(jax.random.key(1), (batch, length, in_width))
+
+
+def jitted(model):
+    """The model as a compiled function of tokens and the limits of `read`."""
+    graph, state = nnx.split(model)
+    call = lambda state, tokens, read: nnx.merge(graph, state)(tokens, slice(*read))
+    compiled = jax.jit(call, static_argnums=2)
+    return lambda tokens, *read: compiled(state, tokens, read or (None,))
