@@ -78,13 +78,18 @@ register(
 PLAIN: dict[str, Any] = dict(layout="shifted", biased=0.0, classes_start=None, points_start=None)
 register(
     "kirsch/interventions-xs",
-    XS.replace(task_points=20, training_steps=3_000, curriculum=Curriculum(interval=250)),
+    XS.replace(
+        task_points=20,
+        training_steps=4_000,
+        training_log_every=50,
+        curriculum=Curriculum(interval=400),
+    ),
     over={
         "intervention": {
             "none": PLAIN,
             "biased labels": PLAIN | dict(biased=0.9),
             "more and more classes": PLAIN | dict(classes_start=2),
-            "more and more classes and points": PLAIN | dict(classes_start=2, points_start=6),
+            "more and more classes and points": PLAIN | dict(classes_start=2, points_start=8),
             "paired tokens": PLAIN | dict(layout="paired"),
         }
     },
