@@ -8,7 +8,7 @@ import numpy as np
 from .load import load_images
 
 STRIDES = 64  # number of orders in which the images of a class are drawn without repetition
-Part = Literal["train", "held out", "all"]
+Part = Literal["train", "held-out", "all"]
 
 
 class ImageBank(NamedTuple):
@@ -98,7 +98,7 @@ def _load(
     for label in range(number):
         own = rng.permutation(np.flatnonzero(labels == label))
         kept = len(own) - round(held_out * len(own))
-        limits = {"train": slice(kept), "held out": slice(kept, None), "all": slice(None)}
+        limits = {"train": slice(kept), "held-out": slice(kept, None), "all": slice(None)}
         chosen.append(own[limits[part]])
         if not len(chosen[-1]):
             raise ValueError(

@@ -88,11 +88,11 @@ class ProjectedImages(TaskFamily):
                 f"{self.ways} classes of {self.shots} images and the query are "
                 f"{self.ways * self.shots + 1} points: set task.points to that, not {self.points}"
             )
-        if self.part == "held out" and not self.held_out:
+        if self.part == "held-out" and not self.held_out:
             raise ValueError("no images are held out: set task.held_out above 0, or part to all")
         for name, options in (
             ("projection", ("full", "diagonal", "none")),
-            ("part", ("train", "held out", "all")),
+            ("part", ("train", "held-out", "all")),
         ):
             if getattr(self, name) not in options:
                 raise ValueError(f"task.{name} must be {' or '.join(options)}")
@@ -123,7 +123,7 @@ class ProjectedImages(TaskFamily):
 
     @property
     def evaluation(self) -> "ProjectedImages":
-        part = "held out" if self.part == "train" and self.held_out else self.part
+        part = "held-out" if self.part == "train" and self.held_out else self.part
         return dataclasses.replace(self, biased=0.0, part=part)
 
     @property

@@ -182,7 +182,7 @@ def test_data_that_do_not_fit_the_settings_say_what_to_set(tmp_path):
     for changes, words in (
         (dict(images=()), "at least one set"),
         (dict(shots=2), "3 classes of 2 images and the query are 7 points"),
-        (dict(held_out=0.0, part="held out"), "no images are held out"),
+        (dict(held_out=0.0, part="held-out"), "no images are held out"),
         (dict(projection="round"), "projection must be full or diagonal or none"),
         (dict(ways=1), "task.ways must be"),
         (dict(biased=1.5), "task.biased must be"),
@@ -266,19 +266,19 @@ def test_biased_tasks_share_their_labels_and_evaluation_has_none():
     keys = lambda: jax.random.split(jax.random.key(1), 400)
     share = lambda f: float((sample(keys(), f).classes == jnp.arange(3)[None]).all(axis=1).mean())
     assert 0.65 < share(family) < 0.85
-    assert share(family.evaluation) < 0.05 and family.evaluation.part == "held out"
+    assert share(family.evaluation) < 0.05 and family.evaluation.part == "held-out"
 
 
 def test_held_out_images_are_apart_and_split_each_class():
-    parts = {part: dataclasses.replace(FAMILY, part=part) for part in ("train", "held out", "all")}
+    parts = {part: dataclasses.replace(FAMILY, part=part) for part in ("train", "held-out", "all")}
     counts = {part: load_data(family).count for part, family in parts.items()}
-    np.testing.assert_array_equal(counts["train"] + counts["held out"], counts["all"])
-    np.testing.assert_allclose(counts["held out"] / counts["all"], 0.2, atol=0.01)
+    np.testing.assert_array_equal(counts["train"] + counts["held-out"], counts["all"])
+    np.testing.assert_allclose(counts["held-out"] / counts["all"], 0.2, atol=0.01)
     rows = {
         part: {row.tobytes() for row in load_data(family).images} for part, family in parts.items()
     }
-    assert rows["train"] | rows["held out"] == rows["all"]
-    shared = rows["train"] & rows["held out"]
+    assert rows["train"] | rows["held-out"] == rows["all"]
+    shared = rows["train"] & rows["held-out"]
     assert len(shared) < 0.1 * len(rows["all"])  # small images have equal ones
 
 

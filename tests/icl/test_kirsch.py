@@ -68,7 +68,7 @@ def test_kinds_of_prompts_have_their_tasks_and_images(run):
         near = np.abs(images[None] - back[:, None]).max(axis=2).min(axis=1) < 0.02
         assert near.all() if kind in (TRAINING, SEEN) else not near.any(), kind
     part = {kind: one.family.part for kind, one in kinds.items()}
-    assert part == {TRAINING: "train", SEEN: "held out", UNSEEN: "held out", "on random": "all"}
+    assert part == {TRAINING: "train", SEEN: "held-out", UNSEEN: "held-out", "on random": "all"}
     # Tasks of the pool keep their labels; unseen tasks are never biased.
     assert kinds[SEEN].family.biased == 0.5 and kinds[UNSEEN].family.biased == 0
     fresh = _kinds(TINY, (), training=True)
