@@ -22,6 +22,7 @@ class MAMLConfig(ModelConfig):
     """Settings of the network and its steps; computed in float32. It needs the layout shifted."""
 
     title: ClassVar[str] = "MAML"
+    takes_shifted: ClassVar[bool] = True
 
     layers: int = 1
     """Number of hidden layers."""

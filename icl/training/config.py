@@ -168,8 +168,13 @@ class Config:
         return measure._replace(name=f"{measure.name} at full difficulty")
 
     def _check_queries(self) -> None:
-        """Raises ValueError if the task and the layout disagree on which labels are shown."""
+        """Raises ValueError if task, layout and model disagree on which labels are shown."""
         name, hides = self.layout, LAYOUTS[self.layout].hides_labels
+        if self.model.takes_shifted and name != "shifted":
+            raise ValueError(
+                f"{self.model.title} takes tokens (x, the label before): set layout to shifted, not "
+                f"{name}"
+            )
         if self.task.hides_queries and not hides:
             raise ValueError(
                 f"the layout {name} shows the label of each query to the points after it: leave "
