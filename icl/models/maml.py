@@ -78,6 +78,8 @@ class MAML(Model):
     def __init__(
         self, in_width: int, config: MAMLConfig, *, outputs: int | None = None, rngs: nnx.Rngs
     ):
+        if outputs is None and config.loss == "cross-entropy":
+            raise ValueError("labels of this task are no classes: set model.loss to squared")
         sizes = config.sizes(in_width, outputs)
         self.squared = config.loss == "squared"
         self.scalar, self.labels = outputs is None, sizes[-1]

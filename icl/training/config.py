@@ -172,8 +172,8 @@ class Config:
         name, hides = self.layout, LAYOUTS[self.layout].hides_labels
         if self.model.takes_shifted and name != "shifted":
             raise ValueError(
-                f"{self.model.title} takes tokens (x, the label before): set layout to shifted, not "
-                f"{name}"
+                f"{self.model.title} takes tokens (x, the label before): set layout to shifted, "
+                f"not {name}"
             )
         if self.task.hides_queries and not hides:
             raise ValueError(

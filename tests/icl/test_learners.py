@@ -91,6 +91,8 @@ def test_maml_needs_tokens_with_labels():
         built(MAMLConfig(), in_width=3, outputs=3)
     with pytest.raises(ValueError, match="MAML takes tokens .*set layout to shifted, not tagged"):
         tiny(model=MAMLConfig(loss="squared"), layout="tagged")
+    with pytest.raises(ValueError, match="no classes: set model.loss to squared"):
+        built(MAMLConfig())
     for wrong in (dict(loss="hinge"), dict(dtype="bfloat16"), dict(learning_rate=0.0)):
         with pytest.raises(ValueError, match="loss must be|float32|learning_rate"):
             MAMLConfig(**wrong)
