@@ -411,8 +411,12 @@ def _eval(arguments: list[str]) -> int:
             _show_result(ask("alignment", opened, against=other, seed=seed, **given))
             return
         names = _chosen(opened, analyses)
-        if images and not any(ANALYSES[name].takes("images") for name in names):
-            raise ValueError(f"--images is for runs of images in context; {run} has other tasks")
+        if images:
+            from .analysis.generalisation import check_images
+
+            check_images(opened.config, images)
+            if not any(ANALYSES[name].takes("images") for name in names):
+                raise ValueError("--images needs the analysis generalisation: add it to --analyses")
         _evaluate(opened, resamples=resamples, seed=seed, **given)
         for name in names:
             own: dict[str, Any] = {

@@ -293,6 +293,11 @@ def mean_query_error(learner: Learner, params: Any) -> float:
     return float(total) / QUERY_BATCHES / learner.family.label_kind.training_measure.scale
 
 
+def predicts_every_prefix(config: Config) -> bool:
+    """Whether the layout predicts each point from the points before it."""
+    return not LAYOUTS[config.layout].hides_labels
+
+
 def query_only(config: Config) -> bool:
     """Whether the layout predicts only one query, at the end of each prompt."""
     return LAYOUTS[config.layout].query_only

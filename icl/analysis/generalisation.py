@@ -13,16 +13,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
 from ..evaluation.chunks import in_chunks
 from ..evaluation.comparators import comparators
-from ..evaluation.curves import by_examples, errors_of, mean_of_finite, predictions_of
+from ..evaluation.curves import (
+    by_examples,
+    draw_of,
+    errors_of,
+    mean_of_finite,
+    predictions_of,
+)
+from ..evaluation.result import MAX_COLUMNS
 from ..models import parameter_count
 from ..report import Result, at_least_one, open_run, spread
-from ..tasks import Data, Episode, ProjectedImages, sample_batch
+from ..tasks import Episode, ProjectedImages
 from ..tasks.draws import stream
 from ..training.config import Config
 from ..training.data import load_data
@@ -31,7 +37,6 @@ from ..training.population import group_by_program, shared_config
 from ..training.run import Run
 from ..training.step import pool_key
 
-MAX_COLUMNS = 5  # those at which SGD is fitted
 TRAINING, SEEN, UNSEEN = "seen tasks, training images", "seen tasks", "unseen tasks"
 
 
@@ -166,24 +171,27 @@ def generalisation(
       ValueError: fewer than one prompt, a run of another task, or images that do not fit the task.
     """
     run, learner = open_run(run, prompts=prompts)
-    [found] = accuracies([run], prompts=prompts, images=images, seed=seed, training=True)
-    accuracy = {kind: {learner.name: values} for kind, values in found.accuracy.items()}
+    check_images(run.config, images)
+    step, variables = run.variables()
+    predict = partial(jax.jit(learner.predict), variables)
+    accuracy: dict[str, dict[str, np.ndarray]] = {}
+    examples = np.zeros(0)
     for kind, drawn in _kinds(run.config, images, training=True).items():
-        if drawn.pooled:
-            continue
         episodes = _draw(drawn, run.config, prompts, seed)
-        for comparator in comparators(drawn.family)[0]:
+        examples, own = _accuracy(learner, in_chunks(predict, episodes), episodes)
+        accuracy[kind] = {learner.name: own}
+        for comparator in [] if drawn.pooled else comparators(drawn.family)[0]:
             predictions = predictions_of(comparator, episodes)[0]
             for name, prediction in zip(comparator.names, predictions, strict=True):
                 accuracy[kind][name] = _accuracy(learner, prediction, episodes)[1]
     result = Generalisation(
-        found.examples,
+        examples,
         accuracy,
         learner.labels.prediction_shape[0],
-        found.parameters,
-        found.state,
+        parameter_count(learner.model(variables)),
+        run.config.model.state_size(learner.width, learner.tokens, learner.labels.outputs),
         run.config.training.pool_size,
-        found.step,
+        step,
         prompts,
         seed,
         run.path,
@@ -191,56 +199,46 @@ def generalisation(
     return result.written()
 
 
-class Found(NamedTuple):
-    """Accuracy of a run's learner; attributes as of `Generalisation`."""
-
-    examples: np.ndarray
-    accuracy: dict[str, np.ndarray]
-    parameters: int
-    state: int | None
-    step: int
+def check_images(config: Config, images: Sequence[str]) -> None:
+    """Raises an error if a run cannot be asked for other sets of images; see `generalisation`."""
+    if not is_images(config):
+        raise ValueError(
+            f"the run does not classify images: its task is {type(config.task).__name__}"
+        )
+    for kind in _kinds(config, images, training=False).values():
+        load_data(kind.family)
 
 
 def accuracies(
-    runs: Sequence[Run],
-    *,
-    prompts: int,
-    images: Sequence[str] = (),
-    seed: int = 0,
-    training: bool = False,
-) -> Iterator[Found]:
-    """The learner's accuracy in many runs in turn; runs that share a program are compiled once.
+    runs: Sequence[Run], *, prompts: int, seed: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
+    """Accuracy `[E]` of many runs' learners in turn, on `SEEN` and `UNSEEN` tasks.
+
+    Runs that share a program are compiled once.
 
     Args:
       runs: runs of images in context.
-      prompts, images, seed: as for `generalisation`.
-      training: whether the kinds include `TRAINING`.
+      prompts, seed: as for `generalisation`.
 
     Raises:
       As `generalisation`.
     """
     at_least_one(prompts=prompts)
-    for run in runs:
-        if not is_images(run.config):
-            kind = type(run.config.task).__name__
-            raise ValueError(f"{run.path} does not classify images: its task is {kind}")
     configs = [run.config for run in runs]
     programs: dict[int, Any] = {}
     for group in group_by_program(configs):
+        check_images(configs[group[0]], ())
         predict = jax.jit(Learner(shared_config(configs[group[0]])).predict)
         programs |= dict.fromkeys(group, predict)
     for index, run in enumerate(runs):
+        run.check_data()
         learner = Learner(run.config)
-        step, variables = run.variables()
-        predict = partial(programs[index], variables)
-        accuracy, examples = {}, np.zeros(0)
-        for kind, drawn in _kinds(run.config, images, training).items():
+        predict = partial(programs[index], run.variables()[1])
+        found = {}
+        for kind, drawn in _kinds(run.config, (), training=False).items():
             episodes = _draw(drawn, run.config, prompts, seed)
-            examples, accuracy[kind] = _accuracy(learner, in_chunks(predict, episodes), episodes)
-        model = learner.config.model
-        state = model.state_size(learner.width, learner.tokens, learner.labels.outputs)
-        count = parameter_count(learner.model(variables))
-        yield Found(examples, accuracy, count, state, step)
+            found[kind] = _accuracy(learner, in_chunks(predict, episodes), episodes)[1]
+        yield found
 
 
 class _Kind(NamedTuple):
@@ -259,7 +257,7 @@ def _kinds(config: Config, images: Sequence[str], training: bool) -> dict[str, _
         kinds[SEEN] = _Kind(dataclasses.replace(family, part=unseen.part), True)
     kinds[UNSEEN] = _Kind(unseen, False)
     for name in images:
-        other = dataclasses.replace(unseen, images=(name,), part="all")
+        other = dataclasses.replace(unseen, images=(name,), part="all", held_out=0.0)
         short = f"on {Path(name).name}"
         kinds[short if short not in kinds else f"on {name}"] = _Kind(other, False)
     return kinds
@@ -267,22 +265,8 @@ def _kinds(config: Config, images: Sequence[str], training: bool) -> dict[str, _
 
 def _draw(kind: _Kind, config: Config, prompts: int, seed: int) -> Episode:
     """Prompts of a kind, `[prompts, ...]`."""
-    pool = (pool_key(config), jnp.int32(config.training.pool_size)) if kind.pooled else ()
-    key = stream("general", seed)
-    return _drawn(kind.family, prompts, key, *(pool or (None, None)), load_data(kind.family))
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _drawn(
-    family: ProjectedImages,
-    prompts: int,
-    key: jax.Array,
-    tasks_key: jax.Array | None,
-    pool_size: jax.Array | None,
-    data: Data,
-) -> Episode:
-    index = jnp.arange(prompts)
-    return sample_batch(family, key, index, family.full, tasks_key, pool_size, data=data)
+    pool = (pool_key(config), config.training.pool_size) if kind.pooled else ()
+    return draw_of(kind.family, stream("general", seed), prompts, *pool)
 
 
 def _accuracy(

@@ -20,7 +20,7 @@ from ..tasks import Episode, FunctionFamily, LinearRegression, SparseLinearRegre
 from ..tasks.draws import stream
 from ..training.config import Config
 from ..training.run import Run
-from .descent import query_only
+from .descent import predicts_every_prefix
 
 NORMS = np.linspace(-2, 2, 17)  # of queries, in units of sqrt(dim), the size of a training input
 MAX_COLUMNS = 5  # of the table
@@ -112,7 +112,7 @@ class LearnedFunction(Result):
 def is_linear(config: Config) -> bool:
     """Whether runs with these settings learn linear functions of normal inputs."""
     task = config.task
-    if not isinstance(task, LinearRegression) or query_only(config):
+    if not isinstance(task, LinearRegression) or not predicts_every_prefix(config):
         return False
     known = type(task) in (LinearRegression, SparseLinearRegression) and not task.random_labels
     return known and (task.inputs, task.input_scale) == ("normal", 1.0)

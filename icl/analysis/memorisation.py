@@ -27,6 +27,7 @@ PHASES = {
     "i": "identifies: learns seen tasks from their images, and unseen ones less",
     "L": "learns to learn: as accurate on unseen tasks as on seen ones",
     "-": "has learned neither",
+    "?": "diverged in training",
 }
 
 
@@ -69,8 +70,13 @@ class Memorisation(Result):
     def phases(self) -> np.ndarray:
         """The key of `PHASES` for each model, `[models, sizes]`."""
         seen, unseen = self.gain(SEEN), self.gain(UNSEEN)
-        choices = [(self.gap < GAP) & (unseen >= GAP), seen >= GAP, self.gap >= GAP]
-        return np.select(choices, ["L", "i", "m"], "-")
+        choices = [
+            np.isnan(self.gap),
+            (self.gap < GAP) & (unseen >= GAP),
+            seen >= GAP,
+            self.gap >= GAP,
+        ]
+        return np.select(choices, ["?", "L", "i", "m"], "-")
 
     def as_data(self) -> dict[str, Any]:
         return super().as_data() | {"gap": self.gap.tolist(), "phase": self.phases().tolist()}
@@ -146,7 +152,7 @@ def memorisation(sweep: "Sweep", *, prompts: int = PROMPTS) -> Memorisation | No
         label = ", ".join(f"{short_name(name)} {value}" for name, value in rest.items())
         ends = {
             kind: [values[: few(len(values))].mean(), values[-few(len(values)) :].mean()]
-            for kind, values in one.accuracy.items()
+            for kind, values in one.items()
         }
         found.setdefault((label, member.changes[POOL_SIZE]), []).append(ends)
     models, ordered = list(dict.fromkeys(label for label, _ in found)), sorted(sizes)

@@ -5,7 +5,6 @@ the batch size, and interventions such as biased labels shorten it.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,12 +34,14 @@ class Row:
       label: their values.
       steps: the step at which each left the plateau; NaN if it did not.
       error: error at the last position on unseen tasks, one a seed.
+      at: training steps of the losses, one list a seed.
       loss: training loss by step, divided by that of chance, one list a seed.
     """
 
     label: str
     steps: list[float]
     error: list[float]
+    at: list[list[int]]
     loss: list[list[float]]
 
 
@@ -50,14 +51,12 @@ class Plateaus(Result):
 
     Attributes:
       rows: one for each combination of settings.
-      at: training steps of the losses.
       setting: name of the only numeric setting of the sweep; None if there is none.
       exponent: exponent of the power of the setting that fits the lengths best; NaN if unknown.
       path: the sweep's folder.
     """
 
     rows: list[Row]
-    at: list[int]
     setting: str | None
     exponent: float
     path: Path
@@ -76,7 +75,7 @@ class Plateaus(Result):
             result.add_column(name.replace("_", " "), justify="right")
         for row in self.rows:
             known = [step for step in row.steps if not math.isnan(step)]
-            shown = f"{np.mean(known):,.0f}" if known else f"over {self.at[-1]:,}"
+            shown = f"{np.mean(known):,.0f}" if known else f"over {row.at[0][-1]:,}"
             missing = len(row.steps) - len(known)
             shown += f" ({missing} of {len(row.steps)} stayed)" if known and missing else ""
             result.add_row(row.label, shown, show_number(float(np.mean(row.error))))
@@ -89,8 +88,7 @@ class Plateaus(Result):
             1, 1 + fitted, figsize=(6.4 + 4.6 * fitted, 4.0), layout="constrained", squeeze=False
         )
         for index, row in enumerate(self.rows):
-            for seed, loss in enumerate(row.loss):
-                at = self.at[: len(loss)]
+            for seed, (at, loss) in enumerate(zip(row.at, row.loss)):
                 panels[0, 0].plot(
                     at, loss, color=f"C{index}", label=row.label if not seed else None
                 )
@@ -145,25 +143,17 @@ def plateau(sweep: "Sweep") -> Plateaus | None:
     """
     if not isinstance(sweep.config.task.label_kind, Classes):
         return None
-    labels = {
-        json.dumps(settings): label
-        for values in sweep.over.values()
-        if isinstance(values, dict)
-        for label, settings in values.items()
-    }
+    groups = [values for values in sweep.over.values() if isinstance(values, dict)]
     found: dict[str, Row] = {}
-    steps: list[int] = []
     for member, record in zip(sweep.members, SweepResult.load(sweep).records):
         if "examples" not in record:
             continue
-        changes = {name: value for name, value in member.changes.items() if name != SEED}
-        one = next(iter(changes.values())) if len(changes) == 1 else None
-        told = ", ".join(f"{short_name(name)} {value}" for name, value in changes.items())
-        label = labels.get(json.dumps(changes)) or (told if one is None else str(one))
-        row = found.setdefault(label, Row(label, [], [], []))
+        label = _label(member.changes, groups)
+        row = found.setdefault(label, Row(label, [], [], [], []))
         steps, losses = map(list, zip(*relative_losses(member.run)))
         row.steps.append(plateau_end(member.run))
         row.error.append(record["normalised_error"][-1])
+        row.at.append(steps)
         row.loss.append(losses)
     rows = list(found.values())
     numeric = [
@@ -172,9 +162,23 @@ def plateau(sweep: "Sweep") -> Plateaus | None:
         if name != SEED and not isinstance(values, dict) and _are_numbers(values)
     ]
     alone = numeric[0] if len(numeric) == 1 and len(sweep.over) == 1 else None
-    return Plateaus(
-        rows, steps, alone, _exponent(rows) if alone else math.nan, sweep.path
-    ).written()
+    exponent = _exponent(rows) if alone else math.nan
+    return Plateaus(rows, alone, exponent, sweep.path).written()
+
+
+def _label(changes: dict[str, Any], groups: list[dict[str, dict[str, Any]]]) -> str:
+    """What a member differs in: labels of groups of settings, then names and values of others."""
+    rest = {name: value for name, value in changes.items() if name != SEED}
+    labels = []
+    for group in groups:
+        for label, settings in group.items():
+            if settings.items() <= rest.items():
+                labels.append(label)
+                rest = {name: value for name, value in rest.items() if name not in settings}
+                break
+    if not labels and len(rest) == 1:
+        return str(next(iter(rest.values())))
+    return ", ".join([*labels, *(f"{short_name(name)} {value}" for name, value in rest.items())])
 
 
 def _are_numbers(values: list[Any]) -> bool:

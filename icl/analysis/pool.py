@@ -96,7 +96,7 @@ def discrete_mmse(
 def has_pool(config: Config) -> bool:
     """Whether runs with these settings have a pool of tasks with known estimators."""
     pooled = config.training.pool_size is not None and config.training.pooled == "tasks"
-    return pooled and _known(config.task)
+    return pooled and _known(config.task) and not config.task.hidden_queries
 
 
 def _known(family: TaskFamily) -> bool:

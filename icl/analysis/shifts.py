@@ -36,7 +36,7 @@ from ..tasks.draws import stream
 from ..training.config import Config
 from ..training.learner import Learner
 from ..training.run import Run
-from .descent import query_only
+from .descent import predicts_every_prefix
 
 MAX_COLUMNS = 5  # of the table
 PANELS = 5  # of the figure, in a row
@@ -303,7 +303,7 @@ def shifts_of(family: TaskFamily) -> dict[str, Shift]:
 
 def has_shifts(config: Config) -> bool:
     """Whether runs with these settings can be evaluated under shifts."""
-    return not query_only(config) and bool(shifts_of(config.task))
+    return predicts_every_prefix(config) and bool(shifts_of(config.task))
 
 
 @dataclasses.dataclass(frozen=True)

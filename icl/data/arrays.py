@@ -1,6 +1,8 @@
 """Files of NumPy arrays: .npz, or .npy with a second file of labels."""
 
 import zipfile
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,37 +41,43 @@ def load_arrays(path: Path) -> ImageSet:
       FileNotFoundError: a file is missing.
       ValueError: a file cannot be read, has no such arrays, or images and labels do not fit.
     """
-    found = _read(path)
+    names = _names(path)
     for pairs in NAMES:
-        parts = [pair for pair in pairs if pair[0] in found and pair[1] in found]
+        parts = [pair for pair in pairs if set(pair) <= set(names)]
         if parts:
+            found = _read(path, [name for pair in parts for name in pair])
             images, labels = (
-                np.concatenate([np.asarray(found[pair[side]]) for pair in parts])
-                for side in range(2)
+                np.concatenate([found[pair[side]] for pair in parts]) for side in range(2)
             )
             return checked(images, labels, path)
     beside = labels_file(path)
-    if len(found) > 1 or beside is None:
+    if len(names) > 1 or beside is None:
         raise ValueError(
-            f"{path}: the arrays {', '.join(found)} are no images with labels: an archive needs "
+            f"{path}: the arrays {', '.join(names)} are no images with labels: an archive needs "
             "arrays called images and labels; a single array needs 'images' in the name of its "
             "file, and labels in a file with 'labels' in that place"
         )
-    [images] = found.values()
-    other = _read(beside)
+    other = _names(beside)
     if len(other) != 1:
         raise ValueError(f"{beside}: one array of labels was expected, not {', '.join(other)}")
-    [labels] = other.values()
+    [images], [labels] = (_read(*of).values() for of in ((path, names), (beside, other)))
     return checked(images, labels, path)
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file by name."""
+def _names(path: Path) -> list[str]:
+    """The names of the arrays of a file; that of the file for a single one."""
+    return list(_read(path, None))
+
+
+def _read(path: Path, names: Sequence[str] | None) -> dict[str, Any]:
+    """The arrays of those names; without names, all names, without arrays."""
     try:
         found: Any = np.load(path, allow_pickle=False)
         if isinstance(found, np.ndarray):
             return {path.name: found}
         with found:
-            return {name: found[name] for name in found.files}
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            if names is None:
+                return dict.fromkeys(found.files)
+            return {name: found[name] for name in names}
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path}: NumPy cannot read the file ({error})") from error

@@ -19,7 +19,7 @@ class ImageBank(NamedTuple):
     """
 
     images: np.ndarray  # uint8 [N, height, width, channels], or float32 [N, features]
-    mean: np.ndarray  # float32 [S, n]: the mean image of a set
+    mean: np.ndarray  # float32 [S, n]: the mean image of a set, of the images in use
     std: np.ndarray  # float32 [S]: root mean square of all numbers about the mean image
     number: np.ndarray  # int32 [S]: number of classes
     first: np.ndarray  # int32 [S, C]: position of the first image of a class
@@ -100,10 +100,11 @@ def _load(
         kept = len(own) - round(held_out * len(own))
         limits = {"train": slice(kept), "held-out": slice(kept, None), "all": slice(None)}
         chosen.append(own[limits[part]])
-        if not len(chosen[-1]):
+        # Whatever the part, so that a run that could not be evaluated does not train.
+        if held_out and not 0 < kept < len(own):
             raise ValueError(
-                f"{name} has {len(own)} images of class {label}, and none is left if a share of "
-                f"{held_out:g} is held out: change task.held_out, or set task.part to all"
+                f"{name} has {len(own)} images of class {label}, which cannot be split if a "
+                f"share of {held_out:g} is held out: change task.held_out; 0 holds none out"
             )
     return images[np.concatenate(chosen)], np.array([len(own) for own in chosen])
 

@@ -32,6 +32,11 @@ def load_folders(path: Path, size: int, channels: int) -> ImageSet:
         for file in files:
             try:
                 with Image.open(file) as opened:
+                    if opened.mode[:1] in "IF":  # more than a byte a pixel
+                        raise ValueError(
+                            f"{file}: the image has numbers of the mode {opened.mode}; save it "
+                            "with 8 bits a channel"
+                        )
                     image = np.asarray(opened.convert("L" if channels == 1 else "RGB"))
             except (UnidentifiedImageError, OSError, SyntaxError) as error:
                 raise ValueError(f"{file}: the image cannot be read ({error})") from error

@@ -3,6 +3,7 @@
 import gzip
 import math
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,11 +56,19 @@ def labels_file(path: Path) -> Path:
     return path.with_name(path.name.replace(IMAGES, LABELS))
 
 
-def load_idx(path: Path) -> ImageSet:
-    """The images of a file named `...images-idx3-ubyte...`, with the labels of the file beside it.
+def load_idx(paths: Sequence[Path]) -> ImageSet:
+    """Images of files named `...images-idx3-ubyte...`, with the labels of the files beside them.
+
+    A label has one meaning in all files.
 
     Raises:
       FileNotFoundError: a file is missing.
-      ValueError: a file cannot be read, or images and labels do not fit.
+      ValueError: a file cannot be read, images and labels do not fit, or images differ in size.
     """
-    return checked(read_idx(path, 3), read_idx(labels_file(path), 1), path)
+    parts = [(read_idx(path, 3), read_idx(labels_file(path), 1)) for path in paths]
+    for path, (images, labels) in zip(paths, parts):
+        checked(images, labels, path)
+        if images.shape[1:] != parts[0][0].shape[1:]:
+            raise ValueError(f"{path}: its images have another size than those of {paths[0]}")
+    images, labels = (np.concatenate(arrays) for arrays in zip(*parts))
+    return checked(images, labels, paths[0].parent)

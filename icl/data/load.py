@@ -2,14 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from . import arrays, idx
 from .arrays import load_arrays
 from .digits import load_digits
 from .folders import load_folders
 from .idx import load_idx
-from .image_set import ImageSet, checked
+from .image_set import ImageSet
 from .random_images import random_images
 from .resize import as_images
 
@@ -21,7 +19,7 @@ def load_images(name: str, size: int, channels: int = 1) -> ImageSet:
 
     Args:
       name: `digits` or `random`, or the path of: a file in MNIST's format whose name has
-        `images-idx3-ubyte`, or a folder of such files (all of them are used); a `.npz` or `.npy`
+        `images-idx3-ubyte`, or a folder of such files, all of which are used; a `.npz` or `.npy`
         (see `icl.data.arrays`); or a folder with a folder of image files for each class.
       size: height and width of the images in the result.
       channels: 1 for grey images, 3 for red, green and blue.
@@ -53,8 +51,7 @@ def _from_path(path: Path, size: int, channels: int) -> ImageSet:
         files = _idx_files(path)
         if not files:
             return load_folders(path, size, channels)
-        images, labels = zip(*(load_idx(file) for file in files))
-        return checked(np.concatenate(images), np.concatenate(labels), path)
+        return load_idx(files)
     if not path.exists():
         raise FileNotFoundError(
             2,
@@ -62,7 +59,7 @@ def _from_path(path: Path, size: int, channels: int) -> ImageSet:
             str(path),
         )
     if idx.is_idx(path):
-        return load_idx(path)
+        return load_idx([path])
     if path.suffix in arrays.SUFFIXES:
         return load_arrays(path)
     raise ValueError(
@@ -78,7 +75,7 @@ def _idx_files(path: Path) -> list[Path]:
 
 
 def data_files(name: str) -> list[Path]:
-    """The files that `load_images` reads for a name; the folder itself for a folder of classes."""
+    """The files that `load_images` reads for a name; the folders for a folder of classes."""
     path = Path(name)
     if name in BUILT_IN:
         return []
@@ -86,4 +83,5 @@ def data_files(name: str) -> list[Path]:
     labels = [
         idx.labels_file(file) if idx.is_idx(file) else arrays.labels_file(file) for file in files
     ]
-    return [*(files or [path]), *(file for file in labels if file is not None)]
+    folders = [] if files or not path.is_dir() else sorted(path.iterdir())
+    return [*(files or [path]), *folders, *(file for file in labels if file is not None)]

@@ -72,18 +72,23 @@ def one_query_at_a_time(comparator: Comparator, queries: int) -> Comparator:
 
     def predict(episode: Episode) -> Any:
         shown = episode.queries.shape[1] - queries
-        xp = np if comparator.on_host else jnp
-        alone = lambda a: xp.concatenate(
-            [xp.repeat(a[:, :shown], queries, axis=0), a[:, shown:].reshape(-1, 1, *a.shape[2:])],
-            axis=1,
-        )
-        found = comparator.predict(jax.tree.map(alone, episode))
-        one = len(comparator.names) == 1
-        last = (found[None] if one else found)[:, :, shown]
-        last = last.reshape(len(last), -1, queries, *last.shape[2:])
-        missing = [(0, 0), (0, 0), (shown, 0), *[(0, 0)] * (last.ndim - 3)]
-        padded = xp.pad(last, missing, constant_values=np.nan)
-        return padded[0] if one else padded
+        points = 1 if len(comparator.names) == 1 else 2  # axis of the predictions
+
+        def at(query: Any) -> Any:
+            chosen = [*range(shown), shown + query]
+            return comparator.predict(jax.tree.map(lambda a: a[:, chosen], episode))
+
+        def at_traced(query: jax.Array) -> jax.Array:
+            chosen = jnp.append(jnp.arange(shown), shown + query)
+            found = comparator.predict(jax.tree.map(lambda a: a[:, chosen], episode))
+            return jnp.take(found, shown, axis=points)
+
+        if comparator.on_host:
+            last = np.stack([np.take(at(q), shown, axis=points) for q in range(queries)], points)
+        else:
+            last = jnp.moveaxis(jax.lax.map(at_traced, jnp.arange(queries)), 0, points)
+        missing = [(shown, 0) if axis == points else (0, 0) for axis in range(last.ndim)]
+        return (np if comparator.on_host else jnp).pad(last, missing, constant_values=np.nan)
 
     return dataclasses.replace(comparator, predict=predict)
 
@@ -194,6 +199,9 @@ def _lasso() -> Comparator:
 
 
 def _positions(family: TaskFamily) -> list[int]:
+    """The numbers of examples of the fits; see `one_query_at_a_time` for hidden queries."""
+    if family.hidden_queries:
+        return [family.points - family.hidden_queries]
     return spread(family.points, MAX_COLUMNS).tolist()
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..report import open_run
-from ..tasks import Episode, TaskFamily, sample_batch
+from ..tasks import Data, Episode, TaskFamily, sample_batch
 from ..tasks.draws import stream
 from ..training.data import load_data
 from ..training.learner import Learner
@@ -49,8 +49,7 @@ def evaluate(
     own = Comparator((learner.name,), lambda e: predict(variables, e), double=False)
     others, reference = comparators(learner.family)
     names, errors, costs = [], [], {}
-    if learner.family.hides_queries:
-        queries = int(np.asarray(episodes.queries[0]).sum())
+    if queries := learner.family.hidden_queries:
         others = [one_query_at_a_time(other, queries) for other in others]
     for comparator in (own, *others):
         predictions, milliseconds = predictions_of(comparator, episodes)
@@ -169,11 +168,51 @@ def draw_prompts(family: TaskFamily, key: jax.Array, prompts: int) -> Episode:
 
     They are of `family.evaluation`.
     """
-    family = family.evaluation
-    draw = jax.jit(
-        lambda key, data: sample_batch(family, key, jnp.arange(prompts), family.full, data=data)
+    return draw_of(family.evaluation, key, prompts)
+
+
+def draw_of(
+    family: TaskFamily,
+    key: jax.Array,
+    prompts: int,
+    tasks_key: jax.Array | None = None,
+    pool_size: int | None = None,
+) -> Episode:
+    """Draws prompts of a family at full difficulty, of fresh tasks or of a pool's.
+
+    Args:
+      family: the family.
+      key: it is consumed.
+      prompts: number of prompts.
+      tasks_key, pool_size: key and number of tasks of the pool; None for fresh tasks.
+
+    Returns:
+      An `Episode` `[prompts, ...]`.
+    """
+    data = load_data(family)
+    return _drawn(family, prompts, key, tasks_key, pool_size and jnp.int32(pool_size), data)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _drawn(
+    family: TaskFamily,
+    prompts: int,
+    key: jax.Array,
+    tasks_key: jax.Array | None,
+    pool_size: jax.Array | None,
+    data: Data,
+) -> Episode:
+    draw = lambda index: sample_batch(
+        family, key, index, family.full, tasks_key, pool_size, data=data
     )
-    return draw(key, load_data(family))
+    index = jnp.arange(prompts)
+    if data is None or prompts <= CHUNK:
+        return draw(index)
+    # In chunks, since tasks of images are large matrices; the last chunk may be larger than needed.
+    chunks = -(-prompts // CHUNK)
+    index = jnp.arange(chunks * CHUNK).reshape(chunks, CHUNK)
+    parts = jax.lax.map(draw, index)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:prompts], parts)
 
 
 def bootstrap(

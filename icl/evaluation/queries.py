@@ -23,7 +23,7 @@ def predict_queries(
     models it calls `predict_queries_one_by_one`.
 
     Args:
-      learner: a learner with the layout interleaved, tagged or shifted.
+      learner: a learner with the layout interleaved, tagged, paired or shifted.
       variables: variables of the model, as from `learner.init`.
       episodes: batch of episodes with leading axis B.
       queries: inputs of the shape of `episodes.x`.
@@ -71,7 +71,7 @@ def _check(learner: Learner, episodes: Episode, queries: jax.Array) -> None:
     if not isinstance(learner.layout, Interleaved):
         raise ValueError(
             f"the layout {learner.config.layout} predicts only one point of a prompt; queries "
-            "after every prefix need the layout interleaved, tagged or shifted"
+            "after every prefix need the layout interleaved, tagged, paired or shifted"
         )
     if queries.shape != episodes.x.shape:
         raise ValueError(

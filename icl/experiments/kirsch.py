@@ -3,12 +3,13 @@
 Kirsch, Harrison, Sohl-Dickstein and Metz 2022 (arXiv 2212.04458): image classification under a
 random linear map and permuted labels, where a learner memorises its tasks or learns to learn.
 `kirsch/mnist` and `kirsch/map` have the paper's sizes, and want MNIST's files in the folder
-`mnist`, or another path as `--task.images`. Of what the text leaves open, batches and learning
-rates are those of public replications.
+`mnist`, or another path as `--task.images`. The text leaves batches and learning rates open; they
+are those of public replications.
 
 The `-xs` presets need no files: they use scikit-learn's digits. They have the recipe of
-docs/recipes.md and the layout `paired`, in which there is hardly a plateau; in the paper's tokens,
-`shifted`, there is a long one. `kirsch/few-shot` is the image part of the repository
+docs/recipes.md and, on mapped images, the layout `paired`, in which there is hardly a plateau. MAML
+and the interventions have the paper's tokens, `shifted`, in which there is a long one.
+`kirsch/few-shot` is the image part of the repository
 meta-in-context-learning, and `kirsch/functions` and `kirsch/sines` are the public notebook on
 random networks; docs/kirsch.md tells where they differ.
 """

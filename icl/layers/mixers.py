@@ -1,10 +1,10 @@
 """Token mixers: the part of a transformer block that moves information between tokens.
 
 A mixer is built as `Mixer(width, heads, dtype=..., kernel_init=..., out_init=..., rngs=...)`. It
-maps `[B, T, width]` causally to `[B, positions read, width]`, for the positions that the slice
-`read` selects. (A bidirectional mixer is not causal.) A mixer whose attribute `takes_mask` is True
-also takes `mask`, bool `[T, T]` (query, key), in place of its own mask. Add a mixer to `MIXERS` to
-use it by name.
+maps `[B, T, width]` to `[B, positions read, width]`, for the positions that the slice `read`
+selects, causally unless it is bidirectional. A mixer whose attribute `takes_mask` is True also
+takes `mask`, bool `[T, T]` (query, key), in place of its own mask. Add a mixer to `MIXERS` to use
+it by name.
 
 The attribute `options` of a mixer names the optional arguments `qk_norm`, `rotary` and
 `bidirectional` with which it can be built. With `rotary` a mixer also takes `positions`, int `[T]`;

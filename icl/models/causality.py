@@ -44,7 +44,7 @@ def check_causal(
                 f"{name} claims to be causal, but its predictions change with later tokens, which "
                 "include the labels to predict. Let each token see only itself and earlier tokens "
                 "(in nnx.MultiHeadAttention: mask=nnx.make_causal_mask(...)); or declare "
-                f"`causal = False` in {name}, and use the layout concatenated or separate"
+                f"`causal = False` in {name}, and use the layout concatenated, separate or masked"
             )
     _causal.add(size)
 

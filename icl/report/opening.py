@@ -14,11 +14,12 @@ def open_run(run: Run | str | Path, **counts: int) -> tuple[Run, Learner]:
       **counts: as `prompts=1280`; each must be at least 1.
 
     Raises:
-      RunError: there is no run in that folder.
+      RunError: there is no run in that folder, or its data have changed.
       ValueError: a count is below 1.
     """
     at_least_one(**counts)
     run = run if isinstance(run, Run) else Run.open(run)
+    run.check_data()
     return run, Learner(run.config)
 
 

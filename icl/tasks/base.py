@@ -63,7 +63,7 @@ class TaskFamily(ABC):
     """
 
     every_point_is_query: ClassVar[bool] = True  # at full difficulty
-    hides_queries: ClassVar[bool] = False  # no point is both a query and context
+    hidden_queries: ClassVar[int] = 0  # number of last points that are queries and never context
 
     points: int = 41
     """Number of (x, y) points in a prompt."""
@@ -128,16 +128,16 @@ class FunctionFamily(TaskFamily):
     dim: int = 20
     """Dimension of the inputs x."""
     queries: int | None = None
-    """Number of last points that are queries and never examples, for layouts that hide the labels
-    of queries; None to make each point a query and then an example for later points."""
+    """Number of last points that are queries and never examples, for the layout masked; None
+    to make each point a query and then an example for later points."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ranges("task", self, dim=SIZE, queries=Range(1, self.points - 1))
 
     @property
-    def hides_queries(self) -> bool:
-        return self.queries is not None
+    def hidden_queries(self) -> int:
+        return self.queries or 0
 
     @property
     def input_kind(self) -> Vectors:

@@ -28,6 +28,8 @@ class _OutlierRegression(LinearRegression):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.queries is not None:
+            raise ValueError("any inlier of this task may be a query: leave task.queries None")
         # Some points must remain to be predicted.
         check_ranges("task", self, outliers=Range(0.0, 0.999))
 

@@ -36,9 +36,11 @@ class ProjectedImages(TaskFamily):
     """Images of `ways` classes, each mapped by the task's matrix A, with permuted labels.
 
     A task draws a set of images, `ways` of its classes, the label of each, and A with entries
-    N(0, 1/n) for images of n numbers. A point is an image of a uniform class. The mean image of
-    the set is subtracted from each image, and the result divided by the standard deviation of all
-    pixels about their means. No image is drawn twice in a prompt before all of its class were.
+    N(0, 1/n) for images of n numbers. A point is an image of a uniform class. No image is drawn
+    twice in a prompt before all of its class were.
+
+    The mean image of the set (of its images in use) is subtracted from each image, and the result
+    divided by the root mean square of all pixels. Without a map and features, images stay bytes.
     """
 
     points: int = 100
@@ -52,7 +54,7 @@ class ProjectedImages(TaskFamily):
     features: int | None = None
     """Number of features of an input, if the files hold vectors of features and not images."""
     random_features: int | None = None
-    """Replace each image by that number of random ReLU features; None to keep its pixels."""
+    """Replace each input by that number of random ReLU features; None to keep it."""
     ways: int = 10
     """Number of classes in a prompt."""
     shots: int | None = None
@@ -73,7 +75,6 @@ class ProjectedImages(TaskFamily):
             "task",
             self,
             size=SIZE,
-            channels=SIZE,
             features=SIZE,
             random_features=SIZE,
             ways=Range(2, SIZE.high),
@@ -92,10 +93,11 @@ class ProjectedImages(TaskFamily):
             raise ValueError("no images are held out: set task.held_out above 0, or part to all")
         for name, options in (
             ("projection", ("full", "diagonal", "none")),
+            ("channels", (1, 3)),
             ("part", ("train", "held-out", "all")),
         ):
             if getattr(self, name) not in options:
-                raise ValueError(f"task.{name} must be {' or '.join(options)}")
+                raise ValueError(f"task.{name} must be {' or '.join(map(str, options))}")
 
     @property
     def is_vector(self) -> bool:
@@ -119,7 +121,7 @@ class ProjectedImages(TaskFamily):
 
     @property
     def full(self) -> Difficulty:
-        return Difficulty(0, self.points, self.ways)
+        return Difficulty(0, self.points, 0 if self.shots else self.ways)
 
     @property
     def evaluation(self) -> "ProjectedImages":

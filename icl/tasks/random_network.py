@@ -26,7 +26,8 @@ ACTIVATIONS: dict[str, Callable[[Any, Any], Any]] = {
     "swish": lambda xp, x: x / (1 + xp.exp(-x)),
     "tanh": lambda xp, x: xp.tanh(x),
 }
-SCALE_NETWORKS, SCALE_POINTS = 4096, 16  # that estimate the scale of labels
+SCALE_NETWORKS, SCALE_POINTS = 4096, 16  # that estimate the scale of labels, at most
+MOST_WEIGHTS = 2**24  # of these networks together
 
 Weights = tuple[tuple[jax.Array, jax.Array], ...]
 
@@ -35,8 +36,8 @@ Weights = tuple[tuple[jax.Array, jax.Array], ...]
 class RandomNetwork(FunctionFamily):
     """y = network(x) / scale, with weights N(0, weight_std^2) and biases N(0, bias_std^2).
 
-    The scale makes the mean squared label 1; it is estimated from 4,096 networks. A task is a tuple
-    of (weights `[inputs, units]`, biases `[units]`), one for each layer.
+    The scale makes the mean squared label 1; it is estimated from at most 4,096 networks. A task is
+    a tuple of (weights `[inputs, units]`, biases `[units]`), one for each layer.
     """
 
     dim: int = 1
@@ -106,11 +107,13 @@ class RandomNetwork(FunctionFamily):
 def _scale(family: RandomNetwork) -> float:
     """Root mean square of the outputs of a family's networks."""
     rng = np.random.default_rng(0)
-    x = rng.uniform(-1, 1, (SCALE_NETWORKS, SCALE_POINTS, family.dim)) * family.input_range
+    weights = sum(inputs * units for inputs, units in zip(family._sizes, family._sizes[1:]))
+    networks = max(16, min(SCALE_NETWORKS, MOST_WEIGHTS // weights))
+    x = rng.uniform(-1, 1, (networks, SCALE_POINTS, family.dim)) * family.input_range
     layers = [
         (
-            family.weight_std * rng.normal(size=(SCALE_NETWORKS, inputs, units)),
-            family.bias_std * rng.normal(size=(SCALE_NETWORKS, 1, units)),
+            family.weight_std * rng.normal(size=(networks, inputs, units)),
+            family.bias_std * rng.normal(size=(networks, 1, units)),
         )
         for inputs, units in zip(family._sizes, family._sizes[1:])
     ]

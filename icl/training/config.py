@@ -169,18 +169,18 @@ class Config:
 
     def _check_queries(self) -> None:
         """Raises ValueError if task, layout and model disagree on which labels are shown."""
-        name, hides = self.layout, LAYOUTS[self.layout].hides_labels
+        name, hidden = self.layout, self.task.hidden_queries
         if self.model.takes_shifted and name != "shifted":
             raise ValueError(
                 f"{self.model.title} takes tokens (x, the label before): set layout to shifted, "
                 f"not {name}"
             )
-        if self.task.hides_queries and not hides:
+        if hidden and name != "masked":
             raise ValueError(
-                f"the layout {name} shows the label of each query to the points after it: leave "
-                "task.queries None, or set layout to masked"
+                f"the layout {name} cannot have several queries without labels: leave task.queries "
+                "None, or set layout to masked"
             )
-        if name == "masked" and not self.task.hides_queries:
+        if name == "masked" and not hidden:
             raise ValueError(
                 "the layout masked needs points that are queries alone: set task.queries to their "
                 "number"
@@ -206,7 +206,7 @@ class Config:
                 f"a {title} needs an example besides the query: set task.points to at least 2"
             )
         padded = self.curriculum.points_start is not None or not (
-            self.task.every_point_is_query or self.task.hides_queries
+            self.task.every_point_is_query or self.task.hidden_queries
         )
         if padded and not self.model.takes_lengths:
             raise ValueError(

@@ -118,7 +118,7 @@ class Predictor:
         if points == learner.family.points:
             return learner
         try:
-            one_query = {"queries": 1} if learner.family.hides_queries else {}
+            one_query = {"queries": 1} if learner.family.hidden_queries else {}
             task = dataclasses.replace(learner.family, points=points, **one_query)
             other = Learner(dataclasses.replace(learner.config, task=task))
         except ValueError as error:

@@ -52,6 +52,13 @@ def test_sgd_learns_and_fits_only_what_was_asked():
     assert (scores[:, 40].argmax(axis=-1) == y[:, 40]).all()
 
 
+def test_a_prompt_is_scored_without_the_other_prompts():
+    for name, fit in FITS.items():
+        beside = np.concatenate([X[:1], 30 * X[1:2]])
+        alone = fit(X[:1], Y[:1])
+        np.testing.assert_allclose(fit(beside, Y[:2])[:1], alone, atol=1e-5, err_msg=name)
+
+
 def test_images_have_comparators_that_learn():
     family = ProjectedImages(points=20)
     episodes = draw_prompts(family, jax.random.key(0), 64)

@@ -30,9 +30,9 @@ def idx(array):
     return header + array.astype(np.uint8).tobytes()
 
 
-def write_idx(folder, part="train", compress=False):
+def write_idx(folder, part="train", compress=False, labels=KINDS, images=PIXELS):
     folder.mkdir(exist_ok=True)
-    for kind, array in ((IMAGES, PIXELS), (LABELS, KINDS)):
+    for kind, array in ((IMAGES, images), (LABELS, labels)):
         raw = idx(array)
         path = folder / f"{part}-{kind}{'.gz' * compress}"
         path.write_bytes(gzip.compress(raw) if compress else raw)
@@ -77,6 +77,12 @@ def test_a_folder_of_idx_files_has_all_of_them_once(tmp_path):
     write_idx(folder, "t10k")
     write_idx(folder, "t10k", compress=True)
     assert len(load_images(str(folder), 6).images) == 120
+    # A label means one thing in all files, though one of them lacks a class.
+    write_idx(folder, "few", labels=KINDS[KINDS > 0], images=PIXELS[KINDS > 0])
+    assert np.bincount(load_images(str(folder), 6).labels).tolist() == [40, 60, 60]
+    write_idx(folder, "z", images=np.zeros((60, 5, 5)))
+    with pytest.raises(ValueError, match="z-images.* have another size than those of .*few-images"):
+        load_images(str(folder), 6)
 
 
 def test_built_in_sets():
@@ -101,6 +107,11 @@ def test_resizing_averages_and_colours_convert(tmp_path):
     assert larger.shape == (60, 12, 12, 3) and (larger[..., 0] == larger[..., 2]).all()
     with pytest.raises(ValueError, match="1 channel .* or 3 .*and 2 were asked for"):
         load_images(str(path), 6, 2)
+    deep = Image.fromarray(np.arange(36, dtype=np.uint16).reshape(6, 6) * 1000)
+    (tmp_path / "deep" / "class").mkdir(parents=True)
+    deep.save(tmp_path / "deep" / "class" / "0.png")
+    with pytest.raises(ValueError, match="0.png: .* save it with 8 bits a channel"):
+        load_images(str(tmp_path / "deep"), 6)
 
 
 def damaged(tmp_path):
@@ -173,7 +184,8 @@ def test_data_that_do_not_fit_the_settings_say_what_to_set(tmp_path):
         (dict(images=(str(vectors),)), "has 5 features an input: set task.features to 5"),
         (dict(features=5), "digits has images: set task.features to None"),
         (dict(ways=11), "has 10 classes: set task.ways to that at most"),
-        (dict(images=(str(few),), held_out=0.6), "1 images of class 0, and none is left"),
+        (dict(images=(str(few),), held_out=0.6), "1 images of class 0, which cannot be split"),
+        (dict(images=("random",)), "random has 2 images of class 0, which cannot be split"),
     ):
         with pytest.raises(ValueError, match=words):
             load_data(dataclasses.replace(FAMILY, **changes))
@@ -186,6 +198,7 @@ def test_data_that_do_not_fit_the_settings_say_what_to_set(tmp_path):
         (dict(projection="round"), "projection must be full or diagonal or none"),
         (dict(ways=1), "task.ways must be"),
         (dict(biased=1.5), "task.biased must be"),
+        (dict(channels=2), "task.channels must be 1 or 3"),
     ):
         with pytest.raises(ValueError, match=words):
             dataclasses.replace(FAMILY, **changes)
@@ -198,6 +211,11 @@ def test_changed_files_are_read_again(tmp_path):
     first = fingerprint(family)
     np.savez(path, images=PIXELS[:57], labels=KINDS[:57])
     assert fingerprint(family) != first and first["source"] == str(path)
+    folders = write_folders(tmp_path / "folders")
+    family = dataclasses.replace(family, images=(str(folders),))
+    first = fingerprint(family)
+    Image.fromarray(PIXELS[0]).save(folders / "class 1" / "more.png")
+    assert fingerprint(family) != first
 
 
 @partial(jax.jit, static_argnums=(0, 3))
@@ -269,17 +287,21 @@ def test_biased_tasks_share_their_labels_and_evaluation_has_none():
     assert share(family.evaluation) < 0.05 and family.evaluation.part == "held-out"
 
 
-def test_held_out_images_are_apart_and_split_each_class():
+def test_held_out_images_are_apart_and_split_each_class(tmp_path):
     parts = {part: dataclasses.replace(FAMILY, part=part) for part in ("train", "held-out", "all")}
     counts = {part: load_data(family).count for part, family in parts.items()}
     np.testing.assert_array_equal(counts["train"] + counts["held-out"], counts["all"])
     np.testing.assert_allclose(counts["held-out"] / counts["all"], 0.2, atol=0.01)
-    rows = {
-        part: {row.tobytes() for row in load_data(family).images} for part, family in parts.items()
+    path = tmp_path / "numbered.npz"
+    numbered = np.arange(60 * 36, dtype=np.uint16).reshape(60, 6, 6).astype(np.uint8)
+    numbered[:, 0, 0] = np.arange(60)
+    np.savez(path, images=numbered, labels=KINDS)
+    own = {
+        part: set(load_data(dataclasses.replace(family, images=(str(path),), size=6)).images[:, 0])
+        for part, family in parts.items()
     }
-    assert rows["train"] | rows["held-out"] == rows["all"]
-    shared = rows["train"] & rows["held-out"]
-    assert len(shared) < 0.1 * len(rows["all"])  # small images have equal ones
+    assert own["train"] | own["held-out"] == own["all"] == set(range(60))
+    assert not own["train"] & own["held-out"] and len(own["held-out"]) == 12
 
 
 def test_a_task_draws_one_of_several_sets(tmp_path):
@@ -314,6 +336,8 @@ def test_a_curriculum_limits_classes_and_points_without_compiling_again():
     assert tuple(map(int, at)) == (0, 12, 3)
     draw(FAMILY, difficulty=at)
     assert drawn._cache_size() <= compiled + 1  # whole numbers, then traced ones
+    with pytest.raises(ValueError, match="has no number of classes to vary"):
+        Curriculum(classes_start=2).check_for(dataclasses.replace(FAMILY, points=7, shots=2))
     with pytest.raises(ValueError, match="classes_start must be a whole number from 1 to 3"):
         Curriculum(classes_start=4).check_for(FAMILY)
 

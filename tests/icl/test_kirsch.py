@@ -19,14 +19,24 @@ from icl.analysis.generalisation import (
     _kinds,
     accuracies,
     few,
+    generalisation,
 )
 from icl.analysis.memorisation import Memorisation, memorisation
-from icl.analysis.plateau import Plateaus, Row, _exponent, plateau, plateau_end, relative_losses
-from icl.evaluation import evaluate
+from icl.analysis.plateau import (
+    Plateaus,
+    Row,
+    _exponent,
+    _label,
+    plateau,
+    plateau_end,
+    relative_losses,
+)
+from icl.evaluation import draw_prompts, evaluate
 from icl.experiments import PRESETS
 from icl.models import LSTMConfig, MLPConfig, TransformerConfig
 from icl.sweeps import Sweep, train_sweep
-from icl.tasks import Curriculum, LinearRegression, ProjectedImages, pool_task
+from icl.tasks import Curriculum, LinearRegression, ProjectedImages, ReLUNetwork, pool_task
+from icl.tasks.draws import stream
 from icl.training import Config, Learner, Run, TrainingConfig
 from icl.training.data import load_data
 from icl.training.step import pool_key
@@ -78,11 +88,14 @@ def test_kinds_of_prompts_have_their_tasks_and_images(run):
 
 
 def test_accuracy_is_that_of_the_predictions(run):
-    [found] = accuracies([run], prompts=40)
+    found = generalisation(run, prompts=40)
+    [many] = accuracies([run], prompts=40)
+    for kind, values in many.items():
+        np.testing.assert_array_equal(values, found.accuracy[kind]["transformer"])
     learner, (step, variables) = Learner(run.config), run.variables()
     episodes = _draw(_kinds(run.config, (), False)[SEEN], run.config, 40, 0)
     right = learner.predict(variables, episodes).argmax(axis=-1) == episodes.y
-    np.testing.assert_allclose(found.accuracy[SEEN], right.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(many[SEEN], right.mean(axis=0), atol=1e-6)
     np.testing.assert_array_equal(found.examples, np.arange(10))
     assert found.state == 2 * 16 * 20 and found.step == step == 1
     assert found.parameters == sum(leaf.size for leaf in jax.tree.leaves(variables.params))
@@ -113,7 +126,7 @@ def test_a_map_of_a_sweep(sweep):
     assert (sweep.path / "memorisation.png").stat().st_size > 10_000
     assert str(Memorisation.load(sweep)) == str(result)
     seeds = [m.run for m in sweep.members if m.changes["training_pool_size"] == 4]
-    late = [one.accuracy[UNSEEN][-1] for one in accuracies(seeds, prompts=640)]
+    late = [one[UNSEEN][-1] for one in accuracies(seeds, prompts=640)]
     np.testing.assert_allclose(result.accuracy[UNSEEN]["late"][0, 1], np.mean(late), atol=1e-6)
     fresh = Sweep(sweep.path, TINY, {"pool": [None, 4]}, 1)
     assert memorisation(fresh) is None
@@ -130,6 +143,8 @@ def test_phases():
     assert result.phases().tolist() == [["m", "i", "L", "-"]]
     assert result.gap[0, 1] == pytest.approx(0.4)
     assert "memorises" in str(result) and "learns to learn" in str(result)
+    accuracy[SEEN]["late"][0, 3] = np.nan
+    assert result.phases()[0, 3] == "?"
 
 
 def lines(run, losses):
@@ -160,13 +175,21 @@ def test_plateaus_of_a_sweep(sweep, tmp_path):
     assert isinstance(result, Plateaus) and result.setting == "pool_size"
     assert [row.label for row in result.rows] == ["4", "1"]
     assert all(len(row.steps) == len(row.error) == len(row.loss) == 2 for row in result.rows)
+    group = [{"a": {"x": 1, "y": None}, "b": {"x": 2, "y": None}}]
+    for changes, label in (
+        ({"x": 2, "y": None}, "b"),
+        ({"x": 1, "y": None, "training_batch_size": 8, "training_seed": 3}, "a, batch_size 8"),
+        ({"training_batch_size": 8}, "8"),
+    ):
+        assert _label(changes, group) == label
     assert (sweep.path / "plateau.png").stat().st_size > 10_000
     assert plateau(Sweep(sweep.path, tiny(), {"pool": [1, 4]}, 1)) is None
     # Steps that fall as the square root of the setting.
-    rows = [Row(str(n), [100 / n**0.5, math.nan], [0.5, 0.7], [[1.0, 0.5]]) for n in (1, 4, 16)]
+    losses = [[10, 20], [10]], [[1.0, 0.5], [1.0]]
+    rows = [Row(str(n), [100 / n**0.5, math.nan], [0.5, 0.7], *losses) for n in (1, 4, 16)]
     assert _exponent(rows) == pytest.approx(-0.5)
     assert math.isnan(_exponent(rows[:2]))
-    fitted = Plateaus(rows, [10, 20], "batch_size", -0.5, tmp_path)
+    fitted = Plateaus(rows, "batch_size", -0.5, tmp_path)
     fitted.draw()
     assert "batch_size^-0.50" in str(fitted) and "1 of 2 stayed" in str(fitted)
     assert (tmp_path / "plateau.png").stat().st_size > 10_000
@@ -203,7 +226,9 @@ def test_eval_takes_other_images(run, tmp_path, capsys):
     linear = untrained(tmp_path / "linear", tiny())
     lines(linear, [1.0])
     assert cli.main(["eval", str(linear.path), "--images", "random"]) == 2
-    assert "--images is for runs of images in context" in capsys.readouterr().err
+    assert "does not classify images: its task is LinearRegression" in capsys.readouterr().err
+    assert cli.main([*command, "--images", "random", "--analyses", "none"]) == 2
+    assert "add it to --analyses" in capsys.readouterr().err
     assert cli.main([*command, "--images", str(tmp_path / "no")]) == 2
     assert f"{tmp_path / 'no'}, cannot be read" in capsys.readouterr().err
 
@@ -229,7 +254,15 @@ def test_training_uses_the_data_of_its_files(tmp_path, capsys):
 
 def test_functions_are_evaluated_once_for_all_queries(tmp_path):
     config = shrunk(PRESETS["kirsch/functions-xs"].config)
-    result = evaluate(untrained(tmp_path / "run", config), prompts=20, resamples=2)
+    run = untrained(tmp_path / "run", config)
+    result = evaluate(run, prompts=20, resamples=2)
+    # One query of a user's, from any number of examples.
+    x, y = np.linspace(-1, 1, 6).reshape(2, 3, 1), np.zeros((2, 3))
+    assert run.predict(x, y, x[:, :2]).shape == (2, 2)
+    # Comparators that are fitted to prompts too.
+    network = config.replace(task=ReLUNetwork(dim=2, points=6, hidden=3, queries=2))
+    fitted = evaluate(untrained(tmp_path / "network", network), prompts=3, resamples=2)
+    assert np.isfinite(fitted.curves["two-layer network by Adam"].mean).all()
     assert result.examples.tolist() == [4]
     assert set(result.curves) > {"transformer", "least squares", "zero"}
     assert all(np.isfinite(curve.mean).all() for curve in result.curves.values())
@@ -240,8 +273,13 @@ def test_a_run_of_sines_is_not_asked_for_sines_twice(tmp_path):
         run = untrained(tmp_path / name, shrunk(PRESETS[f"kirsch/{name}"].config))
         result = ask("function-transfer", run, prompts=8)
         assert len(result.kinds) == kinds
-        for kind in result.kinds.values():
-            assert kind.r_squared == 1 - kind.squared_error / kind.variance
+        learner, kind = Learner(run.config), result.kinds["training tasks"]
+        episodes = draw_prompts(learner.family, stream("transfer", 0), 8)
+        asked = np.asarray(episodes.queries)
+        y, predicted = np.asarray(episodes.y)[asked], learner.predict(run.variables()[1], episodes)
+        error = ((np.asarray(predicted)[asked] - y) ** 2).mean()
+        np.testing.assert_allclose(kind.squared_error, error, rtol=1e-4)
+        np.testing.assert_allclose(kind.r_squared, 1 - error / y.var(), rtol=1e-4)
     config = tiny(task=LinearRegression(dim=1, points=5))
     with pytest.raises(ValueError, match="does not learn functions of one number"):
         ask("function-transfer", untrained(tmp_path / "tagged", config))

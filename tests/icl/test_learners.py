@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from icl.analysis.catalogue import applicable
 from icl.models import (
     FastWeightLSTMConfig,
     GradientDescentConfig,
@@ -147,8 +148,11 @@ def test_a_bidirectional_transformer_is_refused_where_it_would_see_labels():
     ):
         with pytest.raises(ValueError, match=words):
             tiny(model=TWO_WAY, **changes)
-    with pytest.raises(ValueError, match="leave task.queries None, or set layout to masked"):
-        tiny(task_queries=2, layout="tagged")
+    for layout in ("tagged", "concatenated"):
+        with pytest.raises(ValueError, match="leave task.queries None, or set layout to masked"):
+            tiny(task_queries=2, layout=layout)
+    config = tiny(task_queries=2, layout="masked", task_noise=0.5, training_pool_size=4)
+    assert applicable(config) == ["heads"]
     with pytest.raises(ValueError, match="no option bidirectional: set model.bidirectional to"):
         dataclasses.replace(TWO_WAY, mixer="mesa")
     assert not TWO_WAY.causal and TransformerConfig().causal

@@ -402,7 +402,7 @@ def test_random_networks_compute_what_they_document():
 
 def test_the_last_points_are_queries_if_asked():
     family = LinearRegression(dim=2, points=7, queries=3)
-    assert family.hides_queries and not LinearRegression().hides_queries
+    assert family.hidden_queries == 3 and LinearRegression().hidden_queries == 0
     for points in (7, 5):
         drawn = batch(family, difficulty=Difficulty(2, points))
         at = np.arange(7)
@@ -413,6 +413,8 @@ def test_the_last_points_are_queries_if_asked():
         LinearRegression(points=7, queries=7)
     with pytest.raises(ValueError, match="has one query, the last: leave task.queries None"):
         VectorRetrieval(points=7, queries=2)
+    with pytest.raises(ValueError, match="any inlier of this task may be a query"):
+        ManyOutlierRegression(points=7, queries=2)
 
 
 def test_a_pool_of_prompts_also_fixes_the_points():

@@ -49,7 +49,7 @@ def sgd_class(
     *,
     width: int = 64,
     epochs: int = 20,
-    learning_rate: float = 0.1,
+    learning_rate: float = 0.03,
     seed: int = 0,
 ) -> jax.Array:
     """A two-layer ReLU network fitted to each prefix by SGD on the cross-entropy, point by point.
@@ -58,17 +58,22 @@ def sgd_class(
       positions: numbers of points of the prefixes to fit; scores at other points are NaN.
       width: number of hidden units.
       epochs: number of passes over the prefix, each in the order of the prompt.
-      learning_rate: constant learning rate, divided by the mean square of a feature.
+      learning_rate: constant learning rate, divided by the mean square of the features of
+        the prefix.
       seed: seed of the initial weights, which all fits share.
     """
     first, second = jax.random.split(jax.random.key(seed))
     start = _layer(first, x.shape[-1], width, x.dtype), _layer(second, width, classes, x.dtype)
-    rate = learning_rate / jnp.maximum((x**2).mean(), 1e-6)
 
     def loss(weights, x, label):
         return -jax.nn.log_softmax(_scores(weights, x))[label]
 
     def fitted(x, y, count):
+        shown = jnp.arange(len(x)) < count
+        number = (jnp.maximum(count, 1) * x.shape[1]).astype(x.dtype)
+        square = jnp.where(shown[:, None], x**2, 0).sum() / number
+        rate = learning_rate / jnp.maximum(square, 1e-6)
+
         def step(weights, point):
             slopes = jax.grad(loss)(weights, x[point], y[point])
             used = jnp.where(point < count, rate, 0)
