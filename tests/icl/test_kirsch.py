@@ -1,6 +1,8 @@
 """General-purpose in-context learning: analyses of runs and sweeps, and their commands."""
 
 import math
+import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -300,3 +302,42 @@ def test_presets_train_on_mapped_images_of_their_kind(tmp_path):
     paper = PRESETS["kirsch/mnist"].config
     assert paper.task.points == 100 and paper.task.images == ("mnist",)
     assert PRESETS["kirsch/map"].over["pool_size"][-1] == 2**20
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "kirsch.md").read_text()
+
+
+def options(text):
+    """The options of each piece of code in the page that consists of options alone."""
+    return [" ".join(code.split()) for code in re.findall(r"`(--[^`]+)`", text)]
+
+
+def test_the_commands_of_the_page_are_understood(monkeypatch):
+    asked = []
+
+    def ask(config, *arguments, **given):
+        asked.append(config)
+        raise ValueError("asked")
+
+    assert icl.train  # imported now, so that it does not keep what is replaced below
+    monkeypatch.setattr("icl.training.train", ask)
+    monkeypatch.setattr("icl.sweeps.train_sweep", ask)
+    one_line = PAGE.replace("`\n", "` ").replace("\n", " \n")
+    commands = re.findall(r"icl ((?:train|sweep) kirsch/[\w-]+(?: --[^`#\n]*)?)", one_line)
+    assert len(commands) >= 9
+    for command in commands:
+        assert cli.main(command.split()) == 2
+    assert len(asked) == len(commands)
+    assert any(config.task.images == ("MNIST",) for config in asked)
+    functions, images = (options(part) for part in reversed(PAGE.partition("## Functions")[::2]))
+    for preset, given in (("functions-xs", functions), ("digits-xs", images)):
+        for option in given:
+            values = option.split()
+            # A setting that the page names without a value.
+            if len(values) == 1 and values[0] in ("--task.images", "--task.held-out"):
+                continue
+            if len(values) == 1:
+                values.append("4")
+            before = len(asked)
+            assert cli.main(["train", f"kirsch/{preset}", *values]) == 2, option
+            assert len(asked) == before + 1, option
