@@ -104,6 +104,9 @@ class Plateaus(Result):
             middle = np.exp(np.log(y[fit]).mean()) / np.exp(np.log(x[fit]).mean()) ** self.exponent
             axes.plot(x[fit], middle * x[fit] ** self.exponent, label=f"power {self.exponent:.2f}")
             axes.set(xscale="log", yscale="log", ylabel="steps on the plateau")
+            for axis, at in ((axes.xaxis, x), (axes.yaxis, y[fit])):
+                axis.set_ticks(at, [f"{value:g}" for value in at])
+                axis.set_ticks([], minor=True)
             axes.set_xlabel((self.setting or "").replace("_", " "))
             axes.legend(fontsize=8)
         return figure
