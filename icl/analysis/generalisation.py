@@ -265,8 +265,9 @@ def _kinds(config: Config, images: Sequence[str], training: bool) -> dict[str, _
 
 def _draw(kind: _Kind, config: Config, prompts: int, seed: int) -> Episode:
     """Prompts of a kind, `[prompts, ...]`."""
-    pool = (pool_key(config), config.training.pool_size) if kind.pooled else ()
-    return draw_of(kind.family, stream("general", seed), prompts, *pool)
+    tasks_key = pool_key(config) if kind.pooled else None
+    size = config.training.pool_size if kind.pooled else None
+    return draw_of(kind.family, stream("general", seed), prompts, tasks_key, size)
 
 
 def _accuracy(
