@@ -75,6 +75,7 @@ class ProjectedImages(TaskFamily):
             "task",
             self,
             size=SIZE,
+            channels=Range(1, 3),
             features=SIZE,
             random_features=SIZE,
             ways=Range(2, SIZE.high),

@@ -141,7 +141,8 @@ def test_evaluation_compares_the_model_with_class_frequencies(whole, capsys):
     assert cli.main(["eval", str(whole.path), "--prompts", "32", "--resamples", "20"]) == 0
     assert "fraction misclassified" in " ".join(capsys.readouterr().out.split())
     result = icl.evaluate(whole, prompts=32, resamples=20)
-    assert list(result.curves) == ["model", "class frequencies"]
+    others = ["1-nearest neighbour", "ridge", "SGD", "class frequencies"]
+    assert list(result.curves) == ["model", *others]
     assert result.examples.tolist() == [0, 1, 2, 3]
     frequencies = result.curves["class frequencies"].mean
     assert frequencies[0] > 0.6 > frequencies[3] > 0.1, (
