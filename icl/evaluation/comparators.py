@@ -73,22 +73,19 @@ def one_query_at_a_time(comparator: Comparator, queries: int) -> Comparator:
     def predict(episode: Episode) -> Any:
         shown = episode.queries.shape[1] - queries
         points = 1 if len(comparator.names) == 1 else 2  # axis of the predictions
+        xp = np if comparator.on_host else jnp
 
         def at(query: Any) -> Any:
-            chosen = [*range(shown), shown + query]
-            return comparator.predict(jax.tree.map(lambda a: a[:, chosen], episode))
-
-        def at_traced(query: jax.Array) -> jax.Array:
-            chosen = jnp.append(jnp.arange(shown), shown + query)
+            chosen = xp.append(xp.arange(shown), shown + query)
             found = comparator.predict(jax.tree.map(lambda a: a[:, chosen], episode))
-            return jnp.take(found, shown, axis=points)
+            return xp.take(found, shown, axis=points)
 
-        if comparator.on_host:
-            last = np.stack([np.take(at(q), shown, axis=points) for q in range(queries)], points)
-        else:
-            last = jnp.moveaxis(jax.lax.map(at_traced, jnp.arange(queries)), 0, points)
+        # One query after the other, since an estimator predicts at every point of a prompt.
+        several = range(queries)
+        each = np.stack(list(map(at, several))) if xp is np else jax.lax.map(at, jnp.array(several))
+        last = xp.moveaxis(each, 0, points)
         missing = [(shown, 0) if axis == points else (0, 0) for axis in range(last.ndim)]
-        return (np if comparator.on_host else jnp).pad(last, missing, constant_values=np.nan)
+        return xp.pad(last, missing, constant_values=np.nan)
 
     return dataclasses.replace(comparator, predict=predict)
 
@@ -98,7 +95,8 @@ def comparators(family: TaskFamily) -> tuple[list[Comparator], str | None]:
 
     They are the comparators of Garg et al. 2022 (section 2 and appendix A.3), the Bayes-optimal
     predictor if it is known and, for linear regression, one pass of online gradient descent.
-    Boosting is included if XGBoost is installed.
+    Boosting is included if XGBoost is installed. Labels that are classes are predicted by the
+    nearest neighbour, ridge regression, SGD (Kirsch et al. 2022, table 2) and class frequencies.
     """
     noise, task_scale = (getattr(family, name, 0.0) for name in ("noise", "task_scale"))
     penalty = (noise / task_scale) ** 2 if noise and task_scale else 1.0

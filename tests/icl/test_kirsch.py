@@ -263,7 +263,8 @@ def test_training_uses_the_data_of_its_files(tmp_path, capsys):
     assert not (tmp_path / "other").exists()
 
 
-def test_functions_are_evaluated_once_for_all_queries(tmp_path):
+def test_functions_are_evaluated_once_for_all_queries(tmp_path, monkeypatch):
+    monkeypatch.setattr("icl.evaluation.comparators.FITTED_STEPS", 5)
     config = shrunk(PRESETS["kirsch/functions-xs"].config)
     run = untrained(tmp_path / "run", config)
     result = evaluate(run, prompts=20, resamples=2)
