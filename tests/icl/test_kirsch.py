@@ -264,7 +264,7 @@ def test_training_uses_the_data_of_its_files(tmp_path, capsys):
 
 
 def test_functions_are_evaluated_once_for_all_queries(tmp_path, monkeypatch):
-    monkeypatch.setattr("icl.evaluation.comparators.FITTED_STEPS", 5)
+    monkeypatch.setattr(import_module("icl.evaluation.comparators"), "FITTED_STEPS", 5)
     config = shrunk(PRESETS["kirsch/functions-xs"].config)
     run = untrained(tmp_path / "run", config)
     result = evaluate(run, prompts=20, resamples=2)
