@@ -16,7 +16,7 @@ from rich.table import Table
 from ..evaluation.chunks import in_chunks
 from ..evaluation.curves import draw_prompts
 from ..report import Result, open_run, show_number
-from ..tasks import Episode, FunctionFamily, Lines, Scalar, SineRegression
+from ..tasks import Episode, FunctionFamily, Lines, Scalar, fast_sines
 from ..tasks.draws import stream
 from ..training.config import Config
 from ..training.run import Run
@@ -135,7 +135,7 @@ def function_transfer(
         )
     family: Any = learner.family
     sizes = dict(points=family.points, queries=family.queries)
-    families = {OWN: family, "sines": sines(**sizes), "lines": Lines(**sizes)}
+    families = {OWN: family, "sines": fast_sines(**sizes), "lines": Lines(**sizes)}
     if family == families["sines"]:
         del families["sines"]
     step, variables = run.variables()
@@ -147,14 +147,6 @@ def function_transfer(
         kinds[name] = _kind(predictions, episodes, family.queries)
     examples = family.points - family.queries
     return FunctionTransfer(kinds, prompts, examples, step, run.path).written()
-
-
-def sines(**sizes: int) -> SineRegression:
-    """The notebook's sines, with a number of points and of queries."""
-    return SineRegression(
-        low_amplitude=0.1, high_amplitude=5.0, low_frequency=0.0, high_frequency=8.0,
-        high_phase=3.0, input_range=1.0, **sizes,
-    )  # fmt: skip
 
 
 def _kind(predictions: np.ndarray, episodes: Episode, queries: int) -> Kind:

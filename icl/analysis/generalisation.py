@@ -45,9 +45,10 @@ def is_images(config: Config) -> bool:
     return isinstance(config.task, ProjectedImages)
 
 
-def few(count: int) -> int:
-    """Number of first or last positions that are averaged as early or late, a tenth of them."""
-    return max(1, count // 10)
+def ends(accuracy: np.ndarray) -> tuple[float, float]:
+    """Mean accuracies over the first and over the last tenth of positions `[E]`, at least one."""
+    few = max(1, len(accuracy) // 10)
+    return float(accuracy[:few].mean()), float(accuracy[-few:].mean())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,14 +88,6 @@ class Generalisation(Result):
     def learner(self) -> str:
         """The learner's name."""
         return next(iter(self.accuracy[UNSEEN]))
-
-    def late(self, kind: str) -> float:
-        """Accuracy of the learner over the last positions (see `few`)."""
-        return float(self.accuracy[kind][self.learner][-few(len(self.examples)) :].mean())
-
-    def early(self, kind: str) -> float:
-        """Accuracy of the learner over the first positions (see `few`)."""
-        return float(self.accuracy[kind][self.learner][: few(len(self.examples))].mean())
 
     def table(self) -> Table:
         """Accuracy by number of examples, a block of rows for each kind of prompts."""

@@ -14,7 +14,7 @@ from rich.table import Table
 from ..report import Result
 from ..sweeps.grid import SEED, short_name
 from ..sweeps.results import SweepResult
-from .generalisation import SEEN, UNSEEN, accuracies, few, is_images
+from .generalisation import SEEN, UNSEEN, accuracies, ends, is_images
 
 if TYPE_CHECKING:
     from ..sweeps import Sweep
@@ -146,19 +146,16 @@ def memorisation(sweep: "Sweep", *, prompts: int = PROMPTS) -> Memorisation | No
         return None
     trained = {r["member"] for r in SweepResult.load(sweep).records if "examples" in r}
     members = [member for member in sweep.members if member.path.name in trained]
-    found: dict[tuple[str, int], list[dict[str, list[float]]]] = {}
+    found: dict[tuple[str, int], list[dict[str, tuple[float, float]]]] = {}
     for member, one in zip(members, accuracies([m.run for m in members], prompts=prompts)):
         rest = {k: v for k, v in member.changes.items() if k not in (POOL_SIZE, SEED)}
         label = ", ".join(f"{short_name(name)} {value}" for name, value in rest.items())
-        ends = {
-            kind: [values[: few(len(values))].mean(), values[-few(len(values)) :].mean()]
-            for kind, values in one.items()
-        }
-        found.setdefault((label, member.changes[POOL_SIZE]), []).append(ends)
+        of_kind = {kind: ends(values) for kind, values in one.items()}
+        found.setdefault((label, member.changes[POOL_SIZE]), []).append(of_kind)
     models, ordered = list(dict.fromkeys(label for label, _ in found)), sorted(sizes)
 
     def mean(kind: str, end: int) -> np.ndarray:
-        cell = lambda key: np.mean([ends[kind][end] for ends in found.get(key, [])] or [np.nan])
+        cell = lambda key: np.mean([one[kind][end] for one in found.get(key, [])] or [np.nan])
         return np.array([[cell((model, size)) for size in ordered] for model in models])
 
     accuracy = {kind: {"early": mean(kind, 0), "late": mean(kind, 1)} for kind in (SEEN, UNSEEN)}

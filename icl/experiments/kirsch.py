@@ -9,15 +9,15 @@ are those of public replications.
 The `-xs` presets need no files: they use scikit-learn's digits. They have the recipe of
 docs/recipes.md and, on mapped images, the layout `paired`, in which there is hardly a plateau. MAML
 and the interventions have the paper's tokens, `shifted`, in which there is a long one.
-`kirsch/few-shot` is the image part of the repository
-meta-in-context-learning, and `kirsch/functions` and `kirsch/sines` are the public notebook on
-random networks; docs/kirsch.md tells where they differ.
+
+`kirsch/few-shot` is the image part of the repository meta-in-context-learning, and
+`kirsch/functions` and `kirsch/sines` are the public notebook on random networks; docs/kirsch.md
+tells where they differ.
 """
 
 import dataclasses
 from typing import Any
 
-from ..analysis.function_transfer import sines
 from ..models import (
     FastWeightLSTMConfig,
     LoopedTransformerConfig,
@@ -26,7 +26,7 @@ from ..models import (
     MLPConfig,
     TransformerConfig,
 )
-from ..tasks import Curriculum, ProjectedImages, RandomNetwork
+from ..tasks import Curriculum, ProjectedImages, RandomNetwork, fast_sines
 from ..training.config import Config, OptimizerConfig, TrainingConfig
 from .garg import MUON, XS_MODEL
 from .presets import register
@@ -48,7 +48,6 @@ XS = Config(
     optimizer=MUON,
     training=TrainingConfig(steps=2_000),
 )
-
 
 register("kirsch/digits-xs", XS)
 for _name, _config in {
@@ -141,15 +140,14 @@ FUNCTIONS = Config(
     optimizer=MUON,
     training=TrainingConfig(steps=2_000),
 )
-SINES = sines(points=100, queries=16)
 NOTEBOOK = LoopedTransformerConfig(
     layers=8, heads=2, width=16, loops=3, window=3, bidirectional=True, position_encoding="none"
 )
 register("kirsch/functions-xs", FUNCTIONS)
-register("kirsch/sines-xs", FUNCTIONS.replace(task=SINES))
+register("kirsch/sines-xs", FUNCTIONS.replace(task=fast_sines(points=100, queries=16)))
 for _name, _task in {
     "functions": RandomNetwork(points=500, queries=16),
-    "sines": sines(points=100, queries=1),
+    "sines": fast_sines(points=100, queries=1),
 }.items():
     register(
         f"kirsch/{_name}",

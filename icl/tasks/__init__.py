@@ -25,7 +25,7 @@ from .quadratic_regression import QuadraticRegression
 from .random_network import Lines, RandomNetwork
 from .relu_network import Network, ReLUNetwork
 from .sampling import MAX_POOL_SIZE, pool_task, sample_batch, sample_prompt
-from .sine import SineRegression
+from .sine import SineRegression, fast_sines
 from .sparse_linear_regression import SparseLinearRegression
 from .vector_retrieval import Store, VectorRetrieval
 from .whitened_regression import WhitenedRegression
@@ -108,6 +108,7 @@ __all__ = [
     "VectorRetrieval",
     "Vectors",
     "WhitenedRegression",
+    "fast_sines",
     "garg_curriculum",
     "pool_task",
     "register_family",

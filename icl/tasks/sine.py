@@ -81,3 +81,11 @@ class SineRegression(FunctionFamily):
 
     def sample_inputs(self, key: jax.Array) -> jax.Array:
         return uniform(key, (self.points, 1), -self.input_range, self.input_range)
+
+
+def fast_sines(points: int, queries: int) -> SineRegression:
+    """Sines of many frequencies on [-1, 1], of the notebook for Kirsch et al. 2022."""
+    return SineRegression(
+        points=points, queries=queries, low_amplitude=0.1, high_amplitude=5.0, low_frequency=0.0,
+        high_frequency=8.0, high_phase=3.0, input_range=1.0,
+    )  # fmt: skip
