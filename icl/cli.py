@@ -25,6 +25,9 @@ usage: icl list [PART]                   one line about every preset; with PART,
        icl sweep --resume SWEEP          continue a sweep that was stopped
        icl eval RUN [--prompts N]        evaluate a run beside classical estimators, and analyse
                                          it; tables, and JSON and figures in its folder
+       icl eval RUN --mode fewshot_holdout [--follow]
+                                         learning in context or in weights at a checkpoint, or at
+                                         each as soon as it is written: docs/chan.md
        icl compare RUN RUN ...           runs of one task: error, parameters, size of the state
        icl study NAME                    an analysis that needs no run
        icl plot RUN                      draw a run's figures again, and training.png
@@ -385,6 +388,9 @@ def _eval(arguments: list[str]) -> int:
         analyses: tuple[str, ...] = ("all",),
         against: Folder | None = None,
         images: tuple[str, ...] = (),
+        mode: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+        follow: bool = False,
+        step: int | None = None,
     ) -> None:
         """Evaluates a run on fresh tasks beside classical estimators, and analyses it.
 
@@ -399,6 +405,10 @@ def _eval(arguments: list[str]) -> int:
           against: Folder of another run of this task with a single query; only the agreement of
             both runs' predictions is computed.
           images: Other sets of images for the analysis generalisation, by name or path.
+          mode: Kind of sequences to evaluate a run of class sequences on, once for each; only these
+            evaluations are made, and "all" stands for all that the run allows.
+          follow: Evaluate these modes at each checkpoint as soon as it is written, until the last.
+          step: Evaluate these modes at the checkpoint of this step; None for the newest.
         """
         if prompts is not None:
             check_range("--prompts", prompts, SIZE)
@@ -406,6 +416,9 @@ def _eval(arguments: list[str]) -> int:
         check_range("--seed", seed, SEED)
         given = {} if prompts is None else {"prompts": prompts}
         opened = Run.open(run)
+        if mode or follow or step is not None:
+            _evaluate_modes(opened, mode, follow, step, seed=seed, **given)
+            return
         if against is not None:
             other = Run.open(against)
             _show_result(ask("alignment", opened, against=other, seed=seed, **given))
@@ -437,6 +450,21 @@ def _eval(arguments: list[str]) -> int:
 
     tyro.cli(evaluate_run, args=arguments, prog="icl eval")
     return 0
+
+
+def _evaluate_modes(run, modes, follow: bool, step: int | None, **options) -> None:
+    """Evaluates modes at one checkpoint, or at each as it is written."""
+    from .analysis.modes import allowed_modes, evaluate_modes, follow_modes, has_modes
+    from .output import say
+
+    if follow and step is not None:
+        raise ValueError("--follow evaluates every checkpoint: leave --step out")
+    if "all" in modes and has_modes(run.config):
+        modes = allowed_modes(run.config.task)
+    if follow:
+        _show_result(follow_modes(run, modes, say=say, **options))
+    else:
+        _show_result(evaluate_modes(run, modes, step=step, **options))
 
 
 def _compare(arguments: list[str]) -> int:

@@ -143,6 +143,12 @@ ANALYSES: dict[str, Analysis] = {
         ".generalisation:generalisation",
         ".generalisation:is_images",
     ),
+    "modes": Analysis(
+        "run",
+        "learning in context and in weights, over training (Chan et al.)",
+        ".modes:modes_of_run",
+        ".modes:has_modes",
+    ),
     "function-transfer": Analysis(
         "run",
         "errors on functions of other kinds (the notebook for Kirsch et al.)",
@@ -170,6 +176,11 @@ ANALYSES: dict[str, Analysis] = {
     ),
     "plateau": Analysis(
         "sweep", "steps until learning in context begins (Kirsch et al.)", ".plateau:plateau"
+    ),
+    "emergence": Analysis(
+        "sweep",
+        "learning in context and in weights, over training, by setting (Chan et al.)",
+        ".emergence:emergence",
     ),
     "layers": Analysis(
         "sweep", "error by layers, beside as many steps of descent (Ahn et al.)", ".layers:layers"

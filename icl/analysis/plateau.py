@@ -15,7 +15,7 @@ import numpy as np
 from rich.table import Table
 
 from ..report import Result, show_number
-from ..sweeps.grid import SEED, short_name
+from ..sweeps.grid import SEED, label_of, short_name
 from ..sweeps.results import SweepResult
 from ..tasks import Classes
 from ..training.run import Run
@@ -146,12 +146,11 @@ def plateau(sweep: "Sweep") -> Plateaus | None:
     """
     if not isinstance(sweep.config.task.label_kind, Classes):
         return None
-    groups = [values for values in sweep.over.values() if isinstance(values, dict)]
     found: dict[str, Row] = {}
     for member, record in zip(sweep.members, SweepResult.load(sweep).records):
         if "examples" not in record:
             continue
-        label = _label(member.changes, groups)
+        label = label_of(sweep.over, member.changes)
         row = found.setdefault(label, Row(label, [], [], [], []))
         steps, losses = map(list, zip(*relative_losses(member.run)))
         row.steps.append(plateau_end(member.run))
@@ -167,21 +166,6 @@ def plateau(sweep: "Sweep") -> Plateaus | None:
     alone = numeric[0] if len(numeric) == 1 and len(sweep.over) == 1 else None
     exponent = _exponent(rows) if alone else math.nan
     return Plateaus(rows, alone, exponent, sweep.path).written()
-
-
-def _label(changes: dict[str, Any], groups: list[dict[str, dict[str, Any]]]) -> str:
-    """What a member differs in: labels of groups of settings, then names and values of others."""
-    rest = {name: value for name, value in changes.items() if name != SEED}
-    labels = []
-    for group in groups:
-        for label, settings in group.items():
-            if settings.items() <= rest.items():
-                labels.append(label)
-                rest = {name: value for name, value in rest.items() if name not in settings}
-                break
-    if not labels and len(rest) == 1:
-        return str(next(iter(rest.values())))
-    return ", ".join([*labels, *(f"{short_name(name)} {value}" for name, value in rest.items())])
 
 
 def _are_numbers(values: list[Any]) -> bool:

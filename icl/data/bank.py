@@ -75,6 +75,14 @@ def load_bank(
     )
 
 
+def check_features(name: str, images: np.ndarray, features: int | None) -> None:
+    """Raises ValueError if a set has not that number of features; None stands for images."""
+    width = images.shape[1] if images.ndim == 2 else None
+    if width != features:
+        has = "images" if width is None else f"{width} features an input"
+        raise ValueError(f"{name} has {has}: set task.features to {width}")
+
+
 def _load(
     name: str,
     size: int,
@@ -86,10 +94,7 @@ def _load(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The images of a set in use, in the order of classes, and the number of each class."""
     images, labels = load_images(name, size, channels)
-    width = images.shape[1] if images.ndim == 2 else None
-    if width != features:
-        has = "images" if width is None else f"{width} features an input"
-        raise ValueError(f"{name} has {has}: set task.features to {width}")
+    check_features(name, images, features)
     number = int(labels.max()) + 1
     if number < ways:
         raise ValueError(f"{name} has {number} classes: set task.ways to that at most")

@@ -5,11 +5,12 @@ from pathlib import Path
 from . import arrays, idx
 from .arrays import load_arrays
 from .digits import load_digits
-from .folders import load_folders
+from .folders import load_trees
 from .idx import load_idx
 from .image_set import ImageSet
 from .random_images import random_images
 from .resize import as_images
+from .trees import ARCHIVE, tree_files
 
 BUILT_IN = ("digits", "random")
 
@@ -20,7 +21,8 @@ def load_images(name: str, size: int, channels: int = 1) -> ImageSet:
     Args:
       name: `digits` or `random`, or the path of: a file in MNIST's format whose name has
         `images-idx3-ubyte`, or a folder of such files, all of which are used; a `.npz` or `.npy`
-        (see `icl.data.arrays`); or a folder with a folder of image files for each class.
+        (see `icl.data.arrays`); or a tree with a folder of image files for each class: a folder, a
+        `.zip` file, or a folder of such zip files (see `icl.data.folders.load_trees`).
       size: height and width of the images in the result.
       channels: 1 for grey images, 3 for red, green and blue.
 
@@ -47,11 +49,10 @@ def load_images(name: str, size: int, channels: int = 1) -> ImageSet:
 
 
 def _from_path(path: Path, size: int, channels: int) -> ImageSet:
+    if is_tree(path):
+        return load_trees([path], size, channels)
     if path.is_dir():
-        files = _idx_files(path)
-        if not files:
-            return load_folders(path, size, channels)
-        return load_idx(files)
+        return load_idx(_idx_files(path))
     if not path.exists():
         raise FileNotFoundError(
             2,
@@ -63,9 +64,16 @@ def _from_path(path: Path, size: int, channels: int) -> ImageSet:
     if path.suffix in arrays.SUFFIXES:
         return load_arrays(path)
     raise ValueError(
-        f"{path}: images are read from files whose name has {idx.IMAGES}, from .npz and .npy, and "
-        "from folders"
+        f"{path}: images are read from files whose name has {idx.IMAGES}, from .npz, .npy and "
+        f"{ARCHIVE}, and from folders"
     )
+
+
+def is_tree(path: Path) -> bool:
+    """Whether a path is a tree of folders of images: a folder without MNIST's files, or a zip."""
+    if path.is_dir():
+        return not _idx_files(path)
+    return path.suffix.lower() == ARCHIVE and path.exists()
 
 
 def _idx_files(path: Path) -> list[Path]:
@@ -75,13 +83,14 @@ def _idx_files(path: Path) -> list[Path]:
 
 
 def data_files(name: str) -> list[Path]:
-    """The files that `load_images` reads for a name; the folders for a folder of classes."""
+    """The files that `load_images` reads for a name; for a tree its zip files and its folders."""
     path = Path(name)
     if name in BUILT_IN:
         return []
+    if is_tree(path):
+        return tree_files(path)
     files = _idx_files(path) if path.is_dir() else [path]
     labels = [
         idx.labels_file(file) if idx.is_idx(file) else arrays.labels_file(file) for file in files
     ]
-    folders = [] if files or not path.is_dir() else sorted(path.iterdir())
-    return [*(files or [path]), *folders, *(file for file in labels if file is not None)]
+    return [*files, *(file for file in labels if file is not None)]

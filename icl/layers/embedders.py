@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from ..tasks.inputs import Images, InputKind, Symbols, Vectors
+from .resnet import ResNet
 
 BYTE = 255.0
 CHANNELS = (32, 64)  # output channels of the convolutions
@@ -74,7 +75,7 @@ class ConvolutionEmbedder(Embedder):
     takes = (Images,)
 
     def __init__(self, kind: InputKind, features: int, *, rngs: nnx.Rngs):
-        sizes = (kind.shape[2] if len(kind.shape) == 3 else 1, *CHANNELS)
+        sizes = (_channels(kind), *CHANNELS)
         self.convolutions = nnx.List(
             nnx.Conv(before, after, kernel_size=(3, 3), strides=2, rngs=rngs)
             for before, after in zip(sizes, sizes[1:])
@@ -82,9 +83,7 @@ class ConvolutionEmbedder(Embedder):
         self.out = nnx.Linear(CHANNELS[-1], features, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = _as_floats(x)
-        if x.ndim == 3:
-            x = x[..., None]
+        x = _with_channels(_as_floats(x))
         for convolution in self.convolutions:
             x = jax.nn.relu(convolution(x))
         return self.out(x.mean(axis=(1, 2)))
@@ -92,6 +91,23 @@ class ConvolutionEmbedder(Embedder):
     @staticmethod
     def activations(kind: InputKind, features: int) -> int:
         return max(int(np.prod(kind.shape[:2])) * CHANNELS[0] // 4, features)
+
+
+class ResNetEmbedder(Embedder):
+    """The ResNet of Chan et al. 2022 (arXiv 2205.05055), with batch normalisation."""
+
+    takes = (Images,)
+
+    def __init__(self, kind: InputKind, features: int, *, rngs: nnx.Rngs):
+        self.resnet = ResNet(_channels(kind), features, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.resnet(_with_channels(_as_floats(x)))
+
+    @staticmethod
+    def activations(kind: InputKind, features: int) -> int:
+        height, width = kind.shape[:2]
+        return ResNet.activations(height, width, features)
 
 
 class SymbolEmbedder(Embedder):
@@ -111,10 +127,21 @@ def _as_floats(x: jax.Array) -> jax.Array:
     return x.astype(jnp.float32) / BYTE if x.dtype == jnp.uint8 else x
 
 
+def _channels(kind: InputKind) -> int:
+    """Number of channels of images, which may have no axis for them."""
+    return kind.shape[2] if len(kind.shape) == 3 else 1
+
+
+def _with_channels(x: jax.Array) -> jax.Array:
+    """Images `[N, height, width, channels]`, from images with or without the last axis."""
+    return x[..., None] if x.ndim == 3 else x
+
+
 EMBEDDERS: dict[str, type[Embedder]] = {
     "linear": LinearEmbedder,
     "mlp": MLPEmbedder,
     "convolution": ConvolutionEmbedder,
+    "resnet": ResNetEmbedder,
     "table": SymbolEmbedder,
 }
 

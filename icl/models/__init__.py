@@ -7,10 +7,10 @@ from .contrastive import ContrastiveAttention, ContrastiveAttentionConfig
 from .fast_weight_lstm import FastWeightLSTM, FastWeightLSTMConfig
 from .gradient_descent import GradientDescent, GradientDescentConfig
 from .looped import LoopedTransformer, LoopedTransformerConfig
-from .lstm import LSTM, LSTMConfig
 from .maml import MAML, MAMLConfig
 from .mlp import MLP, MLPConfig
 from .preconditioned import PreconditionedAttention, PreconditionedConfig
+from .recurrent import LSTM, RNN, LSTMConfig, RNNConfig
 from .self_attention import SelfAttention, SelfAttentionConfig
 from .transformer import SMALL, STANDARD, XS, Transformer, TransformerConfig, parameter_count
 
@@ -18,6 +18,7 @@ MODELS: dict[str, type[ModelConfig]] = {
     "transformer": TransformerConfig,
     "looped_transformer": LoopedTransformerConfig,
     "lstm": LSTMConfig,
+    "rnn": RNNConfig,
     "self_attention": SelfAttentionConfig,
     "contrastive_attention": ContrastiveAttentionConfig,
     "gradient_descent": GradientDescentConfig,
@@ -46,6 +47,7 @@ __all__ = [
     "MAML",
     "MLP",
     "MODELS",
+    "RNN",
     "SMALL",
     "STANDARD",
     "XS",
@@ -65,6 +67,7 @@ __all__ = [
     "ModelConfig",
     "PreconditionedAttention",
     "PreconditionedConfig",
+    "RNNConfig",
     "SelfAttention",
     "SelfAttentionConfig",
     "Transformer",

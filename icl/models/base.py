@@ -111,7 +111,10 @@ class ModelConfig(ABC):
     """Module that turns an input into features, by its name in icl.layers.EMBEDDERS; None to use
     vectors as features."""
     embedding_width: int = 64
-    """Number of features of an embedded input."""
+    """Number of features of an embedded input or label."""
+    embed_labels: bool = False
+    """Show a class by a row of a learned table with embedding_width features, and not by a one-hot
+    vector; for tasks with many classes."""
 
     def __post_init__(self) -> None:
         # Bounded because each layer adds to the compile time.

@@ -13,10 +13,11 @@ from flax import nnx
 from ..layers.linear import linear_dot_general
 from ..layers.mixers import MIXERS
 from ..layers.norm import NORMS
-from ..ranges import SIZE, Range, check_ranges
+from ..ranges import FINITE, SIZE, Range, check_ranges
 from .base import HeadWeights, Model, ModelConfig, uniform
 
 INIT_STD = 0.02
+RATIO = Range(1.0, FINITE.high)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +41,13 @@ class TransformerConfig(ModelConfig):
     """Dtype of the computation; parameters, statistics and the loss stay float32."""
     end_bias: bool = True
     """Use biases in read-in and read-out; Raventós et al. 2023 use none."""
-    position_encoding: Literal["learned", "rotary", "none"] = "learned"
-    """How tokens know their positions: a learned vector is added to each token, each attention
-    head rotates queries and keys (Su et al. 2021), or not at all."""
+    position_encoding: Literal["learned", "sinusoidal", "rotary", "none"] = "learned"
+    """How tokens know their positions: a learned vector, or fixed sines and cosines (Vaswani et al.
+    2017), are added to each token, each attention head rotates queries and keys (Su et al. 2021),
+    or not at all."""
+    sinusoid_base: float = 10_000.0
+    """Ratio of the longest to the shortest wavelength of sinusoidal positions, nearly; Chan et al.
+    2022 use 30. Without effect if position_encoding is not sinusoidal."""
     qk_norm: bool = False
     """Normalise the queries and keys of each attention head, with learned scales."""
     norm: Literal["layer", "rms"] = "layer"
@@ -55,9 +60,16 @@ class TransformerConfig(ModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         positions = Range(1, 2 * SIZE.high)  # two tokens a point
-        check_ranges("model", self, heads=SIZE, width=SIZE, max_tokens=positions)
+        check_ranges(
+            "model", self, heads=SIZE, width=SIZE, max_tokens=positions, sinusoid_base=RATIO
+        )
         if self.width % self.heads:
             raise ValueError(f"a width of {self.width} cannot be split into {self.heads} heads")
+        if self.position_encoding == "sinusoidal" and self.width % 2:
+            raise ValueError(
+                f"a width of {self.width} cannot be split into sines and cosines: set model.width "
+                'to an even number, or model.position_encoding to "learned"'
+            )
         if self.mixer not in MIXERS:
             raise ValueError(f"no mixer called {self.mixer!r}; there are {sorted(MIXERS)}")
         for option in set(self.mixer_options) - set(getattr(MIXERS[self.mixer], "options", ())):
@@ -175,6 +187,8 @@ class Transformer(Model):
         ends: dict[str, Any] = dict(use_bias=config.end_bias, rngs=rngs)
         self.read_in = nnx.Linear(in_width, config.width, **ends, **uniform(in_width))
         self.rotary = config.position_encoding == "rotary"
+        sinusoidal = config.position_encoding == "sinusoidal"
+        self.sinusoid_base = config.sinusoid_base if sinusoidal else None
         table = lambda: INIT_STD * jax.random.normal(rngs.params(), (positions, config.width))
         self.positions = nnx.data(nnx.Param(table()) if learned else None)
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.layers)])
@@ -223,6 +237,10 @@ class Transformer(Model):
     def embed(self, tokens: jax.Array, positions: jax.Array | None = None) -> jax.Array:
         """The input of the first block, `[B, T, width]`; arguments and errors as for a call."""
         length = tokens.shape[1]
+        if self.sinusoid_base is not None:
+            x = self.read_in(tokens)
+            at = jnp.arange(length) if positions is None else positions
+            return (x + sinusoids(at, x.shape[-1], self.sinusoid_base)[None]).astype(self.dtype)
         if self.positions is None:
             return self.read_in(tokens).astype(self.dtype)
         if positions is None and length > self.positions.shape[0]:
@@ -263,6 +281,22 @@ class Transformer(Model):
             inputs.append(block.mixer_norm(x))
             x = block(x)
         return inputs
+
+
+def sinusoids(positions: jax.Array, width: int, base: float) -> jax.Array:
+    """Sines of the positions, then cosines (Vaswani et al. 2017, arXiv 1706.03762, section 3.5).
+
+    Args:
+      positions: int `[T]`.
+      width: number W of features, even.
+      base: frequency i of W / 2 is `base ** (-2 * i / W)`.
+
+    Returns:
+      float32 `[T, W]`.
+    """
+    frequencies = base ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+    angles = jnp.asarray(positions, jnp.float32)[:, None] * frequencies[None]
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
 
 
 def _head_weights(mixer: Any) -> HeadWeights:

@@ -239,3 +239,25 @@ def member_name(changes: Mapping[str, Any]) -> str:
 def short_name(full: str) -> str:
     """A setting's name without its section, as `learning_rate`."""
     return full.partition("_")[2] or full
+
+
+def label_of(over: Mapping[str, Any], changes: Mapping[str, Any]) -> str:
+    """What a member differs in: labels of groups of settings, then names and values of others.
+
+    The seed is left out. A single value has no name.
+
+    Args:
+      over: of the sweep, as from `check_over`.
+      changes: of the member.
+    """
+    rest = {name: value for name, value in changes.items() if name != SEED}
+    labels = []
+    for group in (values for values in over.values() if isinstance(values, Mapping)):
+        for label, settings in group.items():
+            if settings.items() <= rest.items():
+                labels.append(label)
+                rest = {name: value for name, value in rest.items() if name not in settings}
+                break
+    if not labels and len(rest) == 1:
+        return str(next(iter(rest.values())))
+    return ", ".join([*labels, *(f"{short_name(name)} {value}" for name, value in rest.items())])

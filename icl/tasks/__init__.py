@@ -2,6 +2,7 @@
 
 from ..registry import register
 from .base import Data, Difficulty, Episode, FunctionFamily, TaskFamily
+from .class_sequences import ClassSequences
 from .classification import LinearClassification, Parity
 from .curriculum import Curriculum, garg_curriculum
 from .decision_tree import DecisionTree, Tree
@@ -25,6 +26,7 @@ from .quadratic_regression import QuadraticRegression
 from .random_network import Lines, RandomNetwork
 from .relu_network import Network, ReLUNetwork
 from .sampling import MAX_POOL_SIZE, pool_task, sample_batch, sample_prompt
+from .sequence_kinds import KINDS
 from .sine import SineRegression, fast_sines
 from .sparse_linear_regression import SparseLinearRegression
 from .vector_retrieval import Store, VectorRetrieval
@@ -46,6 +48,7 @@ FAMILIES: dict[str, type[TaskFamily]] = {
     "projected_images": ProjectedImages,
     "random_network": RandomNetwork,
     "lines": Lines,
+    "class_sequences": ClassSequences,
 }
 
 
@@ -64,8 +67,10 @@ def register_family(name: str):
 
 __all__ = [
     "FAMILIES",
+    "KINDS",
     "LAYOUTS",
     "MAX_POOL_SIZE",
+    "ClassSequences",
     "Classes",
     "Concatenated",
     "Curriculum",

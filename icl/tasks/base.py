@@ -41,6 +41,7 @@ class Episode(NamedTuple):
     queries: jax.Array  # bool [points]: the label is predicted, trained on and evaluated
     context: jax.Array  # bool [points]: shown with the label to the points after it
     label_tokens: jax.Array | None = None  # [points, W]; None: made by the label kind
+    weights: jax.Array | None = None  # [points]: of the losses of queries; None: all are 1
 
     @property
     def length(self) -> jax.Array:
@@ -64,6 +65,7 @@ class TaskFamily(ABC):
 
     every_point_is_query: ClassVar[bool] = True  # at full difficulty
     hidden_queries: ClassVar[int] = 0  # number of last points that are queries and never context
+    only_last_is_query: ClassVar[bool] = False  # whether the last point is the only query
 
     points: int = 41
     """Number of (x, y) points in a prompt."""
@@ -170,6 +172,13 @@ class FunctionFamily(TaskFamily):
             return Episode(x, y, used, used)
         query = position >= difficulty.points - self.queries
         return Episode(x, y, used & query, used & ~query)
+
+
+def on_device(data: Data) -> Data:
+    """Data as JAX arrays; ValueError if there are none."""
+    if data is None:
+        raise ValueError("inputs are drawn from data: give the result of load_data")
+    return jax.tree.map(jnp.asarray, data)
 
 
 def choose_coordinates(key: jax.Array, dim: int, count: int, difficulty: Difficulty) -> jax.Array:

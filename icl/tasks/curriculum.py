@@ -51,6 +51,11 @@ class Curriculum:
                 f"{type(family).__name__} has no number of classes to vary: set "
                 "curriculum.classes_start to None"
             )
+        if family.only_last_is_query and self.points_start is not None:
+            raise ValueError(
+                f"the last point of {type(family).__name__} is the query, so no point may be "
+                "padding: set curriculum.points_start to None"
+            )
         check_ranges("curriculum", self, points_start=SIZE._replace(high=family.points))
         if classes:
             check_ranges("curriculum", self, classes_start=SIZE._replace(high=int(classes)))

@@ -16,13 +16,9 @@ ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Draws float32 bit-equal to `jax.random.normal(key, shape)`. The key is consumed."""
     count = math.prod(shape)
-    if str(jax.random.key_impl(key)) != "threefry2x32" or count >= 2**32:
+    if not _is_threefry(key) or count >= 2**32:
         return jax.random.normal(key, shape)
-    lowest = jnp.nextafter(jnp.float32(-1), jnp.float32(0))
-    symmetric = _uniform(key, count, lowest, 1)
-    # Flat and behind a barrier, so that the code around it cannot change its bits.
-    flat = jax.lax.optimization_barrier(jnp.float32(2**0.5) * jax.lax.erf_inv(symmetric))
-    return flat.reshape(shape)
+    return _normal(_bits(key, count)).reshape(shape)
 
 
 def uniform(key: jax.Array, shape: tuple[int, ...], low: float, high: float) -> jax.Array:
@@ -31,23 +27,64 @@ def uniform(key: jax.Array, shape: tuple[int, ...], low: float, high: float) -> 
     The key is consumed.
     """
     count = math.prod(shape)
-    if str(jax.random.key_impl(key)) != "threefry2x32" or count >= 2**32:
+    if not _is_threefry(key) or count >= 2**32:
         return jax.random.uniform(key, shape, minval=low, maxval=high)
-    return jax.lax.optimization_barrier(_uniform(key, count, low, high)).reshape(shape)
+    numbers = _between(_bits(key, count), low, high)
+    return jax.lax.optimization_barrier(numbers).reshape(shape)
 
 
-def _uniform(key: jax.Array, count: int, low: float | jax.Array, high: float) -> jax.Array:
+def uniform_at(
+    key: jax.Array, count: int, first: int | jax.Array = 0, row: int | jax.Array = 0
+) -> jax.Array:
+    """Numbers of a table that a key defines, uniform in [0, 1), float32 `[count]`.
+
+    Args:
+      key: the key; it is not consumed, so nothing else may be drawn from it.
+      count: number of numbers.
+      first: column of the first.
+      row: row of all. Rows and columns are below 2^32.
+    """
+    if not _is_threefry(key):
+        key = jax.random.fold_in(jax.random.fold_in(key, row), first)
+        return jax.random.uniform(key, (count,))
+    return _between(_bits(key, count, first, row), 0.0, 1.0)
+
+
+def normal_at(
+    key: jax.Array, count: int, first: int | jax.Array = 0, row: int | jax.Array = 0
+) -> jax.Array:
+    """Numbers of a table that a key defines, standard normal; arguments as for `uniform_at`."""
+    if not _is_threefry(key):
+        key = jax.random.fold_in(jax.random.fold_in(key, row), first)
+        return jax.random.normal(key, (count,))
+    return _normal(_bits(key, count, first, row))
+
+
+def _is_threefry(key: jax.Array) -> bool:
+    return str(jax.random.key_impl(key)) == "threefry2x32"
+
+
+def _normal(bits: jax.Array) -> jax.Array:
+    symmetric = _between(bits, jnp.nextafter(jnp.float32(-1), jnp.float32(0)), 1)
+    # Flat and behind a barrier, so that the code around it cannot change its bits.
+    return jax.lax.optimization_barrier(jnp.float32(2**0.5) * jax.lax.erf_inv(symmetric))
+
+
+def _between(bits: jax.Array, low: float | jax.Array, high: float) -> jax.Array:
     low, high = jnp.float32(low), jnp.float32(high)
-    mantissa = (_bits(key, count) >> 9) | jnp.uint32(0x3F800000)
+    mantissa = (bits >> 9) | jnp.uint32(0x3F800000)
     unit = jax.lax.bitcast_convert_type(mantissa, jnp.float32) - 1
     return jnp.maximum(low, unit * (high - low) + low)
 
 
-def _bits(key: jax.Array, count: int) -> jax.Array:
-    """uint32 `[count]`, bit-equal to `jax.random.bits(key, (count,))`: one block a number."""
-    index = jnp.arange(count, dtype=jnp.uint32)
-    first, second = _threefry2x32(jax.random.key_data(key), jnp.zeros_like(index), index)
-    return first ^ second
+def _bits(
+    key: jax.Array, count: int, first: int | jax.Array = 0, row: int | jax.Array = 0
+) -> jax.Array:
+    """uint32 `[count]`, one block a number; row 0 is `jax.random.bits(key, (count,))`."""
+    index = jnp.arange(count, dtype=jnp.uint32) + jnp.asarray(first, jnp.uint32)
+    rows = jnp.broadcast_to(jnp.asarray(row, jnp.uint32), index.shape)
+    first_word, second_word = _threefry2x32(jax.random.key_data(key), rows, index)
+    return first_word ^ second_word
 
 
 def _threefry2x32(

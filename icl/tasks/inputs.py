@@ -31,14 +31,14 @@ class Vectors:
 class Images:
     """Images of bytes, uint8 `[height, width]` or `[height, width, channels]`."""
 
-    dtype: ClassVar[Any] = np.uint8
-
     height: int
     """Number of rows of pixels."""
     width: int
     """Number of columns of pixels."""
     channels: int | None = None
     """Numbers a pixel; None for grey images without an axis of channels."""
+    floats: bool = False
+    """Whether pixels are float32, near 0 to 1, in place of bytes."""
 
     def __post_init__(self) -> None:
         for name in ("height", "width", "channels"):
@@ -46,12 +46,19 @@ class Images:
                 check_range(name, getattr(self, name), SIZE)
 
     @property
+    def dtype(self) -> Any:
+        """Type of a pixel."""
+        return np.float32 if self.floats else np.uint8
+
+    @property
     def shape(self) -> tuple[int, ...]:
         depth = () if self.channels is None else (self.channels,)
         return (self.height, self.width, *depth)
 
     def check(self, x: np.ndarray) -> None:
-        """Raises ValueError if an array `[..., *shape]` is not uint8."""
+        """Raises ValueError if an array `[..., *shape]` is not of such pixels."""
+        if self.floats:
+            return Vectors(1).check(x)
         if x.dtype != np.uint8:
             raise ValueError(f"images must be uint8, from 0 to 255; got {x.dtype}")
 

@@ -226,3 +226,18 @@ class Classes(_Categories):
                 f"labels of this task are classes: each must be an integer from 0 to "
                 f"{self.number - 1}"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddedClasses(Classes):
+    """Classes whose tokens are rows of a learned table, which `Episode.label_tokens` holds."""
+
+    features: int = 1
+    """Number of features of a token."""
+
+    @property
+    def token_width(self) -> int:
+        return self.features
+
+    def tokens(self, y: jax.Array) -> jax.Array:
+        raise TypeError("tokens of embedded classes are made by a learner, as label_tokens")

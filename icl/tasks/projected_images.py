@@ -8,14 +8,14 @@ pool of 2^25 tasks takes no memory.
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ..data import STRIDES, ImageBank, Part, data_files, load_bank
 from ..ranges import SIZE, Range, check_ranges
-from .base import Difficulty, Episode, TaskFamily
+from .base import Difficulty, Episode, TaskFamily, on_device
 from .draws import normal
 from .inputs import Images, InputKind, Vectors
 from .labels import Classes
@@ -160,7 +160,7 @@ class ProjectedImages(TaskFamily):
     def sample_task(
         self, key: jax.Array, difficulty: Difficulty, data: ImageBank | None = None
     ) -> Task:
-        bank = _on_device(data)
+        bank = on_device(data)
         matrix_key, class_key, source_key, bias_key = jax.random.split(key, 4)
         n = self.dim
         shape = {"full": (n, n), "diagonal": (n,), "none": (0,)}[self.projection]
@@ -182,7 +182,7 @@ class ProjectedImages(TaskFamily):
         difficulty: Difficulty,
         data: ImageBank | None = None,
     ) -> Episode:
-        bank = _on_device(data)
+        bank = on_device(data)
         label_key, start_key, stride_key = jax.random.split(key, 3)
         y = self._labels(label_key, difficulty)
         own = (task.source, task.classes)
@@ -210,9 +210,3 @@ class ProjectedImages(TaskFamily):
         shown = jnp.tile(jnp.arange(self.ways), self.shots)
         query = jax.random.randint(query_key, (1,), 0, self.ways)
         return jnp.concatenate([jax.random.permutation(order_key, shown), query])
-
-
-def _on_device(data: ImageBank | None) -> Any:
-    if data is None:
-        raise ValueError("images are drawn from data: give the result of load_data")
-    return jax.tree.map(jnp.asarray, data)

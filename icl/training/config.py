@@ -11,7 +11,15 @@ from ..layers.embedders import check_embedder
 from ..models import MODELS, ModelConfig, TransformerConfig
 from ..ranges import NOT_NEGATIVE, POSITIVE, SEED, SIZE, STEPS, Range, check_range, check_ranges
 from ..registry import find, module_of, registered_name
-from ..tasks import FAMILIES, LAYOUTS, MAX_POOL_SIZE, Curriculum, LinearRegression, TaskFamily
+from ..tasks import (
+    FAMILIES,
+    LAYOUTS,
+    MAX_POOL_SIZE,
+    Classes,
+    Curriculum,
+    LinearRegression,
+    TaskFamily,
+)
 from ..tasks.labels import Measure
 
 CUSTOM = "custom"
@@ -29,9 +37,12 @@ class OptimizerConfig:
     the matrices of layers and Adam for the rest."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
-    schedule: Literal["constant", "cosine", "linear", "halving", "stable"] = "cosine"
+    schedule: Literal["constant", "cosine", "linear", "halving", "stable", "inverse_sqrt"] = (
+        "cosine"
+    )
     """Learning rate after warm-up: constant, cosine or linear decay to 0, or halvings.
     "stable" is constant, with a linear decay to 0 over the last fifth of the steps.
+    "inverse_sqrt" is learning_rate * sqrt(warmup_steps / t) at step t (Vaswani et al. 2017).
     Warm-up over half of the steps with linear decay is the triangle of Raventós et al. 2023."""
     warmup_steps: int = 0
     """Number of steps over which the learning rate rises linearly from 0."""
@@ -62,6 +73,11 @@ class OptimizerConfig:
                 )
         if self.schedule == "halving" and self.halving_steps is None:
             raise ValueError('the schedule "halving" needs halving_steps')
+        if self.schedule == "inverse_sqrt" and not self.warmup_steps:
+            raise ValueError(
+                'the schedule "inverse_sqrt" needs a warm-up: set optimizer.warmup_steps to at '
+                "least 1"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +96,9 @@ class TrainingConfig:
     """What the pool holds: tasks, with new points in every prompt, or whole prompts."""
     microbatch_size: int | None = None
     """Number of prompts whose gradient is computed at once, a divisor of batch_size.
-    None chooses the whole batch on an accelerator, a number that fits the cache on a CPU."""
+    None chooses the whole batch on an accelerator, a number that fits the cache on a CPU.
+    For a model with state, such as batch statistics, None chooses the whole batch everywhere: each
+    microbatch has statistics of its own."""
     log_every: int = 100
     """Number of steps per line of metrics.jsonl; the host checks the loss at least this often."""
     checkpoint_every: int = 1000
@@ -154,6 +172,10 @@ class Config:
             raise ValueError(f"no layout called {self.layout!r}; there are {sorted(LAYOUTS)}")
         self.curriculum.check_for(self.task)
         check_embedder(self.model.embedder, self.task.input_kind)
+        if self.model.embed_labels and not isinstance(self.task.label_kind, Classes):
+            raise ValueError(
+                "only labels that are classes can be embedded: set model.embed_labels to False"
+            )
         self._check_queries()
         if not self.model.causal:
             self._check_whole_prompts()

@@ -24,7 +24,7 @@ class OptimizerChanges(TypedDict, total=False):
 
     learning_rate: float
     """Peak learning rate."""
-    schedule: Literal["constant", "cosine", "linear", "halving"]
+    schedule: Literal["constant", "cosine", "linear", "halving", "stable", "inverse_sqrt"]
     """Learning rate after warm-up, computed as if it had held from the first step of the run."""
     warmup_steps: int
     """Number of steps over which the learning rate rises, from the first step of the run."""

@@ -10,7 +10,8 @@ from flax import nnx
 
 from ..layers.embedders import EMBEDDERS, Embedder
 from ..models import Model, check_causal
-from ..tasks import LAYOUTS, Episode
+from ..tasks import LAYOUTS, Classes, Episode
+from ..tasks.labels import EmbeddedClasses
 from .config import Config
 
 Params = Any
@@ -25,11 +26,24 @@ class Variables(NamedTuple):
 
 
 class Network(nnx.Module):
-    """An embedder of inputs, followed by a model."""
+    """An embedder of inputs and a table of label tokens, each if there is one, and a model."""
 
-    def __init__(self, embedder: Embedder, model: Model):
-        self.embedder = embedder
+    def __init__(self, embedder: Embedder | None, model: Model, labels: nnx.Embed | None):
         self.model = model
+        if embedder is not None:
+            self.embedder = embedder
+        if labels is not None:
+            self.labels = labels
+
+    def tokens_of(self, episodes: Episode) -> Episode:
+        """A batch of episodes with embedded inputs and labels."""
+        if embedder := getattr(self, "embedder", None):
+            batch, points, *rest = episodes.x.shape
+            features = embedder(episodes.x.reshape(batch * points, *rest))
+            episodes = episodes._replace(x=features.reshape(batch, points, -1))
+        if labels := getattr(self, "labels", None):
+            episodes = episodes._replace(label_tokens=labels(episodes.y))
+        return episodes
 
 
 class Learner:
@@ -48,6 +62,9 @@ class Learner:
         self.labels = config.task.label_kind
         self.layout = LAYOUTS[config.layout]
         self.tokens = self.layout.tokens(self.family.points)
+        self._shown = self.labels  # the kind whose tokens the layout shows
+        if config.model.embed_labels and isinstance(self.labels, Classes):
+            self._shown = EmbeddedClasses(self.labels.number, config.model.embedding_width)
         abstract = nnx.eval_shape(lambda: self._network(jax.random.key(0)))
         self._graph, *self._abstract = _split(abstract)
         _, model = self._parts(abstract)
@@ -64,15 +81,23 @@ class Learner:
     @property
     def width(self) -> int:
         """Number of features of a token."""
-        return self.layout.width(self.features, self.labels)
+        return self.layout.width(self.features, self._shown)
+
+    @property
+    def has_state(self) -> bool:
+        """Whether the model has state, such as batch statistics, that a batch updates."""
+        return bool(jax.tree.leaves(nnx.to_pure_dict(self._abstract[1])))
 
     def _network(self, key: jax.Array) -> Network | Model:
         rngs = _rngs(key)
-        name = self.config.model.embedder
-        if name is None:
-            return self._model(rngs)
-        embedder = EMBEDDERS[name](self.family.input_kind, self.features, rngs=rngs)
-        return Network(embedder, self._model(rngs))
+        name, embedder, labels = self.config.model.embedder, None, None
+        if name is not None:
+            embedder = EMBEDDERS[name](self.family.input_kind, self.features, rngs=rngs)
+        model = self._model(rngs)
+        if isinstance(self._shown, EmbeddedClasses):
+            size = (self._shown.number, self._shown.features)
+            labels = nnx.Embed(*size, embedding_init=nnx.initializers.normal(1.0), rngs=rngs)
+        return model if embedder is None and labels is None else Network(embedder, model, labels)
 
     def _model(self, rngs: nnx.Rngs) -> Model:
         return self.config.model.build(
@@ -89,13 +114,9 @@ class Learner:
         _, *parts = _split(self._network(key))
         return Variables(*(jax.tree.map(jnp.asarray, nnx.to_pure_dict(part)) for part in parts))
 
-    def network(self, variables: Variables | Params) -> tuple[Embedder | None, Model]:
-        """The flax.nnx modules with these variables, in evaluation mode."""
-        return self._parts(self._merged(variables))
-
     def model(self, variables: Variables | Params) -> Model:
-        """The model alone, without its embedder; see `network`."""
-        return self.network(variables)[1]
+        """The flax.nnx model with these variables, in evaluation mode, without its embedders."""
+        return self._parts(self._merged(variables))[1]
 
     def _merged(self, variables: Variables | Params, training: bool = False) -> nnx.Module:
         if not isinstance(variables, Variables):
@@ -108,9 +129,9 @@ class Learner:
         return merged
 
     @staticmethod
-    def _parts(module: nnx.Module) -> tuple[Embedder | None, Model]:
+    def _parts(module: nnx.Module) -> tuple[Network | None, Model]:
         if isinstance(module, Network):
-            return module.embedder, module.model
+            return module, module.model
         assert isinstance(module, Model)
         return None, module
 
@@ -128,23 +149,37 @@ class Learner:
         Raises:
           ValueError: an array of the episodes does not have the shape that the task defines.
         """
-        self._check_shapes(episodes)
-        embedder, model = self.network(variables)
-        tokens = self._encode(embedder, episodes)
-        outputs = model(tokens, self.layout.read, **self._lengths(episodes))
+        outputs = self._outputs(variables, episodes, self.layout.read)
         return self.labels.prediction(outputs)
+
+    def query_outputs(self, variables: Variables | Params, episodes: Episode) -> jax.Array:
+        """Outputs of the model at the last point, float32 `[B, outputs]`; errors as for `predict`.
+
+        The last layer runs at that point alone. For `Classes` the outputs are logits.
+        """
+        return self._outputs(variables, episodes, self._last(episodes))[:, 0]
+
+    def _outputs(
+        self, variables: Variables | Params, episodes: Episode, read: slice
+    ) -> jax.Array:
+        self._check_shapes(episodes)
+        network, model = self._parts(self._merged(variables))
+        return model(self._encode(network, episodes), read, **self._lengths(episodes))
+
+    def _last(self, episodes: Episode) -> slice:
+        """The output position of the last point."""
+        at = range(self.layout.tokens(episodes.queries.shape[1]))[self.layout.read][-1]
+        return slice(at, at + 1)
 
     def encode(self, variables: Variables | Params, episodes: Episode) -> jax.Array:
         """The tokens of a batch of episodes, `[B, tokens, width]`; errors as for `predict`."""
         self._check_shapes(episodes)
-        return self._encode(self.network(variables)[0], episodes)
+        return self._encode(self._parts(self._merged(variables))[0], episodes)
 
-    def _encode(self, embedder: Embedder | None, episodes: Episode) -> jax.Array:
-        if embedder is not None:
-            batch, points, *rest = episodes.x.shape
-            features = embedder(episodes.x.reshape(batch * points, *rest))
-            episodes = episodes._replace(x=features.reshape(batch, points, -1))
-        return jax.vmap(lambda episode: self.layout.encode(episode, self.labels))(episodes)
+    def _encode(self, network: Network | None, episodes: Episode) -> jax.Array:
+        if network is not None:
+            episodes = network.tokens_of(episodes)
+        return jax.vmap(lambda episode: self.layout.encode(episode, self._shown))(episodes)
 
     def _lengths(self, episodes: Episode) -> dict[str, jax.Array]:
         if not self.config.model.takes_lengths:
@@ -155,6 +190,8 @@ class Learner:
         prompts = jnp.shape(episodes.x)[:2]
         wanted = {"x": self.family.input_kind.shape, "y": self.labels.shape}
         wanted |= {"queries": (), "context": ()}
+        if episodes.weights is not None:
+            wanted["weights"] = ()
         if episodes.label_tokens is not None:
             wanted["label_tokens"] = (math.prod(self.family.input_kind.shape),)
         for name, rest in wanted.items():
@@ -169,7 +206,7 @@ class Learner:
     def loss_sum(
         self, variables: Variables | Params, episodes: Episode, step: jax.Array | int | None = None
     ) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-        """Sum of the training losses over the scored positions of a batch.
+        """Sum of the training losses over the scored positions of a batch, each by its weight.
 
         Args:
           variables: as from `init`.
@@ -178,19 +215,26 @@ class Learner:
             the end of training.
 
         Returns:
-          The sum; the number of scored positions, and `Variables.state` after the batch.
+          The sum; the weight of all scored positions, their number if they have no weights; and
+          `Variables.state` after the batch.
         """
         self._check_shapes(episodes)
         module = self._merged(variables, training=True)
-        embedder, model = self._parts(module)
-        tokens = self._encode(embedder, episodes)
-        outputs = model.training_outputs(tokens, self.layout.read, step, **self._lengths(episodes))
-        loss = lambda outputs: self.labels.loss(outputs, episodes.y)
+        network, model = self._parts(module)
+        tokens, read = self._encode(network, episodes), self.layout.read
+        y, scored = episodes.y, jax.vmap(self.layout.scored)(episodes)
+        if self.family.only_last_is_query:
+            y, scored, read = y[:, -1:], scored[:, -1:], self._last(episodes)
+        outputs = model.training_outputs(tokens, read, step, **self._lengths(episodes))
+        loss = lambda outputs: self.labels.loss(outputs, y)
         # With one output, skip the mean.
         losses = loss(outputs[0]) if len(outputs) == 1 else jax.vmap(loss)(outputs).mean(axis=0)
-        scored = jax.vmap(self.layout.scored)(episodes)
+        count = scored
+        if episodes.weights is not None:
+            count = jnp.where(scored, episodes.weights[:, -scored.shape[1] :], 0)
+            losses = losses * count
         state = nnx.to_pure_dict(_split(module)[2])
-        return jnp.where(scored, losses, 0).sum(), (scored.sum(), state)
+        return jnp.where(scored, losses, 0).sum(), (count.sum(), state)
 
 
 def _split(module: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State, nnx.State]:

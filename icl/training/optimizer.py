@@ -80,12 +80,28 @@ def learning_rate_schedule(
         after = optax.join_schedules([optax.constant_schedule(highest), last], [falling - decay])
     elif config.schedule == "halving":
         after = optax.exponential_decay(highest, config.halving_steps or 1, 0.5, staircase=True)
+    elif config.schedule == "inverse_sqrt":
+        after = _inverse_sqrt_schedule(highest, config.warmup_steps)
     else:
         after = optax.constant_schedule(highest)
     if not config.warmup_steps:
         return after
     warmup = optax.linear_schedule(0.0, highest, config.warmup_steps)
     return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+
+def _inverse_sqrt_schedule(highest: Any, warmup_steps: int) -> optax.Schedule:
+    """highest * sqrt(warmup_steps / t) at step t, by the number of steps since the warm-up.
+
+    As in Vaswani et al. 2017 (arXiv 1706.03762, section 5.3).
+    """
+
+    def rate(since: Any) -> jax.Array:
+        # During the warm-up, whose rate is another, `since` is negative.
+        step = warmup_steps + jnp.maximum(since, 0)
+        return highest * jnp.sqrt(warmup_steps / step)
+
+    return rate
 
 
 def make_optimizer(

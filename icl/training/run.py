@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from . import disk
-from .checkpoints import Checkpoints
+from .checkpoints import Checkpoints, DamagedCheckpoint
 from .config import Config, config_from_dict, config_to_dict
 from .data import check_same, fingerprint
 from .disk import RunError, write_whole
@@ -190,12 +190,40 @@ class Run:
           RunError: a checkpoint holds another model's variables, or the system refuses to read it.
         """
         self.check_data()
-        learner = Learner(self.config)
-        abstract = variable_items(jax.eval_shape(learner.init, jax.random.key(0)))
-        free = lambda name: not fixed(name)
-        with contextlib.closing(self.checkpoints(may_differ=free)) as checkpoints:
-            for step, items in checkpoints.restore_all(abstract):
+        with contextlib.closing(self.checkpoints(may_differ=_is_free)) as checkpoints:
+            for step, items in checkpoints.restore_all(self._abstract()):
                 yield step, variables_from(items)
+
+    def checkpoint_steps(self) -> list[int]:
+        """The steps of the checkpoints in the folder, ascending; empty if there are none."""
+        folder = self.path / "checkpoints"
+        with disk.usable(folder):
+            names = [path.name for path in folder.iterdir()] if folder.exists() else []
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def variables_at(self, step: int) -> Variables:
+        """The variables of the checkpoint of one step.
+
+        Raises:
+          RunError: there is no checkpoint of that step, or it cannot be read.
+        """
+        self.check_data()
+        steps = self.checkpoint_steps()
+        if step not in steps:
+            there = ", ".join(map(str, steps)) or "none"
+            raise RunError(f"{self.path} has no checkpoint of step {step}; there are: {there}")
+        with contextlib.closing(self.checkpoints(may_differ=_is_free)) as checkpoints:
+            try:
+                return variables_from(checkpoints.restore(self._abstract(), step))
+            except DamagedCheckpoint as damage:
+                raise RunError(
+                    f"the checkpoint of step {step} in {self.path} is damaged ({damage}); choose "
+                    "another step"
+                ) from damage
+
+    def _abstract(self) -> Any:
+        """Shapes of the variables, as items of a checkpoint."""
+        return variable_items(jax.eval_shape(Learner(self.config).init, jax.random.key(0)))
 
     def predict(self, x_context: Any, y_context: Any, x_query: Any) -> np.ndarray:
         """Predicts the labels of queries from examples, with NumPy arrays in and out.
@@ -209,6 +237,11 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
+
+
+def _is_free(name: str) -> bool:
+    """Whether a setting may differ between a run and its checkpoint."""
+    return not fixed(name)
 
 
 @contextlib.contextmanager

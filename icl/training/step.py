@@ -98,12 +98,16 @@ def _keys(config: Config) -> jax.Array:
 
 
 def microbatch_size(learner: Learner, devices: int = 1) -> int:
-    """Number of prompts whose gradient a device computes at once."""
+    """Number of prompts whose gradient a device computes at once.
+
+    Batch statistics are over a microbatch, so a model with state gets the device's whole share of
+    the batch, unless the settings say otherwise.
+    """
     config = learner.config
     batch = config.training.batch_size // devices
     if config.training.microbatch_size is not None:
         return math.gcd(batch, config.training.microbatch_size)
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or learner.has_state:
         return batch
     numbers = learner.tokens * config.model.activations(learner.width) * config.model.passes
     if config.model.embedder is not None:

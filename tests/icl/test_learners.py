@@ -16,6 +16,7 @@ from icl.models import (
     LSTMConfig,
     MAMLConfig,
     MLPConfig,
+    RNNConfig,
     TransformerConfig,
 )
 from icl.tasks import Curriculum, LinearRegression, ManyOutlierRegression, ProjectedImages
@@ -58,6 +59,22 @@ def test_an_outer_product_lstm_keeps_a_matrix():
                 hidden[3 * head : 3 * head + 3] = sigmoid(own[21:]) * read
             expected = linear(model.read_out, x + hidden)[0]
             np.testing.assert_allclose(prediction, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_vanilla_rnn_is_elmans():
+    model = built(RNNConfig(layers=2, width=6), outputs=2)
+    tokens = np.asarray(jax.random.normal(jax.random.key(1), (2, 6, 5)))
+    weights = lambda part: np.asarray(part.kernel)
+    x = tokens @ weights(model.read_in) + np.asarray(model.read_in.bias)
+    for layer in model.layers:
+        hidden, outputs = np.zeros((2, 6)), []
+        for token in x.swapaxes(0, 1):
+            own = token @ weights(layer.cell.dense_i) + np.asarray(layer.cell.dense_i.bias)
+            hidden = np.tanh(own + hidden @ weights(layer.cell.dense_h))
+            outputs.append(hidden)
+        x = np.stack(outputs, axis=1)
+    expected = x @ weights(model.read_out) + np.asarray(model.read_out.bias)
+    np.testing.assert_allclose(model(tokens), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "squared"])
@@ -108,6 +125,7 @@ def test_sizes_of_states():
         (dataclasses.replace(attention, mixer="mesa"), 3 * 2 * 2 * 4**2),
         (LoopedTransformerConfig(layers=1, heads=2, width=8, loops=4, window=2), 4 * 2 * 8 * 20),
         (LSTMConfig(layers=2, width=8), 2 * 2 * 8),
+        (RNNConfig(layers=2, width=8), 2 * 8),
         (FastWeightLSTMConfig(layers=2, heads=2, width=8), 2 * (2 * 4**2 + 8)),
         (MAMLConfig(width=8), (13 - 3) * 8 + 8 + 8 * 3 + 3),
         (MLPConfig(width=8), 0),

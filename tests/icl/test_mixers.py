@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from icl.layers import MIXERS, layer_norm, rms_norm
 from icl.layers.linear import linear_dot_general
 from icl.layers.mixers import rotated
+from icl.models import parameter_count
+from icl.models.transformer import sinusoids
 
 from .helpers import TINY, build, jitted, prompt
 
@@ -49,6 +51,7 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(mixer):
 VARIANTS = {
     "rotary": dict(position_encoding="rotary"),
     "no positions": dict(position_encoding="none"),
+    "sinusoidal": dict(position_encoding="sinusoidal", sinusoid_base=30.0),
     "qk norm": dict(qk_norm=True),
     "rms norm": dict(norm="rms"),
     "zero outputs": dict(zero_outputs=True),
@@ -105,6 +108,32 @@ def test_rotary_models_take_prompts_of_any_length_and_given_positions():
     np.testing.assert_allclose(rotary(tokens, positions=jnp.arange(20) + 5), usual, atol=1e-3)
     apart = rotary(tokens, positions=3 * jnp.arange(20))
     assert jnp.abs(apart - usual).max() > 1e-2
+
+
+def test_sinusoidal_positions_are_added_to_the_tokens():
+    config = dataclasses.replace(TINY, position_encoding="sinusoidal", sinusoid_base=30.0)
+    model, without = (
+        build(dataclasses.replace(config, max_tokens=3, position_encoding=encoding))
+        for encoding in ("sinusoidal", "none")
+    )
+    assert parameter_count(model) == parameter_count(without)
+    tokens = prompt(length=20)
+    angles = np.arange(20)[:, None] / 30.0 ** (np.arange(0, 16, 2) / 16)
+    expected = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    added = model.embed(tokens) - without.embed(tokens)
+    np.testing.assert_allclose(added, np.broadcast_to(expected, added.shape), atol=1e-5)
+    # The positions of `predict_queries` are in NumPy, and positions may repeat.
+    at = np.array([3, 0, 19, 3])
+    added = model.embed(tokens[:, :4], at) - without.embed(tokens[:, :4])
+    np.testing.assert_allclose(added[0], expected[at], atol=1e-5)
+    assert (sinusoids(jnp.arange(4), 16, 10_000.0) != sinusoids(jnp.arange(4), 16, 30.0)).any()
+
+
+def test_impossible_sinusoids_are_refused():
+    with pytest.raises(ValueError, match="width of 9 .* sines and cosines: set model.width"):
+        dataclasses.replace(TINY, width=9, heads=1, position_encoding="sinusoidal")
+    with pytest.raises(ValueError, match="sinusoid_base must be a number from 1 to"):
+        dataclasses.replace(TINY, sinusoid_base=0.5)
 
 
 def test_options_that_a_mixer_lacks_are_refused():

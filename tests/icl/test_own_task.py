@@ -3,22 +3,25 @@
 import os
 import re
 import shutil
+from functools import partial
 from importlib import import_module
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 import icl
 from icl import cli
-from icl.models import MODELS, GradientDescentConfig
+from icl.models import MODELS, GradientDescentConfig, MLPConfig
 from icl.sweeps import SweepResult, train_sweep
 from icl.tasks import FAMILIES, Curriculum, sample_batch
 from icl.training import Learner, Run, RunError
 from icl.training.config import config_from_dict, config_to_dict
 from icl.training.data import load_data
-from icl.training.step import batch_gradient, train_step
+from icl.training.parallel import DATA, MEMBERS, Shards
+from icl.training.step import batch_gradient, microbatch_size, train_step
 
 from . import children
 from .helpers import QUIET, assert_same_bits, contents, start, tiny
@@ -62,6 +65,10 @@ def train_on_eight(path, config):
 def with_other_keys(leaf):
     is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return jax.random.fold_in(leaf, 1) if is_key else leaf
+
+
+def shapes(tree):
+    return jax.tree.map(jnp.shape, tree)
 
 
 def test_a_killed_and_resumed_run_ends_bit_equal_to_an_uninterrupted_one(
@@ -113,6 +120,32 @@ def test_random_layers_have_different_keys_in_every_step_and_microbatch(file, ow
     for first, again, other in losses.values():
         assert first == again != other
     assert losses[8][0] != losses[4][0]
+
+
+def test_microbatches_do_not_divide_the_batch_statistics(file, own):
+    config = own.config_of(file, training_batch_size=2**18)
+    learner = Learner(config)
+    assert [microbatch_size(learner, devices) for devices in (1, 4)] == [2**18, 2**16]
+    given = Learner(config.replace(training_microbatch_size=32))
+    assert microbatch_size(given) == 32
+    without = Learner(config.replace(model=MLPConfig(embedder="convolution")))
+    assert microbatch_size(without) < 2**18
+
+
+def test_a_step_of_a_resnet_is_divided_among_devices_and_done_for_a_population(file, own):
+    config = own.config_of(file, model_embedder="resnet")
+    learner, optimizer, state = start(config)
+    step, data = partial(train_step, learner, optimizer), load_data(learner.family)
+    mesh = AbstractMesh((1, 2), (MEMBERS, DATA), axis_types=(AxisType.Auto,) * 2)
+    shared = jax.shard_map(
+        lambda state, data: step(state, shards=Shards.of(mesh), data=data),
+        mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(),
+    )  # fmt: skip
+    # Only traced, for the gradient takes long to compile.
+    assert shapes(jax.eval_shape(shared, state, data)[0]) == shapes(state)
+    each = jax.vmap(lambda state, data: step(state, data=data), in_axes=(0, None))
+    two = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), state)
+    assert shapes(jax.eval_shape(each, two, data)[0]) == shapes(two)
 
 
 def test_a_run_refuses_data_that_changed(whole, file, tmp_path, own):

@@ -218,6 +218,17 @@ def test_learning_rate_rises_and_falls():
     np.testing.assert_allclose([constant(10), constant(110)], 0.1)
 
 
+def test_the_learning_rate_falls_with_the_root_of_the_step():
+    config = OptimizerConfig(learning_rate=0.1, schedule="inverse_sqrt", warmup_steps=10)
+    expected = [0, 0.05, 0.1, 0.1 * (10 / 11) ** 0.5, 0.05, 0.01]
+    steps = (0, 5, 10, 11, 40, 1000)
+    rate = learning_rate_schedule(config, 110)
+    np.testing.assert_allclose([rate(step) for step in steps], expected, rtol=1e-5)
+    traced = jax.jit(lambda peak, step: learning_rate_schedule(config, 110, peak)(step))
+    found = [traced(jnp.float32(0.2), jnp.int32(step)) for step in steps]
+    np.testing.assert_allclose(found, 2 * np.array(expected), rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_settings_survive_json(name):
     config = preset(name)
@@ -261,6 +272,10 @@ def test_replace_changes_settings_by_name_and_refuses_unknown_names():
         (dict(optimizer_learning_rate=0.0), "optimizer.learning_rate must be a number from 1"),
         (dict(optimizer_clip_norm=0.0), "optimizer.clip_norm must be a number from 1"),
         (dict(optimizer_warmup_steps=-1), "optimizer.warmup_steps must be a whole number from 0"),
+        (
+            dict(optimizer_schedule="inverse_sqrt", optimizer_warmup_steps=0),
+            "set optimizer.warmup_steps to at least 1",
+        ),
     ],
 )
 def test_impossible_settings_are_refused(changes, message):

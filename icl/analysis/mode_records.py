@@ -1,0 +1,158 @@
+"""Results of evaluations by mode: lines of a file that several processes may add to."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from ..report import Result, show_number
+from ..tasks import KINDS
+from ..training.disk import usable
+from ..training.run import plain
+
+LINES = "modes.jsonl"
+SHARES = ("common", "rare", "fewshot", "support")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModeRecord:
+    """Means over the sequences of one mode at one step, all of the query's prediction.
+
+    Attributes:
+      step: training step of the parameters.
+      mode: kind of the sequences.
+      prompts: number of sequences.
+      seed: seed of the sequences.
+      accuracy: share of right labels among all labels.
+      closed: share of right labels among the labels in play: those of the context, or those of the
+        query's group of classes if the context does not show the query's class.
+      chance: accuracy of uniform guesses among the labels in play.
+      loss: cross-entropy, nats.
+      own: share of the label that the query's class has in training, whatever the context says.
+      shares: share of predictions that are labels of common or of rare classes, the labels of
+        few-shot sequences (0 to ways - 1), or labels of the context ("support"); NaN if labels do
+        not tell classes.
+    """
+
+    step: int
+    mode: str
+    prompts: int
+    seed: int
+    accuracy: float
+    closed: float
+    chance: float
+    loss: float
+    own: float
+    shares: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModeCurves(Result):
+    """Accuracies by mode and training step.
+
+    Attributes:
+      records: in the order of modes and steps, one for each of both.
+      path: the run's folder.
+    """
+
+    records: list[ModeRecord]
+    path: Path
+
+    file = "modes"
+
+    @property
+    def modes(self) -> list[str]:
+        """The modes, in the order of `KINDS`."""
+        present = {record.mode for record in self.records}
+        return [mode for mode in KINDS if mode in present]
+
+    def of(self, mode: str) -> list[ModeRecord]:
+        """The records of a mode, by step."""
+        own = [record for record in self.records if record.mode == mode]
+        return sorted(own, key=lambda record: record.step)
+
+    def table(self) -> Table:
+        """The last record of each mode."""
+        result = Table(
+            title=f"predictions of the query by mode ({self.path})",
+            caption=(
+                "closed: among the labels in play, whose number gives chance; own: the label that "
+                "the query's class has in training; then shares of predictions that are labels of "
+                "common and rare classes, and of the context"
+            ),
+        )
+        names = ("mode", "step", "accuracy", "closed", "chance", "own", "common", "rare", "context")
+        for name in names:
+            result.add_column(name, justify="left" if name == "mode" else "right", no_wrap=True)
+        for mode in self.modes:
+            last = self.of(mode)[-1]
+            shares = (last.shares[name] for name in ("common", "rare", "support"))
+            numbers = (last.accuracy, last.closed, last.chance, last.own, *shares)
+            result.add_row(mode, f"{last.step:,}", *map(show_number, numbers))
+        return result
+
+    def figure(self, plt: Any) -> Any:
+        """Accuracy and accuracy among the labels in play against the training step."""
+        figure, panels = plt.subplots(1, 2, figsize=(9.6, 4.0), layout="constrained", sharey=True)
+        for index, mode in enumerate(self.modes):
+            records = self.of(mode)
+            steps = [record.step for record in records]
+            for axes, name in zip(panels, ("accuracy", "closed")):
+                values = [getattr(record, name) for record in records]
+                axes.plot(steps, values, "o-", markersize=4, color=f"C{index}", label=mode)
+            chance = records[-1].chance
+            panels[1].axhline(chance, color=f"C{index}", linestyle=":", linewidth=1)
+        panels[0].set(ylabel="accuracy of the query", title="among all labels")
+        panels[1].set(title="among the labels in play; dotted: chance")
+        for axes in panels:
+            axes.set(xlabel="training step", ylim=(-0.03, 1.03))
+        panels[0].legend(fontsize=8)
+        figure.suptitle(self.path.name, fontsize=10)
+        return figure
+
+    @classmethod
+    def in_folder(cls, path: Path) -> "ModeCurves":
+        """All results so far of a run: the newest line for each mode and step."""
+        newest: dict[tuple[str, int], ModeRecord] = {}
+        for record in lines(path):
+            newest[record.mode, record.step] = record
+        return cls([newest[key] for key in sorted(newest)], path)
+
+
+def append(path: Path, record: ModeRecord) -> None:
+    """Adds a result of a run in a single write, so that lines of several processes do not mix."""
+    line = json.dumps(plain(dataclasses.asdict(record)), allow_nan=False) + "\n"
+    with usable(path):
+        handle = os.open(path / LINES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(handle, line.encode())
+        finally:
+            os.close(handle)
+
+
+def lines(path: Path) -> Iterator[ModeRecord]:
+    """The results of a run in the order of writing, without lines that cannot be read."""
+    file = path / LINES
+    with usable(path):
+        text = file.read_text() if file.exists() else ""
+    for line in text.splitlines():
+        try:
+            yield _record(json.loads(line))
+        except (ValueError, TypeError, KeyError):
+            continue
+
+
+def _record(data: dict[str, Any]) -> ModeRecord:
+    known = lambda value: np.nan if value is None else float(value)
+    numbers = ("accuracy", "closed", "chance", "loss", "own")
+    shares = {name: known(data["shares"][name]) for name in SHARES}
+    own = {name: known(data[name]) for name in numbers}
+    mode, step, prompts, seed = (data[name] for name in ("mode", "step", "prompts", "seed"))
+    if mode not in KINDS or not all(type(one) is int for one in (step, prompts, seed)):
+        raise ValueError(f"{data} is no record of a mode")
+    return ModeRecord(step, mode, prompts, seed, shares=shares, **own)

@@ -1,0 +1,136 @@
+"""Stacks of flax.nnx recurrent layers: an LSTM and a vanilla RNN."""
+
+import dataclasses
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ..ranges import SIZE, check_ranges
+from .base import Model, ModelConfig, uniform
+
+
+@dataclasses.dataclass(frozen=True)
+class RecurrentConfig(ModelConfig):
+    """Settings that all stacks of recurrent layers share."""
+
+    gates: ClassVar[int]  # vectors that a layer computes from the token and its output before
+    carries: ClassVar[int]  # vectors that a layer keeps for the next token
+
+    layers: int = 3
+    """Number of stacked recurrent layers."""
+    width: int = 256
+    """Number of features of a token between layers, and of the state."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges("model", self, width=SIZE)
+
+    def activations(self, in_width: int) -> int:
+        return self.gates * self.width
+
+    def state_size(self, in_width: int, tokens: int, outputs: int | None = None) -> int:
+        return self.carries * self.layers * self.width
+
+    def flops_by_part(self, in_width: int, tokens: int, batch: int) -> dict[str, float]:
+        total = batch * tokens
+        return {
+            "ends": 6.0 * (in_width + 1) * self.width * total,
+            "recurrence": 6.0 * 2 * self.gates * self.layers * self.width**2 * total,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class LSTMConfig(RecurrentConfig):
+    """Settings of the model."""
+
+    title: ClassVar[str] = "LSTM"
+    gates: ClassVar[int] = 4
+    carries: ClassVar[int] = 2
+
+    def build(
+        self, in_width: int, tokens: int, *, outputs: int | None = None, rngs: nnx.Rngs
+    ) -> "LSTM":
+        return LSTM(in_width, self, outputs=outputs, rngs=rngs)
+
+
+@dataclasses.dataclass(frozen=True)
+class RNNConfig(RecurrentConfig):
+    """Settings of the model."""
+
+    title: ClassVar[str] = "RNN"
+    gates: ClassVar[int] = 1
+    carries: ClassVar[int] = 1
+
+    def build(
+        self, in_width: int, tokens: int, *, outputs: int | None = None, rngs: nnx.Rngs
+    ) -> "RNN":
+        return RNN(in_width, self, outputs=outputs, rngs=rngs)
+
+
+class Recurrent(Model):
+    """Maps prompts of any length to one prediction a token.
+
+    The layers have flax's initial weights (orthogonal recurrent weights, zero biases). Read-in and
+    read-out are initialised as in the transformer.
+
+    Args:
+      in_width: number of features of a token.
+      config: settings of the model.
+      outputs: number of outputs at each token; None for a scalar.
+      rngs: `nnx.Rngs` with a `params` stream.
+    """
+
+    def __init__(
+        self, in_width: int, config: RecurrentConfig, *, outputs: int | None = None, rngs: nnx.Rngs
+    ):
+        self.dtype = jnp.dtype(config.dtype)
+        width = config.width
+        self.read_in = nnx.Linear(in_width, width, rngs=rngs, **uniform(in_width))
+        self.layers = nnx.List([self._layer(width, rngs) for _ in range(config.layers)])
+        self.scalar = outputs is None
+        self.read_out = nnx.Linear(width, outputs or 1, rngs=rngs, **uniform(width))
+
+    def _layer(self, width: int, rngs: nnx.Rngs) -> nnx.RNN:
+        # Parameters closed over by the scan, not carried through it, save a quarter of the time.
+        beside: Any = {...: None}
+        return nnx.RNN(self._cell(width, rngs), rngs=False, state_axes=beside)
+
+    @abstractmethod
+    def _cell(self, width: int, rngs: nnx.Rngs) -> Any:
+        """The flax.nnx cell of a layer."""
+
+    @abstractmethod
+    def _carry(self, start: jax.Array) -> Any:
+        """The cell's first carry, made of vectors like `start`, `[B, width]`."""
+
+    def __call__(self, tokens: jax.Array, read: slice = slice(None)) -> jax.Array:
+        x: Any = self.read_in(tokens).astype(self.dtype)
+        # Made from x, so that under shard_map it varies over devices as x does.
+        carry = self._carry(jnp.zeros_like(x[:, 0]))
+        for layer in self.layers:
+            x = layer(x, initial_carry=carry)
+        predictions = self.read_out(x[:, read].astype(jnp.float32))
+        return predictions[..., 0] if self.scalar else predictions
+
+
+class LSTM(Recurrent):
+    """A stack of LSTM layers (Hochreiter and Schmidhuber 1997)."""
+
+    def _cell(self, width: int, rngs: nnx.Rngs) -> nnx.OptimizedLSTMCell:
+        return nnx.OptimizedLSTMCell(width, width, dtype=self.dtype, rngs=rngs)
+
+    def _carry(self, start: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return start, start
+
+
+class RNN(Recurrent):
+    """A stack of layers h_t = tanh(W x_t + U h_{t-1} + b) (Elman 1990)."""
+
+    def _cell(self, width: int, rngs: nnx.Rngs) -> nnx.SimpleCell:
+        return nnx.SimpleCell(width, width, dtype=self.dtype, rngs=rngs)
+
+    def _carry(self, start: jax.Array) -> jax.Array:
+        return start
