@@ -36,8 +36,11 @@ def has_modes(config: Config) -> bool:
 
 
 def default_modes(family: ClassSequences) -> list[str]:
-    """In-context learning of held-out classes and in-weights learning; by group under Zipf."""
-    wanted = [family.evaluation.sequences, "no_support_zipfian"]
+    """Learning in context of held-out classes, learning in weights, and which of both wins.
+
+    Under a Zipf distribution, learning in weights of common and of rare classes too.
+    """
+    wanted = [family.evaluation.sequences, "no_support_zipfian", "flip"]
     if family.zipf_exponent:
         wanted += ["no_support_common", "no_support_rare"]
     allowed = allowed_modes(family)

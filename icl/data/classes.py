@@ -22,6 +22,15 @@ class ClassBank(NamedTuple):
     count: np.ndarray  # int32 [C]: number of items of a class
     original: np.ndarray  # int32 [C]: number of a class before they were put in random order
 
+    def separated(self) -> "ClassBank":
+        """A bank with a class of each item; items of one class before stay side by side."""
+        count, total = self.count, len(self.items)
+        before = np.cumsum(count[np.argsort(self.original)]) - count[np.argsort(self.original)]
+        start = np.repeat(before[self.original] - self.first, count)
+        places = (np.arange(total) + start).astype(np.int32)
+        one = np.ones(total, np.int32)
+        return ClassBank(self.items, np.arange(total, dtype=np.int32), one, places)
+
 
 def load_classes(
     names: Sequence[str],

@@ -17,6 +17,7 @@ import numpy as np
 from ..report import spread
 from ..tasks import (
     Classes,
+    ClassSequences,
     DecisionTree,
     Episode,
     FunctionFamily,
@@ -42,6 +43,7 @@ from .result import MAX_COLUMNS
 FITTED_PROMPTS = 64
 SGD_PROMPTS = 256
 FITTED_STEPS = 5000  # steps of Adam
+MOST_CLASSES = 100  # of a classifier that is fitted to each prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +146,11 @@ def comparators(family: TaskFamily) -> tuple[list[Comparator], str | None]:
             mean = Comparator(("mean of the values",), _mean_value)
             nothing = Comparator(("zero",), lambda e: jnp.zeros_like(e.y))
             return [nearest, mean, nothing], nearest.names[0]
+        case ClassSequences():
+            return [
+                *_classifiers(family, _labels_shown(family)),
+                _frequencies(family.label_kind),
+            ], None
         case _ if isinstance(family.label_kind, Classes):
             return [*_classifiers(family), _frequencies(family.label_kind)], None
         case FunctionFamily() if family.label_kind.shape == ():
@@ -167,21 +174,33 @@ def _frequencies(labels: Classes) -> Comparator:
     return Comparator(("class frequencies",), predict)
 
 
-def _classifiers(family: TaskFamily) -> list[Comparator]:
-    """Learners of classes that start anew with each prompt; none for inputs that are symbols."""
+def _classifiers(family: TaskFamily, shown: int | None = None) -> list[Comparator]:
+    """Learners of classes that start anew with each prompt; none for inputs that are symbols.
+
+    Args:
+      family: the family, whose labels are classes.
+      shown: number of labels that prompts show, the first ones; None for all. A classifier of more
+        than `MOST_CLASSES` is left out, unless it compares inputs alone.
+    """
     kind, number = family.input_kind, family.label_kind.outputs
     if isinstance(kind, Symbols) or number is None:
         return []
     x = (lambda e: e.x) if isinstance(kind, Vectors) else _standardised
-    methods = {
-        "1-nearest neighbour": (baselines.nearest_class, None),
-        "ridge": (partial(baselines.ridge_class, penalty=float(np.prod(kind.shape))), None),
-        "SGD": (partial(baselines.sgd_class, positions=_positions(family)), SGD_PROMPTS),
-    }
+    methods = {"1-nearest neighbour": (baselines.nearest_class, None)}
+    if (shown or number) <= MOST_CLASSES:
+        methods["ridge"] = partial(baselines.ridge_class, penalty=float(np.prod(kind.shape))), None
+        methods["SGD"] = partial(baselines.sgd_class, positions=_positions(family)), SGD_PROMPTS
+    others = ((0, 0), (0, 0), (0, number - (shown or number)))
+    predict = lambda f, e: jnp.pad(f(x(e), e.y, shown or number), others)
     return [
-        Comparator((name,), lambda e, f=f: f(x(e), e.y, number), prompts, double=False)
+        Comparator((name,), partial(predict, f), prompts, double=False)
         for name, (f, prompts) in methods.items()
     ]
+
+
+def _labels_shown(family: ClassSequences) -> int | None:
+    """Number of labels of few-shot sequences, which are the first ones; None for others."""
+    return family.ways if family.sequences.startswith("fewshot") else None
 
 
 def _standardised(episode: Episode) -> jax.Array:
@@ -200,6 +219,8 @@ def _positions(family: TaskFamily) -> list[int]:
     """The numbers of examples of the fits; see `one_query_at_a_time` for hidden queries."""
     if family.hidden_queries:
         return [family.points - family.hidden_queries]
+    if family.only_last_is_query:
+        return [family.points - 1]
     return spread(family.points, MAX_COLUMNS).tolist()
 
 

@@ -47,7 +47,7 @@ def evaluate(
     episodes = draw_prompts(learner.family, prompt_key, prompts)
     predict = jax.jit(learner.predict)
     own = Comparator((learner.name,), lambda e: predict(variables, e), double=False)
-    others, reference = comparators(learner.family)
+    others, reference = comparators(learner.family.evaluation)
     names, errors, costs = [], [], {}
     if queries := learner.family.hidden_queries:
         others = [one_query_at_a_time(other, queries) for other in others]

@@ -69,7 +69,7 @@ class Group:
         if not self.exponent:
             drawn = jnp.minimum((numbers * left).astype(jnp.int32), left - 1)
             for one in gone:
-                drawn = drawn + (drawn >= one)
+                drawn = drawn + (drawn >= one).astype(jnp.int32)
             return drawn + self.first
         share, below = map(jnp.asarray, _shares(self))
         at = numbers * (1 - sum((share[one] for one in gone), jnp.float32(0)))
@@ -116,7 +116,7 @@ def merged(numbers: jax.Array, first: jax.Array, second: jax.Array, ordered: boo
     if not ordered:
         return jnp.concatenate([first, second])[place]
     is_first = place < len(first)
-    number = jnp.cumsum(is_first) - 1
+    number = jnp.cumsum(is_first, dtype=jnp.int32) - 1
     return jnp.where(is_first, first[number], second[jnp.maximum(place - len(first), 0)])
 
 
@@ -135,16 +135,16 @@ def items(numbers: jax.Array, classes: jax.Array, count: jax.Array) -> jax.Array
     def pick(drawn: tuple[jax.Array, jax.Array], now: jax.Array):
         chosen, rank = drawn  # earlier items, and their ranks among earlier items of their class
         same = (classes == classes[now]) & (position < now)
-        left = count[now] - same.sum()
+        left = count[now] - same.sum(dtype=jnp.int32)
         # A class without items left starts anew, as if no item were taken.
         again = left <= 0
         same = same & ~again
         left = jnp.where(again, count[now], left)
-        free = jnp.minimum((numbers[now] * left).astype(jnp.int32), left - 1)
+        free = jnp.minimum((numbers[now] * left.astype(jnp.float32)).astype(jnp.int32), left - 1)
         # The free-th number that is not among the taken ones.
-        item = free + (same & (chosen - rank <= free)).sum()
-        own = (same & (chosen < item)).sum()
-        rank = rank + (same & (chosen > item))
+        item = free + (same & (chosen - rank <= free)).sum(dtype=jnp.int32)
+        own = (same & (chosen < item)).sum(dtype=jnp.int32)
+        rank = rank + (same & (chosen > item)).astype(jnp.int32)
         here = position == now
         return (jnp.where(here, item, chosen), jnp.where(here, own, rank)), None
 

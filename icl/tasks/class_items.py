@@ -4,8 +4,11 @@ A class is a number. The bits of a built-in class depend only on its number, so 
 evaluation see the same classes, and there is no end of them.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from . import glyphs
 from .draws import normal_at, uniform_at
@@ -67,14 +70,18 @@ def transformed(images: jax.Array, which: jax.Array) -> jax.Array:
     Transform 4 f + k turns an image, mirrored left to right if f is 1, by k quarters of a circle
     against the clock, in the order of Chan et al.'s code.
     """
-    mirror, turns = which // 4, which % 4
-    own = lambda chosen: chosen[:, None, None]
-    images = jnp.where(own(mirror == 1), images[:, :, ::-1], images)
-    # A quarter turn is a transposition and a flip of rows, a half turn two flips.
-    images = jnp.where(own(turns % 2 == 1), images.swapaxes(1, 2), images)
-    flip_rows, flip_columns = (turns == 1) | (turns == 2), (turns == 2) | (turns == 3)
-    images = jnp.where(own(flip_rows), images[:, ::-1], images)
-    return jnp.where(own(flip_columns), images[:, :, ::-1], images)
+    flat = images.reshape(len(images), -1)
+    # A gather: a chain of flips would be computed anew for each pixel of each of its branches.
+    table = jnp.asarray(_sources(images.shape[1]))
+    return jnp.take_along_axis(flat, table[which], axis=1).reshape(images.shape)
+
+
+@functools.lru_cache(maxsize=8)
+def _sources(size: int) -> np.ndarray:
+    """Where each pixel of each transform comes from, int32 `[TRANSFORMS, size^2]`."""
+    pixels = np.arange(size**2, dtype=np.int32).reshape(size, size)
+    mirrored = (pixels, np.fliplr(pixels))
+    return np.stack([np.rot90(one, turns).ravel() for one in mirrored for turns in range(4)])
 
 
 def noisy(key: jax.Array, images: jax.Array, deviation: float) -> jax.Array:
@@ -84,3 +91,13 @@ def noisy(key: jax.Array, images: jax.Array, deviation: float) -> jax.Array:
     """
     noise = normal_at(key, images.size, row=1).reshape(images.shape)
     return images.astype(jnp.float32) / 255 + deviation * noise
+
+
+def random_pixels(key: jax.Array, classes: jax.Array, size: int) -> jax.Array:
+    """Images of black and white pixels, uint8 `[P, size, size]`, equal for equal classes.
+
+    They are rows 2 and later of the key's table; see `uniform_at`.
+    """
+    first = (classes[:, None] == classes[None]).argmax(axis=1)
+    numbers = jax.vmap(lambda row: uniform_at(key, size**2, row=2 + row))(first)
+    return jnp.where(numbers < 0.5, 0, 255).astype(jnp.uint8).reshape(-1, size, size)

@@ -7,8 +7,9 @@ class was seen in training, or from the context, if the context shows the class.
 """
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,10 @@ from .labels import Classes
 from .sequence_kinds import KINDS, REST, Kind, Sampler, Sequence, of_fewshot_length
 
 BUILT_IN = ("glyphs", "gaussians", "symbols")
+NonBursty = Literal["zipfian", "common", "common_no_support"]
+CHOICES: dict[str, Iterable[str]] = {
+    "sequences": KINDS, "labelling": get_args(Labelling), "non_bursty": get_args(NonBursty),
+}  # fmt: skip
 SHARE = Range(0.0, 1.0)
 CLASSES = Range(0, 10**7)
 GAUSSIAN_SPREAD, GLYPH_SPREAD = 0.1, 0.03
@@ -61,10 +66,14 @@ class ClassSequences(TaskFamily):
     exemplars: int | None = None
     """Number of different items of a class; None for all of the files, or for new items in each
     sequence. With 1, all items of a class are identical."""
+    separated: bool = False
+    """Make a class of each item of the files."""
     augmented: bool = False
     """Make eight classes of each, by flips and quarter turns."""
     noise: float = 0.0
     """Standard deviation of noise on each pixel, where black is 0 and white is 1."""
+    random_rare: bool = False
+    """Show each rare class by an image of random pixels, a new one in each sequence."""
     rare: int = 1603
     """Number of rare classes."""
     common: int = 10
@@ -92,8 +101,8 @@ class ClassSequences(TaskFamily):
     """Probability of few-shot sequences under the kind mixed."""
     p_fresh: float = 0.0
     """Share of bursty training sequences whose classes never come again, with the labels of
-    random classes; only of built-in classes (Reddy 2023)."""
-    non_bursty: Literal["zipfian", "common", "common_no_support"] = "zipfian"
+    random classes; only of glyphs and gaussians (Reddy 2023)."""
+    non_bursty: NonBursty = "zipfian"
     """The other sequences: of all training classes, of common ones, or of common ones with a query
     whose class the context does not show."""
     labelling: Labelling = "ordered"
@@ -122,8 +131,9 @@ class ClassSequences(TaskFamily):
             p_bursty_zipfian=SHARE, shots=SIZE, ways=SIZE, fewshot_shots=SIZE, p_fewshot=SHARE,
             p_fresh=SHARE, polysemy=SIZE, labels=SIZE._replace(low=2), interim=SHARE,
         )  # fmt: skip
-        if self.sequences not in KINDS:
-            raise ValueError(f"task.sequences must be one of {', '.join(KINDS)}")
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"task.{name} must be one of {', '.join(allowed)}")
         self._check_source()
         self._check_groups()
         length = self.length_of(self.sequences)
@@ -147,11 +157,16 @@ class ClassSequences(TaskFamily):
             raise ValueError(
                 f"task.source must be one of {', '.join(BUILT_IN)}, or paths; got {self.source}"
             )
-        if not self.is_images and (self.augmented or self.noise):
-            name = "augmented" if self.augmented else "noise"
-            raise ValueError(f"only images can be changed: leave task.{name} out")
-        if not self.is_built_in and self.p_fresh:
-            raise ValueError("files have no fresh classes: leave task.p_fresh 0")
+        for name in ("augmented", "noise", "random_rare"):
+            if getattr(self, name) and not self.is_images:
+                raise ValueError(f"only images can be changed: leave task.{name} out")
+        if self.p_fresh and self.source[0] not in ("glyphs", "gaussians"):
+            raise ValueError("only glyphs and gaussians have fresh classes: leave task.p_fresh 0")
+        if self.separated and (self.is_built_in or self.exemplars is not None):
+            raise ValueError(
+                "task.separated makes classes of all items of files: leave task.exemplars None, "
+                "and set task.source to paths"
+            )
         if self.is_built_in and self.features:
             raise ValueError("features are read from files: leave task.features None")
         if self.is_built_in and self.labelling == "original":
@@ -288,6 +303,8 @@ class ClassSequences(TaskFamily):
         bank = load_classes(
             self.source, size=self.size, features=self.features, exemplars=self.exemplars
         )
+        if self.separated:
+            bank = bank.separated()
         found = len(bank.first) * (class_items.TRANSFORMS if self.augmented else 1)
         if self.labelling == "original" and found != self.classes:
             raise ValueError(
@@ -371,4 +388,8 @@ class ClassSequences(TaskFamily):
             x = class_items.drawings(
                 key, base, chosen, self.size, GLYPH_SPREAD if spread is None else spread
             )
-        return class_items.transformed(x, transform) if self.augmented else x
+        x = class_items.transformed(x, transform) if self.augmented else x
+        if not self.random_rare:
+            return x
+        pixels = class_items.random_pixels(key, classes, self.size)
+        return jnp.where((classes < self.rare)[:, None, None], pixels, x)

@@ -159,9 +159,7 @@ class Learner:
         """
         return self._outputs(variables, episodes, self._last(episodes))[:, 0]
 
-    def _outputs(
-        self, variables: Variables | Params, episodes: Episode, read: slice
-    ) -> jax.Array:
+    def _outputs(self, variables: Variables | Params, episodes: Episode, read: slice) -> jax.Array:
         self._check_shapes(episodes)
         network, model = self._parts(self._merged(variables))
         return model(self._encode(network, episodes), read, **self._lengths(episodes))
