@@ -1,9 +1,9 @@
-"""Task samplers in PyTorch on the host, written like those of public trainers.
+"""Task samplers on the host, written like those of public trainers.
 
-They follow Garg et al.'s and Park et al.'s code: inputs and weights are drawn in one call, and a
-Python loop goes over the prompts of a batch if each prompt needs its own index. Each sampler has
-the name of a family, takes a batch size and the family's settings, and returns inputs `[B, P, D]`
-and labels. `sampling.NO_PEER` lists the families without a sampler.
+They follow Garg et al.'s and Park et al.'s code in PyTorch: inputs and weights are drawn in one
+call, and a Python loop goes over the prompts of a batch if each prompt needs its own index. Each
+sampler has the name of a family, takes a batch size and the family's settings, and returns inputs
+`[B, P, D]` and labels. `sampling.NO_PEER` lists the families without a sampler.
 """
 # Only the benchmarks need torch, so type checkers may not find it.
 # pyright: reportMissingImports=false
@@ -17,6 +17,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from icl.data import load_images
+
+from .host_sequences import SequenceMaker
+from .host_sequences import load_images as load_images_of_classes
 
 
 def linear_regression(batch, family):
@@ -172,6 +175,17 @@ def _loader(batch, family):
 
 def projected_images(batch, family):
     return next(_loader(batch, family))
+
+
+@functools.cache
+def _sequences(family):
+    return SequenceMaker(family, load_images_of_classes(family)).sequences()
+
+
+def class_sequences(batch, family):
+    made = [next(_sequences(family)) for _ in range(batch)]
+    x, y = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*made))
+    return x, y
 
 
 def whitened_regression(batch, family):

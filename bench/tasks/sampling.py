@@ -1,4 +1,4 @@
-"""Time to draw prompts: our samplers compared with PyTorch samplers on the host.
+"""Time to draw prompts: our samplers compared with samplers on the host.
 
 Ours draws a chunk of batches in one program over all devices (a CPU's cores), as a training step
 does. A host sampler draws one batch a call and copies nothing to a device.
@@ -6,15 +6,17 @@ does. A host sampler draws one batch a call and copies nothing to a device.
 
 import argparse
 import importlib
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from icl.tasks import FAMILIES, Data, TaskFamily, sample_batch
+from icl.tasks import Data, TaskFamily, sample_batch
 from icl.training.data import load_data
 from icl.training.parallel import DATA, make_mesh, place, use_cpu_cores
 
@@ -23,33 +25,37 @@ from ..common.report import Bar, Report, Table, busy_notes
 from ..common.turns import ratios, summary, take_turns
 from ..common.worker import Commands, PatientWorker, Started, Worker, failures_as_values
 from ..training.trainer import seconds_of, used
+from .cases import CASES, File, family_of, make_files
 
 START = {"ours": "bench.tasks.sampling:start", "host": "bench.tasks.sampling:start_host"}
 BATCHES = 20  # in a turn
-NO_PEER: tuple[str, ...] = ()  # families without a host sampler
+NO_PEER: tuple[str, ...] = ()  # cases without a host sampler
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this benchmark's arguments."""
-    parser.add_argument("families", nargs="*", type=one_of(FAMILIES), metavar="FAMILY",
-                        help=f"{', '.join(FAMILIES)}; by default all")  # fmt: skip
+    parser.add_argument("families", nargs="*", type=one_of(CASES), metavar="FAMILY",
+                        help=f"{', '.join(CASES)}; by default all")  # fmt: skip
     parser.set_defaults(rounds=5)
     parser.add_argument("--batch", type=positive, default=64, help="prompts in a batch")
+    parser.add_argument("--size", type=positive, default=105, help="side of images in files")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """The results for the JSON file."""
-    names = options.families or list(FAMILIES)
-    with_peer = [name for name in names if name not in NO_PEER]
-    with ThreadPoolExecutor() as pool:  # imports take seconds
-        starting = pool.submit(PatientWorker, START["host"], with_peer, options.batch)
-        ours, host = Worker(START["ours"], names, options.batch), starting.result()
-    with ours, host:
-        return {
-            "device": ours.ready["device"],
-            "batch": options.batch,
-            "families": {name: _measure(name, ours, host, options.rounds) for name in names},
-        }
+    names = options.families or list(CASES)
+    with tempfile.TemporaryDirectory() as folder:
+        files = make_files(names, Path(folder), options.size)
+        with_peer = {name: file for name, file in files.items() if name not in NO_PEER}
+        with ThreadPoolExecutor() as pool:  # imports take seconds
+            starting = pool.submit(PatientWorker, START["host"], with_peer, options.batch)
+            ours, host = Worker(START["ours"], files, options.batch), starting.result()
+        with ours, host:
+            return {
+                "device": ours.ready["device"],
+                "batch": options.batch,
+                "families": {name: _measure(name, ours, host, options.rounds) for name in names},
+            }
 
 
 def _measure(name: str, ours: Worker, host: PatientWorker, rounds: int) -> dict[str, Any]:
@@ -70,11 +76,12 @@ def _measure(name: str, ours: Worker, host: PatientWorker, rounds: int) -> dict[
     return result
 
 
-def start(families: list[str], batch: int) -> Started:
-    """Commands that draw batches of a family on the device; the first draw compiles."""
+def start(files: dict[str, File | None], batch: int) -> Started:
+    """Commands that draw batches of a case on the device; the first draw compiles."""
     use_cpu_cores()
     device = jax.devices()[0].device_kind
-    return {"device": device}, {name: _compiled(FAMILIES[name](), batch) for name in families}
+    commands = {name: _compiled(family_of(name, file), batch) for name, file in files.items()}
+    return {"device": device}, commands
 
 
 def _compiled(family: TaskFamily, batch: int):
@@ -98,20 +105,21 @@ def _compiled(family: TaskFamily, batch: int):
     return lambda: {"seconds": seconds_of(lambda: program(jax.random.key(0), data)) / BATCHES}
 
 
-def start_host(families: list[str], batch: int) -> Started:
-    """Commands that draw batches of a family in PyTorch. Raises ValueError without PyTorch."""
+def start_host(files: dict[str, File | None], batch: int) -> Started:
+    """Commands that draw batches of a case on the host. Raises ValueError without PyTorch."""
     with failures_as_values():
         samplers = importlib.import_module("bench.tasks.host_samplers")
         samplers.torch.manual_seed(0)
-        functions = {name: getattr(samplers, name) for name in families}
+        families = {name: family_of(name, file) for name, file in files.items()}
+        functions = {name: getattr(samplers, name.partition("/")[0]) for name in files}
 
     def draw(name: str) -> dict[str, Any]:
-        family, started = FAMILIES[name](), time.perf_counter()
+        started = time.perf_counter()
         for _ in range(BATCHES):
-            functions[name](batch, family)
+            functions[name](batch, families[name])
         return {"seconds": (time.perf_counter() - started) / BATCHES}
 
-    commands: Commands = {name: lambda name=name: draw(name) for name in families}
+    commands: Commands = {name: lambda name=name: draw(name) for name in files}
     return {}, commands
 
 
@@ -124,10 +132,10 @@ def report(results: dict[str, Any]) -> Report:
         if over:
             spread = f"{over['min']:.1f} to {over['max']:.1f}"
             cells = (f"{ms['host']['median']:.2f}", f"{over['median']:.1f}", spread)
-            found.bars.append(Bar(name, {"PyTorch on the host": over["median"]}))
+            found.bars.append(Bar(name, {"on the host": over["median"]}))
         if "failed" in result:
             found.problems.append(f"{name}, host sampler: {result['failed']}")
-        rows.append((name, f"{ms['ours']['median']:.2f}", *cells))
+        rows.append((name, f"{ms['ours']['median']:.3f}", *cells))
     headings = ("family", "ours, ms a batch", "host, ms", "host over ours", "range")
     shares = {name: result["others_cpu"] for name, result in results["families"].items()}
     found.parts = [

@@ -15,7 +15,7 @@ import numpy as np
 from rich.table import Table
 
 from ..report import Result, show_number
-from ..sweeps.grid import label_of
+from ..sweeps.grid import SEED, short_name
 from ..tasks import ClassSequences
 from ..training.checkpoints import Checkpoints
 from ..training.learner import Learner, Variables
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PROMPTS = 1000
 IN_CONTEXT, IN_WEIGHTS = "in context", "in weights"
+STYLES = ("-", "--", ":", "-.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Curves:
     """Accuracies of the members with some values, which differ in their seed alone.
 
     Attributes:
-      label: their values.
+      values: the value of each setting of the sweep, as text.
       steps: training steps, int `[S]`.
       accuracy: by mode, mean over seeds, among all labels, float64 `[S]`.
       closed: likewise, among the labels in play.
@@ -43,7 +44,7 @@ class Curves:
       labels: number of labels.
     """
 
-    label: str
+    values: list[str]
     steps: np.ndarray
     accuracy: dict[str, np.ndarray]
     closed: dict[str, np.ndarray]
@@ -56,6 +57,7 @@ class Emergence(Result):
     """Learning in context and in weights over training, by the settings of a sweep.
 
     Attributes:
+      settings: names of the settings that the sweep is over, without the seed.
       curves: one for each combination of values.
       modes: the mode of learning in context, and that of learning in weights.
       seeds: number of seeds.
@@ -63,6 +65,7 @@ class Emergence(Result):
       path: the sweep's folder.
     """
 
+    settings: list[str]
     curves: list[Curves]
     modes: dict[str, str]
     seeds: int
@@ -82,9 +85,9 @@ class Emergence(Result):
                 f"sequences of each mode, {self.seeds} seed{'s' * (self.seeds > 1)}"
             ),
         )
-        result.add_column("settings")
-        for name in ("in context", "best", "closed", "(chance)", "in weights", "best", "(chance)"):
-            result.add_column(name, justify="right")
+        names = ("in context", "best", "closed", "(chance)", "in weights", "best", "(chance)")
+        for name in (*self.settings, *names):
+            result.add_column(name.replace("_", " "), justify="right")
         for curve in self.curves:
             context, weights = self.modes[IN_CONTEXT], self.modes[IN_WEIGHTS]
             own = curve.accuracy[context], curve.closed[context], curve.accuracy[weights]
@@ -92,23 +95,32 @@ class Emergence(Result):
                 own[0][-1], own[0].max(), own[1][-1], curve.chance[context],
                 own[2][-1], own[2].max(), curve.chance[weights],
             )  # fmt: skip
-            result.add_row(curve.label, *map(show_number, numbers))
+            result.add_row(*curve.values, *map(show_number, numbers))
         return result
 
     def figure(self, plt: Any) -> Any:
-        """Both accuracies against the training step, a line for each combination of values."""
-        figure, panels = plt.subplots(1, 2, figsize=(10, 4.0), layout="constrained", sharey=True)
-        colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(self.curves)))
+        """Both accuracies against the training step, a line for each combination of values.
+
+        Colours tell values of the first setting, and styles of lines values of the others.
+        """
+        figure, panels = plt.subplots(1, 2, figsize=(11, 4.0), layout="constrained", sharey=True)
+        firsts = list(dict.fromkeys(curve.values[0] for curve in self.curves))
+        others = list(dict.fromkeys(tuple(curve.values[1:]) for curve in self.curves))
+        colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(firsts)))
         for axes, (title, mode) in zip(panels, self.modes.items()):
-            for curve, colour in zip(self.curves, colours):
+            for curve in self.curves:
+                named = zip(self.settings, curve.values)
                 axes.plot(
-                    curve.steps, curve.accuracy[mode], "o-", markersize=3, color=colour,
-                    label=curve.label,
+                    curve.steps, curve.accuracy[mode],
+                    color=colours[firsts.index(curve.values[0])],
+                    linestyle=STYLES[others.index(tuple(curve.values[1:])) % len(STYLES)],
+                    label=", ".join(f"{name} {value}" for name, value in named).replace("_", " "),
                 )  # fmt: skip
             axes.axhline(1 / self.curves[0].labels, color="0.6", linestyle=":", label="chance")
             axes.set(title=f"{title}: {mode}", xlabel="training step", ylim=(-0.03, 1.03))
         panels[0].set_ylabel("accuracy of the query")
-        panels[1].legend(fontsize=8)
+        handles, labels = panels[1].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center", fontsize=8)
         return figure
 
 
@@ -120,7 +132,9 @@ def emergence(sweep: "Sweep", *, prompts: int = PROMPTS, seed: int = 0) -> Emerg
     """
     if not isinstance(sweep.config.task, ClassSequences):
         return None
-    found: dict[str, list[tuple[np.ndarray, dict[str, dict[str, np.ndarray]], int]]] = {}
+    found: dict[
+        tuple[str, ...], list[tuple[np.ndarray, dict[str, dict[str, np.ndarray]], int]]
+    ] = {}
     names: set[tuple[str, ...]] = set()
     for index, members in enumerate(sweep.programs()):
         learner = Learner(members[0].config)
@@ -144,17 +158,16 @@ def emergence(sweep: "Sweep", *, prompts: int = PROMPTS, seed: int = 0) -> Emerg
                 }
                 for mode in modes
             }
-            label = label_of(sweep.over, member.changes)
-            found.setdefault(label, []).append(
+            found.setdefault(_values(sweep, member), []).append(
                 (np.array(steps)[order], numbers, family.label_kind.number)
             )
     curves = []
-    for label, members in found.items():
+    for texts, members in found.items():
         mean = lambda mode, name, own=members: np.mean([one[1][mode][name] for one in own], axis=0)
         modes = list(members[0][1])
         curves.append(
             Curves(
-                label,
+                list(texts),
                 members[0][0],
                 {mode: mean(mode, "accuracy") for mode in modes},
                 {mode: mean(mode, "closed") for mode in modes},
@@ -164,7 +177,27 @@ def emergence(sweep: "Sweep", *, prompts: int = PROMPTS, seed: int = 0) -> Emerg
         )
     [modes] = names
     kinds: dict[str, str] = dict(zip((IN_CONTEXT, IN_WEIGHTS), modes))
-    return Emergence(curves, kinds, sweep.seeds, prompts, sweep.path).written()
+    settings = [short_name(name) for name in _settings(sweep)]
+    return Emergence(settings, curves, kinds, sweep.seeds, prompts, sweep.path).written()
+
+
+def _settings(sweep: "Sweep") -> list[str]:
+    """What the sweep is over, without the seed: full names of settings, and names of groups."""
+    return [name for name in sweep.over if name != SEED] or [SEED]
+
+
+def _values(sweep: "Sweep", member: "Member") -> tuple[str, ...]:
+    """The value of a member for each of `_settings`, as text; the label for a group."""
+    found = []
+    for name in _settings(sweep):
+        values = sweep.over.get(name)
+        if isinstance(values, dict):
+            fits = (k for k, own in values.items() if own.items() <= member.changes.items())
+            found.append(next(fits))
+        else:
+            value = member.changes.get(name, "all")
+            found.append(f"{value:g}" if isinstance(value, float) else str(value))
+    return tuple(found)
 
 
 def _checkpoints(

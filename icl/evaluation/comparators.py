@@ -186,7 +186,9 @@ def _classifiers(family: TaskFamily, shown: int | None = None) -> list[Comparato
     if isinstance(kind, Symbols) or number is None:
         return []
     x = (lambda e: e.x) if isinstance(kind, Vectors) else _standardised
-    methods = {"1-nearest neighbour": (baselines.nearest_class, None)}
+    methods: dict[str, tuple[Any, int | None]] = {
+        "1-nearest neighbour": (baselines.nearest_class, None)
+    }
     if (shown or number) <= MOST_CLASSES:
         methods["ridge"] = partial(baselines.ridge_class, penalty=float(np.prod(kind.shape))), None
         methods["SGD"] = partial(baselines.sgd_class, positions=_positions(family)), SGD_PROMPTS

@@ -34,7 +34,7 @@ def _xs(task: ClassSequences, model: ModelConfig = XS_MODEL, steps: int = 2000) 
         model=model,
         optimizer=dataclasses.replace(MUON, schedule="stable"),
         training=TrainingConfig(
-            steps=steps, batch_size=128, log_every=50, checkpoint_every=200, keep_checkpoints=50
+            steps=steps, batch_size=128, log_every=50, checkpoint_every=100, keep_checkpoints=50
         ),
     )
 

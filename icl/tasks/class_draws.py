@@ -75,7 +75,7 @@ class Group:
         at = numbers * (1 - sum((share[one] for one in gone), jnp.float32(0)))
         for one in gone:
             at = at + jnp.where(at >= below[one], share[one], 0)
-        drawn = jnp.searchsorted(below, at, side="right", method="scan_unrolled") - 1
+        drawn = jnp.searchsorted(below, at, side="right", method="scan") - 1
         # Rounding may return a class that is taken.
         for _ in gone:
             for one in gone:
@@ -148,6 +148,8 @@ def items(numbers: jax.Array, classes: jax.Array, count: jax.Array) -> jax.Array
         here = position == now
         return (jnp.where(here, item, chosen), jnp.where(here, own, rank)), None
 
-    zeros = jnp.zeros(points, jnp.int32)
-    (chosen, _), _ = jax.lax.scan(pick, (zeros, zeros), position, unroll=points <= 16)
+    # Made from the classes, so that under shard_map they vary over devices as the classes do. XLA
+    # would compute each step of an unrolled loop anew in each later step.
+    zeros = 0 * classes
+    (chosen, _), _ = jax.lax.scan(pick, (zeros, zeros), position)
     return chosen

@@ -160,7 +160,7 @@ class ClassSequences(TaskFamily):
         for name in ("augmented", "noise", "random_rare"):
             if getattr(self, name) and not self.is_images:
                 raise ValueError(f"only images can be changed: leave task.{name} out")
-        if self.p_fresh and self.source[0] not in ("glyphs", "gaussians"):
+        if self.p_fresh and not set(self.source) <= {"glyphs", "gaussians"}:
             raise ValueError("only glyphs and gaussians have fresh classes: leave task.p_fresh 0")
         if self.separated and (self.is_built_in or self.exemplars is not None):
             raise ValueError(

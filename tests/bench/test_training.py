@@ -6,6 +6,7 @@ If PyTorch is not installed, stand-ins replace its processes.
 import ast
 import importlib.util
 import json
+import random
 import subprocess
 
 import numpy as np
@@ -16,6 +17,8 @@ from bench.common.machine import missing
 from bench.common.report import report_of
 from bench.common.worker import ROOT, Worker, WorkerFailed
 from bench.tasks import sampling
+from bench.tasks.cases import CASES, IMAGES, family_of, make_files
+from bench.tasks.host_sequences import SequenceMaker, load_images
 from bench.training import benchmark, goals
 from bench.training.cases import CASES_BY_PLATFORM, NO_PEER, SIZES, START, size_of
 from bench.training.scaling import exponent
@@ -209,6 +212,44 @@ def test_sampling_times_families_and_a_host_sampler(run, in_process, stand_in):
         assert family["host_over_ours"]["median"] > 0
 
 
+def test_every_case_of_class_sequences_is_timed(run, in_process, stand_in):
+    if not HAS_TORCH:
+        stand_in()
+    names = [name for name in CASES if name.startswith("class_sequences")]
+    sizes = ("--batch", "2", "--rounds", "1", "--size", "4")
+    status, results, printed = run("sampling", *names, *sizes)
+    assert status == 0, printed.err
+    assert list(results["families"]) == names and IMAGES in names
+    assert all(family["host_over_ours"]["median"] > 0 for family in results["families"].values())
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("class_seq")])
+def test_class_sequences_of_the_host_are_distributed_as_ours(name, tmp_path):
+    import jax
+
+    from icl.evaluation.curves import draw_of
+
+    np.random.seed(0)
+    random.seed(0)
+    family = family_of(name, make_files([name], tmp_path, 4)[name])
+    maker = SequenceMaker(family, load_images(family)).sequences()
+    x, y = (np.stack(arrays) for arrays in zip(*(next(maker) for _ in range(1000))))
+    ours = draw_of(family, jax.random.key(0), 1000)
+    ours_x, ours_y = np.asarray(ours.x), np.asarray(ours.y)
+    assert y.shape == ours_y.shape and max(y.max(), ours_y.max()) < family.rare + family.common
+    of_common = lambda labels: np.mean(labels >= family.rare)
+    assert of_common(y) == pytest.approx(of_common(ours_y), abs=0.03)
+    supported = lambda labels: np.mean((labels[:, :-1] == labels[:, -1:]).sum(axis=1) >= 3)
+    assert supported(y) == pytest.approx(supported(ours_y), abs=0.03)
+    if family.is_images:
+        assert x.shape == (*ours_x.shape, 1) and x.dtype == np.float32
+        assert x.mean() == pytest.approx(ours_x.mean() / 255, rel=0.05)
+        return
+    for classes, items in (np.moveaxis(x, -1, 0), np.moveaxis(ours_x, -1, 0)):
+        assert classes.shape == y.shape and np.bincount(items.ravel()) == pytest.approx(450, abs=90)
+    assert (x[..., 0] == y).all() and (ours_x[..., 0] == ours_y).all()
+
+
 def test_a_family_without_a_peer_is_marked_and_a_failing_peer_is_reported(
     run, stand_in, monkeypatch
 ):
@@ -237,20 +278,24 @@ def test_host_samplers_and_families_have_equal_distributions(name):
     import jax
 
     from bench.tasks import host_samplers
-    from icl.evaluation import draw_prompts
+    from icl.evaluation.curves import draw_of
 
     family = FAMILIES[name]()
     host_samplers.torch.manual_seed(0)
     prompts = 128 if name == "projected_images" else 512  # slow on the host
     x, y = (array.numpy() for array in getattr(host_samplers, name)(prompts, family))
-    ours = draw_prompts(family, jax.random.key(0), prompts)
-    assert x.shape == ours.x.shape
+    ours = draw_of(family, jax.random.key(0), prompts)
+    assert x.shape[: ours.x.ndim] == ours.x.shape
     # Quantiles of absolute values, because inputs of some families have no variance.
     quantiles = lambda array: np.quantile(np.abs(np.asarray(array)), [0.25, 0.5, 0.75, 0.9])
-    np.testing.assert_allclose(quantiles(x), quantiles(ours.x), rtol=0.05, atol=0.02)
+    ours_x = ours.x / 255 if ours.x.dtype == np.uint8 else ours.x
+    np.testing.assert_allclose(quantiles(x), quantiles(ours_x), rtol=0.05, atol=0.02)
     labels = ours.y if y.ndim == ours.y.ndim else ours.label_tokens
     if np.issubdtype(y.dtype, np.integer):
-        shares = [np.bincount(np.ravel(labels)) / y.size for labels in (y, labels)]
+        shares = [
+            np.bincount(np.ravel(labels), minlength=family.label_kind.number) / y.size
+            for labels in (y, labels)
+        ]
         np.testing.assert_allclose(*shares, atol=0.02)
         return
     np.testing.assert_allclose(quantiles(y), quantiles(labels), rtol=0.15, atol=0.05)

@@ -12,6 +12,7 @@ from icl.evaluation import draw_prompts
 from icl.models import Transformer, TransformerConfig
 from icl.tasks import (
     FAMILIES,
+    ClassSequences,
     Curriculum,
     LinearRegression,
     ProjectedImages,
@@ -109,12 +110,18 @@ def shrunk(config):
         # Presets of MNIST, and of features in a file, get images that need no file.
         sizes |= dict(images=("digits",), size=4, features=None)
         sizes |= dict(points=task.points) if task.shots else {}
+    elif isinstance(task, ClassSequences):
+        # Presets of Omniglot get drawings that need no file.
+        sizes = dict(size=8, dim=5, rare=12, common=min(task.common, 4), holdout=5)
+        sizes |= {} if task.is_built_in else dict(source=("glyphs",))
+        sizes |= {} if task.labels is None else dict(labels=6)
     elif not isinstance(task, WhitenedRegression) and hasattr(task, "dim"):
         sizes |= dict(dim=min(task.dim, 4))
     for name, most in (("nonzeros", 2), ("hidden", 4), ("depth", 2), ("queries", 3)):
         if hasattr(task, name):
             sizes[name] = getattr(task, name) and min(getattr(task, name), most)
     most = dict(layers=2, heads=2, width=8, features=6, key_size=4, loops=3, window=2)
+    most |= dict(embedding_width=8)
     small = {
         name: min(getattr(model, name), size)
         for name, size in most.items()

@@ -29,7 +29,6 @@ from icl.analysis.plateau import (
     Plateaus,
     Row,
     _exponent,
-    _label,
     plateau,
     plateau_end,
     relative_losses,
@@ -38,6 +37,7 @@ from icl.evaluation import draw_prompts, evaluate
 from icl.experiments import PRESETS
 from icl.models import LSTMConfig, MLPConfig, TransformerConfig
 from icl.sweeps import Sweep, train_sweep
+from icl.sweeps.grid import label_of
 from icl.tasks import Curriculum, LinearRegression, ProjectedImages, ReLUNetwork, pool_task
 from icl.tasks.draws import stream
 from icl.training import Config, Learner, Run, TrainingConfig
@@ -66,7 +66,7 @@ def few_comparators(monkeypatch):
     """Only the first classifier: the others take seconds, and test_classifiers.py has them."""
     module = import_module("icl.evaluation.comparators")
     whole = module._classifiers
-    monkeypatch.setattr(module, "_classifiers", lambda family: whole(family)[:1])
+    monkeypatch.setattr(module, "_classifiers", lambda *given: whole(*given)[:1])
 
 
 @pytest.fixture(scope="module")
@@ -185,13 +185,13 @@ def test_plateaus_of_a_sweep(sweep, tmp_path):
     assert isinstance(result, Plateaus) and result.setting == "pool_size"
     assert [row.label for row in result.rows] == ["4", "1"]
     assert all(len(row.steps) == len(row.error) == len(row.loss) == 2 for row in result.rows)
-    group = [{"a": {"x": 1, "y": None}, "b": {"x": 2, "y": None}}]
+    group = {"group": {"a": {"x": 1, "y": None}, "b": {"x": 2, "y": None}}, "other": [1, 2]}
     for changes, label in (
         ({"x": 2, "y": None}, "b"),
         ({"x": 1, "y": None, "training_batch_size": 8, "training_seed": 3}, "a, batch_size 8"),
         ({"training_batch_size": 8}, "8"),
     ):
-        assert _label(changes, group) == label
+        assert label_of(group, changes) == label
     assert (sweep.path / "plateau.png").stat().st_size > 10_000
     assert plateau(Sweep(sweep.path, tiny(), {"pool": [1, 4]}, 1)) is None
     # Steps that fall as the square root of the setting.
