@@ -23,7 +23,7 @@ from icl.training.learner import Learner
 from icl.training.optimizer import make_optimizer
 from icl.training.step import init_state, train_step
 
-PRESET = "garg/linear"
+PRESETS = ("garg/linear", "chan/symbolic")  # they need no files
 DEVICES = 8
 KERNEL_CALLS = ("triton_kernel_call", "triton_kernel_call_ffi")
 GATHERS = r"all[-_]gather|all[-_]to[-_]all|collective[-_]permute"
@@ -69,9 +69,9 @@ def _operations(op: Any):
                 yield from _operations(inner.operation)
 
 
-def training_step(dtype: str) -> list[Check]:
-    """Checks a chunk of steps as `icl train` lowers it, with a whole batch at once as on a GPU."""
-    config = preset(PRESET)
+def training_step(name: str, dtype: str) -> list[Check]:
+    """Checks a chunk of a preset's steps as `icl train` lowers it, with whole batches."""
+    config = preset(name)
     config = config.replace(training_microbatch_size=config.training.batch_size, model_dtype=dtype)
     learner = Learner(config)
     optimizer = make_optimizer(config.optimizer, config.training.steps)
@@ -81,7 +81,7 @@ def training_step(dtype: str) -> list[Check]:
     calls = Counter(name for name, _ in kernel_calls(lowered))
     layers, tokens = config.model.layers, learner.tokens
     scores = len(re.findall(rf"tensor<[x\d]*{tokens}x{tokens}x[a-z]", lowered.as_text()))
-    title = f"{PRESET} in {dtype}, {layers} layers, {tokens} tokens"
+    title = f"{name} in {dtype}, {layers} layers, {tokens} tokens"
     return [
         _check(f"{title}: kernels in a step", dict(calls), _each_pass(calls, layers)),
         _check(f"{title}: arrays of {tokens} x {tokens} scores", scores, scores == 0),
@@ -164,5 +164,10 @@ def _check(what: str, found: Any, passed: bool) -> Check:
 
 
 if __name__ == "__main__":
-    steps = [check for dtype in ("float32", "bfloat16") for check in training_step(dtype)]
+    steps = [
+        check
+        for name in PRESETS
+        for dtype in ("float32", "bfloat16")
+        for check in training_step(name, dtype)
+    ]
     print(json.dumps([*steps, *sharded(False), *sharded(True), *assembles()]))

@@ -21,7 +21,7 @@ from ..training.checkpoints import Checkpoints
 from ..training.learner import Learner, Variables
 from ..training.population import init_population
 from ..training.step import TrainState, variable_items, variables_from
-from .modes import default_modes, measure_of
+from .modes import default_modes, measure_of, on_device_once
 
 if TYPE_CHECKING:
     from ..sweeps import Member, Sweep
@@ -144,7 +144,10 @@ def emergence(sweep: "Sweep", *, prompts: int = PROMPTS, seed: int = 0) -> Emerg
         names.add(tuple(modes))
         if len(modes) < 2 or len(names) > 1:
             return None
-        measures = {mode: measure_of(learner, family.mode(mode), prompts, seed) for mode in modes}
+        data = on_device_once(family)
+        measures = {
+            mode: measure_of(learner, family.mode(mode), prompts, seed, data) for mode in modes
+        }
         steps, values = [], []
         for step, each in _checkpoints(sweep, index, members):
             steps.append(step)

@@ -176,9 +176,12 @@ class ModeEvaluator:
             )
         self.modes = list(dict.fromkeys(modes)) or default_modes(family)
         self._prompts, self._seed = prompts, seed
-        # Each mode is made here, so that a mode that is not allowed fails before any work.
+        # Each mode is made before any work, so that one that is not allowed fails at once.
+        families = {mode: family.mode(mode) for mode in self.modes}
+        data = on_device_once(family)
         self._measures = {
-            mode: measure_of(self._learner, family.mode(mode), prompts, seed) for mode in self.modes
+            mode: measure_of(self._learner, own, prompts, seed, data)
+            for mode, own in families.items()
         }
 
     def missing(self, step: int) -> bool:
@@ -213,8 +216,13 @@ def record_of(
     return ModeRecord(step=step, mode=mode, prompts=prompts, seed=seed, shares=shares, **rest)
 
 
+def on_device_once(family: ClassSequences) -> Data:
+    """The data of a family, which all its modes share, on the device; None if there are none."""
+    return jax.tree.map(jnp.asarray, load_data(family))
+
+
 def measure_of(
-    learner: Learner, family: ClassSequences, prompts: int, seed: int
+    learner: Learner, family: ClassSequences, prompts: int, seed: int, data: Data = None
 ) -> Callable[[Variables], dict[str, float]]:
     """A function from variables to the means that a `ModeRecord` holds, over fixed sequences.
 
@@ -222,9 +230,9 @@ def measure_of(
       learner: the learner of the run.
       family: the family of the mode.
       prompts, seed: number and seed of the sequences.
+      data: from `on_device_once`.
     """
     at_least_one(prompts=prompts)
-    data = load_data(family)
     key = jax.random.fold_in(stream("modes", seed), list(KINDS).index(family.sequences))
     size = min(CHUNK, prompts)
     chunks = -(-prompts // size)

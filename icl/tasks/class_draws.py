@@ -126,8 +126,8 @@ def items(numbers: jax.Array, classes: jax.Array, count: jax.Array) -> jax.Array
     Args:
       numbers: uniform `[P]`.
       classes: int `[P]`; equal numbers are the same class.
-      count: number of items of each of these classes, int `[P]`. A class that occurs more often
-        has repetitions.
+      count: number of items of each of these classes, int `[P]`. If a class
+        occurs more often, its further items are independent.
     """
     points = len(classes)
     position = jnp.arange(points)

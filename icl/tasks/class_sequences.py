@@ -100,8 +100,8 @@ class ClassSequences(TaskFamily):
     p_fewshot: float = 0.1
     """Probability of few-shot sequences under the kind mixed."""
     p_fresh: float = 0.0
-    """Share of bursty training sequences whose classes never come again, with the labels of
-    random classes; only of glyphs and gaussians (Reddy 2023)."""
+    """Share of training sequences whose classes never come again, with the labels of random
+    classes; only of glyphs and gaussians (Reddy 2023)."""
     non_bursty: NonBursty = "zipfian"
     """The other sequences: of all training classes, of common ones, or of common ones with a query
     whose class the context does not show."""
@@ -184,6 +184,12 @@ class ClassSequences(TaskFamily):
             raise ValueError("task.p_bursty_common and task.p_bursty_zipfian exceed 1 together")
         if self.labelling != "ordered" and self.labels is not None:
             raise ValueError("task.labels numbers ordered labels: leave task.labelling ordered")
+        if self.sequences == "flip" and self.ways < 2:
+            raise ValueError("a burst of one class has no labels to exchange: set task.ways to 2")
+        if self.sequences == "swap" and self.labelling == "polysemous":
+            raise ValueError(
+                "the next label may be another label of the class: swap needs ordered labels"
+            )
         if self.class_labels.number < self.ways:
             raise ValueError("there are fewer labels than classes in a burst: lower task.ways")
 
@@ -305,19 +311,36 @@ class ClassSequences(TaskFamily):
         )
         if self.separated:
             bank = bank.separated()
-        found = len(bank.first) * (class_items.TRANSFORMS if self.augmented else 1)
+        found = len(bank.first) * self._copies
         if self.labelling == "original" and found != self.classes:
             raise ValueError(
                 f"original labels need all {found} classes of {self.data_source}: set task.rare, "
                 f"task.common and task.holdout to numbers with that sum, not {self.classes}"
             )
-        if found < self.classes:
+        left = self._first_held_out(found)
+        if left < self.rare + self.common:
             raise ValueError(
                 f"{self.data_source} has {found} classes, and the task uses {self.classes} (rare "
                 f"{self.rare}, common {self.common}, holdout {self.holdout}): set task.rare to "
-                f"{max(0, found - self.common - self.holdout)}"
+                f"{max(0, left - self.common)}"
             )
         return bank
+
+    @property
+    def _copies(self) -> int:
+        """Number of classes that are made of one."""
+        return class_items.TRANSFORMS if self.augmented else 1
+
+    def _first_held_out(self, found: int | None) -> int:
+        """Where held-out classes begin, a multiple of the copies: training shows none of these.
+
+        Args:
+          found: number of classes of the files, of which they are the last, however many others
+            are in use; None for built-in classes.
+        """
+        if found is None:
+            return -(-(self.rare + self.common) // self._copies) * self._copies
+        return (found - self.holdout) // self._copies * self._copies
 
     def group(self, name: str) -> Group:
         """The group rare, common, holdout, or zipfian: rare and common classes together."""
@@ -367,16 +390,14 @@ class ClassSequences(TaskFamily):
         """Items of classes `[points]`, without repetition within a class; row 0 of the key."""
         if self.source[0] == "symbols":
             return classes
-        copies, place = class_items.TRANSFORMS if self.augmented else 1, classes
-        if not self.is_built_in:
-            # Held-out classes are the last of the files, however many others are in use.
-            skipped = len(data.first) * copies - self.classes if data is not None else 0
-            place = jnp.where(classes < self.rare + self.common, classes, classes + skipped)
+        bank = None if self.is_built_in else on_device(data)
+        trained, copies = self.rare + self.common, self._copies
+        start = self._first_held_out(None if bank is None else len(bank.first) * copies)
+        place = jnp.where(classes < trained, classes, classes + (start - trained))
         base, transform = place // copies, place % copies
         choose = lambda count: items(Uniforms(key)(self.points), classes, count)
         spread = self.spread
-        if not self.is_built_in:
-            bank = on_device(data)
+        if bank is not None:
             x = bank.items[bank.first[base] + choose(bank.count[base])]
         else:
             few = self.exemplars

@@ -176,6 +176,11 @@ class Config:
             raise ValueError(
                 "only labels that are classes can be embedded: set model.embed_labels to False"
             )
+        if getattr(self.task, "interim", 0.0) and LAYOUTS[self.layout].query_only:
+            raise ValueError(
+                f"the layout {self.layout} predicts the query alone: set task.interim to 0, or "
+                "layout to interleaved, tagged, paired or shifted"
+            )
         self._check_queries()
         if not self.model.causal:
             self._check_whole_prompts()
