@@ -46,6 +46,9 @@ register(
     over=BURSTINESS,
     report="emergence",
 )
+XS_RECURRENT: dict[str, Any] = dict(layers=2, width=64, embedding_width=32, embed_labels=True)
+register("chan/lstm-xs", _xs(XS_TASK, LSTMConfig(**XS_RECURRENT)))
+register("chan/rnn-xs", _xs(XS_TASK, RNNConfig(**XS_RECURRENT)))
 # The small sets of Omniglot have 242 classes, and 1,936 with flips and turns.
 register(
     "chan/omniglot-xs",

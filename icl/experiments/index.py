@@ -16,6 +16,8 @@ FILES = {
         "chan/burstiness-xs": "Gaussian classes, p_bursty 0 to 1 and Zipf exponents 0 and 1: one figure (a sweep, minutes on a CPU)",
         "chan/glyphs-xs": "chan/burstiness-xs with characters drawn from pen strokes (a sweep, minutes on a CPU)",
         "chan/omniglot-xs": "real Omniglot, 1,936 classes by flips and turns of 242: one figure (a sweep, minutes on a CPU)",
+        "chan/lstm-xs": "chan/burstiness-xs, p_bursty 0.9, with an LSTM of 2 layers: minutes on a CPU",
+        "chan/rnn-xs": "chan/burstiness-xs, p_bursty 0.9, with an RNN of 2 layers: minutes on a CPU",
         "chan/images_all_exemplars": "Omniglot, 1,623 classes of 20 drawings, ResNet and 12 layers (for a GPU)",
         "chan/images_augmented": "Omniglot with flips and turns, 12,880 classes, ResNet and 12 layers (for a GPU)",
         "chan/images_identical": "Omniglot, one drawing of each class, ResNet and 12 layers (for a GPU)",
