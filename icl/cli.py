@@ -405,8 +405,9 @@ def _eval(arguments: list[str]) -> int:
           against: Folder of another run of this task with a single query; only the agreement of
             both runs' predictions is computed.
           images: Other sets of images for the analysis generalisation, by name or path.
-          mode: Kind of sequences to evaluate a run of class sequences on, once for each; only these
-            evaluations are made, and "all" stands for all that the run allows.
+          mode: Kind of sequences to evaluate a run of class sequences on, once for each, such as
+            fewshot_holdout, no_support_zipfian or flip (docs/chan.md). Only these evaluations are
+            made; "all" stands for all that the run allows.
           follow: Evaluate these modes at each checkpoint as soon as it is written, until the last.
           step: Evaluate these modes at the checkpoint of this step; None for the newest.
         """
@@ -417,6 +418,10 @@ def _eval(arguments: list[str]) -> int:
         given = {} if prompts is None else {"prompts": prompts}
         opened = Run.open(run)
         if mode or follow or step is not None:
+            others = dict(against=against, images=images, analyses=analyses != ("all",) or None)
+            others["resamples"] = resamples != 1000 or None
+            for name in (name for name, value in others.items() if value):
+                raise ValueError(f"--mode, --follow and --step evaluate modes: leave --{name} out")
             _evaluate_modes(opened, mode, follow, step, seed=seed, **given)
             return
         if against is not None:

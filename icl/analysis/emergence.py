@@ -8,14 +8,15 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 from rich.table import Table
 
 from ..report import Result, show_number
-from ..sweeps.grid import SEED, short_name
+from ..sweeps.grid import SEED, short_name, values_of
+from ..sweeps.results import SweepResult
 from ..tasks import ClassSequences
 from ..training.checkpoints import Checkpoints
 from ..training.learner import Learner, Variables
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 PROMPTS = 1000
 IN_CONTEXT, IN_WEIGHTS = "in context", "in weights"
+NUMBERS = ("accuracy", "closed", "chance")
 STYLES = ("-", "--", ":", "-.")
 
 
@@ -104,7 +106,7 @@ class Emergence(Result):
         Colours tell values of the first setting, and styles of lines values of the others.
         """
         figure, panels = plt.subplots(1, 2, figsize=(11, 4.0), layout="constrained", sharey=True)
-        firsts = list(dict.fromkeys(curve.values[0] for curve in self.curves))
+        firsts = list(dict.fromkeys(tuple(curve.values[:1]) for curve in self.curves))
         others = list(dict.fromkeys(tuple(curve.values[1:]) for curve in self.curves))
         colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(firsts)))
         for axes, (title, mode) in zip(panels, self.modes.items()):
@@ -112,9 +114,10 @@ class Emergence(Result):
                 named = zip(self.settings, curve.values)
                 axes.plot(
                     curve.steps, curve.accuracy[mode],
-                    color=colours[firsts.index(curve.values[0])],
+                    color=colours[firsts.index(tuple(curve.values[:1]))],
                     linestyle=STYLES[others.index(tuple(curve.values[1:])) % len(STYLES)],
-                    label=", ".join(f"{name} {value}" for name, value in named).replace("_", " "),
+                    label=", ".join(f"{name} {value}" for name, value in named).replace("_", " ")
+                    or "all seeds",
                 )  # fmt: skip
             axes.axhline(1 / self.curves[0].labels, color="0.6", linestyle=":", label="chance")
             axes.set(title=f"{title}: {mode}", xlabel="training step", ylim=(-0.03, 1.03))
@@ -124,83 +127,89 @@ class Emergence(Result):
         return figure
 
 
+class _Series(NamedTuple):
+    """The numbers of a member at its checkpoints."""
+
+    steps: np.ndarray  # int [S], ascending
+    numbers: dict[str, dict[str, np.ndarray]]  # by mode and name, float64 [S]
+
+
 def emergence(sweep: "Sweep", *, prompts: int = PROMPTS, seed: int = 0) -> Emergence | None:
     """Both accuracies at every checkpoint of a finished sweep: emergence.json and emergence.png.
+
+    Members whose loss became infinite are left out.
 
     Returns:
       None for a sweep of another task than class sequences, or whose members share no modes.
     """
     if not isinstance(sweep.config.task, ClassSequences):
         return None
-    found: dict[
-        tuple[str, ...], list[tuple[np.ndarray, dict[str, dict[str, np.ndarray]], int]]
-    ] = {}
-    names: set[tuple[str, ...]] = set()
+    trained = {r["member"] for r in SweepResult.load(sweep).records if "examples" in r}
+    found: dict[tuple[str, ...], list[_Series]] = {}
+    labels: dict[tuple[str, ...], int] = {}
+    modes: tuple[str, ...] = ()
     for index, members in enumerate(sweep.programs()):
+        if not trained & {member.path.name for member in members}:
+            continue
         learner = Learner(members[0].config)
-        family = learner.family
-        assert isinstance(family, ClassSequences)
-        modes = default_modes(family)[:2]
-        names.add(tuple(modes))
-        if len(modes) < 2 or len(names) > 1:
+        assert isinstance(learner.family, ClassSequences)
+        own_modes = tuple(default_modes(learner.family)[:2])
+        if len(own_modes) < 2 or (modes and modes != own_modes):
             return None
-        data = on_device_once(family)
-        measures = {
-            mode: measure_of(learner, family.mode(mode), prompts, seed, data) for mode in modes
-        }
-        steps, values = [], []
-        for step, each in _checkpoints(sweep, index, members):
-            steps.append(step)
-            values.append([{m: measure(own) for m, measure in measures.items()} for own in each])
-        order = np.argsort(steps)
-        for position, member in enumerate(members):
-            numbers = {
-                mode: {
-                    name: np.array([values[i][position][mode][name] for i in order])
-                    for name in ("accuracy", "closed", "chance")
-                }
-                for mode in modes
-            }
-            found.setdefault(_values(sweep, member), []).append(
-                (np.array(steps)[order], numbers, family.label_kind.number)
-            )
-    curves = []
-    for texts, members in found.items():
-        mean = lambda mode, name, own=members: np.mean([one[1][mode][name] for one in own], axis=0)
-        modes = list(members[0][1])
-        curves.append(
-            Curves(
-                list(texts),
-                members[0][0],
-                {mode: mean(mode, "accuracy") for mode in modes},
-                {mode: mean(mode, "closed") for mode in modes},
-                {mode: float(mean(mode, "chance")[-1]) for mode in modes},
-                members[0][2],
-            )
-        )
-    [modes] = names
+        modes = own_modes
+        series = _series(sweep, index, members, learner, modes, prompts, seed)
+        for member, own in zip(members, series):
+            if member.path.name in trained:
+                values = tuple(map(_text, values_of(sweep.over, member.changes).values()))
+                found.setdefault(values, []).append(own)
+                labels[values] = learner.family.label_kind.number
+    curves = [_curve(list(values), own, labels[values]) for values, own in found.items()]
+    settings = [short_name(name) for name in sweep.over if name != SEED]
     kinds: dict[str, str] = dict(zip((IN_CONTEXT, IN_WEIGHTS), modes))
-    settings = [short_name(name) for name in _settings(sweep)]
     return Emergence(settings, curves, kinds, sweep.seeds, prompts, sweep.path).written()
 
 
-def _settings(sweep: "Sweep") -> list[str]:
-    """What the sweep is over, without the seed: full names of settings, and names of groups."""
-    return [name for name in sweep.over if name != SEED] or [SEED]
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _values(sweep: "Sweep", member: "Member") -> tuple[str, ...]:
-    """The value of a member for each of `_settings`, as text; the label for a group."""
-    found = []
-    for name in _settings(sweep):
-        values = sweep.over.get(name)
-        if isinstance(values, dict):
-            fits = (k for k, own in values.items() if own.items() <= member.changes.items())
-            found.append(next(fits))
-        else:
-            value = member.changes.get(name, "all")
-            found.append(f"{value:g}" if isinstance(value, float) else str(value))
-    return tuple(found)
+def _series(
+    sweep: "Sweep",
+    index: int,
+    members: list["Member"],
+    learner: Learner,
+    modes: tuple[str, ...],
+    prompts: int,
+    seed: int,
+) -> list[_Series]:
+    """The numbers of each member of a program, by step."""
+    family = learner.family
+    assert isinstance(family, ClassSequences)
+    data = on_device_once(family)
+    measures = {mode: measure_of(learner, family.mode(mode), prompts, seed, data) for mode in modes}
+    by_step = {
+        step: [{mode: measure(own) for mode, measure in measures.items()} for own in each]
+        for step, each in _checkpoints(sweep, index, members)
+    }
+    steps = sorted(by_step)
+    series = lambda member, mode, name: np.array([by_step[s][member][mode][name] for s in steps])
+    return [
+        _Series(
+            np.array(steps),
+            {mode: {name: series(member, mode, name) for name in NUMBERS} for mode in modes},
+        )
+        for member in range(len(members))
+    ]
+
+
+def _curve(values: list[str], members: list[_Series], labels: int) -> Curves:
+    """The mean of members that differ in their seed alone."""
+    mean = lambda name: {
+        mode: np.mean([one.numbers[mode][name] for one in members], axis=0)
+        for mode in members[0].numbers
+    }
+    chance = {mode: float(series[-1]) for mode, series in mean("chance").items()}
+    return Curves(values, members[0].steps, mean("accuracy"), mean("closed"), chance, labels)
 
 
 def _checkpoints(

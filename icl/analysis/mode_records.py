@@ -1,6 +1,8 @@
 """Results of evaluations by mode: lines of a file that several processes may add to."""
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ from rich.table import Table
 
 from ..report import Result, show_number
 from ..tasks import KINDS
-from ..training.disk import usable
+from ..training import disk
 from ..training.run import plain
 
 LINES = "modes.jsonl"
@@ -29,8 +31,9 @@ class ModeRecord:
       prompts: number of sequences.
       seed: seed of the sequences.
       accuracy: share of right labels among all labels.
-      closed: share of right labels among the labels in play: those of the context, or those of the
-        query's group of classes if the context does not show the query's class.
+      closed: share of right labels among the labels in play. In the modes without support, and in
+        in_weights and copy_available, these are the labels of the query's group of classes; in
+        other modes the labels of the context.
       chance: accuracy of uniform guesses among the labels in play.
       loss: cross-entropy, nats.
       own: share of the label that the query's class has in training, whatever the context says.
@@ -81,19 +84,31 @@ class ModeCurves(Result):
         result = Table(
             title=f"predictions of the query by mode ({self.path})",
             caption=(
-                "closed: among the labels in play, whose number gives chance; own: the label that "
-                "the query's class has in training; then shares of predictions that are labels of "
-                "common and rare classes, and of the context"
+                "n: sequences; closed: among the labels in play, whose number gives chance; own: "
+                "the label that the query's class has in training; then shares of predictions "
+                "that are labels of common and rare classes, and of the context"
             ),
         )
-        names = ("mode", "step", "accuracy", "closed", "chance", "own", "common", "rare", "context")
+        names = (
+            "mode",
+            "step",
+            "n",
+            "accuracy",
+            "closed",
+            "chance",
+            "own",
+            "common",
+            "rare",
+            "context",
+        )
         for name in names:
             result.add_column(name, justify="left" if name == "mode" else "right", no_wrap=True)
         for mode in self.modes:
             last = self.of(mode)[-1]
             shares = (last.shares[name] for name in ("common", "rare", "support"))
             numbers = (last.accuracy, last.closed, last.chance, last.own, *shares)
-            result.add_row(mode, f"{last.step:,}", *map(show_number, numbers))
+            counts = f"{last.step:,}", f"{last.prompts:,}"
+            result.add_row(mode, *counts, *map(show_number, numbers))
         return result
 
     def figure(self, plt: Any) -> Any:
@@ -124,26 +139,43 @@ class ModeCurves(Result):
         return cls([newest[key] for key in sorted(newest)], path)
 
 
-def append(path: Path, record: ModeRecord) -> None:
-    """Adds a result of a run in a single write, so that lines of several processes do not mix."""
+def append(run: Path, record: ModeRecord) -> None:
+    """Adds a result of a run as a line of its file.
+
+    Raises:
+      DiskFull, CannotSave: the file cannot be written.
+    """
     line = json.dumps(plain(dataclasses.asdict(record)), allow_nan=False) + "\n"
-    with usable(path):
-        handle = os.open(path / LINES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(handle, line.encode())
-        finally:
-            os.close(handle)
+    saving = disk.saving(f"the mode {record.mode} of step {record.step}", run, f"icl eval {run}")
+    with saving, _alone(run), open(run / LINES, "ab+") as file:
+        # A line that a crash left incomplete must not swallow this one.
+        if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+            line = "\n" + line
+        file.write(line.encode())
 
 
-def lines(path: Path) -> Iterator[ModeRecord]:
+def written(run: Path) -> ModeCurves:
+    """All results so far of a run, saved as modes.json and drawn, in one process at a time."""
+    with disk.usable(run), _alone(run):
+        return ModeCurves.in_folder(run).written()
+
+
+@contextlib.contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """Waits until no other process changes the files of the modes of a run."""
+    with open(run / ".modes.lock", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def lines(run: Path) -> Iterator[ModeRecord]:
     """The results of a run in the order of writing, without lines that cannot be read."""
-    file = path / LINES
-    with usable(path):
-        text = file.read_text() if file.exists() else ""
-    for line in text.splitlines():
+    file = run / LINES
+    text = disk.read_text(file) if file.exists() else ""
+    for line in text.split("\n"):
         try:
             yield _record(json.loads(line))
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             continue
 
 

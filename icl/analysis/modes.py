@@ -23,7 +23,7 @@ from ..training.data import load_data
 from ..training.disk import RunError
 from ..training.learner import Learner, Variables
 from ..training.run import Run
-from .mode_records import SHARES, ModeCurves, ModeRecord, append, lines
+from .mode_records import SHARES, ModeCurves, ModeRecord, append, lines, written
 
 PROMPTS = 1000
 CHUNK = 100  # sequences at once
@@ -88,10 +88,11 @@ def evaluate_modes(
     """
     evaluator = ModeEvaluator(run, modes, prompts=prompts, seed=seed)
     if step is None:
-        evaluator.add(*evaluator.run.variables())
+        step, variables = evaluator.run.variables()
     else:
-        evaluator.add(step, evaluator.run.variables_at(step))
-    return evaluator.results().written()
+        variables = evaluator.run.variables_at(step)
+    evaluator.add(step, lambda: variables)
+    return written(evaluator.run.path)
 
 
 def modes_of_run(
@@ -102,11 +103,10 @@ def modes_of_run(
     found = False
     for step, variables in evaluator.run.variables_by_step():
         found = True
-        if evaluator.missing(step):
-            evaluator.add(step, variables)
+        evaluator.add(step, lambda variables=variables: variables)
     if not found:
         raise RunError(f"{evaluator.run.path} has no checkpoint yet; train it first")
-    return evaluator.results().written()
+    return written(evaluator.run.path)
 
 
 def follow_modes(
@@ -120,8 +120,9 @@ def follow_modes(
 ) -> ModeCurves:
     """Evaluates each checkpoint of a run as soon as it is written, until the last step's.
 
-    Checkpoints that were evaluated before are left out; a checkpoint that the training deletes
-    before it is read is skipped. The training may run, stop and resume in any other process.
+    Modes that were evaluated before are left out. A checkpoint that is damaged, or deleted by the
+    training before it is read, is skipped. The training may run, stop and resume in any other
+    process.
 
     Args:
       say: is told of each result and of each skipped checkpoint.
@@ -130,25 +131,27 @@ def follow_modes(
     """
     evaluator = ModeEvaluator(run, modes, prompts=prompts, seed=seed)
     path, done, waiting = evaluator.run.path, set(), False
+    failed: dict[int, int] = {}
     while True:
         for step in [step for step in evaluator.run.checkpoint_steps() if step not in done]:
             waiting = False
-            done.add(step)
-            if not evaluator.missing(step):
-                continue
             try:
-                variables = evaluator.run.variables_at(step)
-            except RunError:
-                if step in evaluator.run.checkpoint_steps():
-                    raise
-                say(f"step {step}: the training deleted the checkpoint before it was read")
+                found = evaluator.add(step, lambda step=step: evaluator.run.variables_at(step))
+            except RunError as error:
+                # It may be a checkpoint that the training just deletes.
+                failed[step] = failed.get(step, 0) + 1
+                if failed[step] > 1 or step not in evaluator.run.checkpoint_steps():
+                    say(f"step {step} is left out: {error}")
+                    done.add(step)
                 continue
-            for record in evaluator.add(step, variables):
+            done.add(step)
+            for record in found:
                 said = f"{record.mode} {record.accuracy:.3f}, closed {record.closed:.3f}"
                 say(f"step {step}: {said}")
-            evaluator.results().written()
+            if found:
+                written(path)
         if Run.open(path).config.training.steps in done:
-            return evaluator.results().written()
+            return written(path)
         if not waiting:
             say(f"waiting for the next checkpoint of {path}")
         waiting = True
@@ -184,27 +187,32 @@ class ModeEvaluator:
             for mode, own in families.items()
         }
 
-    def missing(self, step: int) -> bool:
-        """Whether a mode was not evaluated at a step with these numbers of sequences and seed."""
+    def missing(self, step: int) -> list[str]:
+        """The modes without a result at a step with these numbers of sequences and seed."""
         found = {
-            (record.mode, record.step)
+            record.mode
             for record in lines(self.run.path)
-            if (record.prompts, record.seed) == (self._prompts, self._seed)
+            if (record.step, record.prompts, record.seed) == (step, self._prompts, self._seed)
         }
-        return not {(mode, step) for mode in self.modes} <= found
+        return [mode for mode in self.modes if mode not in found]
 
-    def add(self, step: int, variables: Variables) -> list[ModeRecord]:
-        """Evaluates variables; appends the results to the file and returns them."""
-        found = []
-        for mode, measure in self._measures.items():
-            record = record_of(measure(variables), step, mode, self._prompts, self._seed)
+    def add(self, step: int, variables: Callable[[], Variables]) -> list[ModeRecord]:
+        """Evaluates the missing modes of a step, appends the results to the file, returns them.
+
+        Args:
+          step: training step.
+          variables: returns the variables; it is not called if no mode is missing.
+        """
+        missing, found = self.missing(step), []
+        if not missing:
+            return []
+        own = variables()
+        for mode in missing:
+            numbers = self._measures[mode](own)
+            record = record_of(numbers, step, mode, self._prompts, self._seed)
             append(self.run.path, record)
             found.append(record)
         return found
-
-    def results(self) -> ModeCurves:
-        """All results of the run so far."""
-        return ModeCurves.in_folder(self.run.path)
 
 
 def record_of(
@@ -278,10 +286,12 @@ def _measured(
     if without_support(family.sequences):
         in_play = jnp.broadcast_to(_in_group(family, labels, original)[None], shown.shape)
         if known.labels is None:
-            # Any label of the query's class is right.
             meaning = lambda labels: known.classes(labels, original)
     closed = jnp.where(in_play, logits, -jnp.inf).argmax(axis=1)
-    own = known.of(tasks.classes[:, -1], original=original)
+    # A polysemous class has several labels of its own.
+    own_class, known_class = tasks.classes[:, -1], lambda labels: known.classes(labels, original)
+    if known.labels is not None:
+        own_class, known_class = known.of(own_class), lambda labels: labels
     groups = known.groups(predicted, original)
     number = lambda truth: jnp.asarray(truth, jnp.float32)
     right = meaning(labels)[None] == meaning(query)[:, None]
@@ -290,7 +300,7 @@ def _measured(
         "closed": number(meaning(closed) == meaning(query)),
         "chance": number((right & in_play).sum(axis=1)) / number(in_play.sum(axis=1)),
         "loss": learner.labels.loss(logits, query),
-        "own": number(meaning(predicted) == meaning(own)),
+        "own": number(known_class(predicted) == own_class),
         "common": groups["common"],
         "rare": groups["rare"],
         "fewshot": number(predicted < family.ways),

@@ -1,15 +1,16 @@
 """Sets of items as one pytree of arrays, from which samplers gather items by class."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .bank import check_features
 from .folders import load_trees
 from .image_set import ImageSet
-from .load import BUILT_IN, is_tree, load_images
+from .load import BUILT_IN, data_files, is_tree, load_images
 
 ORDER_SEED = 1337  # of the public code of Chan et al. 2022
 
@@ -65,6 +66,21 @@ def load_classes(
     """
     if exemplars is not None and exemplars < 1:
         raise ValueError("task.exemplars must be at least 1, or None for all items of a class")
+    files = [file for name in names for file in data_files(name) if file.exists()]
+    stamps = tuple((file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    return _load_bank(tuple(names), size, features, exemplars, seed, stamps)
+
+
+@functools.lru_cache(maxsize=2)
+def _load_bank(
+    names: tuple[str, ...],
+    size: int,
+    features: int | None,
+    exemplars: int | None,
+    seed: int,
+    stamps: Any,
+) -> ClassBank:
+    """The classes; cached until a file changes, since many families share them."""
     items, labels, classes = [], [], 0
     for group in _groups(names):
         found = _load(group, size, features, exemplars)

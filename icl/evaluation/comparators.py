@@ -92,6 +92,25 @@ def one_query_at_a_time(comparator: Comparator, queries: int) -> Comparator:
     return dataclasses.replace(comparator, predict=predict)
 
 
+def last_point(predictions: Any, axis: int) -> Any:
+    """Predictions of the last point alone, whose axis of points stays."""
+    return predictions[(..., slice(-1, None), *[slice(None)] * (-1 - axis))]
+
+
+def last_alone(comparator: Comparator) -> Comparator:
+    """A comparator of the last point alone, for families whose only query is the last point.
+
+    Predictions of every point would take gigabytes if there are thousands of classes.
+    """
+    points = 1 if len(comparator.names) == 1 else 2  # axis of the predictions
+
+    def predict(episode: Episode) -> Any:
+        found = comparator.predict(episode)
+        return last_point(found, points - found.ndim)
+
+    return dataclasses.replace(comparator, predict=predict)
+
+
 def comparators(family: TaskFamily) -> tuple[list[Comparator], str | None]:
     """The comparators of a family, and the name of the optimal comparator, or None.
 

@@ -17,7 +17,13 @@ from ..training.data import load_data
 from ..training.learner import Learner
 from ..training.run import Run
 from .chunks import CHUNK, in_chunks
-from .comparators import Comparator, comparators, one_query_at_a_time
+from .comparators import (
+    Comparator,
+    comparators,
+    last_alone,
+    last_point,
+    one_query_at_a_time,
+)
 from .result import Curve, Evaluation
 
 
@@ -51,6 +57,8 @@ def evaluate(
     names, errors, costs = [], [], {}
     if queries := learner.family.hidden_queries:
         others = [one_query_at_a_time(other, queries) for other in others]
+    if learner.family.only_last_is_query:
+        own, *others = (last_alone(one) for one in (own, *others))
     for comparator in (own, *others):
         predictions, milliseconds = predictions_of(comparator, episodes)
         for name, prediction in zip(comparator.names, predictions, strict=True):
@@ -92,15 +100,18 @@ def predictions_of(comparator: Comparator, episodes: Episode) -> tuple[np.ndarra
 def errors_of(learner: Learner, predictions: np.ndarray, episodes: Episode) -> np.ndarray:
     """Errors `[prompts, ..., points]` of predictions `[prompts, ..., points, *prediction_shape]`.
 
-    The error is NaN at points that are not scored.
+    The error is NaN at points that are not scored. Predictions may be of the last point alone.
     """
     y, scored = np.asarray(episodes.y), _scored(learner, episodes)
+    missing = y.shape[1] - predictions.shape[-1 - len(learner.labels.prediction_shape)]
+    y, scored = y[:, missing:], scored[:, missing:]
     y = y.astype(np.float64) if np.issubdtype(y.dtype, np.floating) else y
     # Axes between prompts and points index several learners or estimators.
     several = predictions.ndim - 2 - len(learner.labels.prediction_shape)
     y, scored = (np.expand_dims(a, tuple(range(1, 1 + several))) for a in (y, scored))
     errors = learner.labels.error(predictions.astype(np.float64), y)
-    return np.where(scored, errors, np.nan)
+    errors = np.where(scored, errors, np.nan)
+    return np.pad(errors, [(0, 0)] * (errors.ndim - 1) + [(missing, 0)], constant_values=np.nan)
 
 
 def by_examples(
@@ -149,6 +160,9 @@ def learner_errors(
       are not scored.
     """
     episodes = draw_prompts(learner.family, _keys(seed)[0], prompts)
+    if learner.family.only_last_is_query:
+        whole, axis = predict, -1 - len(learner.labels.prediction_shape)
+        predict = lambda variables, e: last_point(whole(variables, e), axis)
     predictions = in_chunks(partial(jax.jit(predict), variables), episodes)
     return by_examples(learner, errors_of(learner, predictions, episodes), episodes)
 

@@ -241,23 +241,31 @@ def short_name(full: str) -> str:
     return full.partition("_")[2] or full
 
 
-def label_of(over: Mapping[str, Any], changes: Mapping[str, Any]) -> str:
-    """What a member differs in: labels of groups of settings, then names and values of others.
-
-    The seed is left out. A single value has no name.
+def values_of(over: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A member's value of each entry of a sweep but the seed: the label, for a group of settings.
 
     Args:
       over: of the sweep, as from `check_over`.
       changes: of the member.
     """
-    rest = {name: value for name, value in changes.items() if name != SEED}
-    labels = []
-    for group in (values for values in over.values() if isinstance(values, Mapping)):
-        for label, settings in group.items():
-            if settings.items() <= rest.items():
-                labels.append(label)
-                rest = {name: value for name, value in rest.items() if name not in settings}
-                break
-    if not labels and len(rest) == 1:
-        return str(next(iter(rest.values())))
-    return ", ".join([*labels, *(f"{short_name(name)} {value}" for name, value in rest.items())])
+    found: dict[str, Any] = {}
+    for name, values in over.items():
+        if isinstance(values, Mapping):
+            fits = (label for label, own in values.items() if own.items() <= changes.items())
+            found[name] = next(fits)
+        elif name != SEED:
+            found[name] = changes[name]
+    return found
+
+
+def label_of(over: Mapping[str, Any], changes: Mapping[str, Any]) -> str:
+    """What a member differs in: labels of groups of settings, then names and values of others.
+
+    A single value has no name. Arguments as for `values_of`.
+    """
+    values = values_of(over, changes)
+    groups = [str(values[name]) for name in values if isinstance(over[name], Mapping)]
+    others = {name: values[name] for name in values if not isinstance(over[name], Mapping)}
+    if not groups and len(others) == 1:
+        return str(next(iter(others.values())))
+    return ", ".join([*groups, *(f"{short_name(name)} {value}" for name, value in others.items())])

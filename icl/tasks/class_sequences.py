@@ -7,6 +7,7 @@ class was seen in training, or from the context, if the context shows the class.
 """
 
 import dataclasses
+import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,6 +15,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
+from ..data import BUILT_IN as IMAGES_BUILT_IN
 from ..data import ClassBank, data_files, load_classes
 from ..ranges import NOT_NEGATIVE, SIZE, Range, check_ranges
 from . import class_items
@@ -30,7 +32,7 @@ CHOICES: dict[str, Iterable[str]] = {
     "sequences": KINDS, "labelling": get_args(Labelling), "non_bursty": get_args(NonBursty),
 }  # fmt: skip
 SHARE = Range(0.0, 1.0)
-CLASSES = Range(0, 10**7)
+CLASSES = Range(0, 2**22)  # float32 numbers tell twice as many
 GAUSSIAN_SPREAD, GLYPH_SPREAD = 0.1, 0.03
 
 
@@ -100,8 +102,8 @@ class ClassSequences(TaskFamily):
     p_fewshot: float = 0.1
     """Probability of few-shot sequences under the kind mixed."""
     p_fresh: float = 0.0
-    """Share of training sequences whose classes never come again, with the labels of random
-    classes; only of glyphs and gaussians (Reddy 2023)."""
+    """Share of the sequences of the kind bursty whose classes hardly ever come again, with the
+    labels of random classes; only of glyphs and gaussians (Reddy 2023)."""
     non_bursty: NonBursty = "zipfian"
     """The other sequences: of all training classes, of common ones, or of common ones with a query
     whose class the context does not show."""
@@ -157,9 +159,15 @@ class ClassSequences(TaskFamily):
             raise ValueError(
                 f"task.source must be one of {', '.join(BUILT_IN)}, or paths; got {self.source}"
             )
+        for name in self.source:
+            near = difflib.get_close_matches(name, BUILT_IN, n=1, cutoff=0.7)
+            if near and name not in BUILT_IN and not Path(name).exists():
+                raise ValueError(f"no source {name!r}: did you mean {near[0]}?")
         for name in ("augmented", "noise", "random_rare"):
             if getattr(self, name) and not self.is_images:
                 raise ValueError(f"only images can be changed: leave task.{name} out")
+        if self.p_fresh and self.sequences != "bursty":
+            raise ValueError("only bursty sequences have fresh classes: leave task.p_fresh 0")
         if self.p_fresh and not set(self.source) <= {"glyphs", "gaussians"}:
             raise ValueError("only glyphs and gaussians have fresh classes: leave task.p_fresh 0")
         if self.separated and (self.is_built_in or self.exemplars is not None):
@@ -306,6 +314,15 @@ class ClassSequences(TaskFamily):
         """
         if self.is_built_in:
             return None
+        for name in self.source:
+            if name not in IMAGES_BUILT_IN and not Path(name).exists():
+                raise FileNotFoundError(
+                    2,
+                    "there is no such file or folder. Set task.source to Omniglot's zips, to the "
+                    f"folder that holds them, to other images in classes, or to "
+                    f"{', '.join(BUILT_IN)}, which need no file",
+                    name,
+                )
         bank = load_classes(
             self.source, size=self.size, features=self.features, exemplars=self.exemplars
         )
@@ -318,6 +335,11 @@ class ClassSequences(TaskFamily):
                 f"task.common and task.holdout to numbers with that sum, not {self.classes}"
             )
         left = self._first_held_out(found)
+        if self.labelling == "original" and left < self.rare + self.common:
+            raise ValueError(
+                "original labels of augmented classes need a number of held-out classes that is a "
+                f"multiple of {self._copies}: change task.holdout, which is {self.holdout}"
+            )
         if left < self.rare + self.common:
             raise ValueError(
                 f"{self.data_source} has {found} classes, and the task uses {self.classes} (rare "

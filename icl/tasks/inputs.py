@@ -58,6 +58,8 @@ class Images:
     def check(self, x: np.ndarray) -> None:
         """Raises ValueError if an array `[..., *shape]` is not of such pixels."""
         if self.floats:
+            if np.issubdtype(x.dtype, np.integer):
+                raise ValueError("images must be numbers from 0 to 1: divide bytes by 255")
             return Vectors(1).check(x)
         if x.dtype != np.uint8:
             raise ValueError(f"images must be uint8, from 0 to 255; got {x.dtype}")

@@ -39,7 +39,7 @@ KINDS: dict[Kind, str] = {
 }
 REST = dict(zipfian="zipfian", common="rare", rare="common")  # around bursts of a group
 FRESH = 2**28  # number of the first class that only training with fresh classes shows
-FRESH_STARTS = 2**23
+FRESH_STARTS = 2**15  # squared: the number of places where fresh classes start
 
 
 class Sequence(NamedTuple):
@@ -114,8 +114,9 @@ class Sampler:
         return self._fresh(found) if family.p_fresh else found
 
     def _fresh(self, found: Sequence) -> Sequence:
-        """With the probability `p_fresh`, the sequence with classes that never come again."""
-        shift = FRESH + (self.uniform.one() * FRESH_STARTS).astype(jnp.int32)
+        """With the probability `p_fresh`, the sequence with classes that hardly ever come again."""
+        high, low = (self.uniform(2) * FRESH_STARTS).astype(jnp.int32)
+        shift = FRESH + FRESH_STARTS * high + low
         fresh = found._replace(classes=found.classes + shift)
         return _choose(self.uniform.one() < self.family.p_fresh, fresh, found)
 

@@ -36,6 +36,17 @@ Items = dict[str, Any]  # name -> pytree of arrays
 Abstract = Items | Callable[[int], Items]
 
 
+def steps_in(folder: Path) -> list[int]:
+    """Steps that have a checkpoint in a folder, ascending; empty if there is no such folder.
+
+    Raises:
+      RunError: the system refuses the folder.
+    """
+    with disk.usable(folder):
+        names = os.listdir(folder) if folder.exists() else []  # Orbax's own listing omits files
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
 class DamagedCheckpoint(UserWarning):
     """A checkpoint was skipped because its files changed after they were written."""
 
@@ -84,9 +95,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a folder of a checkpoint, in ascending order."""
-        with disk.usable(self.folder):
-            names = os.listdir(self.folder)  # Orbax's own listing omits files
-        return sorted(int(name) for name in names if name.isdecimal())
+        return steps_in(self.folder)
 
     def save(self, step: int, items: Items) -> None:
         """Writes a checkpoint, unless one of this step exists.

@@ -208,10 +208,10 @@ class Config:
                 "None, or set layout to masked"
             )
         if name == "masked" and not hidden:
-            raise ValueError(
-                "the layout masked needs points that are queries alone: set task.queries to their "
-                "number"
-            )
+            does = "set task.queries to their number"
+            if not hasattr(self.task, "queries"):
+                does = f"{type(self.task).__name__} has none, so choose another layout"
+            raise ValueError(f"the layout masked needs points that are queries alone: {does}")
 
     def _check_whole_prompts(self) -> None:
         """Raises ValueError unless no token shows the label of a query, and none is padding.

@@ -117,6 +117,10 @@ class Predictor:
         learner = self._learner
         if points == learner.family.points:
             return learner
+        if learner.family.only_last_is_query:
+            raise ValueError(
+                f"this model takes exactly {learner.family.points - 1} examples, got {points - 1}"
+            )
         try:
             one_query = {"queries": 1} if learner.family.hidden_queries else {}
             task = dataclasses.replace(learner.family, points=points, **one_query)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from . import disk
-from .checkpoints import Checkpoints, DamagedCheckpoint
+from .checkpoints import Checkpoints, DamagedCheckpoint, steps_in
 from .config import Config, config_from_dict, config_to_dict
 from .data import check_same, fingerprint
 from .disk import RunError, write_whole
@@ -196,10 +196,7 @@ class Run:
 
     def checkpoint_steps(self) -> list[int]:
         """The steps of the checkpoints in the folder, ascending; empty if there are none."""
-        folder = self.path / "checkpoints"
-        with disk.usable(folder):
-            names = [path.name for path in folder.iterdir()] if folder.exists() else []
-        return sorted(int(name) for name in names if name.isdecimal())
+        return steps_in(self.path / "checkpoints")
 
     def variables_at(self, step: int) -> Variables:
         """The variables of the checkpoint of one step.

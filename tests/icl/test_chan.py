@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,7 @@ import icl
 from icl import cli
 from icl.analysis import ask
 from icl.analysis.emergence import IN_CONTEXT, IN_WEIGHTS, Emergence, emergence
-from icl.analysis.mode_records import LINES, ModeCurves, lines
+from icl.analysis.mode_records import LINES, ModeCurves, append, lines, written
 from icl.analysis.modes import (
     ModeEvaluator,
     allowed_modes,
@@ -32,16 +34,18 @@ from icl.analysis.modes import (
 from icl.evaluation import evaluate
 from icl.experiments import PRESETS
 from icl.models import TransformerConfig
-from icl.sweeps import train_sweep
-from icl.tasks import KINDS, ClassSequences
+from icl.sweeps import SweepResult, train_sweep
+from icl.tasks import KINDS, Classes, ClassSequences, Symbols
 from icl.training import Config, Learner, Run, TrainingConfig
 from icl.training.disk import RunError
 
 from .helpers import QUIET, shrunk, tiny, untrained
 
+NOTHING: Any = None
 SYMBOLS = ClassSequences(source=("symbols",), rare=12, common=4, holdout=6)
+TASK = ClassSequences(source=("gaussians",), dim=4, rare=12, common=4, holdout=5, labels=4)
 TINY = Config(
-    task=ClassSequences(source=("gaussians",), dim=4, rare=12, common=4, holdout=5, labels=4),
+    task=TASK,
     layout="concatenated",
     model=TransformerConfig(
         layers=1, heads=2, width=16, embedding_width=8, embed_labels=True
@@ -68,7 +72,7 @@ def run(trained, tmp_path):
 # What a mode measures
 
 
-def predictor(family, answer):
+def predictor(family, answer) -> Any:
     """A learner of symbols that answers with a label from the context or from its weights."""
     known = family.class_labels
 
@@ -86,7 +90,7 @@ def predictor(family, answer):
 
 
 def measured(family, mode, answer, prompts=300):
-    return measure_of(predictor(family, answer), family.mode(mode), prompts, 0)(None)
+    return measure_of(predictor(family, answer), family.mode(mode), prompts, 0)(NOTHING)
 
 
 @pytest.mark.parametrize("mode", KINDS)
@@ -95,9 +99,11 @@ def test_modes_tell_context_from_weights(mode):
     context, weights = (measured(family, mode, answer) for answer in ("context", "weights"))
     if mode.startswith("no_support") or mode == "copy_available":
         assert context["accuracy"] == 0 and weights["accuracy"] == weights["own"] == 1
-    elif mode in ("in_weights", "bursty", "mixed"):
-        # Labels of few-shot sequences in `mixed` are not those of the classes.
-        assert weights["accuracy"] == 1 or mode == "mixed"
+    elif mode in ("in_weights", "bursty"):
+        assert weights["accuracy"] == weights["own"] == 1
+    elif mode == "mixed":  # few-shot sequences are labelled anew
+        assert weights["accuracy"] == pytest.approx(1 - family.p_fewshot, abs=0.06)
+        assert weights["own"] == 1
     elif mode == "in_context":
         assert context["accuracy"] == weights["accuracy"] == 1
     elif mode == "flip":
@@ -139,7 +145,9 @@ def test_any_label_of_a_polysemous_class_is_right_without_support():
     assert found["accuracy"] == found["closed"] == found["own"] == 1
     assert found["chance"] == pytest.approx(1 / 12)
     # The context names one of three labels, and answers from weights the first.
-    assert measured(family, "bursty", "weights")["accuracy"] < 0.6
+    bursty = measured(family, "bursty", "weights")
+    assert bursty["accuracy"] < 0.6 and bursty["own"] == 1
+    assert measured(family, "flip", "weights")["own"] == 1
 
 
 def test_repeated_ways_limit_few_shot_accuracy_to_95_per_cent():
@@ -156,9 +164,9 @@ def test_repeated_ways_limit_few_shot_accuracy_to_95_per_cent():
 
 def test_numbers_are_means_over_the_asked_prompts(trained):
     learner, variables = Learner(trained.config), trained.variables()[1]
-    whole = measure_of(learner, learner.family.mode("in_context"), 230, 3)(variables)
-    again = measure_of(learner, learner.family.mode("in_context"), 230, 3)(variables)
-    other = measure_of(learner, learner.family.mode("in_context"), 230, 4)(variables)
+    whole = measure_of(learner, TASK.mode("in_context"), 230, 3)(variables)
+    again = measure_of(learner, TASK.mode("in_context"), 230, 3)(variables)
+    other = measure_of(learner, TASK.mode("in_context"), 230, 4)(variables)
     assert repr(whole) == repr(again) != repr(other)
     assert whole["accuracy"] * 230 == pytest.approx(round(whole["accuracy"] * 230), abs=1e-3)
 
@@ -170,10 +178,10 @@ def test_a_mode_is_evaluated_once_or_at_every_checkpoint(run):
     first = evaluate_modes(run, ["fewshot_holdout"], prompts=20, step=2)
     assert [(r.mode, r.step, r.prompts) for r in first.records] == [("fewshot_holdout", 2, 20)]
     newest = evaluate_modes(run, prompts=20)
-    assert set(newest.modes) == {"fewshot_holdout", *default_modes(run.config.task)}
+    assert set(newest.modes) == {"fewshot_holdout", *default_modes(TASK)}
     assert {r.step for r in newest.records} == {2, 4}
     every = modes_of_run(run, prompts=20)
-    for mode in default_modes(run.config.task):
+    for mode in default_modes(TASK):
         assert [record.step for record in every.of(mode)] == [1, 2, 3, 4]
     again = ModeCurves.load(run)
     assert repr(again.records) == repr(every.records)
@@ -181,9 +189,11 @@ def test_a_mode_is_evaluated_once_or_at_every_checkpoint(run):
     before = (run.path / LINES).read_text()
     modes_of_run(run, prompts=20)
     assert (run.path / LINES).read_text() == before
-    missing = lambda **other: ModeEvaluator(run, **{"prompts": 20, "seed": 0, **other}).missing
-    assert not missing()(3) and missing()(5)
-    assert missing(prompts=21)(3) and missing(seed=1)(3)
+    evaluator = lambda **other: ModeEvaluator(run, **{"prompts": 20, "seed": 0, **other})
+    modes = default_modes(TASK)
+    assert evaluator().missing(3) == [] and evaluator().missing(5) == modes
+    assert evaluator(prompts=21).missing(3) == evaluator(seed=1).missing(3) == modes
+    assert ModeEvaluator(run, ["swap", "flip"], prompts=20, seed=0).missing(3) == ["swap"]
 
 
 def test_damaged_lines_are_left_out_and_the_newest_result_counts(run):
@@ -192,7 +202,25 @@ def test_damaged_lines_are_left_out_and_the_newest_result_counts(run):
     with open(run.path / LINES, "a") as file:
         file.write('{"mode": "flip"}\nnonsense\n[1]\n{"mode": "flip", "step"')
     assert len(list(lines(run.path))) == 2
+    evaluate_modes(run, ["flip"], prompts=7)  # not swallowed by the incomplete line
+    assert len(list(lines(run.path))) == 3
+    (run.path / LINES).write_text("\n".join((run.path / LINES).read_text().split("\n")[:2]) + "\n")
     assert [r.prompts for r in ModeCurves.in_folder(run.path).records] == [6]
+
+
+def test_several_processes_may_write_results(run, monkeypatch):
+    [record] = evaluate_modes(run, ["flip"], prompts=5).records
+    monkeypatch.setattr(ModeCurves, "draw", lambda self: None)  # pyplot has no threads
+
+    def write(step):
+        for number in range(30):
+            append(run.path, dataclasses.replace(record, step=1000 * step + number))
+            written(run.path)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(write, range(3)))
+    assert len(list(lines(run.path))) == 91
+    assert len(ModeCurves.load(run).of("flip")) == 91
 
 
 def test_following_waits_for_checkpoints_and_skips_deleted_ones(run, monkeypatch):
@@ -204,21 +232,25 @@ def test_following_waits_for_checkpoints_and_skips_deleted_ones(run, monkeypatch
     coming = iter((2, 3, 4))
 
     def sleep(seconds):
-        step = next(coming)
-        (hidden / str(step)).rename(folder / str(step))
+        if (step := next(coming, None)) is not None:
+            (hidden / str(step)).rename(folder / str(step))
 
     whole = Run.variables_at
 
     def read(self, step):
         if step == 3:
             shutil.rmtree(folder / "3")
+        if step == 1 and not said:
+            said.append("damaged")
+            raise RunError("damaged for a moment")
         return whole(self, step)
 
     monkeypatch.setattr("icl.analysis.modes.time.sleep", sleep)
     monkeypatch.setattr(Run, "variables_at", read)
     found = follow_modes(run, ["in_context", "flip"], prompts=5, say=said.append)
     assert [r.step for r in found.of("flip")] == [1, 2, 4]
-    assert any("deleted" in line for line in said) and any("waiting" in line for line in said)
+    assert any(line.startswith("step 3 is left out") for line in said)
+    assert any("waiting" in line for line in said)
     assert sum(line.startswith("step 2: flip") for line in said) == 1
     # A second follower finds everything done.
     said.clear()
@@ -236,9 +268,8 @@ def test_another_process_follows_a_training_run(tmp_path):
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        assert "waiting" in evaluator.stdout.readline()
-        shutil.rmtree(path)
-        icl.train(TINY, run_dir=path, logging=QUIET)
+        assert evaluator.stdout and "waiting" in evaluator.stdout.readline()
+        icl.resume(path, logging=QUIET)
         out, _ = evaluator.communicate(timeout=120)
     finally:
         evaluator.kill()
@@ -257,10 +288,10 @@ def test_refusals(run, tmp_path):
     with pytest.raises(ValueError, match="modes are of class sequences"):
         evaluate_modes(other)
     assert not (run.path / LINES).exists()
-    none_held_out = dataclasses.replace(TINY.task, holdout=0)
+    none_held_out = dataclasses.replace(TASK, holdout=0)
     assert "in_context" not in allowed_modes(none_held_out)
     assert default_modes(none_held_out) == ["fewshot_zipfian", "no_support_zipfian", "flip"]
-    zipf = dataclasses.replace(TINY.task, zipf_exponent=1.0)
+    zipf = dataclasses.replace(TASK, zipf_exponent=1.0)
     assert default_modes(zipf)[-2:] == ["no_support_common", "no_support_rare"]
 
 
@@ -279,6 +310,8 @@ def test_the_command(run, capsys, monkeypatch):
     for wrong, said in (
         (["--mode", "nothing"], "no mode 'nothing'"),
         (["--follow", "--step", "1"], "leave --step out"),
+        (["--mode", "flip", "--images", "digits"], "leave --images out"),
+        (["--mode", "flip", "--analyses", "none"], "leave --analyses out"),
         (["--mode", "flip", "--step", "9"], "no checkpoint of step 9"),
     ):
         capsys.readouterr()
@@ -308,17 +341,27 @@ def test_emergence_over_a_sweep(tmp_path):
     }  # fmt: skip
     assert found.settings == ["p_bursty"]
     assert [curve.values for curve in found.curves] == [["0"], ["1"]]
-    member, other = (m.run for m in sweep.members if m.config.task.p_bursty == 1.0)
+    member, other = (m.run for m in sweep.members if m.changes["task_p_bursty"] == 1.0)
     for curve in found.curves:
         assert curve.steps.tolist() == [1, 2, 3, 4]
     evaluator = ModeEvaluator(member, ["in_context"], prompts=30, seed=0)
-    last = [evaluator.add(*one.variables())[0] for one in (member, other)]
+    variables = [(4 + number, one.variables()[1]) for number, one in enumerate((member, other))]
+    last = [evaluator.add(step, lambda own=own: own)[0] for step, own in variables]
     mean = np.mean([record.accuracy for record in last])
     assert found.curves[1].accuracy["in_context"][-1] == pytest.approx(mean, abs=1e-6)
     assert str(Emergence.load(sweep)) == str(found)
     assert (sweep.path / "emergence.png").stat().st_size > 10_000
     assert "chance" in str(found)
-    assert emergence(types.SimpleNamespace(config=tiny())) is None
+    other: Any = types.SimpleNamespace(config=tiny())
+    assert emergence(other) is None
+    # A member that diverged is left out.
+    results = SweepResult.load(sweep)
+    for record in results.records[:2]:
+        del record["examples"], record["normalised_error"]
+        record["diverged_after"] = 1
+    results.save()
+    rest = emergence(sweep, prompts=3)
+    assert rest and [curve.values for curve in rest.curves] == [["1"]]
 
 
 # Presets
@@ -358,7 +401,12 @@ def test_omniglot_from_files_with_batch_statistics(tmp_path, monkeypatch):
 def test_without_the_files_the_error_says_what_to_give(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "chan/images_identical"]) != 0
-    assert "omniglot" in capsys.readouterr().err
+    assert "set task.source to Omniglot's zips" in capsys.readouterr().err.replace(
+        "\n", " "
+    ).replace("Set", "set")
+    with pytest.raises(SystemExit):
+        cli.main(["train", "chan/burstiness-xs", "--task.source", "gaussian"])
+    assert "did you mean gaussians?" in capsys.readouterr().err
     assert not list(tmp_path.rglob("config.json"))
 
 
@@ -372,8 +420,8 @@ def test_presets_have_the_sizes_of_the_public_code():
     read_in, last_norm = 64 * 64 + 64, 2 * 64
     assert count("chan/images_all_exemplars") == 831_479 + read_in
     assert count("chan/lstm") == 627_959 + read_in - last_norm
-    assert PRESETS["chan/images_augmented"].config.task.label_kind.number == 12_880
-    assert PRESETS["chan/symbolic"].config.task.input_kind.vocabulary == 1_000
+    assert PRESETS["chan/images_augmented"].config.task.label_kind == Classes(12_880)
+    assert PRESETS["chan/symbolic"].config.task.input_kind == Symbols(1_000)
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "chan.md"

@@ -737,6 +737,9 @@ def test_noise_has_its_deviation():
     task = of(GLYPHS, noise=0.3)
     x = shown(task, ANY)
     assert x.dtype == np.float32
+    task.input_kind.check(x)
+    with pytest.raises(ValueError, match="divide bytes by 255"):
+        task.input_kind.check(np.zeros((3, 10, 10), np.uint8))
     noise = (x - shown(GLYPHS, ANY) / np.float32(255)) / 0.3
     count = noise.size
     assert abs(noise.mean()) < SIGMAS / count**0.5
@@ -910,7 +913,7 @@ FILE = dict(source=("a.npz",))
     (dict(exemplars=0), "task.exemplars must be a whole number from 1"),
     (dict(noise=-1.0), "task.noise must be"),
     (dict(rare=-1), "task.rare must be a whole number from 0"),
-    (dict(common=10**7 + 1), "task.common must be a whole number from 0 to 10000000"),
+    (dict(common=2**22 + 1), "task.common must be a whole number from 0 to 4194304"),
     (dict(holdout=0.5), "task.holdout must be a whole number"),
     (dict(zipf_exponent=-1.0), "task.zipf_exponent must be a number from 0 to 100"),
     *((dict([(name, value)]), f"task.{name} must be a number from 0 to 1") for value in (-0.1, 1.1)
@@ -938,6 +941,7 @@ FILE = dict(source=("a.npz",))
     (dict(labelling="unfixed", labels=4), "leave task.labelling ordered"),
     (dict(labelling="polysemous", labels=4), "leave task.labelling ordered"),
     (dict(sequences="swap", points=9, labelling="polysemous"), "swap needs ordered labels"),
+    (dict(sequences="relabel", p_fresh=0.5), "only bursty sequences have fresh classes"),
     (dict(sequences="flip", ways=1), "no labels to exchange: set task.ways to 2"),
     (dict(ways=3, labels=2), "fewer labels than classes in a burst: lower task.ways"),
     (dict(sequences="fewshot_rare"), "2 classes of 3 items and the query are 7 points: set "

@@ -185,13 +185,16 @@ def test_plateaus_of_a_sweep(sweep, tmp_path):
     assert isinstance(result, Plateaus) and result.setting == "pool_size"
     assert [row.label for row in result.rows] == ["4", "1"]
     assert all(len(row.steps) == len(row.error) == len(row.loss) == 2 for row in result.rows)
-    group = {"group": {"a": {"x": 1, "y": None}, "b": {"x": 2, "y": None}}, "other": [1, 2]}
+    group = {
+        "group": {"a": {"x": 1, "y": None}, "b": {"x": 2, "y": None}},
+        "training_batch_size": [1, 8],
+    }
     for changes, label in (
-        ({"x": 2, "y": None}, "b"),
+        ({"x": 2, "y": None, "training_batch_size": 1}, "b, batch_size 1"),
         ({"x": 1, "y": None, "training_batch_size": 8, "training_seed": 3}, "a, batch_size 8"),
-        ({"training_batch_size": 8}, "8"),
     ):
         assert label_of(group, changes) == label
+    assert label_of({"training_batch_size": [8]}, {"training_batch_size": 8}) == "8"
     assert (sweep.path / "plateau.png").stat().st_size > 10_000
     assert plateau(Sweep(sweep.path, tiny(), {"pool": [1, 4]}, 1)) is None
     # Steps that fall as the square root of the setting.

@@ -11,7 +11,7 @@ from PIL import Image
 
 from icl.data import data_files, load_classes, load_images
 
-OMNIGLOT = Path(__file__).parents[3] / "shared" / "data" / "omniglot"
+OMNIGLOT = Path(os.environ.get("OMNIGLOT", "none"))  # the folder of the real zips
 RNG = np.random.default_rng(0)
 # Two drawings of each character, black on white, of which a character is in both sets.
 DRAWINGS = {
@@ -207,7 +207,7 @@ def test_features_in_place_of_images(tmp_path):
             load_classes(names, size=8, features=features)
 
 
-@pytest.mark.skipif(not OMNIGLOT.is_dir(), reason="needs Omniglot's small sets in ../shared/data")
+@pytest.mark.skipif(not OMNIGLOT.is_dir(), reason="set OMNIGLOT to the folder of the small sets")
 def test_the_small_sets_of_omniglot_have_242_characters():
     names = [str(OMNIGLOT / f"images_background_small{part}.zip") for part in (1, 2)]
     assert [load_images(name, 14).classes for name in names] == [136, 156]
