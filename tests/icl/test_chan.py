@@ -214,7 +214,7 @@ def test_several_processes_may_write_results(run, monkeypatch):
 
     def write(step):
         for number in range(30):
-            append(run.path, dataclasses.replace(record, step=1000 * step + number))
+            append(run.path, dataclasses.replace(record, step=1000 * (step + 1) + number))
             written(run.path)
 
     with ThreadPoolExecutor(3) as pool:
