@@ -384,7 +384,7 @@ def test_omniglot_from_files_with_batch_statistics(tmp_path, monkeypatch):
     config = shrunk(PRESETS["chan/images_augmented"].config).replace(
         task_source=(str(source),), task_rare=80, task_common=8, task_holdout=8
     )
-    run = icl.train(config, run_dir=tmp_path / "run", logging=QUIET)
+    run = untrained(tmp_path / "run", config)
     assert run.variables()[1].state  # batch statistics
     assert json.loads((run.path / "config.json").read_text())["data"]["source"] == str(source)
     assert evaluate_modes(run, ["no_support_rare"], prompts=3).records
