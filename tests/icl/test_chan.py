@@ -424,6 +424,14 @@ def test_presets_have_the_sizes_of_the_public_code():
     assert PRESETS["chan/symbolic"].config.task.input_kind == Symbols(1_000)
 
 
+FLAGS = {
+    f"--task.{name}"
+    for name in ("augmented", "separated", "random-rare", "grouped", "repeated-ways")
+} | {"--task.no-repeated-ways"}  # fmt: skip
+NEEDS = {
+    "--task.separated": ["--task.exemplars", "None"],
+    "--task.p-fresh 0.5": ["--task.source", "glyphs"],
+}
 PAGE = Path(__file__).parents[2] / "docs" / "chan.md"
 
 
@@ -456,3 +464,9 @@ def test_the_commands_of_the_page_are_understood(monkeypatch):
         assert len(asked) == before + 1, command
     for mode in KINDS:
         assert f"`{mode}`" in text, mode
+    for option in set(re.findall(r"`(--(?:task|optimizer|layout)[^`]*)`", text)):
+        if " " in option or option in FLAGS:
+            whole = " ".join([option, *NEEDS.get(option, ())])
+            before = len(asked)
+            assert cli.main(["train", "chan/images_identical", *whole.split()]) == 2, option
+            assert len(asked) == before + 1, option
