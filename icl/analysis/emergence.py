@@ -18,7 +18,6 @@ from ..report import Result, show_number
 from ..sweeps.grid import SEED, short_name, values_of
 from ..sweeps.results import SweepResult
 from ..tasks import ClassSequences
-from ..training.checkpoints import Checkpoints
 from ..training.learner import Learner, Variables
 from ..training.population import init_population
 from ..training.step import TrainState, variable_items, variables_from
@@ -119,7 +118,8 @@ class Emergence(Result):
                     label=", ".join(f"{name} {value}" for name, value in named).replace("_", " ")
                     or "all seeds",
                 )  # fmt: skip
-            axes.axhline(1 / self.curves[0].labels, color="0.6", linestyle=":", label="chance")
+            for labels in sorted({curve.labels for curve in self.curves}):
+                axes.axhline(1 / labels, color="0.6", linestyle=":", label="chance")
             axes.set(title=f"{title}: {mode}", xlabel="training step", ylim=(-0.03, 1.03))
         panels[0].set_ylabel("accuracy of the query")
         handles, labels = panels[1].get_legend_handles_labels()
@@ -218,9 +218,8 @@ def _checkpoints(
     """Each checkpoint of a program: its step, and the variables of each member."""
     abstract = jax.eval_shape(lambda: init_population([m.config for m in members]).items())
     variables = TrainState.from_items(abstract).variables
-    folder = sweep.program_folder(index) / "checkpoints"
     keep = members[0].config.training.keep_checkpoints
-    with contextlib.closing(Checkpoints(folder, keep, sweep.resume)) as checkpoints:
+    with contextlib.closing(sweep.program_checkpoints(index, keep)) as checkpoints:
         for step, items in checkpoints.restore_all(variable_items(variables)):
             whole = variables_from(items)
             nth = lambda position, whole=whole: jax.tree.map(lambda a: a[position], whole)

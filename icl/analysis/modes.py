@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,15 +48,15 @@ def default_modes(family: ClassSequences) -> list[str]:
 
 def allowed_modes(family: ClassSequences) -> list[str]:
     """The modes that the settings of a family allow."""
-    return [mode for mode in KINDS if _problem(family, mode) is None]
+    return [mode for mode in KINDS if _allows(family, mode)]
 
 
-def _problem(family: ClassSequences, mode: Any) -> str | None:
+def _allows(family: ClassSequences, mode: str) -> bool:
     try:
         family.mode(mode)
-    except ValueError as error:
-        return str(error)
-    return None
+    except ValueError:
+        return False
+    return True
 
 
 def evaluate_modes(

@@ -3,7 +3,7 @@
 from .bank import STRIDES, ImageBank, Part, load_bank
 from .classes import ORDER_SEED, ClassBank, load_classes
 from .image_set import ImageSet
-from .load import BUILT_IN, data_files, load_images
+from .load import BUILT_IN, data_files, load_images, stamps
 
 __all__ = [
     "BUILT_IN",
@@ -17,4 +17,5 @@ __all__ = [
     "load_bank",
     "load_classes",
     "load_images",
+    "stamps",
 ]

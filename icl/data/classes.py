@@ -10,7 +10,7 @@ import numpy as np
 from .bank import check_features
 from .folders import load_trees
 from .image_set import ImageSet
-from .load import BUILT_IN, data_files, is_tree, load_images
+from .load import BUILT_IN, data_files, is_tree, load_images, stamps
 
 ORDER_SEED = 1337  # of the public code of Chan et al. 2022
 
@@ -25,9 +25,9 @@ class ClassBank(NamedTuple):
 
     def separated(self) -> "ClassBank":
         """A bank with a class of each item; items of one class before stay side by side."""
-        count, total = self.count, len(self.items)
-        before = np.cumsum(count[np.argsort(self.original)]) - count[np.argsort(self.original)]
-        start = np.repeat(before[self.original] - self.first, count)
+        total, in_files = len(self.items), self.count[np.argsort(self.original)]
+        before = np.cumsum(in_files) - in_files
+        start = np.repeat(before[self.original] - self.first, self.count)
         places = (np.arange(total) + start).astype(np.int32)
         one = np.ones(total, np.int32)
         return ClassBank(self.items, np.arange(total, dtype=np.int32), one, places)
@@ -66,9 +66,8 @@ def load_classes(
     """
     if exemplars is not None and exemplars < 1:
         raise ValueError("task.exemplars must be at least 1, or None for all items of a class")
-    files = [file for name in names for file in data_files(name) if file.exists()]
-    stamps = tuple((file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-    return _load_bank(tuple(names), size, features, exemplars, seed, stamps)
+    files = [file for name in names for file in data_files(name)]
+    return _load_bank(tuple(names), size, features, exemplars, seed, stamps(files))
 
 
 @functools.lru_cache(maxsize=2)
@@ -78,7 +77,7 @@ def _load_bank(
     features: int | None,
     exemplars: int | None,
     seed: int,
-    stamps: Any,
+    stamp: Any,
 ) -> ClassBank:
     """The classes; cached until a file changes, since many families share them."""
     items, labels, classes = [], [], 0

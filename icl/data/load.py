@@ -1,5 +1,7 @@
 """Loads a set of images by the name of a built-in set or by a path."""
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from . import arrays, idx
@@ -94,3 +96,9 @@ def data_files(name: str) -> list[Path]:
         idx.labels_file(file) if idx.is_idx(file) else arrays.labels_file(file) for file in files
     ]
     return [*files, *(file for file in labels if file is not None)]
+
+
+def stamps(files: Iterable[str | os.PathLike[str]]) -> tuple[tuple[int, int], ...]:
+    """Time and size of each file that exists: what was read is read again if they change."""
+    found = [os.stat(file) for file in files if os.path.exists(file)]
+    return tuple((one.st_mtime_ns, one.st_size) for one in found)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..training import disk
+from ..training.checkpoints import Checkpoints
 from ..training.config import Config, config_from_dict, config_to_dict
 from ..training.population import group_by_program
 from ..training.run import Run, RunError, locked, named, write_json
@@ -122,6 +123,15 @@ class Sweep:
     def resume(self) -> str:
         """The command that continues it."""
         return f"icl sweep --resume {self.path}"
+
+    def program_checkpoints(self, index: int, keep: int) -> Checkpoints:
+        """The checkpoints of the states of all members of one program together.
+
+        Args:
+          index: of the program, as in `programs`.
+          keep: number of newest checkpoints to keep.
+        """
+        return Checkpoints(self.program_folder(index) / "checkpoints", keep, self.resume)
 
     def program_folder(self, index: int) -> Path:
         """The folder of the checkpoints of all members of one program."""

@@ -149,6 +149,7 @@ class _Program:
         self, sweep: Sweep, index: int, members: list[Member], microbatch_size: int | None
     ):
         self.resume = sweep.resume
+        self._sweep, self._index = sweep, index
         self.folder = sweep.program_folder(index)
         self.members = members
         self.configs = [member.config for member in members]
@@ -160,7 +161,7 @@ class _Program:
     def checkpoints(self) -> Checkpoints:
         """Checkpoints of the states of all members together."""
         keep = self.shared.training.keep_checkpoints
-        return Checkpoints(self.folder / "checkpoints", keep, self.resume)
+        return self._sweep.program_checkpoints(self._index, keep)
 
     def results(self, label: str, progress: bool) -> list[dict[str, Any]]:
         """Trains all members to their last step, and evaluates them: a record each."""

@@ -63,8 +63,7 @@ class Group:
           numbers: uniform in [0, 1).
           taken: different classes of this group.
         """
-        found = jnp.sort(jnp.stack(taken)) - self.first if len(taken) > 1 else taken
-        gone = [found[i] if len(taken) > 1 else found[i] - self.first for i in range(len(taken))]
+        gone = list(jnp.sort(jnp.stack(taken)) - self.first) if taken else []
         left = self.count - len(gone)
         if not self.exponent:
             drawn = jnp.minimum((numbers * left).astype(jnp.int32), left - 1)

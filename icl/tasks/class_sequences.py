@@ -239,6 +239,10 @@ class ClassSequences(TaskFamily):
         return not self.interim
 
     @property
+    def every_point_is_query(self) -> bool:
+        return not self.only_last_is_query
+
+    @property
     def is_built_in(self) -> bool:
         """Whether items are drawn on the device, and not from files."""
         return self.source[0] in BUILT_IN

@@ -233,7 +233,9 @@ class Config:
                 f"a {title} needs an example besides the query: set task.points to at least 2"
             )
         padded = self.curriculum.points_start is not None or not (
-            self.task.every_point_is_query or self.task.hidden_queries
+            self.task.every_point_is_query
+            or self.task.only_last_is_query
+            or self.task.hidden_queries
         )
         if padded and not self.model.takes_lengths:
             raise ValueError(

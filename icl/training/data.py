@@ -2,12 +2,12 @@
 
 import functools
 import hashlib
-import os
 from typing import Any
 
 import jax
 import numpy as np
 
+from ..data import stamps
 from ..tasks import Data, TaskFamily
 from .disk import RunError
 
@@ -22,8 +22,7 @@ def load_data(family: TaskFamily) -> Data:
       TypeError: a leaf is not an array of numbers.
     """
     try:
-        found = [os.stat(file) for file in family.data_files if os.path.exists(file)]
-        return _load(family, tuple((one.st_mtime_ns, one.st_size) for one in found))
+        return _load(family, stamps(family.data_files))
     except OSError as error:
         raise RunError(
             f"the data of {type(family).__name__}, {error.filename or family.data_source}, cannot "

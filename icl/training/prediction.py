@@ -117,16 +117,15 @@ class Predictor:
         learner = self._learner
         if points == learner.family.points:
             return learner
-        if learner.family.only_last_is_query:
-            raise ValueError(
-                f"this model takes exactly {learner.family.points - 1} examples, got {points - 1}"
-            )
         try:
             one_query = {"queries": 1} if learner.family.hidden_queries else {}
             task = dataclasses.replace(learner.family, points=points, **one_query)
             other = Learner(dataclasses.replace(learner.config, task=task))
         except ValueError as error:
-            raise ValueError(f"this model cannot take {points - 1} examples: {error}") from error
+            reason = str(error)
+            if learner.family.only_last_is_query:  # its settings were fixed when it was trained
+                reason = f"it takes exactly {learner.family.points - 1}"
+            raise ValueError(f"this model cannot take {points - 1} examples: {reason}") from error
         shapes = lambda one: jax.tree.map(
             lambda leaf: leaf.shape, jax.eval_shape(one.init, jax.random.key(0))
         )
