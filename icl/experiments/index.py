@@ -80,6 +80,11 @@ FILES = {
         "lstm/linear": "linear regression, d=20, 41 points, an LSTM of 3 layers and width 256 (for a GPU)",
         "lstm/linear-xs": "linear regression, d=5, 11 points, an LSTM of 2 layers and width 64: minutes on a CPU",
     },
+    "olsson": {
+        "olsson/induction-xs": "induction heads: repeated random symbols, attention-only, 1 and 2 layers (a sweep, minutes on a CPU)",
+        "edelman/markov-xs": "Markov chains of 3 symbols, 2 layers: from unigrams to bigrams (minutes on a CPU)",
+        "arora/recall-xs": "associative recall of 8 pairs of 128 symbols, 2 layers: minutes on a CPU",
+    },
     "oswald": {
         "oswald/one-layer": "one linear attention layer, d=N=10, x in ±1/2 (the code): figure 2, a minute on a CPU",
         "oswald/one-layer-paper-range": "one linear attention layer, d=N=10, x in ±1 (the text): a minute on a CPU",

@@ -1,0 +1,54 @@
+"""Induction heads: Olsson et al. 2022, Edelman et al. 2024 and Arora et al. 2023.
+
+"In-context learning and induction heads" (transformer-circuits.pub), on repeated random symbols in
+place of language; "The evolution of statistical induction heads: in-context learning Markov chains"
+(arXiv 2402.11004); "Zoology: measuring and improving recall in efficient language models" (arXiv
+2312.04927).
+"""
+
+from ..models import TransformerConfig
+from ..tasks import AssociativeRecall, MarkovChains, RepeatedSequences, TaskFamily
+from ..training.config import Config, OptimizerConfig, TrainingConfig
+from .presets import register
+
+# A slower optimiser than the recipe's, so that the phases of training are apart.
+ADAM = OptimizerConfig(learning_rate=2e-3, schedule="constant", warmup_steps=20)
+ATTENTION_ONLY = TransformerConfig(
+    layers=2, heads=2, width=64, embedder="table", embedding_width=64, mlp=False
+)
+
+
+def _xs(
+    task: TaskFamily,
+    steps: int,
+    model: TransformerConfig = ATTENTION_ONLY,
+    optimizer: OptimizerConfig = ADAM,
+) -> Config:
+    return Config(
+        task=task,
+        layout="inputs",
+        model=model,
+        optimizer=optimizer,
+        training=TrainingConfig(
+            steps=steps, batch_size=64, log_every=25, checkpoint_every=25, keep_checkpoints=100
+        ),
+    )
+
+
+register(
+    "olsson/induction-xs",
+    _xs(RepeatedSequences(), steps=1500),
+    over={
+        "model": {
+            "1 layer": {"model_layers": 1},
+            "1 layer, smeared keys": {"model_layers": 1, "model_smeared_keys": True},
+            "2 layers": {"model_layers": 2},
+        }
+    },
+    report="phase-change",
+)
+register("edelman/markov-xs", _xs(MarkovChains(), steps=2000))
+register(
+    "arora/recall-xs",
+    _xs(AssociativeRecall(vocabulary=128, points=48, pairs=8), steps=1500),
+)
