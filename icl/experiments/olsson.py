@@ -6,6 +6,8 @@ place of language; "The evolution of statistical induction heads: in-context lea
 2312.04927).
 """
 
+import dataclasses
+
 from ..models import TransformerConfig
 from ..tasks import AssociativeRecall, MarkovChains, RepeatedSequences, TaskFamily
 from ..training.config import Config, OptimizerConfig, TrainingConfig
@@ -35,20 +37,41 @@ def _xs(
     )
 
 
+MODELS = {
+    "1 layer": {"model_layers": 1},
+    "1 layer, smeared keys": {"model_layers": 1, "model_smeared_keys": True},
+    "2 layers": {"model_layers": 2},
+}
+
 register(
     "olsson/induction-xs",
-    _xs(RepeatedSequences(), steps=1500),
-    over={
-        "model": {
-            "1 layer": {"model_layers": 1},
-            "1 layer, smeared keys": {"model_layers": 1, "model_smeared_keys": True},
-            "2 layers": {"model_layers": 2},
-        }
-    },
+    _xs(RepeatedSequences(), steps=1000),
+    over={"model": MODELS},
     report="phase-change",
 )
-register("edelman/markov-xs", _xs(MarkovChains(), steps=2000))
 register(
-    "arora/recall-xs",
-    _xs(AssociativeRecall(vocabulary=128, points=48, pairs=8), steps=1500),
+    "olsson/induction",
+    _xs(
+        RepeatedSequences(points=511, vocabulary=1024, shortest=64, longest=192),
+        steps=20_000,
+        model=dataclasses.replace(ATTENTION_ONLY, heads=8, width=512, embedding_width=512),
+        optimizer=dataclasses.replace(ADAM, learning_rate=3e-4, warmup_steps=500),
+    ).replace(training_checkpoint_every=200),
+    over={"model": MODELS},
+    report="phase-change",
+)
+register(
+    "edelman/markov-xs",
+    _xs(MarkovChains(), steps=1500, optimizer=dataclasses.replace(ADAM, schedule="stable")),
+)
+register("arora/recall-xs", _xs(AssociativeRecall(vocabulary=128, points=48, pairs=8), steps=1500))
+# The attention model of the paper's figure 2, at its middle size.
+register(
+    "arora/recall",
+    _xs(
+        AssociativeRecall(points=512, pairs=64),
+        steps=50_000,
+        model=dataclasses.replace(ATTENTION_ONLY, heads=1, width=128, embedding_width=128),
+        optimizer=OptimizerConfig(name="adamw", learning_rate=1e-3, warmup_steps=1000),
+    ).replace(model_mlp=True, training_checkpoint_every=500),
 )
