@@ -38,9 +38,9 @@ def _xs(
 
 
 MODELS = {
-    "1 layer": {"model_layers": 1},
+    "1 layer": {"model_layers": 1, "model_smeared_keys": False},
     "1 layer, smeared keys": {"model_layers": 1, "model_smeared_keys": True},
-    "2 layers": {"model_layers": 2},
+    "2 layers": {"model_layers": 2, "model_smeared_keys": False},
 }
 
 register(

@@ -52,8 +52,9 @@ class AssociativeRecall(TaskFamily):
             points=SIZE._replace(low=4),
             vocabulary=SIZE._replace(low=4),
             gap_exponent=POSITIVE,
-            pairs=Range(1, min(self.points // 4, self.vocabulary // 2)),
         )
+        most = min(self.points // 4, self.vocabulary // 2)
+        check_ranges("task", self, pairs=Range(1, most))
         if self.vocabulary % 2:
             raise ValueError(f"vocabulary must be even, keys and values; got {self.vocabulary}")
 

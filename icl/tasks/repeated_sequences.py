@@ -28,7 +28,8 @@ class RepeatedSequences(SymbolSequences):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ranges("task", self, shortest=Range(1, self.longest), longest=Range(1, self.points))
+        check_ranges("task", self, longest=Range(1, self.points))
+        check_ranges("task", self, shortest=Range(1, self.longest))
 
     def sample_task(self, key: jax.Array, difficulty: Difficulty, data: Data = None) -> jax.Array:
         return jax.random.randint(key, (), self.shortest, self.longest + 1)
