@@ -78,7 +78,7 @@ class Induction(Result):
             title=f"induction heads ({self.path}, step {self.steps[-1]})",
             caption=(
                 f"loss {show_number(self.loss[-1].mean())} nats, in-context score "
-                f"{show_number(self.in_context[-1])} nats (loss late minus early, {self.prompts} "
+                f"{self.in_context[-1]:.3f} nats (loss late minus early, {self.prompts} "
                 "prompts); prefix, previous: share of attention to symbols after earlier "
                 "occurrences, to the token before; copying: -1 to 1; ablated: rise of the late "
                 "loss, all or with the patterns kept"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-from ..report import Result, show_number
+from ..report import Result
 from ..sweeps.checkpoints import variables_by_step
 from ..sweeps.grid import label_of
 from ..sweeps.results import SweepResult
@@ -83,7 +83,8 @@ class PhaseChange(Result):
             half = np.flatnonzero(course.in_context <= course.in_context[-1] / 2)
             result.add_row(
                 name,
-                *map(show_number, (course.loss[-1], course.in_context[-1])),
+                f"{course.loss[-1]:.3f}",
+                f"{course.in_context[-1]:.3f}",
                 str(course.steps[half[0]]) if len(half) else "–",
                 f"{course.prefix_matching[-1, best]:.3f}",
                 str(best + 1),
