@@ -18,12 +18,13 @@ ADAM = OptimizerConfig(learning_rate=2e-3, schedule="constant", warmup_steps=20)
 ATTENTION_ONLY = TransformerConfig(
     layers=2, heads=2, width=64, embedder="table", embedding_width=64, mlp=False
 )
+NORMALISED = dataclasses.replace(ATTENTION_ONLY, qk_norm=True, norm="rms")
 
 
 def _xs(
     task: TaskFamily,
     steps: int,
-    model: TransformerConfig = ATTENTION_ONLY,
+    model: TransformerConfig = NORMALISED,
     optimizer: OptimizerConfig = ADAM,
 ) -> Config:
     return Config(
@@ -45,7 +46,7 @@ MODELS = {
 
 register(
     "olsson/induction-xs",
-    _xs(RepeatedSequences(), steps=1000),
+    _xs(RepeatedSequences(), steps=1200),
     over={"model": MODELS},
     report="phase-change",
 )
@@ -62,7 +63,12 @@ register(
 )
 register(
     "edelman/markov-xs",
-    _xs(MarkovChains(), steps=1500, optimizer=dataclasses.replace(ADAM, schedule="stable")),
+    _xs(
+        MarkovChains(),
+        steps=1500,
+        model=ATTENTION_ONLY,
+        optimizer=dataclasses.replace(ADAM, schedule="stable"),
+    ),
 )
 register("arora/recall-xs", _xs(AssociativeRecall(vocabulary=128, points=48, pairs=8), steps=1500))
 # The attention model of the paper's figure 2, at its middle size.

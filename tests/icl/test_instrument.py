@@ -1,6 +1,7 @@
 """The toolbox: activations are captured, replaced and scored, and predictions do not change."""
 
 import contextlib
+import dataclasses
 import functools
 
 import jax
@@ -48,9 +49,8 @@ def plain(inside, prompts):
     return np.asarray(jax.jit(inside.learner.predict)(inside.variables, prompts))
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
-def test_predictions_are_those_of_the_fused_model(mixer):
-    inside = transformer(mixer=mixer)
+def test_predictions_are_those_of_the_fused_model():
+    inside = transformer()
     prompts = inside.prompts(4)
     whole, seen = plain(inside, prompts), inside.capture(prompts)
     np.testing.assert_allclose(inside.predict(prompts), whole, rtol=1e-5, atol=1e-6)
@@ -63,17 +63,20 @@ def test_predictions_are_those_of_the_fused_model(mixer):
     for layer in range(2):
         parts = (seen["residual"][layer], seen["mixer"][layer], seen["mlp"][layer])
         np.testing.assert_allclose(sum(parts), seen["residual"][layer + 1], rtol=1e-5, atol=1e-5)
-    # Patterns times values are the mixed values, so putting the patterns back changes nothing.
-    kept = inside.predict(prompts, inside.frozen_patterns(prompts))
-    np.testing.assert_allclose(kept, whole, rtol=1e-4, atol=1e-4)
-    uniform = [patch("pattern", 0, np.tri(10) / np.arange(1, 11)[:, None])]
-    assert np.abs(inside.predict(prompts, uniform) - whole).max() > 1e-3
-
-
-def test_patterns_of_attention():
-    pattern = transformer(qk_norm=True).capture(transformer().prompts(3), ["pattern"])["pattern"][1]
+    pattern = seen["pattern"][1]
     np.testing.assert_allclose(pattern.sum(axis=-1), 1, rtol=1e-5)
     assert (pattern[..., ~np.tri(10, dtype=bool)] == 0).all()
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_patterns_times_values_are_the_mixed_values(mixer):
+    inside = transformer(mixer=mixer)
+    prompts = inside.prompts(4)
+    whole, patterns = plain(inside, prompts), inside.frozen_patterns(prompts)
+    np.testing.assert_allclose(inside.predict(prompts, patterns), whole, rtol=1e-4, atol=1e-4)
+    uniform = np.broadcast_to(np.tri(10) / np.arange(1, 11)[:, None], patterns[0].values.shape)
+    changed = [dataclasses.replace(patterns[0], values=uniform), patterns[1]]
+    assert np.abs(inside.predict(prompts, changed) - whole).max() > 1e-3
 
 
 def test_a_model_without_taps_is_the_program_it_was(monkeypatch):
