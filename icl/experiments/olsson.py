@@ -11,6 +11,7 @@ import dataclasses
 from ..models import TransformerConfig
 from ..tasks import AssociativeRecall, MarkovChains, RepeatedSequences, TaskFamily
 from ..training.config import Config, OptimizerConfig, TrainingConfig
+from .garg import MUON
 from .presets import register
 
 # A slower optimiser than the recipe's, so that the phases of training are apart.
@@ -70,7 +71,10 @@ register(
         optimizer=dataclasses.replace(ADAM, schedule="stable"),
     ),
 )
-register("arora/recall-xs", _xs(AssociativeRecall(vocabulary=128, points=48, pairs=8), steps=1500))
+register(
+    "arora/recall-xs",
+    _xs(AssociativeRecall(vocabulary=128, points=48, pairs=8), steps=500, optimizer=MUON),
+)
 # The attention model of the paper's figure 2, at its middle size.
 register(
     "arora/recall",
