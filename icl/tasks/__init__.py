@@ -24,6 +24,7 @@ from .outliers import ManyOutlierRegression, OrthogonalOutlierRegression
 from .projected_images import ProjectedImages
 from .quadratic_regression import QuadraticRegression
 from .random_network import Lines, RandomNetwork
+from .relabelled_classes import RelabelledClasses, Relabelling
 from .relu_network import Network, ReLUNetwork
 from .sampling import MAX_POOL_SIZE, pool_task, sample_batch, sample_prompt
 from .sequence_kinds import KINDS
@@ -49,6 +50,7 @@ FAMILIES: dict[str, type[TaskFamily]] = {
     "random_network": RandomNetwork,
     "lines": Lines,
     "class_sequences": ClassSequences,
+    "relabelled_classes": RelabelledClasses,
 }
 
 
@@ -98,6 +100,8 @@ __all__ = [
     "QuadraticRegression",
     "RandomNetwork",
     "ReLUNetwork",
+    "RelabelledClasses",
+    "Relabelling",
     "Scalar",
     "Separate",
     "Shifted",
