@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from ..ranges import SIZE, Range, check_ranges
 from .base import Difficulty, Episode, TaskFamily
 from .class_draws import Group, Uniforms, order
-from .class_items import class_key, gaussians
-from .draws import uniform_at
+from .class_items import class_key
+from .draws import normal, normal_at, uniform_at
 from .inputs import Vectors
 from .labels import Classes
 
@@ -123,10 +123,9 @@ class RelabelledClasses(TaskFamily):
         )
 
     def means(self) -> jax.Array:
-        """The mean of the items of each class, `[classes, dim]`."""
-        # The key is that of noise, which a spread of 0 leaves out.
-        centres = gaussians(class_key(), jnp.arange(self.classes), None, self.dim, 0.0)
-        return centres / (1 + self.spread**2) ** 0.5
+        """The mean mu of each class, `[classes, dim]`, as of `class_items.gaussians`."""
+        one = lambda number: normal_at(class_key(), self.dim, row=number)
+        return jax.vmap(one)(jnp.arange(self.classes))
 
     def task_probabilities(self) -> jax.Array:
         """The probability of each task, float32 `[tasks]`."""
@@ -157,6 +156,8 @@ class RelabelledClasses(TaskFamily):
     def sample_episode(
         self, key: jax.Array, task: Relabelling, difficulty: Difficulty, data: None = None
     ) -> Episode:
-        x = gaussians(key, task.classes, None, self.dim, self.spread)
+        # A table of all means is made once a batch, and not once a prompt.
+        x = self.means()[task.classes] + self.spread * normal(key, (self.points, self.dim))
+        x = x / (1 + self.spread**2) ** 0.5
         query = jnp.arange(self.points) == self.points - 1
         return Episode(x, task.labels, query, ~query)
