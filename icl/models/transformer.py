@@ -54,11 +54,6 @@ class TransformerConfig(ModelConfig):
     """Layer normalisation or RMS normalisation (Zhang and Sennrich 2019)."""
     bidirectional: bool = False
     """Let each token see the whole prompt, in layouts that hide the labels of queries."""
-    mlp: bool = True
-    """Give each block an MLP; False for blocks of a token mixer alone."""
-    readout_layers: int = 0
-    """Number of hidden layers of the read-out, each a linear map and a ReLU (Reddy 2023); 0 for a
-    linear read-out."""
     zero_outputs: bool = False
     """Start with blocks that add nothing: their output weights are 0."""
 
@@ -151,9 +146,6 @@ class Block(nnx.Module):
             rngs=rngs,
             **config.mixer_options,
         )
-        self.has_mlp = config.mlp
-        if not config.mlp:
-            return
         self.mlp_norm = norm(config.width)
         self.up = nnx.Linear(config.width, 4 * config.width, kernel_init=kernel_init, **options)
         self.down = nnx.Linear(4 * config.width, config.width, kernel_init=out_init, **options)
@@ -161,8 +153,6 @@ class Block(nnx.Module):
     def __call__(self, x: jax.Array, read: slice = slice(None), **seen: jax.Array) -> jax.Array:
         """`seen` holds the arguments `mask` and `positions` of the mixer, if it takes them."""
         x = x[:, read] + self.mixer(self.mixer_norm(x), read, **seen)
-        if not self.has_mlp:
-            return x
         return x + self.down(jax.nn.gelu(self.up(self.mlp_norm(x)), approximate=True))
 
 
@@ -203,8 +193,6 @@ class Transformer(Model):
         self.positions = nnx.data(nnx.Param(table()) if learned else None)
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.layers)])
         self.norm = NORMS[config.norm](config.width)
-        layer = lambda: nnx.Linear(config.width, config.width, **ends, **uniform(config.width))
-        self.hidden = nnx.List([layer() for _ in range(config.readout_layers)])
         self.scalar = outputs is None
         self.read_out = nnx.Linear(config.width, outputs or 1, **ends, **uniform(config.width))
 
@@ -278,10 +266,7 @@ class Transformer(Model):
 
     def predict(self, x: jax.Array) -> jax.Array:
         """Predictions, float32 `[..., (outputs)]`, from the result of `transform`."""
-        x = x.astype(jnp.float32)
-        for layer in self.hidden:
-            x = jax.nn.relu(layer(x))
-        predictions = self.read_out(x)
+        predictions = self.read_out(x.astype(jnp.float32))
         return predictions[..., 0] if self.scalar else predictions
 
     def heads(self) -> list[HeadWeights]:
