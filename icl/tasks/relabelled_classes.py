@@ -38,7 +38,7 @@ class RelabelledClasses(TaskFamily):
 
     A prompt has one of `tasks` tasks. The context shows items of different classes, and the query
     is an item of any class. An item is (mu + spread * eta) / sqrt(1 + spread^2), with mu of its
-    class and mu, eta ~ N(0, I). Means and labels of classes are fixed: they depend on their numbers
+    class and mu, eta ~ N(0, I / dim). Means and labels of classes are fixed: they depend on their numbers
     alone.
     """
 
@@ -123,9 +123,9 @@ class RelabelledClasses(TaskFamily):
         )
 
     def means(self) -> jax.Array:
-        """The mean mu of each class, `[classes, dim]`, as of `class_items.gaussians`."""
+        """The mean mu of each class, `[classes, dim]`."""
         one = lambda number: normal_at(class_key(), self.dim, row=number)
-        return jax.vmap(one)(jnp.arange(self.classes))
+        return jax.vmap(one)(jnp.arange(self.classes)) / self.dim**0.5
 
     def task_probabilities(self) -> jax.Array:
         """The probability of each task, float32 `[tasks]`."""
@@ -157,7 +157,7 @@ class RelabelledClasses(TaskFamily):
         self, key: jax.Array, task: Relabelling, difficulty: Difficulty, data: None = None
     ) -> Episode:
         # A table of all means is made once a batch, and not once a prompt.
-        x = self.means()[task.classes] + self.spread * normal(key, (self.points, self.dim))
-        x = x / (1 + self.spread**2) ** 0.5
+        noise = normal(key, (self.points, self.dim)) / self.dim**0.5
+        x = (self.means()[task.classes] + self.spread * noise) / (1 + self.spread**2) ** 0.5
         query = jnp.arange(self.points) == self.points - 1
         return Episode(x, task.labels, query, ~query)
