@@ -210,8 +210,8 @@ class Transformer(Model):
         self.rotary = config.position_encoding == "rotary"
         sinusoidal = config.position_encoding == "sinusoidal"
         self.sinusoid_base = config.sinusoid_base if sinusoidal else None
-        table = lambda: config.init_std * jax.random.normal(
-            rngs.params(), (positions, config.width)
+        table = lambda: (
+            config.init_std * jax.random.normal(rngs.params(), (positions, config.width))
         )
         self.positions = nnx.data(nnx.Param(table()) if learned else None)
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.layers)])

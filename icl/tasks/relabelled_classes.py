@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from ..ranges import SIZE, Range, check_ranges
 from .base import Difficulty, Episode, TaskFamily
-from .class_draws import Group, Uniforms, order
+from .class_draws import Group, order
 from .class_items import class_key
 from .draws import normal, normal_at, uniform_at
 from .inputs import Vectors
@@ -38,8 +38,8 @@ class RelabelledClasses(TaskFamily):
 
     A prompt has one of `tasks` tasks. The context shows items of different classes, and the query
     is an item of any class. An item is (mu + spread * eta) / sqrt(1 + spread^2), with mu of its
-    class and mu, eta ~ N(0, I / dim). Means and labels of classes are fixed: they depend on their numbers
-    alone.
+    class and mu, eta ~ N(0, I / dim). Means and labels of classes are fixed: they depend on the
+    numbers of class and task alone.
     """
 
     points: int = 5
@@ -129,28 +129,31 @@ class RelabelledClasses(TaskFamily):
 
     def task_probabilities(self) -> jax.Array:
         """The probability of each task, float32 `[tasks]`."""
-        weights = (1.0 + jnp.arange(self.tasks)) ** -self.task_zipf_exponent
+        rank = jnp.arange(1, self.tasks + 1, dtype=jnp.float32)
+        weights = rank**-self.task_zipf_exponent
         return weights / weights.sum()
 
-    def sample_task(
-        self, key: jax.Array, difficulty: Difficulty, data: None = None
-    ) -> Relabelling:
-        uniform, examples = Uniforms(key), self.points - 1
+    def sample_task(self, key: jax.Array, difficulty: Difficulty, data: None = None) -> Relabelling:
+        examples = self.points - 1
+        # All numbers at once: each call adds the rounds of threefry to the program.
+        numbers = uniform_at(key, 4 + self.shown + 2 * examples)
+        ends = (4, 4 + self.shown, 4 + self.shown + examples)
+        single, which, where, mixed = jnp.split(numbers, ends)
         # The last class of a group is its most frequent one.
         tasks = Group(0, self.tasks, self.task_zipf_exponent, total=self.tasks)
         classes = Group(0, self.classes, self.zipf_exponent, total=self.classes)
-        task = self.tasks - 1 - tasks.draw(uniform.one())
+        task = self.tasks - 1 - tasks.draw(single[0])
         each: list[jax.Array] = []
-        for _ in range(self.shown):
-            each.append(classes.draw(uniform.one(), each))
-        context = jnp.stack(each)[order(uniform(examples)) % self.shown]
-        place = jnp.minimum((uniform.one() * examples).astype(jnp.int32), examples - 1)
-        any_class = classes.draw(uniform.one())
-        query = jnp.where(uniform.one() < self.p_supported, context[place], any_class)
+        for number in which:
+            each.append(classes.draw(number, each))
+        context = jnp.stack(each)[order(where) % self.shown]
+        place = jnp.minimum((single[1] * examples).astype(jnp.int32), examples - 1)
+        supported = single[2] < self.p_supported
+        query = jnp.where(supported, context[place], classes.draw(single[3]))
         drawn = self.classes - 1 - jnp.append(context, query)
         labels = self.label_of(task, drawn)
         if self.shuffled_labels:
-            labels = labels[jnp.append(order(uniform(examples)), examples)]
+            labels = labels[jnp.append(order(mixed), examples)]
         return Relabelling(task, drawn, labels)
 
     def sample_episode(

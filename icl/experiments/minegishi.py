@@ -1,0 +1,36 @@
+"""In-context meta-learning, and the circuits that emerge in phases: Minegishi et al. 2025.
+
+"Beyond induction heads: in-context meta learning induces multi-phase circuit emergence" (arXiv
+2505.16694). Three tasks relabel 64 classes, and a context shows four of them.
+"""
+
+from ..models import TransformerConfig
+from ..tasks import RelabelledClasses
+from ..training.config import Config, OptimizerConfig, TrainingConfig
+from .presets import register
+
+# Attention alone and a read-out with one hidden layer. Plain SGD from weights that keep the size of
+# vectors, as in the paper: other optimisers learn the phases in one go.
+MODEL = TransformerConfig(
+    layers=2, heads=1, width=128, mlp=False, norm="none", readout_layers=1, init_std=128**-0.5
+)
+XS_MODEL = TransformerConfig(
+    layers=2, heads=1, width=64, mlp=False, norm="none", readout_layers=1, init_std=0.2
+)
+
+
+def _config(model: TransformerConfig, learning_rate: float, steps: int, batch_size: int) -> Config:
+    return Config(
+        task=RelabelledClasses(),
+        layout="separate",
+        model=model,
+        optimizer=OptimizerConfig(name="sgd", learning_rate=learning_rate, schedule="constant"),
+        training=TrainingConfig(
+            steps=steps, batch_size=batch_size, log_every=steps // 100,
+            checkpoint_every=steps // 50, keep_checkpoints=50,
+        ),
+    )  # fmt: skip
+
+
+register("minegishi/circuits-xs", _config(XS_MODEL, 0.25, 20_000, 64))
+register("minegishi/circuits", _config(MODEL, 0.01, 400_000, 128))
