@@ -172,8 +172,8 @@ def circuits(run: Run | str | Path, *, prompts: int = 1000, seed: int = 0) -> Ci
         patterns = inside.capture(own, ["pattern"])["pattern"]
         query = 2 * (family.points - 1)
         mean = np.stack([pattern.mean(axis=0) for pattern in patterns])
-        right = (accuracy(inside.errors(episodes)) for episodes in (own, shuffled))
-        return *right, pattern_metrics(mean, query)
+        first, second = (accuracy(inside.errors(episodes)) for episodes in (own, shuffled))
+        return first, second, pattern_metrics(mean, query)
 
     scores = over_checkpoints(run, score)
     first, second, metrics = (np.array(values) for values in zip(*scores.values()))
