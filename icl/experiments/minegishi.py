@@ -12,7 +12,7 @@ from ..training.config import Config, OptimizerConfig, TrainingConfig
 from .presets import register
 
 # Attention alone and a read-out with one hidden layer. Plain SGD, as in the paper, from initial
-# weights that keep the size of vectors: by Adam the loss falls without a plateau (docs/minegishi.md).
+# weights that keep the size of vectors: by Adam the loss falls without plateaus.
 XS_MODEL = TransformerConfig(
     layers=2, heads=1, width=64, mlp=False, norm="none", readout_layers=1, init_std=0.2
 )

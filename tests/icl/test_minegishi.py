@@ -35,6 +35,10 @@ def drawn(task, count=MANY):
     return tuple(np.asarray(part) for part in found)
 
 
+def table_of(task):
+    return np.asarray(jax.jit(task.table)())
+
+
 def on_host(task, count=2000):
     """Tasks and classes of prompts, one after the other, as the public code draws them."""
     rng = np.random.default_rng(0)
@@ -73,7 +77,7 @@ def test_prompts_are_those_of_a_generator_on_the_host(name):
     theirs = statistics(expected, expected_classes)
     for what, values in statistics(which, classes).items():
         assert_alike(values, theirs[what], what)
-    table = np.asarray(task.table())
+    table = table_of(task)
     np.testing.assert_array_equal(labels, table[which[:, None], classes])
 
 
@@ -90,19 +94,19 @@ def test_shuffled_labels_stay_those_of_the_context():
 
 def test_labels_are_uniform_and_independent_or_moved_on():
     task = dataclasses.replace(BASE, tasks=50, classes=400)
-    table = np.asarray(task.table())
+    table = table_of(task)
     assert_share((table[..., None] == np.arange(4)).reshape(-1, 4), [0.25] * 4)
     pairs = 4 * table[:-1] + table[1:]
     assert_share((pairs[..., None] == np.arange(16)).reshape(-1, 16), [1 / 16] * 16)
     more = dataclasses.replace(task, tasks=3, classes=9)
-    np.testing.assert_array_equal(more.table(), table[:3, :9])
-    moved = np.asarray(dataclasses.replace(more, labelling="shifted").table())
+    np.testing.assert_array_equal(table_of(more), table[:3, :9])
+    moved = table_of(dataclasses.replace(more, labelling="shifted"))
     np.testing.assert_array_equal(moved, (moved[:1] + np.arange(3)[:, None]) % 4)
 
 
 def test_items_are_near_the_mean_of_their_class():
     task = dataclasses.replace(BASE, classes=300, dim=40, spread=0.5)
-    means = np.asarray(task.means())
+    means = np.asarray(jax.jit(task.means)())
     assert abs(means.std() * 40**0.5 - 1) < 0.03
     which = Relabelling(jnp.int32(0), jnp.arange(0, 300, 60), jnp.arange(5))
     keys = jax.random.split(jax.random.key(3), 50)
@@ -132,7 +136,7 @@ def test_settings_that_do_not_fit_are_refused(changes, message):
 
 def by_loops(task, episodes, seen):
     """The probabilities of the query's label by Bayes' rule, one prompt after the other."""
-    table, means = np.asarray(task.table()), np.asarray(task.means())
+    table, means = table_of(task), np.asarray(jax.jit(task.means)())
     prior = np.array([1 / (t + 1) ** task.task_zipf_exponent for t in range(task.tasks)])
     found = np.zeros((len(episodes.x), task.labels))
     for b, (x, y) in enumerate(zip(np.asarray(episodes.x), np.asarray(episodes.y))):
@@ -154,7 +158,7 @@ def test_oracles_are_bayes_rule(seen):
     expected = by_loops(task, episodes, seen)
     known, optimal = comparators(task)
     assert optimal == f"known tasks, from {SEEN[-1]}" == known[2].names[0]
-    found = np.asarray(known[SEEN.index(seen)].predict(episodes))
+    found = np.asarray(jax.jit(known[SEEN.index(seen)].predict)(episodes))
     np.testing.assert_allclose(found[:, 0], expected, atol=1e-5)
 
 
