@@ -32,5 +32,11 @@ def _config(model: TransformerConfig, learning_rate: float, steps: int, batch_si
     )  # fmt: skip
 
 
-register("minegishi/circuits-xs", _config(XS_MODEL, 0.1, 25_000, 64))
+# Without clipping, single large gradients after the last phase made the loss NaN.
+register(
+    "minegishi/circuits-xs",
+    _config(XS_MODEL, 0.1, 20_000, 64).replace(
+        optimizer_schedule="stable", optimizer_clip_norm=3.0
+    ),
+)
 register("minegishi/circuits", _config(MODEL, 0.01, 400_000, 128))
