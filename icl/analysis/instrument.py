@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -202,7 +202,7 @@ class Instrument:
             for edit in edits:
                 _check_edit(edit, there, self.learner)
         places = tuple(_place(edit, self.learner.tokens) for edit in edits)
-        values = [jnp.asarray(edit.values, jnp.float32) for edit in edits]
+        values = [(jnp.asarray(e.values, jnp.float32), jnp.int32(e.head or 0)) for e in edits]
         return self._call(self.variables, prompts, values, places, keep)
 
 
@@ -231,11 +231,11 @@ def _program(learner: Learner) -> Callable[..., Any]:
     """Predictions and activations; compiled once for each set of places to change and to keep."""
 
     @partial(jax.jit, static_argnums=(3, 4))
-    def call(variables: Any, prompts: Episode, values: list[jax.Array], places: Any, keep: Any):
+    def call(variables: Any, prompts: Episode, given: list[Any], places: Any, keep: Any):
         edits: Any = {}
-        for (how, site, layer, head, tokens), value in zip(places, values):
-            edit = partial(_edited, how=how, site=site, head=head, tokens=tokens, values=value)
-            edits.setdefault((site, layer), []).append(edit)
+        for place, (values, head) in zip(places, given):
+            edit = partial(_edited, place=place, values=values, head=head)
+            edits.setdefault((place.site, place.layer), []).append(edit)
         taps = Taps(keep, edits)
         predictions = learner.predict_with(taps, variables, prompts)
         return predictions, taps.found
@@ -243,56 +243,53 @@ def _program(learner: Learner) -> Callable[..., Any]:
     return call
 
 
-def _place(edit: Edit, tokens: int) -> tuple[Any, ...]:
-    """What is fixed when a program with an edit is compiled."""
+class _Place(NamedTuple):
+    """What a compiled program knows of an edit; heads of a layer share one program."""
+
+    how: str
+    site: str
+    layer: int
+    one_head: bool
+    tokens: tuple[int, ...] | None
+
+
+def _place(edit: Edit, tokens: int) -> _Place:
     chosen: Any = edit.tokens
     if isinstance(chosen, slice):
         chosen = range(tokens)[chosen]
     elif isinstance(chosen, int):
         chosen = (chosen,)
     chosen = None if chosen is None else tuple(int(index) for index in chosen)
-    return edit.how, edit.site, edit.layer, edit.head, chosen
+    return _Place(edit.how, edit.site, edit.layer, edit.head is not None, chosen)
 
 
 def _edited(
-    activation: jax.Array,
-    *,
-    how: str,
-    site: str,
-    head: int | None,
-    tokens: tuple[int, ...] | None,
-    values: jax.Array,
+    activation: jax.Array, *, place: _Place, values: jax.Array, head: jax.Array
 ) -> jax.Array:
-    head_axis, token_axis = AXES[site]
-    if head is not None and head_axis is not None:
+    head_axis, token_axis = AXES[place.site]
+    if place.one_head and head_axis is not None:
         # Without the axis of heads, tokens are on axis 1 at both sites.
-        at = (slice(None),) * head_axis + (head,)
-        one = _edited_tokens(activation[at], how, 1, tokens, values, site)
-        return activation.at[at].set(one)
-    return _edited_tokens(activation, how, token_axis, tokens, values, site)
+        one = jax.lax.dynamic_index_in_dim(activation, head, head_axis, keepdims=False)
+        one = _edited_tokens(one, place, 1, values)
+        return jax.lax.dynamic_update_index_in_dim(activation, one, head, head_axis)
+    return _edited_tokens(activation, place, token_axis, values)
 
 
-def _edited_tokens(
-    activation: jax.Array,
-    how: str,
-    axis: int,
-    tokens: tuple[int, ...] | None,
-    values: jax.Array,
-    site: str,
-) -> jax.Array:
-    at = (slice(None),) * axis + (slice(None) if tokens is None else np.array(tokens, int),)
+def _edited_tokens(activation: jax.Array, place: _Place, axis: int, values: jax.Array) -> jax.Array:
+    chosen_tokens = slice(None) if place.tokens is None else np.array(place.tokens, int)
+    at = (slice(None),) * axis + (chosen_tokens,)
     chosen = activation[at]
-    if how == "mean":
+    if place.how == "mean":
         new = jnp.broadcast_to(chosen.mean(axis=0, keepdims=True), chosen.shape)
     else:
         try:
             new = jnp.broadcast_to(values, chosen.shape).astype(activation.dtype)
         except ValueError:
             raise ValueError(
-                f'values {values.shape} cannot be broadcast to the activations at "{site}" that '
-                f"change, {chosen.shape}"
+                f'values {values.shape} cannot be broadcast to the activations at "{place.site}" '
+                f"that change, {chosen.shape}"
             ) from None
-        new = chosen + new if how == "add" else new
+        new = chosen + new if place.how == "add" else new
     return activation.at[at].set(new)
 
 
@@ -314,6 +311,6 @@ def _check_edit(edit: Edit, there: dict[str, int], learner: Learner) -> None:
         raise ValueError(f'"{edit.site}" has no heads; choose "heads" or "pattern"')
     if edit.head is not None and not 0 <= edit.head < heads:
         raise ValueError(f"heads are from 0 to {heads - 1}; got {edit.head}")
-    chosen = _place(edit, learner.tokens)[-1] or ()
+    chosen = _place(edit, learner.tokens).tokens or ()
     if any(not -learner.tokens <= token < learner.tokens for token in chosen):
         raise ValueError(f"tokens are from 0 to {learner.tokens - 1}; got {edit.tokens}")
