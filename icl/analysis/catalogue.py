@@ -155,6 +155,12 @@ ANALYSES: dict[str, Analysis] = {
         ".function_transfer:function_transfer",
         ".function_transfer:has_queries",
     ),
+    "circuits": Analysis(
+        "run",
+        "accuracy and the attention of circuits, over training (Minegishi et al.)",
+        ".circuits:circuits",
+        ".circuits:has_circuits",
+    ),
     "induction": Analysis(
         "run",
         "induction heads over training, and what each is worth (Olsson et al.)",

@@ -29,6 +29,7 @@ from ..tasks import (
     OrthogonalOutlierRegression,
     Parity,
     QuadraticRegression,
+    RelabelledClasses,
     ReLUNetwork,
     RepeatedSequences,
     SparseLinearRegression,
@@ -39,6 +40,7 @@ from ..tasks import (
 )
 from . import baselines, symbols
 from .baselines.lasso import PENALTIES
+from .known_tasks import SEEN, predict_from
 from .result import MAX_COLUMNS
 
 # Number of prompts for estimators that fit a model to each prompt and position. They predict only
@@ -193,6 +195,17 @@ def comparators(family: TaskFamily) -> tuple[list[Comparator], str | None]:
                 *_classifiers(family, _labels_shown(family)),
                 _frequencies(family.label_kind),
             ], None
+        case RelabelledClasses():
+            known = [
+                Comparator(
+                    (f"known tasks, from {seen}",),
+                    partial(predict_from, seen, family),
+                    double=False,
+                )
+                for seen in SEEN
+            ]
+            optimal = None if family.shuffled_labels else known[-1].names[0]
+            return [*known, *_classifiers(family)], optimal
         case _ if isinstance(family.label_kind, Classes):
             return [*_classifiers(family), _frequencies(family.label_kind)], None
         case FunctionFamily() if family.label_kind.shape == ():

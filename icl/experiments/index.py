@@ -80,6 +80,10 @@ FILES = {
         "lstm/linear": "linear regression, d=20, 41 points, an LSTM of 3 layers and width 256 (for a GPU)",
         "lstm/linear-xs": "linear regression, d=5, 11 points, an LSTM of 2 layers and width 64: minutes on a CPU",
     },
+    "minegishi": {
+        "minegishi/circuits-xs": "three tasks relabel 64 classes: three phases of accuracy and of attention (minutes on a CPU)",
+        "minegishi/circuits": "minegishi/circuits-xs at the paper's size and learning rate, 400,000 steps (for a GPU)",
+    },
     "olsson": {
         "olsson/induction-xs": "induction heads: repeated random symbols, attention-only, 1 and 2 layers (a sweep, minutes on a CPU)",
         "olsson/induction": "induction heads: 512 of 1,024 symbols, attention-only, width 512 (a sweep, for a GPU)",

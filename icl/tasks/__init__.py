@@ -27,6 +27,7 @@ from .outliers import ManyOutlierRegression, OrthogonalOutlierRegression
 from .projected_images import ProjectedImages
 from .quadratic_regression import QuadraticRegression
 from .random_network import Lines, RandomNetwork
+from .relabelled_classes import RelabelledClasses, Relabelling
 from .relu_network import Network, ReLUNetwork
 from .repeated_sequences import RepeatedSequences
 from .sampling import MAX_POOL_SIZE, pool_task, sample_batch, sample_prompt
@@ -54,6 +55,7 @@ FAMILIES: dict[str, type[TaskFamily]] = {
     "random_network": RandomNetwork,
     "lines": Lines,
     "class_sequences": ClassSequences,
+    "relabelled_classes": RelabelledClasses,
     "repeated_sequences": RepeatedSequences,
     "markov_chains": MarkovChains,
     "associative_recall": AssociativeRecall,
@@ -111,6 +113,8 @@ __all__ = [
     "QuadraticRegression",
     "RandomNetwork",
     "ReLUNetwork",
+    "RelabelledClasses",
+    "Relabelling",
     "RepeatedSequences",
     "Scalar",
     "Separate",
