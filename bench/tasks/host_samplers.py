@@ -208,6 +208,43 @@ def relabelled_classes(batch, family):
     return torch.stack(x), torch.stack(y)
 
 
+def repeated_sequences(batch, family):
+    rows = []
+    for _ in range(batch):
+        period = np.random.randint(family.shortest, family.longest + 1)
+        block = np.random.randint(0, family.vocabulary, period)
+        rows.append(np.tile(block, family.points // period + 2)[: family.points + 1])
+    rows = torch.from_numpy(np.stack(rows))
+    return rows[:, :-1], rows[:, 1:]
+
+
+def markov_chains(batch, family):
+    states = np.arange(family.vocabulary)
+    rows = np.empty((batch, family.points + 1), np.int64)
+    for row in rows:  # Edelman et al. draw each row of each matrix with numpy.random.dirichlet
+        prior = np.full(family.vocabulary, family.concentration)
+        matrix = np.random.dirichlet(prior, family.vocabulary)
+        row[0] = np.random.choice(states, p=np.linalg.matrix_power(matrix, 1000)[0])
+        for at in range(family.points):
+            row[at + 1] = np.random.choice(states, p=matrix[row[at]])
+    rows = torch.from_numpy(rows)
+    return rows[:, :-1], rows[:, 1:]
+
+
+def associative_recall(batch, family):
+    half, shown, asked = family.vocabulary // 2, 2 * family.pairs, np.arange(family.pairs)
+    weights = np.arange(1, (family.points - shown) // 2 + 1) ** (family.gap_exponent - 1)
+    x = np.random.randint(0, family.vocabulary, (batch, family.points))
+    y = np.zeros_like(x)
+    for symbols, labels in zip(x, y):  # as Zoology's code, whose draws are row by row too
+        keys = np.random.choice(half, family.pairs, replace=False)
+        values = half + np.random.choice(half, family.pairs, replace=False)
+        gaps = np.random.choice(len(weights), len(asked), replace=False, p=weights / weights.sum())
+        symbols[0:shown:2], symbols[1:shown:2] = keys, values
+        symbols[shown + 2 * gaps], labels[shown + 2 * gaps] = keys, values
+    return torch.from_numpy(x), torch.from_numpy(y)
+
+
 def whitened_regression(batch, family):
     generator = torch.Generator().manual_seed(family.rotation_seed or 0)
     rotation = torch.eye(family.dim)

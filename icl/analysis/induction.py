@@ -106,7 +106,7 @@ class Induction(Result):
         figure.colorbar(shown, ax=panels[2], label="cross-entropy, nats")
         panels[2].set(xlabel="position in the prompt", ylabel="training step")
         panels[2].grid(False)
-        figure.suptitle(f"{self.path.name}, step {self.steps[-1]}", fontsize=10)
+        panels[2].set_title(f"{self.path.name}, step {self.steps[-1]}", fontsize=10)
         return figure
 
     def _draw_losses(self, axes: Any) -> None:
@@ -115,7 +115,7 @@ class Induction(Result):
         axes.plot(self.steps, self.loss[:, late].mean(axis=1), label="late in the prompt")
         axes.plot(self.steps, self.in_context, color="0.3", linestyle="--", label="late - early")
         axes.set(xlabel="training step", ylabel="cross-entropy, nats")
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
     def _draw_heads(self, axes: Any) -> None:
         styles = (("prefix_matching", "-"), ("previous_token", ":"))
@@ -128,7 +128,7 @@ class Induction(Result):
         axes.set(xlabel="training step", ylim=(-0.03, 1.03))
         axes.set_ylabel("share of attention; solid: prefix matching,\ndotted: previous token")
         if self.ablated.size <= 8:
-            axes.legend(fontsize=7)
+            axes.legend(fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
 def has_symbols(config: Config) -> bool:

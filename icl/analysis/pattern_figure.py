@@ -23,7 +23,7 @@ def draw_patterns(
     heads = max(len(row) for row in rows)
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(
-            len(rows), heads, figsize=(2.6 * heads + 0.4, 2.6 * len(rows) + 0.3),
+            len(rows), heads, figsize=(2.0 * heads + 0.5, 2.1 * len(rows) + 0.3),
             squeeze=False, layout="constrained",
         )  # fmt: skip
         for layer, (axes_of_layer, row) in enumerate(zip(panels, rows)):
@@ -32,6 +32,7 @@ def draw_patterns(
                 if head < len(row):
                     axes.imshow(row[head], cmap="Blues", vmin=min(0.0, row[head].min()))
                     axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=9)
+                    axes.tick_params(labelsize=7)
                     axes.grid(False)
         panels[-1, 0].set(xlabel="key", ylabel="query")
         save_figure(figure, Path(path))

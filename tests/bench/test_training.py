@@ -289,7 +289,8 @@ def test_host_samplers_and_families_have_equal_distributions(name):
     # Quantiles of absolute values, because inputs of some families have no variance.
     quantiles = lambda array: np.quantile(np.abs(np.asarray(array)), [0.25, 0.5, 0.75, 0.9])
     ours_x = ours.x / 255 if ours.x.dtype == np.uint8 else ours.x
-    np.testing.assert_allclose(quantiles(x), quantiles(ours_x), rtol=0.05, atol=0.02)
+    step = 1 if np.issubdtype(x.dtype, np.integer) else 0.02  # quantiles of symbols are whole
+    np.testing.assert_allclose(quantiles(x), quantiles(ours_x), rtol=0.05, atol=step)
     labels = ours.y if y.ndim == ours.y.ndim else ours.label_tokens
     if np.issubdtype(y.dtype, np.integer):
         shares = [
