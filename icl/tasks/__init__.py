@@ -2,6 +2,7 @@
 
 from ..registry import register
 from .base import Data, Difficulty, Episode, FunctionFamily, TaskFamily
+from .basis_regression import BasisRegression, WeightsInBasis
 from .class_sequences import ClassSequences
 from .classification import LinearClassification, Parity
 from .curriculum import Curriculum, garg_curriculum
@@ -20,6 +21,7 @@ from .layouts import (
     Tagged,
 )
 from .linear_regression import LinearRegression
+from .mixed_regression import FunctionOfKind, MixedRegression
 from .outliers import ManyOutlierRegression, OrthogonalOutlierRegression
 from .projected_images import ProjectedImages
 from .quadratic_regression import QuadraticRegression
@@ -49,6 +51,8 @@ FAMILIES: dict[str, type[TaskFamily]] = {
     "random_network": RandomNetwork,
     "lines": Lines,
     "class_sequences": ClassSequences,
+    "basis_regression": BasisRegression,
+    "mixed_regression": MixedRegression,
 }
 
 
@@ -70,6 +74,7 @@ __all__ = [
     "KINDS",
     "LAYOUTS",
     "MAX_POOL_SIZE",
+    "BasisRegression",
     "ClassSequences",
     "Classes",
     "Concatenated",
@@ -79,6 +84,7 @@ __all__ = [
     "Difficulty",
     "Episode",
     "FunctionFamily",
+    "FunctionOfKind",
     "Images",
     "InputKind",
     "Interleaved",
@@ -90,6 +96,7 @@ __all__ = [
     "ManyOutlierRegression",
     "Masked",
     "Measure",
+    "MixedRegression",
     "Network",
     "OrthogonalOutlierRegression",
     "Paired",
@@ -112,6 +119,7 @@ __all__ = [
     "Vector",
     "VectorRetrieval",
     "Vectors",
+    "WeightsInBasis",
     "WhitenedRegression",
     "fast_sines",
     "garg_curriculum",

@@ -117,7 +117,7 @@ def shrunk(config):
         sizes |= {} if task.labels is None else dict(labels=6)
     elif not isinstance(task, WhitenedRegression) and hasattr(task, "dim"):
         sizes |= dict(dim=min(task.dim, 4))
-    for name, most in (("nonzeros", 2), ("hidden", 4), ("depth", 2), ("queries", 3)):
+    for name, most in (("nonzeros", 2), ("bases", 4), ("hidden", 4), ("depth", 2), ("queries", 3)):
         if hasattr(task, name):
             sizes[name] = getattr(task, name) and min(getattr(task, name), most)
     most = dict(layers=2, heads=2, width=8, features=6, key_size=4, loops=3, window=2)
