@@ -13,6 +13,7 @@ from flax import nnx
 from ..layers.linear import linear_dot_general
 from ..layers.mixers import MIXERS
 from ..layers.norm import NORMS
+from ..layers.taps import tap
 from ..ranges import FINITE, SIZE, Range, check_ranges
 from .base import HeadWeights, Model, ModelConfig, uniform
 
@@ -54,6 +55,11 @@ class TransformerConfig(ModelConfig):
     """Layer normalisation or RMS normalisation (Zhang and Sennrich 2019)."""
     bidirectional: bool = False
     """Let each token see the whole prompt, in layouts that hide the labels of queries."""
+    smeared_keys: bool = False
+    """Let each attention head mix the key of a token with that of the token before (Olsson et al.
+    2022)."""
+    mlp: bool = True
+    """Give each block an MLP; without, the model is attention-only (Elhage et al. 2021)."""
     zero_outputs: bool = False
     """Start with blocks that add nothing: their output weights are 0."""
 
@@ -77,6 +83,7 @@ class TransformerConfig(ModelConfig):
                 "rotary": 'position_encoding to "learned"',
                 "qk_norm": "qk_norm to False",
                 "bidirectional": "bidirectional to False",
+                "smeared_keys": "smeared_keys to False",
             }
             raise ValueError(
                 f"the mixer {self.mixer} has no option {option}: set model.{setting[option]}"
@@ -93,6 +100,7 @@ class TransformerConfig(ModelConfig):
             qk_norm=self.qk_norm,
             rotary=self.position_encoding == "rotary",
             bidirectional=self.bidirectional,
+            smeared_keys=self.smeared_keys,
         )
         return {name: value for name, value in options.items() if value}
 
@@ -114,7 +122,7 @@ class TransformerConfig(ModelConfig):
         return {
             "ends": 6.0 * (in_width + 1) * self.width * total,
             "projections": 6.0 * 4 * square * total,
-            "mlp": 6.0 * 8 * square * total,
+            "mlp": 6.0 * 8 * square * total if self.mlp else 0.0,
             "attention": 12.0 * self.layers * self.width * tokens * total,
         }
 
@@ -125,7 +133,10 @@ STANDARD = TransformerConfig(layers=12, heads=8, width=256, max_tokens=101)
 
 
 class Block(nnx.Module):
-    """x + mixer(norm(x)), then x + mlp(norm(x)) with a GELU MLP of 4 * width hidden units."""
+    """x + mixer(norm(x)), then x + mlp(norm(x)) with a GELU MLP of 4 * width hidden units.
+
+    A block without an MLP is x + mixer(norm(x)).
+    """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         dtype = jnp.dtype(config.dtype)
@@ -146,14 +157,20 @@ class Block(nnx.Module):
             rngs=rngs,
             **config.mixer_options,
         )
+        self.has_mlp = config.mlp
+        if not config.mlp:
+            return
         self.mlp_norm = norm(config.width)
         self.up = nnx.Linear(config.width, 4 * config.width, kernel_init=kernel_init, **options)
         self.down = nnx.Linear(4 * config.width, config.width, kernel_init=out_init, **options)
 
     def __call__(self, x: jax.Array, read: slice = slice(None), **seen: jax.Array) -> jax.Array:
         """`seen` holds the arguments `mask` and `positions` of the mixer, if it takes them."""
-        x = x[:, read] + self.mixer(self.mixer_norm(x), read, **seen)
-        return x + self.down(jax.nn.gelu(self.up(self.mlp_norm(x)), approximate=True))
+        x = x[:, read] + tap("mixer", self.mixer(self.mixer_norm(x), read, **seen))
+        if not self.has_mlp:
+            return x
+        hidden = jax.nn.gelu(self.up(self.mlp_norm(x)), approximate=True)
+        return x + tap("mlp", self.down(hidden))
 
 
 class Transformer(Model):
@@ -260,8 +277,9 @@ class Transformer(Model):
           **seen: `mask` and `positions` for the mixers.
         """
         last = len(self.blocks) - 1
+        x = tap("residual", x)
         for index, block in enumerate(self.blocks):
-            x = block(x, read if index == last else slice(None), **seen)
+            x = tap("residual", block(x, read if index == last else slice(None), **seen))
         return self.norm(x)
 
     def predict(self, x: jax.Array) -> jax.Array:
