@@ -29,7 +29,8 @@ def in_bases(
         own = x[..., coordinates]
         gram = _before(own[..., :, None] * own[..., None, :])
         moment = _before(own * y[..., None, None])
-        precision = gram + variance * jnp.eye(coordinates.shape[1], dtype=x.dtype)
+        unit = jnp.eye(coordinates.shape[1], dtype=x.dtype)
+        precision = gram + variance * jnp.broadcast_to(unit, gram.shape)
         sides = jnp.stack([moment, own], axis=-1)
         solved = jnp.linalg.solve(precision, sides)
         mean = (own * solved[..., 0]).sum(axis=-1)
