@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from icl.analysis import ask
 from icl.analysis.concepts import (
     decodability,
     has_concepts,
@@ -16,14 +17,14 @@ from icl.analysis.concepts import (
     principal_plane,
     prompts_of_concepts,
 )
+from icl.analysis.patching import concept_directions, means_of, moved
 from icl.evaluation import draw_prompts
 from icl.evaluation.baselines import mixture_of_ridges, ridge_in_basis
 from icl.evaluation.comparators import comparators
-from icl.models import LSTMConfig
-from icl.tasks import BasisRegression, FunctionOfKind, LinearRegression, MixedRegression
+from icl.tasks import FAMILIES, BasisRegression, FunctionOfKind, LinearRegression, MixedRegression
 from icl.training import Learner
 
-from .helpers import predictions, tiny
+from .helpers import predictions, tiny, untrained
 
 FAMILY = BasisRegression(dim=6, points=7, bases=3, noise=0.3)
 
@@ -199,6 +200,71 @@ def test_the_token_of_the_last_label(layout):
 
 def test_which_runs_have_concepts():
     config = tiny(task=FAMILY)
-    assert has_concepts(config)
-    assert not has_concepts(tiny()) and not has_concepts(config.replace(model=LSTMConfig(width=8)))
+    assert has_concepts(config) and not has_concepts(tiny())
     assert not has_concepts(config.replace(task_points=1))
+    assert not has_concepts(config.replace(task_bases=1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Offsets(LinearRegression):
+    """A family of one's own: y is near -9, 0 or 9, so that a single label tells the concept."""
+
+    concepts = ("low", "middle", "high")
+
+    def sample_task(self, key, difficulty, data=None):
+        return jax.random.randint(key, (), 0, 3)
+
+    def concept(self, task):
+        return task
+
+    def label(self, task, x):
+        return 9.0 * (task.astype(jnp.float32) - 1) + 0.1 * x[..., 0]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    FAMILIES["offsets"] = Offsets
+    yield untrained(tmp_path_factory.mktemp("run") / "run", tiny(task=Offsets(dim=3, points=5)))
+    del FAMILIES["offsets"]
+
+
+def test_concepts_of_ones_own_family_are_decoded(run):
+    found = ask("decodability", run, prompts=12)
+    assert found.concepts == ["low", "middle", "high"] and found.example == 4
+    np.testing.assert_array_equal(found.score, np.ones((1, 2, 3)))
+    assert found.layer == 1 and [one.points.shape for one in found.maps] == [(36, 2)]
+    # An untrained model predicts about 0; the mean squared label is 3.
+    np.testing.assert_allclose(found.error, [[27, 0, 27]], atol=6)
+    assert 0 < found.references["ridge"] < found.error.mean()
+    with pytest.raises(ValueError, match="layer must be from 0 to 1, got 2"):
+        ask("decodability", run, prompts=2, layer=2)
+    with pytest.raises(ValueError, match="has no concepts to decode: its task, LinearRegression"):
+        ask("patching", untrained(run.path.parent / "linear", tiny()))
+
+
+def test_patches_of_labels_reach_later_predictions_through_attention(run):
+    first, last = (ask("patching", run, prompts=4, layer=layer) for layer in (0, 1))
+    assert last.layer == 1 and last.error.shape == (3,)
+    for change in (last.change, last.whole):  # no attention comes after the last layer
+        np.testing.assert_array_equal(change, 0)
+    assert np.abs(first.change).min() > 0 and np.abs(first.whole).min() > 0
+    assert means_of(np.array([[1.0, 2], [4, 3]])) == (2, 3)
+
+
+def test_patches_move_what_tells_concepts_apart_and_nothing_else():
+    rng = np.random.default_rng(0)
+    means, activations = rng.normal(size=(3, 4, 6)), rng.normal(size=(5, 4, 6))
+    directions = concept_directions(means)
+    patched = moved(activations, means[1], directions)
+    for token in range(4):
+        along = directions[token]
+        assert along.shape == (2, 6)
+        np.testing.assert_allclose(along @ along.T, np.eye(2), atol=1e-12)
+        # The differences between means lie in the plane of the directions.
+        for other in (0, 2):
+            difference = means[other, token] - means[1, token]
+            np.testing.assert_allclose(along.T @ (along @ difference), difference, atol=1e-12)
+        aim = np.broadcast_to(along @ means[1, token], (5, 2))
+        np.testing.assert_allclose(patched[:, token] @ along.T, aim, atol=1e-12)
+        rest = np.eye(6) - along.T @ along
+        np.testing.assert_allclose(patched[:, token] @ rest, activations[:, token] @ rest)
