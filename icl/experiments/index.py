@@ -51,7 +51,7 @@ FILES = {
         "garg/capacity-xs": "a small figure 6: models of one to three layers in 2 to 5 dimensions (a sweep, a CPU)",
     },
     "han": {
-        "han/bases-xs": "linear regression in one of 4 bases, d=8, 13 points, xs model of 4 layers: minutes on a CPU",
+        "han/bases-xs": "linear regression in one of 3 bases of 1 of d=3 coordinates, 8 points, 4 layers of linear attention: minutes on a CPU",
         "han/bases": "linear regression in one of 4 bases of 4 of d=16 coordinates, 21 points, standard model (for a GPU)",
         "han/six-bases": "linear regression in one of 6 bases of 4 of d=24 coordinates, 21 points, standard model (for a GPU)",
         "han/eight-bases": "linear regression in one of 8 bases of 4 of d=32 coordinates, 21 points, standard model (for a GPU)",
