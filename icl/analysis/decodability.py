@@ -130,7 +130,10 @@ class Decodability(Result):
                 fontsize=7, color="0.4",
             )  # fmt: skip
         lower.axhline(1 / len(self.concepts), color="0.6", linestyle=":")
-        upper.set(ylabel=self.error_name.replace(" / ", "\n/ "), ylim=(0, None))
+        upper.set_ylabel(
+            self.error_name.replace(" / ", "\n/ ").replace(" without", "\nwithout"), fontsize=8
+        )
+        upper.set(ylim=(0, None))
         lower.set(
             ylabel=f"task decodability\nafter {self.layer} layers", ylim=(-0.03, 1.03),
             xlabel="training step",

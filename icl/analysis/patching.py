@@ -126,7 +126,7 @@ def patching(
       run: the run or its folder.
       prompts: number of prompts of each concept.
       layer: number of layers after which activations are patched; None for where decodability is
-        highest.
+        highest, the last layer left out.
       step: the step of the checkpoint; None for the newest.
       seed: seed of the prompts.
 
@@ -185,6 +185,9 @@ def moved(activations: np.ndarray, mean: np.ndarray, directions: np.ndarray) -> 
 
 
 def _best_layer(layers: list[np.ndarray], count: int) -> int:
-    """The layer after which concepts are most decodable at the last token."""
+    """The layer after which concepts are most decodable at the last token.
+
+    After the last layer no other token reads what a patch changes, so that is left out.
+    """
     labels = np.repeat(np.arange(count), len(layers[0]) // count)
-    return best_layer(np.array([decodability(a[:, -1], labels).mean() for a in layers]))
+    return best_layer(np.array([decodability(a[:, -1], labels).mean() for a in layers[:-1]]))
