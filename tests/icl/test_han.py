@@ -140,7 +140,7 @@ def test_prompts_have_the_concepts_asked_for():
 class Rare(LinearRegression):
     """A family of one's own, whose second concept never comes."""
 
-    concepts = ("often", "never")
+    concepts = property(lambda self: ("often", "never"))
 
     def concept(self, task):
         return (task[0] > 99).astype(jnp.int32)
@@ -209,7 +209,7 @@ def test_which_runs_have_concepts():
 class Offsets(LinearRegression):
     """A family of one's own: y is near -9, 0 or 9, so that a single label tells the concept."""
 
-    concepts = ("low", "middle", "high")
+    concepts = property(lambda self: ("low", "middle", "high"))
 
     def sample_task(self, key, difficulty, data=None):
         return jax.random.randint(key, (), 0, 3)
@@ -235,7 +235,7 @@ def test_concepts_of_ones_own_family_are_decoded(run):
     assert found.layer == 1 and [one.points.shape for one in found.maps] == [(36, 2)]
     # An untrained model predicts about 0; the mean squared label is 3.
     np.testing.assert_allclose(found.error, [[27, 0, 27]], atol=6)
-    assert 0 < found.references["ridge"] < found.error.mean()
+    assert set(found.references) == {"least squares", "ridge"}
     with pytest.raises(ValueError, match="layer must be from 0 to 1, got 2"):
         ask("decodability", run, prompts=2, layer=2)
     with pytest.raises(ValueError, match="has no concepts to decode: its task, LinearRegression"):
