@@ -208,6 +208,31 @@ def relabelled_classes(batch, family):
     return torch.stack(x), torch.stack(y)
 
 
+def basis_regression(batch, family):
+    x = torch.randn(batch, family.points, family.dim)
+    w = torch.zeros(batch, family.dim, 1)
+    for row in w:  # the basis of each prompt is its own
+        chosen = torch.as_tensor(family.coordinates[np.random.randint(family.bases)])
+        row[chosen, 0] = torch.randn(len(chosen))
+    return x, (x @ w)[:, :, 0] + family.noise * torch.randn(batch, family.points)
+
+
+def mixed_regression(batch, family):
+    x = torch.randn(batch, family.points, family.dim)
+    y = torch.empty(batch, family.points)
+    for prompt, labels in zip(x, y):  # the kind of each prompt's function is its own
+        kind, w = np.random.randint(4), torch.randn(family.dim)
+        if kind == 1:
+            w[torch.randperm(family.dim)[family.sparsity :]] = 0
+        labels[:] = prompt @ w
+        if kind == 2:
+            labels[:] = torch.nn.functional.leaky_relu(labels, 0.5)
+        if kind == 3:
+            matrix = torch.randn(family.dim, family.dim)
+            labels[:] = ((prompt @ matrix) * prompt).sum(dim=1) / family.dim**0.5
+    return x, y + family.noise * torch.randn(batch, family.points)
+
+
 def repeated_sequences(batch, family):
     rows = []
     for _ in range(batch):

@@ -149,6 +149,18 @@ ANALYSES: dict[str, Analysis] = {
         ".modes:modes_of_run",
         ".modes:has_modes",
     ),
+    "decodability": Analysis(
+        "run",
+        "how well representations tell concepts apart, over training (Han et al.)",
+        ".decodability:decodability_of_run",
+        ".concepts:has_concepts",
+    ),
+    "patching": Analysis(
+        "run",
+        "change of the error if activations tell another concept (Han et al.)",
+        ".patching:patching",
+        ".concepts:has_concepts",
+    ),
     "function-transfer": Analysis(
         "run",
         "errors on functions of other kinds (the notebook for Kirsch et al.)",

@@ -17,6 +17,7 @@ import numpy as np
 from ..report import spread
 from ..tasks import (
     AssociativeRecall,
+    BasisRegression,
     Classes,
     ClassSequences,
     DecisionTree,
@@ -26,6 +27,7 @@ from ..tasks import (
     LinearRegression,
     ManyOutlierRegression,
     MarkovChains,
+    MixedRegression,
     OrthogonalOutlierRegression,
     Parity,
     QuadraticRegression,
@@ -49,6 +51,8 @@ FITTED_PROMPTS = 64
 SGD_PROMPTS = 256
 FITTED_STEPS = 5000  # steps of Adam
 COPYING = 0.01  # concentration of bigrams that trust a single occurrence
+BASES = "Bayes mixture of ridges"
+LEAST_NOISE = 1e-4  # standard deviation, so that posteriors exist
 MOST_CLASSES = 100  # of a classifier that is fitted to each prompt
 
 
@@ -136,6 +140,10 @@ def comparators(family: TaskFamily) -> tuple[list[Comparator], str | None]:
         case ManyOutlierRegression() | OrthogonalOutlierRegression():
             inliers = Comparator(("least squares on inliers",), _on_inliers)
             return [inliers, squares, neighbours, zero], None if family.noise else inliers.names[0]
+        case BasisRegression():
+            return [*_in_bases(family), _lasso(), ridge, squares, zero], BASES
+        case MixedRegression():
+            return [_lasso(), ridge, squares, neighbours, zero], None
         case SparseLinearRegression():
             return [squares, _lasso(), ridge, averaging, zero], None
         case LinearRegression():
@@ -275,6 +283,15 @@ def _standardised(episode: Episode) -> jax.Array:
     flat = episode.x.reshape(*episode.x.shape[:2], -1).astype(jnp.float32)
     mean, std = (f(flat, axis=(1, 2), keepdims=True) for f in (jnp.mean, jnp.std))
     return (flat - mean) / jnp.maximum(std, 1e-6)
+
+
+def _in_bases(family: BasisRegression) -> list[Comparator]:
+    """Regressions that know the bases; labels without noise are given a little."""
+    options = dict(coordinates=family.coordinates, variance=max(family.noise, LEAST_NOISE) ** 2)
+    return [
+        _one(BASES, partial(baselines.mixture_of_ridges, **options)),
+        _one("ridge in the prompt's basis", partial(baselines.ridge_in_basis, **options)),
+    ]
 
 
 def _lasso() -> Comparator:

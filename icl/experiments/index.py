@@ -50,6 +50,14 @@ FILES = {
         "garg/capacity": "figure 6: three models in 10 to 50 dimensions (a sweep, for GPUs)",
         "garg/capacity-xs": "a small figure 6: models of one to three layers in 2 to 5 dimensions (a sweep, a CPU)",
     },
+    "han": {
+        "han/bases-xs": "linear regression in one of 3 bases of 1 of d=3 coordinates, 8 points, 4 layers of linear attention: minutes on a CPU",
+        "han/bases": "linear regression in one of 4 bases of 4 of d=16 coordinates, 21 points, standard model (for a GPU)",
+        "han/six-bases": "linear regression in one of 6 bases of 4 of d=24 coordinates, 21 points, standard model (for a GPU)",
+        "han/eight-bases": "linear regression in one of 8 bases of 4 of d=32 coordinates, 21 points, standard model (for a GPU)",
+        "han/overlapping": "linear regression in one of 8 overlapping bases, d=16, 21 points, standard model (for a GPU)",
+        "han/functions": "linear, sparse, leaky ReLU and quadratic functions, d=16, 21 points, standard model (for a GPU)",
+    },
     "kirsch": {
         "kirsch/digits-xs": "mapped digits with permuted labels, 40 images, xs model: minutes on a CPU",
         "kirsch/digits-xs-linear-attention": "kirsch/digits-xs with linear attention: minutes on a CPU",

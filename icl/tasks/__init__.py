@@ -3,6 +3,7 @@
 from ..registry import register
 from .associative_recall import AssociativeRecall, Pairs
 from .base import Data, Difficulty, Episode, FunctionFamily, TaskFamily
+from .basis_regression import BasisRegression, WeightsInBasis
 from .class_sequences import ClassSequences
 from .classification import LinearClassification, Parity
 from .curriculum import Curriculum, garg_curriculum
@@ -23,6 +24,7 @@ from .layouts import (
 )
 from .linear_regression import LinearRegression
 from .markov_chains import MarkovChains
+from .mixed_regression import FunctionOfKind, MixedRegression
 from .outliers import ManyOutlierRegression, OrthogonalOutlierRegression
 from .projected_images import ProjectedImages
 from .quadratic_regression import QuadraticRegression
@@ -59,6 +61,8 @@ FAMILIES: dict[str, type[TaskFamily]] = {
     "repeated_sequences": RepeatedSequences,
     "markov_chains": MarkovChains,
     "associative_recall": AssociativeRecall,
+    "basis_regression": BasisRegression,
+    "mixed_regression": MixedRegression,
 }
 
 
@@ -81,6 +85,7 @@ __all__ = [
     "LAYOUTS",
     "MAX_POOL_SIZE",
     "AssociativeRecall",
+    "BasisRegression",
     "ClassSequences",
     "Classes",
     "Concatenated",
@@ -90,6 +95,7 @@ __all__ = [
     "Difficulty",
     "Episode",
     "FunctionFamily",
+    "FunctionOfKind",
     "Images",
     "InputKind",
     "Inputs",
@@ -103,6 +109,7 @@ __all__ = [
     "MarkovChains",
     "Masked",
     "Measure",
+    "MixedRegression",
     "Network",
     "NextSymbol",
     "OrthogonalOutlierRegression",
@@ -131,6 +138,7 @@ __all__ = [
     "Vector",
     "VectorRetrieval",
     "Vectors",
+    "WeightsInBasis",
     "WhitenedRegression",
     "fast_sines",
     "garg_curriculum",

@@ -90,6 +90,14 @@ class TaskFamily(ABC):
         return Difficulty(0, self.points)
 
     @property
+    def concepts(self) -> Sequence[str]:
+        """Names of the concepts that tasks belong to, such as bases; empty if there are none.
+
+        A concept is what several tasks have in common and no prompt names (Han et al. 2024).
+        """
+        return ()
+
+    @property
     def evaluation(self) -> "TaskFamily":
         """The family that evaluation draws from: this one, unless training differs on purpose."""
         return self
@@ -112,6 +120,10 @@ class TaskFamily(ABC):
         a run refuses data with another checksum.
         """
         return None
+
+    def concept(self, task: Any) -> jax.Array:
+        """The concept of a task, as its position among `concepts`: int `[]`."""
+        raise NotImplementedError(f"tasks of {type(self).__name__} have no concepts")
 
     @abstractmethod
     def sample_task(self, key: jax.Array, difficulty: Difficulty, data: Data = None) -> Any:

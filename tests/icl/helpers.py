@@ -118,6 +118,7 @@ def shrunk(config):
     elif not isinstance(task, WhitenedRegression) and hasattr(task, "dim"):
         sizes |= dict(dim=min(task.dim, 4))
     limits = dict(nonzeros=2, hidden=4, depth=2, queries=3, shortest=2, longest=3, pairs=1)
+    limits |= dict(bases=2)
     for name, most in limits.items():
         if hasattr(task, name):
             sizes[name] = getattr(task, name) and min(getattr(task, name), most)

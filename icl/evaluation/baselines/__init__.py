@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import jax
 
+from .bases import mixture_of_ridges, ridge_in_basis
 from .boosting import boosting
 from .classifiers import nearest_class, ridge_class, sgd_class
 from .lasso import lasso, lasso_path
@@ -32,10 +33,12 @@ __all__ = [
     "least_mean_squares",
     "least_squares",
     "mesa",
+    "mixture_of_ridges",
     "nearest_class",
     "nearest_neighbours",
     "ridge",
     "ridge_class",
+    "ridge_in_basis",
     "sgd_class",
     "two_layer_network",
     "zero",
