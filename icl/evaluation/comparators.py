@@ -24,6 +24,7 @@ from ..tasks import (
     LinearClassification,
     LinearRegression,
     ManyOutlierRegression,
+    Mixture,
     OrthogonalOutlierRegression,
     Parity,
     QuadraticRegression,
@@ -34,6 +35,7 @@ from ..tasks import (
     VectorRetrieval,
     Vectors,
 )
+from ..tasks.mixture import label_root
 from . import baselines
 from .baselines.lasso import PENALTIES
 from .result import MAX_COLUMNS
@@ -127,6 +129,10 @@ def comparators(family: TaskFamily) -> tuple[list[Comparator], str | None]:
     neighbours = _one("3-nearest neighbours", baselines.nearest_neighbours)
     zero = _one("zero", baselines.zero)
     match family:
+        case Mixture() if len(family.families) == 1:
+            [member] = family.members
+            found, optimal = comparators(member)
+            return [_on_labels_of(one, label_root(member)) for one in found], optimal
         case ManyOutlierRegression() | OrthogonalOutlierRegression():
             inliers = Comparator(("least squares on inliers",), _on_inliers)
             return [inliers, squares, neighbours, zero], None if family.noise else inliers.names[0]
@@ -176,6 +182,14 @@ def comparators(family: TaskFamily) -> tuple[list[Comparator], str | None]:
             return [squares, ridge, averaging, neighbours, zero], None
         case _:
             return [], None
+
+
+def _on_labels_of(comparator: Comparator, root: float) -> Comparator:
+    """A comparator of a family, for labels that are divided by a number."""
+    if root == 1:
+        return comparator
+    predict = lambda e: comparator.predict(e._replace(y=e.y * root)) / root
+    return dataclasses.replace(comparator, predict=predict)
 
 
 def _one(name: str, baseline: baselines.Baseline) -> Comparator:

@@ -20,6 +20,7 @@ from .layouts import (
     Tagged,
 )
 from .linear_regression import LinearRegression
+from .mixture import Mixture, MixtureTask
 from .outliers import ManyOutlierRegression, OrthogonalOutlierRegression
 from .projected_images import ProjectedImages
 from .quadratic_regression import QuadraticRegression
@@ -49,6 +50,7 @@ FAMILIES: dict[str, type[TaskFamily]] = {
     "random_network": RandomNetwork,
     "lines": Lines,
     "class_sequences": ClassSequences,
+    "mixture": Mixture,
 }
 
 
@@ -90,6 +92,8 @@ __all__ = [
     "ManyOutlierRegression",
     "Masked",
     "Measure",
+    "Mixture",
+    "MixtureTask",
     "Network",
     "OrthogonalOutlierRegression",
     "Paired",
