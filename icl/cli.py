@@ -28,7 +28,7 @@ usage: icl list [PART]                   one line about every preset; with PART,
        icl eval RUN --mode fewshot_holdout [--follow]
                                          learning in context or in weights at a checkpoint, or at
                                          each as soon as it is written: docs/chan.md
-       icl eval RUN --beside RUN ...     errors of several learners of a mixture by family and number
+       icl eval RUN --beside RUN ...     errors of learners of a mixture, by family and number
                                          of examples: docs/meta-learning.md
        icl compare RUN RUN ...           runs of one task: error, parameters, size of the state
        icl study NAME                    an analysis that needs no run

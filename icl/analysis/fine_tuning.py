@@ -83,8 +83,8 @@ class FineTuning:
     ) -> jax.Array:
         """Predictions `[STEPS, queries, *prediction]` of one prompt."""
         optimizer = optax.adam(rate)
-        count = jnp.maximum(used.sum(), 1).astype(jnp.float32)
-        examples = alone(x, y)._replace(weights=(used / count)[:, None])
+        weights = used.astype(jnp.float32)
+        examples = alone(x, y)._replace(weights=(weights / weights.sum())[:, None])
 
         def loss(params: Any) -> jax.Array:
             return self._learner.loss_sum(variables._replace(params=params), examples)[0]
