@@ -222,7 +222,7 @@ def few_shot(
         tuning = FineTuning(learner, variables)
         chosen_on = dataclasses.replace(mixture, fewest_points=None, **sizes)
         drawn = draw_prompts(chosen_on, jax.random.fold_in(key, 0), min(prompts, TUNED_PROMPTS))
-        tuned = choose(tuning, Shots.of(drawn, QUERIES), counts)
+        tuned = choose(tuning, Shots.of(drawn, QUERIES), counts.tolist())
     named = dataclasses.replace(mixture, held_out=held_out)
     families = {}
     for index, name in enumerate((*mixture.families, *held_out)):

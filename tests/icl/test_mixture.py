@@ -10,7 +10,14 @@ import pytest
 
 from icl.evaluation.comparators import comparators
 from icl.evaluation.curves import predictions_of
-from icl.tasks import LinearRegression, Mixture, QuadraticRegression, ReLUNetwork, sample_batch
+from icl.tasks import (
+    DecisionTree,
+    LinearRegression,
+    Mixture,
+    QuadraticRegression,
+    ReLUNetwork,
+    sample_batch,
+)
 from icl.training.config import config_from_dict, config_to_dict
 
 from .helpers import TINY, tiny
@@ -52,7 +59,7 @@ def test_one_family_alone_has_its_estimators_on_the_labels_of_the_mixture():
     alone = MIXTURE.alone("quadratic_regression")
     assert alone.members == (QuadraticRegression(dim=3, points=6),)
     assert MIXTURE.alone("decision_tree").options == ("decision_tree.depth=2",)
-    assert MIXTURE.alone("decision_tree").members[0].depth == 2
+    assert MIXTURE.alone("decision_tree").members == (DecisionTree(dim=3, points=6, depth=2),)
     for family, name in ((alone, "least squares on squares"), (MIXTURE, None)):
         assert comparators(family)[1] == name
     ridge = comparators(MIXTURE.alone("linear_regression"))[0][1]
