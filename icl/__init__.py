@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .analysis.instrument import Instrument
     from .api import evaluate, preset, resume, sweep, train
     from .models import register_model
     from .tasks import register_family
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "Config": ".training",
+    "Instrument": ".analysis.instrument",
     "Predictor": ".training.prediction",
     "Run": ".training",
     "evaluate": ".api",
@@ -35,6 +37,7 @@ _EXPORTS = {
 
 __all__ = [
     "Config",
+    "Instrument",
     "Predictor",
     "Run",
     "evaluate",

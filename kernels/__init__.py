@@ -3,11 +3,17 @@
 Imported as `icl.kernels`; needs jax and numpy only. See README.md beside this file.
 """
 
-from .attention import dot_product_attention, flax_attention_fn, packed_dot_product_attention
+from .attention import (
+    attention_weights,
+    dot_product_attention,
+    flax_attention_fn,
+    packed_dot_product_attention,
+)
 from .dispatch import targeting
 from .linear_attention import delta_rule, linear_attention
 
 __all__ = [
+    "attention_weights",
     "delta_rule",
     "dot_product_attention",
     "flax_attention_fn",

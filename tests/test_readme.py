@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ from icl.training import Learner
 from icl.training.config import config_from_dict, config_to_dict
 from icl.training.data import load_data
 from icl.training.optimizer import OPTIMIZERS, make_optimizer
+
+from .icl.helpers import shrunk, untrained
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -76,6 +79,15 @@ def test_the_predictions_it_shows_have_the_shape_it_says():
     names = {"run": SimpleNamespace(predict=icl.Predictor(learner, zeros))}
     exec(block_with(README, "run.predict("), names)
     assert names["y_query"].shape == (100, 3)
+
+
+def test_the_look_inside_that_it_shows_draws_its_figure(tmp_path, monkeypatch):
+    untrained(tmp_path / "runs" / "olsson-induction-xs", shrunk(icl.preset("olsson/induction-xs")))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(block_with(README, "icl.Instrument("), names)
+    assert names["rise"].shape == (64, 7) and np.abs(names["rise"]).max() > 0
+    assert (tmp_path / "patterns.png").stat().st_size > 1000
 
 
 def test_the_task_and_model_of_the_page_on_own_tasks_work(tmp_path, monkeypatch):

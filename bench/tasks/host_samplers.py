@@ -188,6 +188,26 @@ def class_sequences(batch, family):
     return x, y
 
 
+@functools.cache
+def _tables(family):
+    """The labels of classes under each task, and their means, which ours and the host share."""
+    return np.asarray(family.table()), np.asarray(family.means())
+
+
+def relabelled_classes(batch, family):
+    table, means = _tables(family)
+    x, y = [], []
+    for _ in range(batch):  # one prompt at a time, as Minegishi et al.'s code draws them
+        task = np.random.choice(family.tasks)
+        context = np.random.choice(family.classes, family.points - 1, replace=False)
+        classes = np.append(context, np.random.choice(family.classes))
+        noise = np.random.normal(size=(family.points, family.dim)) / family.dim**0.5
+        items = (means[classes] + family.spread * noise) / (1 + family.spread**2) ** 0.5
+        x.append(torch.from_numpy(items.astype(np.float32)))
+        y.append(torch.from_numpy(table[task, classes]))
+    return torch.stack(x), torch.stack(y)
+
+
 def whitened_regression(batch, family):
     generator = torch.Generator().manual_seed(family.rotation_seed or 0)
     rotation = torch.eye(family.dim)

@@ -161,6 +161,24 @@ ANALYSES: dict[str, Analysis] = {
         ".few_shot:few_shot",
         ".few_shot:has_families",
     ),
+    "circuits": Analysis(
+        "run",
+        "accuracy and the attention of circuits, over training (Minegishi et al.)",
+        ".circuits:circuits",
+        ".circuits:has_circuits",
+    ),
+    "induction": Analysis(
+        "run",
+        "induction heads over training, and what each is worth (Olsson et al.)",
+        ".induction:induction",
+        ".induction:has_symbols",
+    ),
+    "ngrams": Analysis(
+        "run",
+        "distance from uniform, unigram and bigram predictions, over training (Edelman et al.)",
+        ".ngrams:ngrams",
+        ".ngrams:is_markov",
+    ),
     "heads": Analysis(
         "run",
         "what attention heads compare and write",
@@ -187,6 +205,11 @@ ANALYSES: dict[str, Analysis] = {
         "sweep",
         "learning in context and in weights, over training, by setting (Chan et al.)",
         ".emergence:emergence",
+    ),
+    "phase-change": Analysis(
+        "sweep",
+        "losses and induction heads over training, by model (Olsson et al.)",
+        ".phase_change:phase_change",
     ),
     "layers": Analysis(
         "sweep", "error by layers, beside as many steps of descent (Ahn et al.)", ".layers:layers"

@@ -4,23 +4,19 @@ Chan et al. 2022 (arXiv 2205.05055, figures 3 to 6) train learners on sequences 
 burstiness, or of other properties, and draw both accuracies over training.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import numpy as np
 from rich.table import Table
 
 from ..report import Result, show_number
+from ..sweeps.checkpoints import variables_by_step
 from ..sweeps.grid import SEED, short_name, values_of
 from ..sweeps.results import SweepResult
 from ..tasks import ClassSequences
-from ..training.learner import Learner, Variables
-from ..training.population import init_population
-from ..training.step import TrainState, variable_items, variables_from
+from ..training.learner import Learner
 from .modes import default_modes, measure_of, on_device_once
 
 if TYPE_CHECKING:
@@ -189,7 +185,7 @@ def _series(
     measures = {mode: measure_of(learner, family.mode(mode), prompts, seed, data) for mode in modes}
     by_step = {
         step: [{mode: measure(own) for mode, measure in measures.items()} for own in each]
-        for step, each in _checkpoints(sweep, index, members)
+        for step, each in variables_by_step(sweep, index)
     }
     steps = sorted(by_step)
     series = lambda member, mode, name: np.array([by_step[s][member][mode][name] for s in steps])
@@ -210,17 +206,3 @@ def _curve(values: list[str], members: list[_Series], labels: int) -> Curves:
     }
     chance = {mode: float(series[-1]) for mode, series in mean("chance").items()}
     return Curves(values, members[0].steps, mean("accuracy"), mean("closed"), chance, labels)
-
-
-def _checkpoints(
-    sweep: "Sweep", index: int, members: list["Member"]
-) -> Iterator[tuple[int, list[Variables]]]:
-    """Each checkpoint of a program: its step, and the variables of each member."""
-    abstract = jax.eval_shape(lambda: init_population([m.config for m in members]).items())
-    variables = TrainState.from_items(abstract).variables
-    keep = members[0].config.training.keep_checkpoints
-    with contextlib.closing(sweep.program_checkpoints(index, keep)) as checkpoints:
-        for step, items in checkpoints.restore_all(variable_items(variables)):
-            whole = variables_from(items)
-            nth = lambda position, whole=whole: jax.tree.map(lambda a: a[position], whole)
-            yield step, [nth(position) for position in range(len(members))]

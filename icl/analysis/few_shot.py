@@ -223,7 +223,8 @@ def few_shot(
         chosen_on = dataclasses.replace(mixture, fewest_points=None, **sizes)
         drawn = draw_prompts(chosen_on, jax.random.fold_in(key, 0), min(prompts, TUNED_PROMPTS))
         tuned = choose(tuning, Shots.of(drawn, QUERIES), counts.tolist())
-    named = dataclasses.replace(mixture, held_out=held_out)
+    known = tuple(dict.fromkeys((*mixture.held_out, *held_out)))  # options may name the first
+    named = dataclasses.replace(mixture, held_out=known)
     families = {}
     for index, name in enumerate((*mixture.families, *held_out)):
         family = named.alone(name, fewest_points=None, **sizes)
@@ -272,11 +273,11 @@ def _others(mixture: Mixture) -> tuple[str, ...]:
     fitting = []
     for name in FAMILIES:
         try:
-            dataclasses.replace(mixture, held_out=(name,))
+            mixture.member(name)
         except ValueError:
             continue
         fitting.append(name)
-    return tuple(fitting)
+    return tuple(name for name in fitting if name not in mixture.families)
 
 
 def _tuned_errors(

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..report import spread
 from ..tasks import (
+    AssociativeRecall,
     Classes,
     ClassSequences,
     DecisionTree,
@@ -24,11 +25,14 @@ from ..tasks import (
     LinearClassification,
     LinearRegression,
     ManyOutlierRegression,
+    MarkovChains,
     Mixture,
     OrthogonalOutlierRegression,
     Parity,
     QuadraticRegression,
+    RelabelledClasses,
     ReLUNetwork,
+    RepeatedSequences,
     SparseLinearRegression,
     Symbols,
     TaskFamily,
@@ -36,8 +40,9 @@ from ..tasks import (
     Vectors,
 )
 from ..tasks.mixture import label_root
-from . import baselines
+from . import baselines, symbols
 from .baselines.lasso import PENALTIES
+from .known_tasks import SEEN, predict_from
 from .result import MAX_COLUMNS
 
 # Number of prompts for estimators that fit a model to each prompt and position. They predict only
@@ -45,6 +50,7 @@ from .result import MAX_COLUMNS
 FITTED_PROMPTS = 64
 SGD_PROMPTS = 256
 FITTED_STEPS = 5000  # steps of Adam
+COPYING = 0.01  # concentration of bigrams that trust a single occurrence
 MOST_CLASSES = 100  # of a classifier that is fitted to each prompt
 
 
@@ -179,11 +185,41 @@ def comparators(
             mean = Comparator(("mean of the values",), _mean_value)
             nothing = Comparator(("zero",), lambda e: jnp.zeros_like(e.y))
             return [nearest, mean, nothing], nearest.names[0]
+        case MarkovChains():
+            counts = partial(symbols.bigrams, concentration=family.concentration)
+            bayes = _symbols("bigrams", family, counts)
+            single = partial(symbols.unigrams, concentration=family.concentration)
+            return [bayes, _symbols("unigrams", family, single), _uniform(family)], bayes.names[0]
+        case RepeatedSequences():
+            lengths = (family.shortest, family.longest)
+            bayes = _symbols("Bayes over periods", family, partial(symbols.periods, *lengths))
+            copied = partial(symbols.bigrams, concentration=COPYING)
+            single = partial(symbols.unigrams, concentration=1.0)
+            return [
+                bayes,
+                _symbols("symbol after the last occurrences", family, copied),
+                _symbols("unigrams", family, single),
+                _uniform(family),
+            ], bayes.names[0]
+        case AssociativeRecall():
+            recall = _symbols("value of the key", family, partial(symbols.recall, family.pairs))
+            return [recall, _uniform(family)], recall.names[0]
         case ClassSequences():
             return [
                 *_classifiers(family, at, _labels_shown(family)),
                 _frequencies(family.label_kind),
             ], None
+        case RelabelledClasses():
+            known = [
+                Comparator(
+                    (f"known tasks, from {seen}",),
+                    partial(predict_from, seen, family),
+                    double=False,
+                )
+                for seen in SEEN
+            ]
+            optimal = None if family.shuffled_labels else known[-1].names[0]
+            return [*known, *_classifiers(family, at)], optimal
         case _ if isinstance(family.label_kind, Classes):
             return [*_classifiers(family, at), _frequencies(family.label_kind)], None
         case FunctionFamily() if family.label_kind.shape == ():
@@ -202,6 +238,16 @@ def _on_labels_of(comparator: Comparator, root: float) -> Comparator:
 
 def _one(name: str, baseline: baselines.Baseline) -> Comparator:
     return Comparator((name,), lambda e: baseline(e.x, e.y))
+
+
+def _symbols(name: str, family: Any, predict: Callable[[jax.Array, int], jax.Array]) -> Comparator:
+    """An estimator of symbols from the symbols of a prompt, `[B, points]`, and their number."""
+    number = family.vocabulary
+    return Comparator((name,), lambda e: predict(e.x, number), double=False)
+
+
+def _uniform(family: Any) -> Comparator:
+    return _symbols("uniform", family, lambda x, n: jnp.full((*x.shape, n), 1 / n))
 
 
 def _frequencies(labels: Classes) -> Comparator:

@@ -132,5 +132,8 @@ class Evaluation(Result):
                 axes.fill_between(examples, low, high, alpha=0.25, color=drawn.get_color())
         axes.set_xlabel("in-context examples")
         axes.set_ylabel(in_lines(self.error_name))
-        axes.set_ylim(-0.03, MOST_ERROR)
+        # The learner's curve is never cut; cross-entropies exceed the error of predicting 0.
+        axes.set_ylim(
+            -0.03, max(MOST_ERROR, 1.05 * float(np.nanmax(self.curves[self.learner].mean)))
+        )
         axes.legend(fontsize=8)

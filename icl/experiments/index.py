@@ -90,6 +90,17 @@ FILES = {
         "lstm/linear": "linear regression, d=20, 41 points, an LSTM of 3 layers and width 256 (for a GPU)",
         "lstm/linear-xs": "linear regression, d=5, 11 points, an LSTM of 2 layers and width 64: minutes on a CPU",
     },
+    "minegishi": {
+        "minegishi/circuits-xs": "three tasks relabel 64 classes: three phases of accuracy and of attention (minutes on a CPU)",
+        "minegishi/circuits": "minegishi/circuits-xs at the paper's size and learning rate, 400,000 steps (for a GPU)",
+    },
+    "olsson": {
+        "olsson/induction-xs": "induction heads: repeated random symbols, attention-only, 1 and 2 layers (a sweep, minutes on a CPU)",
+        "olsson/induction": "induction heads: 512 of 1,024 symbols, attention-only, width 512 (a sweep, for a GPU)",
+        "edelman/markov-xs": "Markov chains of 3 symbols, 2 layers: from unigrams to bigrams (minutes on a CPU)",
+        "arora/recall-xs": "associative recall of 8 pairs of 128 symbols, 2 layers: minutes on a CPU",
+        "arora/recall": "associative recall of 64 pairs of 8,192 symbols, 512 symbols, 2 layers (for a GPU)",
+    },
     "oswald": {
         "oswald/one-layer": "one linear attention layer, d=N=10, x in ±1/2 (the code): figure 2, a minute on a CPU",
         "oswald/one-layer-paper-range": "one linear attention layer, d=N=10, x in ±1 (the text): a minute on a CPU",

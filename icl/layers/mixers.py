@@ -6,10 +6,10 @@ selects, causally unless it is bidirectional. A mixer whose attribute `takes_mas
 takes `mask`, bool `[T, T]` (query, key), in place of its own mask. Add a mixer to `MIXERS` to use
 it by name.
 
-The attribute `options` of a mixer names the optional arguments `qk_norm`, `rotary` and
-`bidirectional` with which it can be built. With `rotary` a mixer also takes `positions`, int `[T]`;
-0, 1, 2, ... if None. `state_size(width, heads, tokens)` is the number of numbers that a mixer
-keeps of earlier tokens.
+The attribute `options` of a mixer names the optional arguments `qk_norm`, `rotary`,
+`bidirectional` and `smeared_keys` with which it can be built. With `rotary` a mixer also takes
+`positions`, int `[T]`; 0, 1, 2, ... if None. `state_size(width, heads, tokens)` is the number of
+numbers that a mixer keeps of earlier tokens.
 """
 
 from collections.abc import Callable
@@ -19,9 +19,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..kernels import delta_rule, linear_attention, packed_dot_product_attention
+from ..kernels import (
+    attention_weights,
+    delta_rule,
+    linear_attention,
+    packed_dot_product_attention,
+)
 from .linear import linear_dot_general
 from .mesa import mesa_attention
+from .taps import tap_heads
 
 Initializer = jax.nn.initializers.Initializer
 MIN_REGULARIZATION = 1e-3  # keeps the Cholesky factor of many unit keys finite in float32
@@ -62,12 +68,37 @@ class _Mixer(nnx.Module):
             raise ValueError(f"{type(self).__name__} takes no mask")
         batch, length, width = x.shape
         qkv = self.qkv(x).reshape(batch, length, 3, self.heads, width // self.heads)
-        mixed = self.mix(x, qkv, **options) if mask is None else self.mix(x, qkv, mask, **options)
+        if mask is not None:
+            options["mask"] = mask
+        mixed = self.mix(x, qkv, **options)
+        mixed = tap_heads(mixed, lambda: qkv[:, :, 2], lambda: self.pattern(x, qkv, **options))
         return self.out(mixed[:, read].reshape(batch, -1, width))
 
-    def mix(self, x: jax.Array, qkv: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    def mix(self, x: jax.Array, qkv: jax.Array, **options: Any) -> jax.Array:
         """Mixed values `[B, T, N, H]` of tokens `[B, T, width]` with qkv `[B, T, 3, N, H]`."""
         raise NotImplementedError
+
+    def pattern(self, x: jax.Array, qkv: jax.Array, **options: Any) -> jax.Array:
+        """The weights `[B, N, T, T]` with which queries (rows) sum the values of `mix`."""
+        raise NotImplementedError
+
+
+class _Recurrence(_Mixer):
+    """A mixer whose queries and keys have length 1, and which is linear in the values."""
+
+    def mix(self, x: jax.Array, qkv: jax.Array, **options: Any) -> jax.Array:
+        return self.recur(x, _unit(qkv[:, :, 0]), _unit(qkv[:, :, 1]), qkv[:, :, 2])
+
+    def recur(self, x: jax.Array, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        """Mixed values `[B, T, N, V]` of query and key `[B, T, N, H]` and value `[B, T, N, V]`."""
+        raise NotImplementedError
+
+    def pattern(self, x: jax.Array, qkv: jax.Array, **options: Any) -> jax.Array:
+        batch, length, _, heads, _ = qkv.shape
+        identity = jnp.eye(length, dtype=qkv.dtype)[None, :, None]
+        value = jnp.broadcast_to(identity, (batch, length, heads, length))
+        mixed = self.recur(x, _unit(qkv[:, :, 0]), _unit(qkv[:, :, 1]), value)
+        return jnp.moveaxis(mixed, 1, 2).astype(jnp.float32)
 
 
 class SoftmaxAttention(_Mixer):
@@ -78,10 +109,12 @@ class SoftmaxAttention(_Mixer):
         al. 2023, section 2).
       rotary: rotate queries and keys by their positions (Su et al. 2021, section 3.2.2).
       bidirectional: each token sees all tokens.
+      smeared_keys: each head mixes the key of a token with that of the token before, in learned
+        shares (Olsson et al. 2022, "In-context learning and induction heads", argument 2). Then the
+        mixer takes no mask.
     """
 
-    takes_mask = True
-    options = ("qk_norm", "rotary", "bidirectional")
+    options = ("qk_norm", "rotary", "bidirectional", "smeared_keys")
 
     @staticmethod
     def state_size(width: int, heads: int, tokens: int) -> int:
@@ -95,6 +128,7 @@ class SoftmaxAttention(_Mixer):
         qk_norm: bool = False,
         rotary: bool = False,
         bidirectional: bool = False,
+        smeared_keys: bool = False,
         **options: Any,
     ):
         super().__init__(width, heads, **options)
@@ -107,6 +141,9 @@ class SoftmaxAttention(_Mixer):
         self.qk_scale = nnx.data(nnx.Param(scales) if qk_norm else None)
         self.rotary = rotary
         self.bidirectional = bidirectional
+        self.smear = nnx.data(nnx.Param(jnp.zeros(heads)) if smeared_keys else None)
+        # The token before a token of a masked prompt need not be the one at its left.
+        self.takes_mask = not smeared_keys
 
     def mix(
         self,
@@ -115,13 +152,26 @@ class SoftmaxAttention(_Mixer):
         mask: jax.Array | None = None,
         positions: jax.Array | None = None,
     ) -> jax.Array:
-        if self.rotary or self.qk_scale is not None:
+        if self.rotary or self.qk_scale is not None or self.smear is not None:
             qkv = jnp.concatenate([self._scored(qkv[:, :, :2], positions), qkv[:, :, 2:]], axis=2)
         causal = mask is None and not self.bidirectional
         return packed_dot_product_attention(qkv, mask=mask, is_causal=causal)
 
+    def pattern(
+        self,
+        x: jax.Array,
+        qkv: jax.Array,
+        mask: jax.Array | None = None,
+        positions: jax.Array | None = None,
+    ) -> jax.Array:
+        qk = self._scored(qkv[:, :, :2], positions)
+        causal = mask is None and not self.bidirectional
+        return attention_weights(qk[:, :, 0], qk[:, :, 1], mask=mask, is_causal=causal)
+
     def _scored(self, qk: jax.Array, positions: jax.Array | None) -> jax.Array:
         """The queries and keys `[B, T, 2, N, H]` that form scores."""
+        if self.smear is not None:
+            qk = jnp.stack([qk[:, :, 0], _smeared(qk[:, :, 1], self.smear[...])], axis=2)
         if self.qk_scale is not None:
             scale = self.qk_scale[...] * qk.shape[-1] ** 0.5
             qk = _unit(qk) * scale.astype(qk.dtype)[None, None]
@@ -130,7 +180,7 @@ class SoftmaxAttention(_Mixer):
         return rotated(qk, jnp.arange(qk.shape[1]) if positions is None else positions)
 
 
-class LinearAttention(_Mixer):
+class LinearAttention(_Recurrence):
     """Linear attention whose state decays (Mamba-2, Dao and Gu 2024, section 7).
 
     Query and key are normalised to length 1. A sigmoid gate of each head and token is the factor on
@@ -147,13 +197,12 @@ class LinearAttention(_Mixer):
         )
         self.gate = _head_scalars(width, heads, options, bias_init=gates)
 
-    def mix(self, x: jax.Array, qkv: jax.Array) -> jax.Array:
-        query, key, value = _unit(qkv[:, :, 0]), _unit(qkv[:, :, 1]), qkv[:, :, 2]
+    def recur(self, x: jax.Array, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         log_decay = jax.nn.log_sigmoid(self.gate(x).astype(jnp.float32))
         return linear_attention(query, key, value, log_decay=log_decay, is_causal=True, scale=1.0)
 
 
-class DeltaRule(_Mixer):
+class DeltaRule(_Recurrence):
     """Online gradient descent on a map from keys to values (DeltaNet, Yang et al. 2024, section 3).
 
     Query and key are normalised to length 1. The learning rate of each head and token is a sigmoid
@@ -164,13 +213,12 @@ class DeltaRule(_Mixer):
         super().__init__(width, heads, **options)
         self.beta = _head_scalars(width, heads, options)
 
-    def mix(self, x: jax.Array, qkv: jax.Array) -> jax.Array:
-        query, key, value = _unit(qkv[:, :, 0]), _unit(qkv[:, :, 1]), qkv[:, :, 2]
+    def recur(self, x: jax.Array, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         beta = jax.nn.sigmoid(self.beta(x).astype(jnp.float32))
         return delta_rule(query, key, value, beta, scale=1.0)
 
 
-class Mesa(_Mixer):
+class Mesa(_Recurrence):
     """Ridge regression from keys to values (the mesa-layer, von Oswald et al. 2023).
 
     Query and key are normalised to length 1. Each head learns its regularization, initially 1.
@@ -184,8 +232,7 @@ class Mesa(_Mixer):
         super().__init__(width, heads, **options)
         self.log_regularization = nnx.Param(jnp.zeros(heads))
 
-    def mix(self, x: jax.Array, qkv: jax.Array) -> jax.Array:
-        query, key, value = _unit(qkv[:, :, 0]), _unit(qkv[:, :, 1]), qkv[:, :, 2]
+    def recur(self, x: jax.Array, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         grown = jnp.exp(self.log_regularization[...])
         regularization = MIN_REGULARIZATION + (1 - MIN_REGULARIZATION) * grown
         return mesa_attention(query, key, value, regularization)
@@ -210,6 +257,13 @@ def rotated(x: jax.Array, positions: jax.Array) -> jax.Array:
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     both = [first * cos - second * sin, first * sin + second * cos]
     return jnp.concatenate(both, axis=-1).astype(x.dtype)
+
+
+def _smeared(key: jax.Array, logits: jax.Array) -> jax.Array:
+    """Keys `[B, T, N, H]`, each mixed with the key before; the first is kept."""
+    before = jnp.concatenate([key[:, :1], key[:, :-1]], axis=1)
+    own = jax.nn.sigmoid(logits).astype(key.dtype)[None, None, :, None]
+    return own * key + (1 - own) * before
 
 
 def _head_scalars(width: int, heads: int, options: dict[str, Any], **more: Any) -> nnx.Linear:

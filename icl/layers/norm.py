@@ -120,4 +120,14 @@ class RMSNorm(nnx.Module):
         return rms_norm(x, self.scale[...])
 
 
-NORMS = {"layer": LayerNorm, "rms": RMSNorm}
+class NoNorm(nnx.Module):
+    """Leaves tokens as they are."""
+
+    def __init__(self, width: int):
+        pass
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x
+
+
+NORMS = {"layer": LayerNorm, "rms": RMSNorm, "none": NoNorm}

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..kernels import dot_product_attention
+from ..kernels import attention_weights, dot_product_attention
+from ..layers.taps import tap_heads
 from ..ranges import COUNT, FINITE, SIZE, check_ranges
 from .base import HeadWeights
 from .self_attention import SelfAttention, SelfAttentionConfig, SelfAttentionLayer
@@ -154,7 +155,8 @@ class ContrastiveAttentionLayer(SelfAttentionLayer):
         if self.config.regularization:
             # Softmax weights do not change; only the query's own value is scaled.
             varied = varied.at[:, demonstrations:].multiply(1 - self.config.regularization)
-        return dot_product_attention(query, key, varied)
+        mixed = dot_product_attention(query, key, varied)
+        return tap_heads(mixed, lambda: varied, lambda: attention_weights(query, key))
 
     def _negatives(self, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         """Mean value of the negatives of each demonstration; all arrays are `[B, D, N, H]`."""

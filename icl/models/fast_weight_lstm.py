@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..layers.linear import linear_dot_general
+from ..layers.taps import tap
 from ..ranges import SIZE, check_ranges
 from .base import Model, ModelConfig, uniform
 
@@ -123,8 +124,8 @@ class FastWeightLSTM(Model):
         self.read_out = nnx.Linear(config.width, outputs or 1, rngs=rngs, **uniform(config.width))
 
     def __call__(self, tokens: jax.Array, read: slice = slice(None)) -> jax.Array:
-        x = self.read_in(tokens).astype(self.dtype)
+        x = tap("residual", self.read_in(tokens).astype(self.dtype))
         for layer in self.layers:
-            x = x + layer(x)
+            x = tap("residual", x + layer(x))
         predictions = self.read_out(x[:, read].astype(jnp.float32))
         return predictions[..., 0] if self.scalar else predictions

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ..layers.taps import repeat
 from ..ranges import COUNT, SIZE, STEPS, check_ranges
 from .transformer import Transformer, TransformerConfig
 
@@ -119,8 +120,8 @@ class LoopedTransformer(Transformer):
             raise ValueError(f"loops must be at least 1, got {loops}")
         x = self.embed(tokens, positions)
         seen = self._seen(positions, mask)
-        loop = lambda _, z: self.transform(z + x, slice(None), **seen)
-        z = jax.lax.fori_loop(0, loops - 1, loop, jnp.zeros_like(x))
+        loop = lambda z: self.transform(z + x, slice(None), **seen)
+        z = repeat(loops - 1, loop, jnp.zeros_like(x))
         return self.predict(self.transform(z + x, read, **seen))
 
     def outputs_by_loop(

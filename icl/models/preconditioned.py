@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..kernels import linear_attention
+from ..layers.taps import tap, tap_heads
 from ..ranges import NOT_NEGATIVE, check_ranges
 from .base import HeadWeights, Model, ModelConfig
 
@@ -94,7 +95,7 @@ class PreconditionedAttention(Model):
         heads = lambda rows: rows[:, :, None]
         examples = tokens.shape[1] - 1
         with jax.default_matmul_precision("highest"):
-            z = tokens
+            z = tap("residual", tokens)
             for layer in range(layers):
                 x, y = z[..., :-1], z[..., -1:]
                 query = jnp.einsum("btd,de->bte", x, self.query[layer])
@@ -102,10 +103,15 @@ class PreconditionedAttention(Model):
                 if self.config.transforms_inputs:
                     added = jnp.einsum("btd,ed->bte", x, self.values[layer])
                 value = jnp.concatenate([added, y], axis=-1)
-                z = z + linear_attention(
+                mixed = linear_attention(
                     heads(query), heads(x[:, :-1]), heads(value[:, :-1]),
                     is_causal=False, scale=1 / examples,
-                )[:, :, 0]  # fmt: skip
+                )  # fmt: skip
+                pattern = lambda q=query, x=x: jnp.einsum("bte,bse->bts", q, x[:, :-1]) / examples
+                mixed = tap_heads(
+                    mixed, lambda v=value: heads(v[:, :-1]), lambda p=pattern: p()[:, None]
+                )
+                z = tap("residual", z + mixed[:, :, 0])
         return z
 
     def heads(self) -> list[HeadWeights]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ..layers.taps import tap
 from ..ranges import SIZE, check_ranges
 from .base import Model, ModelConfig, uniform
 
@@ -107,11 +108,11 @@ class Recurrent(Model):
         """The cell's first carry, made of vectors like `start`, `[B, width]`."""
 
     def __call__(self, tokens: jax.Array, read: slice = slice(None)) -> jax.Array:
-        x: Any = self.read_in(tokens).astype(self.dtype)
+        x: Any = tap("residual", self.read_in(tokens).astype(self.dtype))
         # Made from x, so that under shard_map it varies over devices as x does.
         carry = self._carry(jnp.zeros_like(x[:, 0]))
         for layer in self.layers:
-            x = layer(x, initial_carry=carry)
+            x = tap("residual", layer(x, initial_carry=carry))
         predictions = self.read_out(x[:, read].astype(jnp.float32))
         return predictions[..., 0] if self.scalar else predictions
 

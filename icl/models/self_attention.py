@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..kernels import dot_product_attention, linear_attention
+from ..kernels import attention_weights, dot_product_attention, linear_attention
+from ..layers.taps import tap, tap_heads
 from ..ranges import COUNT, POSITIVE, SIZE, check_ranges
 from .base import HeadWeights, Model, ModelConfig
 from .features import Features
@@ -151,8 +152,10 @@ class SelfAttentionLayer(nnx.Module):
     def mix(self, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         """Attention `[B, T, N, H]` of queries `[B, T, N, H]` to keys and values `[B, S, N, H]`."""
         if self.softmax:
-            return dot_product_attention(query, key, value)
-        return linear_attention(query, key, value, is_causal=False, scale=1.0)
+            mixed = dot_product_attention(query, key, value)
+            return tap_heads(mixed, lambda: value, lambda: attention_weights(query, key))
+        mixed = linear_attention(query, key, value, is_causal=False, scale=1.0)
+        return tap_heads(mixed, lambda: value, lambda: jnp.einsum("btnh,bsnh->bnts", query, key))
 
 
 class SelfAttention(Model):
@@ -223,12 +226,14 @@ class SelfAttention(Model):
             if self.config.positions:
                 at = sinusoids(tokens.shape[1], self.config.positions)
                 x = jnp.concatenate([x, jnp.broadcast_to(at, (len(x), *at.shape))], axis=-1)
+            x = tap("residual", x)
             for index in range(layers):
                 layer = self.layers[0 if self.config.shared else index]
                 context = x if self.config.query_in_context else x[:, :-1]
-                x = x + damping * layer(x, context)
+                x = x + tap("mixer", damping * layer(x, context))
                 if limit is not None:
                     x = jnp.clip(x, -limit, limit)
+                x = tap("residual", x)
         return x
 
     def heads(self) -> list[HeadWeights]:

@@ -13,10 +13,10 @@ from flax import nnx
 from ..layers.linear import linear_dot_general
 from ..layers.mixers import MIXERS
 from ..layers.norm import NORMS
-from ..ranges import FINITE, SIZE, Range, check_ranges
+from ..layers.taps import tap
+from ..ranges import FINITE, POSITIVE, SIZE, Range, check_ranges
 from .base import HeadWeights, Model, ModelConfig, uniform
 
-INIT_STD = 0.02
 RATIO = Range(1.0, FINITE.high)
 
 
@@ -50,10 +50,19 @@ class TransformerConfig(ModelConfig):
     2022 use 30. Without effect if position_encoding is not sinusoidal."""
     qk_norm: bool = False
     """Normalise the queries and keys of each attention head, with learned scales."""
-    norm: Literal["layer", "rms"] = "layer"
-    """Layer normalisation or RMS normalisation (Zhang and Sennrich 2019)."""
+    norm: Literal["layer", "rms", "none"] = "layer"
+    """Layer normalisation, RMS normalisation (Zhang and Sennrich 2019), or none (Reddy 2023)."""
     bidirectional: bool = False
     """Let each token see the whole prompt, in layouts that hide the labels of queries."""
+    smeared_keys: bool = False
+    """Let each attention head mix the key of a token with that of the token before (Olsson et al.
+    2022)."""
+    mlp: bool = True
+    """Give each block an MLP; without, the model is attention-only (Elhage et al. 2021)."""
+    readout_layers: int = 0
+    """Number of hidden layers of the read-out, each a linear map and a ReLU (Reddy 2023)."""
+    init_std: float = 0.02
+    """Standard deviation of initial weights of blocks, and of learned positions; GPT-2's."""
     zero_outputs: bool = False
     """Start with blocks that add nothing: their output weights are 0."""
 
@@ -61,8 +70,9 @@ class TransformerConfig(ModelConfig):
         super().__post_init__()
         positions = Range(1, 2 * SIZE.high)  # two tokens a point
         check_ranges(
-            "model", self, heads=SIZE, width=SIZE, max_tokens=positions, sinusoid_base=RATIO
-        )
+            "model", self, heads=SIZE, width=SIZE, max_tokens=positions, sinusoid_base=RATIO,
+            readout_layers=Range(0, 1000), init_std=POSITIVE,
+        )  # fmt: skip
         if self.width % self.heads:
             raise ValueError(f"a width of {self.width} cannot be split into {self.heads} heads")
         if self.position_encoding == "sinusoidal" and self.width % 2:
@@ -77,6 +87,7 @@ class TransformerConfig(ModelConfig):
                 "rotary": 'position_encoding to "learned"',
                 "qk_norm": "qk_norm to False",
                 "bidirectional": "bidirectional to False",
+                "smeared_keys": "smeared_keys to False",
             }
             raise ValueError(
                 f"the mixer {self.mixer} has no option {option}: set model.{setting[option]}"
@@ -93,6 +104,7 @@ class TransformerConfig(ModelConfig):
             qk_norm=self.qk_norm,
             rotary=self.position_encoding == "rotary",
             bidirectional=self.bidirectional,
+            smeared_keys=self.smeared_keys,
         )
         return {name: value for name, value in options.items() if value}
 
@@ -112,9 +124,9 @@ class TransformerConfig(ModelConfig):
         total = batch * tokens
         square = self.layers * self.width**2
         return {
-            "ends": 6.0 * (in_width + 1) * self.width * total,
+            "ends": 6.0 * (in_width + 1 + self.readout_layers * self.width) * self.width * total,
             "projections": 6.0 * 4 * square * total,
-            "mlp": 6.0 * 8 * square * total,
+            "mlp": 6.0 * 8 * square * total if self.mlp else 0.0,
             "attention": 12.0 * self.layers * self.width * tokens * total,
         }
 
@@ -125,16 +137,19 @@ STANDARD = TransformerConfig(layers=12, heads=8, width=256, max_tokens=101)
 
 
 class Block(nnx.Module):
-    """x + mixer(norm(x)), then x + mlp(norm(x)) with a GELU MLP of 4 * width hidden units."""
+    """x + mixer(norm(x)), then x + mlp(norm(x)) with a GELU MLP of 4 * width hidden units.
+
+    A block without an MLP is x + mixer(norm(x)).
+    """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         dtype = jnp.dtype(config.dtype)
         # GPT-2 scales initial output weights by 1 / sqrt(number of residual additions).
-        out_init = nnx.initializers.normal(INIT_STD / (2 * config.layers) ** 0.5)
+        out_init = nnx.initializers.normal(config.init_std / (2 * config.layers) ** 0.5)
         if config.zero_outputs:
             out_init = nnx.initializers.zeros
         norm = NORMS[config.norm]
-        kernel_init = nnx.initializers.normal(INIT_STD)
+        kernel_init = nnx.initializers.normal(config.init_std)
         options: dict[str, Any] = dict(dtype=dtype, dot_general=linear_dot_general, rngs=rngs)
         self.mixer_norm = norm(config.width)
         self.mixer = MIXERS[config.mixer](
@@ -146,14 +161,20 @@ class Block(nnx.Module):
             rngs=rngs,
             **config.mixer_options,
         )
+        self.has_mlp = config.mlp
+        if not config.mlp:
+            return
         self.mlp_norm = norm(config.width)
         self.up = nnx.Linear(config.width, 4 * config.width, kernel_init=kernel_init, **options)
         self.down = nnx.Linear(4 * config.width, config.width, kernel_init=out_init, **options)
 
     def __call__(self, x: jax.Array, read: slice = slice(None), **seen: jax.Array) -> jax.Array:
         """`seen` holds the arguments `mask` and `positions` of the mixer, if it takes them."""
-        x = x[:, read] + self.mixer(self.mixer_norm(x), read, **seen)
-        return x + self.down(jax.nn.gelu(self.up(self.mlp_norm(x)), approximate=True))
+        x = x[:, read] + tap("mixer", self.mixer(self.mixer_norm(x), read, **seen))
+        if not self.has_mlp:
+            return x
+        hidden = jax.nn.gelu(self.up(self.mlp_norm(x)), approximate=True)
+        return x + tap("mlp", self.down(hidden))
 
 
 class Transformer(Model):
@@ -189,10 +210,14 @@ class Transformer(Model):
         self.rotary = config.position_encoding == "rotary"
         sinusoidal = config.position_encoding == "sinusoidal"
         self.sinusoid_base = config.sinusoid_base if sinusoidal else None
-        table = lambda: INIT_STD * jax.random.normal(rngs.params(), (positions, config.width))
+        table = lambda: (
+            config.init_std * jax.random.normal(rngs.params(), (positions, config.width))
+        )
         self.positions = nnx.data(nnx.Param(table()) if learned else None)
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.layers)])
         self.norm = NORMS[config.norm](config.width)
+        hidden = lambda: nnx.Linear(config.width, config.width, rngs=rngs, **uniform(config.width))
+        self.hidden = nnx.List([hidden() for _ in range(config.readout_layers)])
         self.scalar = outputs is None
         self.read_out = nnx.Linear(config.width, outputs or 1, **ends, **uniform(config.width))
 
@@ -260,13 +285,17 @@ class Transformer(Model):
           **seen: `mask` and `positions` for the mixers.
         """
         last = len(self.blocks) - 1
+        x = tap("residual", x)
         for index, block in enumerate(self.blocks):
-            x = block(x, read if index == last else slice(None), **seen)
+            x = tap("residual", block(x, read if index == last else slice(None), **seen))
         return self.norm(x)
 
     def predict(self, x: jax.Array) -> jax.Array:
         """Predictions, float32 `[..., (outputs)]`, from the result of `transform`."""
-        predictions = self.read_out(x.astype(jnp.float32))
+        x = x.astype(jnp.float32)
+        for layer in self.hidden:
+            x = jax.nn.relu(layer(x))
+        predictions = self.read_out(x)
         return predictions[..., 0] if self.scalar else predictions
 
     def heads(self) -> list[HeadWeights]:

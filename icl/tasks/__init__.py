@@ -1,16 +1,18 @@
 """Task families sampled on the device, task pools, curricula and layouts."""
 
 from ..registry import register
+from .associative_recall import AssociativeRecall, Pairs
 from .base import Data, Difficulty, Episode, FunctionFamily, TaskFamily
 from .class_sequences import ClassSequences
 from .classification import LinearClassification, Parity
 from .curriculum import Curriculum, garg_curriculum
 from .decision_tree import DecisionTree, Tree
 from .inputs import Images, InputKind, Symbols, Vectors
-from .labels import Classes, LabelKind, Measure, Scalar, Signs, Vector
+from .labels import Classes, LabelKind, Measure, NextSymbol, Scalar, Signs, Vector
 from .layouts import (
     LAYOUTS,
     Concatenated,
+    Inputs,
     Interleaved,
     Layout,
     Masked,
@@ -20,16 +22,20 @@ from .layouts import (
     Tagged,
 )
 from .linear_regression import LinearRegression
+from .markov_chains import MarkovChains
 from .mixture import Mixture, MixtureTask
 from .outliers import ManyOutlierRegression, OrthogonalOutlierRegression
 from .projected_images import ProjectedImages
 from .quadratic_regression import QuadraticRegression
 from .random_network import Lines, RandomNetwork
+from .relabelled_classes import RelabelledClasses, Relabelling
 from .relu_network import Network, ReLUNetwork
+from .repeated_sequences import RepeatedSequences
 from .sampling import MAX_POOL_SIZE, pool_task, sample_batch, sample_prompt
 from .sequence_kinds import KINDS
 from .sine import SineRegression, fast_sines
 from .sparse_linear_regression import SparseLinearRegression
+from .symbol_sequences import SymbolSequences
 from .vector_retrieval import Store, VectorRetrieval
 from .whitened_regression import WhitenedRegression
 
@@ -50,6 +56,10 @@ FAMILIES: dict[str, type[TaskFamily]] = {
     "random_network": RandomNetwork,
     "lines": Lines,
     "class_sequences": ClassSequences,
+    "relabelled_classes": RelabelledClasses,
+    "repeated_sequences": RepeatedSequences,
+    "markov_chains": MarkovChains,
+    "associative_recall": AssociativeRecall,
     "mixture": Mixture,
 }
 
@@ -72,6 +82,7 @@ __all__ = [
     "KINDS",
     "LAYOUTS",
     "MAX_POOL_SIZE",
+    "AssociativeRecall",
     "ClassSequences",
     "Classes",
     "Concatenated",
@@ -83,6 +94,7 @@ __all__ = [
     "FunctionFamily",
     "Images",
     "InputKind",
+    "Inputs",
     "Interleaved",
     "LabelKind",
     "Layout",
@@ -90,18 +102,24 @@ __all__ = [
     "LinearRegression",
     "Lines",
     "ManyOutlierRegression",
+    "MarkovChains",
     "Masked",
     "Measure",
     "Mixture",
     "MixtureTask",
     "Network",
+    "NextSymbol",
     "OrthogonalOutlierRegression",
     "Paired",
+    "Pairs",
     "Parity",
     "ProjectedImages",
     "QuadraticRegression",
     "RandomNetwork",
     "ReLUNetwork",
+    "RelabelledClasses",
+    "Relabelling",
+    "RepeatedSequences",
     "Scalar",
     "Separate",
     "Shifted",
@@ -109,6 +127,7 @@ __all__ = [
     "SineRegression",
     "SparseLinearRegression",
     "Store",
+    "SymbolSequences",
     "Symbols",
     "Tagged",
     "TaskFamily",

@@ -66,6 +66,7 @@ class TaskFamily(ABC):
     every_point_is_query: ClassVar[bool] = True  # at full difficulty
     hidden_queries: ClassVar[int] = 0  # number of last points that are queries and never context
     only_last_is_query: ClassVar[bool] = False  # whether the last point is the only query
+    inputs_alone: ClassVar[bool] = False  # whether prompts are made of inputs, and show no label
 
     points: int = 41
     """Number of (x, y) points in a prompt."""

@@ -10,10 +10,13 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from ..ranges import SIZE, check_range
+
+LEAST_PROBABILITY = 1e-38
 
 
 class Measure(NamedTuple):
@@ -226,6 +229,27 @@ class Classes(_Categories):
                 f"labels of this task are classes: each must be an integer from 0 to "
                 f"{self.number - 1}"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class NextSymbol(Classes):
+    """The symbol that comes next, predicted by probabilities, trained by cross-entropy.
+
+    The error is the cross-entropy too, in nats: minus the logarithm of the probability of the
+    symbol.
+    """
+
+    @property
+    def error_name(self) -> str:
+        return "cross-entropy, nats"
+
+    def error(self, prediction: Any, y: Any) -> Any:
+        xp = jnp if isinstance(prediction, jax.Array) else np
+        chosen = xp.take_along_axis(
+            prediction, xp.broadcast_to(y, prediction.shape[:-1])[..., None], axis=-1
+        )[..., 0]
+        # Below the smallest float32, so that a probability that underflows has a finite error.
+        return -xp.log(xp.maximum(chosen, LEAST_PROBABILITY))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -198,6 +198,19 @@ class Shifted(_Beside, Interleaved):
         return episode.length
 
 
+class Inputs(Shifted):
+    """x_1, x_2, x_3, ...: y_i is predicted at x_i, and no token is made from a label.
+
+    This is the layout of language: the label of a symbol is the next symbol, which is an input.
+    """
+
+    def width(self, features: int, labels: LabelKind) -> int:
+        return features
+
+    def encode(self, episode: Episode, labels: LabelKind = SCALAR) -> jax.Array:
+        return episode.x
+
+
 class Masked:
     """(x_1, y_1, 0), ..., (x_q, 0, 1), (x_r, 0, 1): all queries are predicted in one pass.
 
@@ -246,4 +259,5 @@ LAYOUTS: dict[str, Layout] = {
     "shifted": Shifted(),
     "separate": Separate(),
     "masked": Masked(),
+    "inputs": Inputs(),
 }

@@ -140,13 +140,21 @@ class Config:
     task: TaskFamily = dataclasses.field(default_factory=LinearRegression)
     """The task family that is learned in context."""
     layout: Literal[
-        "interleaved", "tagged", "paired", "shifted", "concatenated", "separate", "masked"
+        "interleaved",
+        "tagged",
+        "paired",
+        "shifted",
+        "concatenated",
+        "separate",
+        "masked",
+        "inputs",
     ] = "interleaved"
     """How points become tokens.
     Interleaved: x1 y1 x2 y2 ...; concatenated: (x1, y1) ... (query, 0).
     Tagged: (0, x1) (y1, 0) (0, x2) ...; separate: (x1, 0) (0, y1) ... (query, 0).
     Paired: (x1, 0) (x1, y1) (x2, 0) (x2, y2) ...; shifted: (x1, 0) (x2, y1) (x3, y2) ...
-    Masked: (x1, y1, 0) ... (query, 0, 1) (query, 0, 1), for tasks with queries."""
+    Masked: (x1, y1, 0) ... (query, 0, 1) (query, 0, 1), for tasks with queries.
+    Inputs: x1 x2 x3 ..., for sequences of symbols."""
     model: ModelConfig = dataclasses.field(default_factory=TransformerConfig)
     """The model that learns in context."""
     curriculum: Curriculum = dataclasses.field(default_factory=Curriculum)
@@ -206,6 +214,13 @@ class Config:
             raise ValueError(
                 f"{self.model.title} takes tokens that mark queries: set layout to masked, not "
                 f"{name}, and task.queries to the number of queries"
+            )
+        if self.task.inputs_alone != (name == "inputs"):
+            family = type(self.task).__name__
+            raise ValueError(
+                f"prompts of {family} are made of inputs alone: set layout to inputs, not {name}"
+                if self.task.inputs_alone
+                else f"the layout inputs shows no labels, which {family} needs: choose another"
             )
         if hidden and name != "masked":
             raise ValueError(

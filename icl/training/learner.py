@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from ..layers.embedders import EMBEDDERS, Embedder
+from ..layers.taps import Taps, installed
 from ..models import Model, check_causal
 from ..tasks import LAYOUTS, Classes, Episode
 from ..tasks.labels import EmbeddedClasses
@@ -151,6 +152,17 @@ class Learner:
         """
         outputs = self._outputs(variables, episodes, self.layout.read)
         return self.labels.prediction(outputs)
+
+    def predict_with(
+        self, taps: Taps, variables: Variables | Params, episodes: Episode
+    ) -> jax.Array:
+        """`predict` with taps (`icl.layers.taps`) in the model, which runs at all tokens."""
+        self._check_shapes(episodes)
+        network, model = self._parts(self._merged(variables))
+        tokens = self._encode(network, episodes)
+        with installed(taps):
+            outputs = model(tokens, **self._lengths(episodes))
+        return self.labels.prediction(outputs[:, self.layout.read])
 
     def query_outputs(self, variables: Variables | Params, episodes: Episode) -> jax.Array:
         """Outputs of the model at the last point, float32 `[B, outputs]`; errors as for `predict`.

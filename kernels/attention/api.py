@@ -18,6 +18,7 @@ from ..arguments import (
     flat_lengths,
     flat_rows,
 )
+from ..numerics import accumulation_dtype
 from . import cudnn, pallas, reference, triton, xla
 from .problem import Dimensions, Operands, Problem
 
@@ -138,7 +139,63 @@ def packed_dot_product_attention(
     return out.reshape(*batch, length, heads, width)
 
 
+def attention_weights(
+    query: jax.Array,
+    key: jax.Array,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    *,
+    scale: float | None = None,
+    is_causal: bool = False,
+    query_seq_lengths: jax.Array | None = None,
+    key_value_seq_lengths: jax.Array | None = None,
+    local_window_size: int | tuple[int, int] | None = None,
+) -> jax.Array:
+    """The weights with which `dot_product_attention` sums the values, to look at them.
+
+    They are computed by the reference; the fused kernels never store them. A query that may attend
+    to no key has weights of 0.
+
+    Args:
+      query, key, bias, mask, scale, is_causal, query_seq_lengths, key_value_seq_lengths,
+        local_window_size: as in `dot_product_attention`.
+
+    Returns:
+      `[..., N, T, S]`, float32, or float64 for float64 inputs.
+
+    Raises:
+      ValueError, TypeError: as `dot_product_attention`.
+    """
+    query, key = jnp.asarray(query), jnp.asarray(key)
+    _check_shapes(query, key, key)
+    batch = query.shape[:-3]
+    heads, length, key_length = query.shape[-2], query.shape[-3], key.shape[-3]
+    problem, operands = _prepared(
+        Operands(flat(query), flat(key), flat(key)), batch, (heads, length, key_length), bias,
+        mask, scale, is_causal, query_seq_lengths, key_value_seq_lengths, local_window_size,
+    )  # fmt: skip
+    if 0 in operands.query.shape or 0 in operands.key.shape:
+        shape = (*batch, heads, length, key_length)
+        return jnp.zeros(shape, accumulation_dtype(query.dtype))
+    weights = reference.attention_weights(problem, operands)
+    return weights.reshape(*batch, heads, length, key_length)
+
+
 def _attend(
+    operands: Operands, batch: tuple[int, ...], scores: tuple[int, int, int], *options: Any
+) -> jax.Array:
+    """Checks the arguments of both functions and runs; `scores` is (N, T, S)."""
+    *options, implementation = options
+    problem, operands = _prepared(operands, batch, scores, *options)
+    if any(0 in array.shape for array in (operands.query, operands.key) if array is not None):
+        dispatch.names_of("attention", IMPLEMENTATIONS, implementation)
+        return jnp.zeros_like(operands.query[:, :, 0] if operands.is_packed else operands.query)
+    return dispatch.run(
+        "attention", IMPLEMENTATIONS, implementation, problem, operands, forward_mode="reference"
+    )
+
+
+def _prepared(
     operands: Operands,
     batch: tuple[int, ...],
     scores: tuple[int, int, int],
@@ -149,9 +206,8 @@ def _attend(
     query_seq_lengths: Any,
     key_value_seq_lengths: Any,
     local_window_size: Any,
-    implementation: Any,
-) -> jax.Array:
-    """Checks the arguments of both functions and runs; `scores` is (N, T, S)."""
+) -> tuple[Problem, Operands]:
+    """The call, after its arguments are checked."""
     if mask is not None and jnp.asarray(mask).dtype != jnp.bool_:
         dtype = jnp.asarray(mask).dtype
         raise TypeError(f"mask must be boolean (True attends), got {dtype}; use bias")
@@ -169,12 +225,7 @@ def _attend(
         window=as_window(local_window_size),
         precision=jax.config.jax_default_matmul_precision,
     )
-    if any(0 in array.shape for array in (operands.query, operands.key) if array is not None):
-        dispatch.names_of("attention", IMPLEMENTATIONS, implementation)
-        return jnp.zeros_like(operands.query[:, :, 0] if operands.is_packed else operands.query)
-    return dispatch.run(
-        "attention", IMPLEMENTATIONS, implementation, problem, operands, forward_mode="reference"
-    )
+    return problem, operands
 
 
 def _check_shapes(query: jax.Array, key: jax.Array, value: jax.Array) -> None:

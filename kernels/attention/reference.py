@@ -37,10 +37,25 @@ def keep_finite(key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array,
 def attention(problem: Problem, operands: Operands) -> jax.Array:
     """`softmax(scale * query @ key^T + bias) @ value`, `[B, T, N, H]` in the query's dtype."""
     operands = share_heads(operands)
+    weights, value, sees = _weigh(problem, operands)
+    product = einsum(problem.precision, weights.dtype)
+    result = product("bnts,bsnh->btnh", weights.astype(value.dtype), value)
+    if sees is not None:
+        result = jnp.where(sees, result, 0)
+    return result.astype(operands.query.dtype)
+
+
+def attention_weights(problem: Problem, operands: Operands) -> jax.Array:
+    """`softmax(scale * query @ key^T + bias)`, `[B, N, T, S]`; 0 for a query that sees no key."""
+    return _weigh(problem, share_heads(operands))[0]
+
+
+def _weigh(problem: Problem, operands: Operands) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """The weights `[B, N, T, S]`, the values to sum, and which queries see a key, if not all do."""
     query, key, value, bias = operands[:4]
     dtype = accumulation_dtype(query.dtype)
     product = einsum(problem.precision, dtype)
-    allowed = allowed_pairs(problem, operands)
+    allowed, sees = allowed_pairs(problem, operands), None
     if allowed is not None:
         sees = allowed.any(axis=-1).swapaxes(1, 2)[..., None]
         query = jnp.where(sees, query, 0)
@@ -57,11 +72,7 @@ def attention(problem: Problem, operands: Operands) -> jax.Array:
     if allowed is not None:
         weights = jnp.where(allowed, weights, 0)
     total = weights.sum(axis=-1, keepdims=True)
-    weights = weights / jnp.where(total == 0, 1, total)
-    result = product("bnts,bsnh->btnh", weights.astype(value.dtype), value)
-    if allowed is not None:
-        result = jnp.where(sees, result, 0)
-    return result.astype(query.dtype)
+    return weights / jnp.where(total == 0, 1, total), value, sees
 
 
 IMPLEMENTATION = Implementation(attention)

@@ -117,8 +117,9 @@ def shrunk(config):
         sizes |= {} if task.labels is None else dict(labels=6)
     elif not isinstance(task, WhitenedRegression) and hasattr(task, "dim"):
         sizes |= dict(dim=min(task.dim, 4))
-    few = dict(nonzeros=2, hidden=4, depth=2, queries=3, fewest_points=3)
-    for name, most in few.items():
+    limits = dict(nonzeros=2, hidden=4, depth=2, queries=3, shortest=2, longest=3, pairs=1)
+    limits |= dict(fewest_points=3)
+    for name, most in limits.items():
         if hasattr(task, name):
             sizes[name] = getattr(task, name) and min(getattr(task, name), most)
     most = dict(layers=2, heads=2, width=8, features=6, key_size=4, loops=3, window=2)

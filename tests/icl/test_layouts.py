@@ -53,6 +53,9 @@ def test_scored_predictions_cannot_see_their_label(layout, points):
 
 def test_every_example_before_a_scored_prediction_is_visible(layout):
     drawn = episode(layout=layout)
+    if layout is LAYOUTS["inputs"]:  # later inputs show the labels
+        np.testing.assert_array_equal(layout.encode(drawn), drawn.x)
+        return
     read = np.arange(layout.tokens(5))[layout.read]
     for i in np.flatnonzero(layout.scored(drawn)):
         for j in np.flatnonzero(drawn.context[:i]):

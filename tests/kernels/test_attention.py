@@ -8,7 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from icl.kernels import dot_product_attention, packed_dot_product_attention
+from icl.kernels import (
+    attention_weights,
+    dot_product_attention,
+    packed_dot_product_attention,
+)
 from icl.kernels.attention import launch
 from icl.kernels.plans import forcing
 
@@ -427,3 +431,31 @@ def test_no_queries_or_no_keys():
     assert dot_product_attention(key, query, query).shape == (2, 0, 1, 4)
     gradient = jax.grad(lambda q: dot_product_attention(q, key, key).sum())(query)
     np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"local_window_size": (2, 0)}])
+def test_weights_are_those_that_sum_the_values(options):
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
+    query, key, value = draw(2, 3, 7, 4, 8), draw(2, 3, 7, 2, 8), draw(2, 3, 7, 2, 8)
+    mask, lengths = rng.random((2, 3, 4, 7, 7)) < 0.7, rng.integers(0, 8, (2, 3))
+    shared = dict(bias=draw(1, 1, 4, 7, 7), mask=mask, key_value_seq_lengths=lengths, **options)
+    weights = np.asarray(attention_weights(query, key, scale=0.5, **shared), np.float64)
+    assert weights.shape == (2, 3, 4, 7, 7)
+    # Rows of queries that see no key are 0; the others are distributions.
+    total = weights.sum(axis=-1)
+    assert (np.isclose(total, 1, atol=1e-5) | (total == 0)).all() and (total == 0).any()
+    assert (weights[~np.broadcast_to(mask, weights.shape)] == 0).all()
+    repeated = np.repeat(value, 2, axis=-2)
+    expected = dot_product_attention(query, key, value, scale=0.5, **shared)
+    summed = np.einsum("abnts,absnh->abtnh", weights, repeated)
+    np.testing.assert_allclose(summed, expected, atol=1e-5)
+
+
+def test_weights_of_nothing_and_of_what_does_not_fit():
+    assert attention_weights(np.zeros((0, 3, 2, 4)), np.zeros((0, 5, 2, 4))).shape == (0, 2, 3, 5)
+    assert attention_weights(np.zeros((1, 0, 2, 4)), np.zeros((1, 5, 2, 4))).shape == (1, 2, 0, 5)
+    with pytest.raises(ValueError, match="2 query heads cannot share 3 key heads evenly"):
+        attention_weights(np.zeros((1, 3, 2, 4)), np.zeros((1, 3, 3, 4)))
+    with pytest.raises(TypeError, match="mask must be boolean"):
+        attention_weights(np.zeros((1, 3, 2, 4)), np.zeros((1, 3, 2, 4)), mask=np.ones((3, 3)))

@@ -1,0 +1,188 @@
+"""Induction heads: what each head attends to and copies, over training, and what it is worth.
+
+Olsson et al. 2022, "In-context learning and induction heads", and the pattern-preserving ablation
+of its appendix.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.table import Table
+
+from ..models.transformer import TransformerConfig
+from ..report import Result, open_run, show_number
+from ..tasks import Episode, SymbolSequences
+from ..tasks.draws import stream
+from ..training.config import Config
+from ..training.run import Run
+from .head_scores import (
+    copying,
+    in_context_score,
+    prefix_matching,
+    previous_token,
+    repeated_block,
+    windows,
+)
+from .instrument import Instrument, over_checkpoints, zero
+
+PROMPTS = 256
+PROBES = 32  # prompts of repeated blocks
+LEAST_VOCABULARY = 8  # of a repeated block that is not mostly one symbol
+
+
+class Scores(NamedTuple):
+    """Scores of one checkpoint; heads are `[L, N]`."""
+
+    loss: np.ndarray  # cross-entropy by position, in nats, [points]
+    prefix_matching: np.ndarray
+    previous_token: np.ndarray
+    copying: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Induction(Result):
+    """Scores of all heads at every checkpoint, and ablations of each at the last.
+
+    Attributes:
+      steps: training steps, int `[S]`.
+      loss: mean cross-entropy by position, in nats, `[S, points]`.
+      in_context: loss late in a prompt minus loss early, in nats, `[S]`.
+      prefix_matching: attention to symbols after earlier occurrences of the present symbol, on
+        repeated random symbols, `[S, L, N]`.
+      previous_token: attention to the token before, likewise, `[S, L, N]`.
+      copying: share of positive eigenvalues of the map from symbols to logits, `[S, L, N]`.
+      ablated: rise of the loss late in a prompt if a head adds nothing, `[L, N]`.
+      ablated_preserving: likewise, with the attention patterns of the whole model, `[L, N]`.
+      prompts: number of prompts of the losses.
+      path: the run's folder.
+    """
+
+    steps: np.ndarray
+    loss: np.ndarray
+    in_context: np.ndarray
+    prefix_matching: np.ndarray
+    previous_token: np.ndarray
+    copying: np.ndarray
+    ablated: np.ndarray
+    ablated_preserving: np.ndarray
+    prompts: int
+    path: Path
+
+    file = "induction"
+
+    def table(self) -> Table:
+        """A row a head, at the last checkpoint."""
+        result = Table(
+            title=f"induction heads ({self.path}, step {self.steps[-1]})",
+            caption=(
+                f"loss {show_number(self.loss[-1].mean())} nats, in-context score "
+                f"{self.in_context[-1]:.3f} nats (loss late minus early, {self.prompts} "
+                "prompts); prefix, previous: share of attention to symbols after earlier "
+                "occurrences, to the token before; copying: -1 to 1; ablated: rise of the late "
+                "loss, all or with the patterns kept"
+            ),
+        )
+        for name in ("layer", "head", "prefix", "previous", "copying", "ablated", "pattern kept"):
+            result.add_column(name, justify="right")
+        columns = (
+            self.prefix_matching[-1], self.previous_token[-1], self.copying[-1],
+            self.ablated, self.ablated_preserving,
+        )  # fmt: skip
+        for layer, head in np.ndindex(self.ablated.shape):
+            cells = (f"{column[layer, head]:.3f}" for column in columns)
+            result.add_row(str(layer + 1), str(head + 1), *cells)
+        return result
+
+    def figure(self, plt: Any) -> Any:
+        """Losses, scores of the heads, and the loss by position, over training."""
+        figure, panels = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+        self._draw_losses(panels[0])
+        self._draw_heads(panels[1])
+        shown = panels[2].pcolormesh(
+            np.arange(self.loss.shape[1]), self.steps, self.loss, shading="nearest", cmap="magma"
+        )
+        figure.colorbar(shown, ax=panels[2], label="cross-entropy, nats")
+        panels[2].set(xlabel="position in the prompt", ylabel="training step")
+        panels[2].grid(False)
+        figure.suptitle(f"{self.path.name}, step {self.steps[-1]}", fontsize=10)
+        return figure
+
+    def _draw_losses(self, axes: Any) -> None:
+        early, late = windows(self.loss.shape[1])
+        axes.plot(self.steps, self.loss[:, early].mean(axis=1), label="early in the prompt")
+        axes.plot(self.steps, self.loss[:, late].mean(axis=1), label="late in the prompt")
+        axes.plot(self.steps, self.in_context, color="0.3", linestyle="--", label="late - early")
+        axes.set(xlabel="training step", ylabel="cross-entropy, nats")
+        axes.legend(fontsize=8)
+
+    def _draw_heads(self, axes: Any) -> None:
+        styles = (("prefix_matching", "-"), ("previous_token", ":"))
+        for layer, head in np.ndindex(self.ablated.shape):
+            name = f"layer {layer + 1}, head {head + 1}"
+            colour = f"C{layer * self.ablated.shape[1] + head}"
+            for (field, style), label in zip(styles, (name, None)):
+                values = getattr(self, field)[:, layer, head]
+                axes.plot(self.steps, values, style, color=colour, label=label)
+        axes.set(xlabel="training step", ylim=(-0.03, 1.03))
+        axes.set_ylabel("share of attention; solid: prefix matching,\ndotted: previous token")
+        if self.ablated.size <= 8:
+            axes.legend(fontsize=7)
+
+
+def has_symbols(config: Config) -> bool:
+    """Whether runs with these settings are transformers, with softmax attention, of sequences."""
+    task, model = config.task, config.model
+    fitting = type(model) is TransformerConfig and model.mixer == "attention"
+    return isinstance(task, SymbolSequences) and task.vocabulary >= LEAST_VOCABULARY and fitting
+
+
+def induction(run: Run | str | Path, *, prompts: int = PROMPTS, seed: int = 0) -> Induction:
+    """Scores the heads of a run at every checkpoint; writes induction.json and induction.png.
+
+    Args:
+      run: the run or its folder, a transformer of sequences of symbols.
+      prompts: number of prompts of the losses.
+      seed: seed of the prompts.
+
+    Raises:
+      RunError: no run there, or it has no checkpoint.
+      ValueError: fewer than one prompt.
+    """
+    run, _ = open_run(run, prompts=prompts)
+    inside = Instrument(run)
+    own = inside.prompts(prompts, seed)
+    probe = repeated_block(inside.learner.family, PROBES, stream("induction", seed))
+    found = over_checkpoints(run, lambda at: scores_of(at, own, *probe))
+    stacked = Scores(*map(np.stack, zip(*found.values())))
+    return Induction(
+        np.array(list(found)), stacked.loss, in_context_score(stacked.loss), *stacked[1:],
+        *_ablations(inside, own), prompts, run.path,
+    ).written()  # fmt: skip
+
+
+def scores_of(inside: Instrument, own: Episode, probe: Episode, period: int) -> Scores:
+    """The scores of a checkpoint, from prompts of its task and prompts of `repeated_block`."""
+    patterns = inside.capture(probe, ["pattern"])["pattern"]
+    of_layers = lambda score: np.stack([score(pattern) for pattern in patterns])
+    return Scores(
+        inside.errors(own).mean(axis=0),
+        of_layers(lambda pattern: prefix_matching(pattern, period)),
+        of_layers(previous_token),
+        np.stack(copying(inside)),
+    )
+
+
+def _ablations(inside: Instrument, prompts: Episode) -> tuple[np.ndarray, np.ndarray]:
+    """Rises of the late loss if a head adds nothing: free, and with the patterns kept."""
+    _, late = windows(inside.learner.family.points)
+    loss = lambda *edits: float(inside.errors(prompts, edits)[:, late].mean())
+    whole, frozen = loss(), inside.frozen_patterns(prompts)
+    shape = len(frozen), inside.learner.config.model.heads
+    free, kept = np.zeros(shape), np.zeros(shape)
+    for layer, head in np.ndindex(shape):
+        ablation = zero("heads", layer, head)
+        free[layer, head] = loss(ablation) - whole
+        kept[layer, head] = loss(*frozen, ablation) - whole
+    return free, kept
