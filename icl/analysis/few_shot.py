@@ -28,7 +28,7 @@ from ..training.run import Run
 from .fine_tuning import STEPS, FineTuning, Shots, Tuning, choose
 
 QUERIES = 4  # of a prompt
-TUNED_PROMPTS = 32  # for which weights are tuned
+TUNED_PROMPTS = 64  # for which weights are tuned
 FITTED = 3  # numbers of examples to which a model is fitted by thousands of steps
 RESAMPLES = 500
 FINE_TUNED = "fine-tuned"

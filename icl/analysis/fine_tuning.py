@@ -17,8 +17,8 @@ from ..evaluation.chunks import in_chunks
 from ..tasks import Episode
 from ..training.learner import Learner, Variables
 
-RATES = (1e-3, 3e-3, 1e-2)  # of Adam
-STEPS = (1, 2, 5, 10, 20)
+RATES = (3e-4, 1e-3, 3e-3)  # of Adam
+STEPS = (1, 3, 10, 30)
 FEW = 8  # prompts of fewer examples are filled up to this number, so that they share a program
 
 

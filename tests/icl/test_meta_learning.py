@@ -203,7 +203,7 @@ def test_fine_tuning_is_adam_on_prompts_of_one_point():
     ask = jax.jit(lambda params, x: jax.vmap(
         lambda one: learner.predict(params, alone(one[None]))[0, 0])(x))  # fmt: skip
     loss = lambda params: ((ask(params, shots.x[0, :2]) - shots.y[0, :2]) ** 2).mean()
-    for _ in range(2):
+    for _ in range(3):
         changes, state = optimizer.update(jax.grad(loss)(params), state, params)
         params = optax.apply_updates(params, changes)
     wrong = (ask(params, shots.x_query[0]) - shots.y_query[0]) ** 2
