@@ -15,6 +15,7 @@ from icl.tasks import (
     ClassSequences,
     Curriculum,
     LinearRegression,
+    Mixture,
     ProjectedImages,
     WhitenedRegression,
 )
@@ -115,6 +116,10 @@ def shrunk(config):
         sizes = dict(size=8, dim=5, rare=12, common=min(task.common, 4), holdout=5)
         sizes |= {} if task.is_built_in else dict(source=("glyphs",))
         sizes |= {} if task.labels is None else dict(labels=6)
+    elif isinstance(task, Mixture):
+        # Each family costs the programs of its estimators.
+        sizes |= dict(families=task.families[:1], shares=(), options=(), dim=2)
+        sizes |= dict(held_out=("quadratic_regression",))
     elif not isinstance(task, WhitenedRegression) and hasattr(task, "dim"):
         sizes |= dict(dim=min(task.dim, 4))
     limits = dict(nonzeros=2, hidden=4, depth=2, queries=3, shortest=2, longest=3, pairs=1)

@@ -232,3 +232,20 @@ def test_runs_beside_each_other_are_asked_for_the_same_queries(tmp_path):
         few_shot(implicit, beside=[other], prompts=1)
     with pytest.raises(ValueError, match="does not learn a mixture"):
         few_shot(untrained(tmp_path / "no", tiny()), prompts=1)
+
+
+def test_the_command_passes_runs_and_families_to_the_analysis(tmp_path, monkeypatch, capsys):
+    from icl import analysis, cli
+
+    task = dataclasses.replace(TASK, queries=None, fewest_points=None)
+    run, asked = untrained(tmp_path / "run", tiny(task=task)), {}
+    monkeypatch.setattr(cli, "_evaluate", lambda run, **options: None)
+    monkeypatch.setattr(cli, "_show_result", lambda result: None)
+    monkeypatch.setattr(analysis, "ask", lambda name, run, **own: asked.update({name: own}))
+    command = ["eval", str(run.path), "--beside", "a", "b", "--held-out", "parity"]
+    assert cli.main(command) == 0
+    assert asked["few-shot"] == {"beside": ("a", "b"), "held_out": ("parity",), "seed": 0}
+    assert "beside" not in asked["heads"]
+    plain = untrained(tmp_path / "plain", tiny())
+    assert cli.main(["eval", str(plain.path), "--beside", "a"]) == 2
+    assert "--beside needs the analysis few-shot" in capsys.readouterr().err
