@@ -106,7 +106,7 @@ def test_mixtures_are_saved_and_loaded():
         (dict(families=()), "at least one"),
         (
             dict(families=("linear",), options=(), shares=()),
-            "no task family 'linear' for .* there are class_",
+            "no task family 'linear' for a mixture; there are",
         ),
         (dict(families=("mixture",), options=(), shares=()), "no task family 'mixture'"),
         (dict(shares=(1.0,)), "task.shares must be 3 numbers"),
