@@ -28,6 +28,8 @@ usage: icl list [PART]                   one line about every preset; with PART,
        icl eval RUN --mode fewshot_holdout [--follow]
                                          learning in context or in weights at a checkpoint, or at
                                          each as soon as it is written: docs/chan.md
+       icl eval RUN --beside RUN ...     errors of learners of a mixture, by family and number
+                                         of examples: docs/meta-learning.md
        icl compare RUN RUN ...           runs of one task: error, parameters, size of the state
        icl study NAME                    an analysis that needs no run
        icl plot RUN                      draw a run's figures again, and training.png
@@ -388,6 +390,8 @@ def _eval(arguments: list[str]) -> int:
         analyses: tuple[str, ...] = ("all",),
         against: Folder | None = None,
         images: tuple[str, ...] = (),
+        beside: tuple[Folder, ...] = (),
+        held_out: tuple[str, ...] = (),
         mode: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
         follow: bool = False,
         step: int | None = None,
@@ -405,6 +409,9 @@ def _eval(arguments: list[str]) -> int:
           against: Folder of another run of this task with a single query; only the agreement of
             both runs' predictions is computed.
           images: Other sets of images for the analysis generalisation, by name or path.
+          beside: Folders of other runs of this mixture of families, for the analysis few-shot.
+          held_out: Names of task families that were not trained on, for the analysis few-shot;
+            those of the settings if none is given.
           mode: Kind of sequences to evaluate a run of class sequences on, once for each, such as
             fewshot_holdout, no_support_zipfian or flip (docs/chan.md). Only these evaluations are
             made; "all" stands for all that the run allows.
@@ -419,6 +426,7 @@ def _eval(arguments: list[str]) -> int:
         opened = Run.open(run)
         if mode or follow or step is not None:
             others = dict(against=against, images=images, analyses=analyses != ("all",) or None)
+            others |= {"beside": beside, "held-out": held_out}
             others["resamples"] = resamples != 1000 or None
             for name in (name for name, value in others.items() if value):
                 raise ValueError(f"--mode, --follow and --step evaluate modes: leave --{name} out")
@@ -433,8 +441,16 @@ def _eval(arguments: list[str]) -> int:
             from .analysis.generalisation import check_images
 
             check_images(opened.config, images)
-            if not any(ANALYSES[name].takes("images") for name in names):
-                raise ValueError("--images needs the analysis generalisation: add it to --analyses")
+        wanted = {"images": images, "beside": beside, "held_out": held_out}
+        wanted = {option: value for option, value in wanted.items() if value}
+        for option in wanted:
+            if not any(ANALYSES[name].takes(option) for name in names):
+                needed = "generalisation" if option == "images" else "few-shot"
+                given_as = option.replace("_", "-")
+                raise ValueError(
+                    f"--{given_as} needs the analysis {needed}: add it to --analyses, if the run "
+                    "allows it"
+                )
         _evaluate(opened, resamples=resamples, seed=seed, **given)
         for name in names:
             own: dict[str, Any] = {
@@ -444,8 +460,9 @@ def _eval(arguments: list[str]) -> int:
                 say(f"{name} averages over no prompts: --prompts does not change it")
             if ANALYSES[name].takes("seed"):
                 own["seed"] = seed
-            if images and ANALYSES[name].takes("images"):
-                own["images"] = images
+            for option, value in wanted.items():
+                if ANALYSES[name].takes(option):
+                    own[option] = value
             try:
                 result = ask(name, opened, **own)
             except ValueError as error:

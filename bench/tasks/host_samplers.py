@@ -17,6 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from icl.data import load_images
+from icl.tasks.mixture import label_root
 
 from .host_sequences import SequenceMaker
 from .host_sequences import load_images as load_images_of_classes
@@ -231,6 +232,18 @@ def mixed_regression(batch, family):
             matrix = torch.randn(family.dim, family.dim)
             labels[:] = ((prompt @ matrix) * prompt).sum(dim=1) / family.dim**0.5
     return x, y + family.noise * torch.randn(batch, family.points)
+
+
+def mixture(batch, family):
+    shares = np.array(family.shares or [1] * len(family.families))
+    x, y = [], []
+    for _ in range(batch):  # each prompt has a family of its own
+        chosen = np.random.choice(len(shares), p=shares / shares.sum())
+        name, member = family.families[chosen], family.members[chosen]
+        one_x, one_y = globals()[name](1, member)
+        x.append(one_x[0])
+        y.append(one_y[0] / label_root(member))
+    return torch.stack(x), torch.stack(y)
 
 
 def repeated_sequences(batch, family):

@@ -167,6 +167,12 @@ ANALYSES: dict[str, Analysis] = {
         ".function_transfer:function_transfer",
         ".function_transfer:has_queries",
     ),
+    "few-shot": Analysis(
+        "run",
+        "errors at 0, 1, 2, ... examples on families trained and held out (Brown et al.)",
+        ".few_shot:few_shot",
+        ".few_shot:has_families",
+    ),
     "circuits": Analysis(
         "run",
         "accuracy and the attention of circuits, over training (Minegishi et al.)",

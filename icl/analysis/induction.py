@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ..models.transformer import TransformerConfig
 from ..report import Result, open_run, show_number
-from ..tasks import Episode, SymbolSequences
+from ..tasks import Episode, SymbolSequences, TaskFamily
 from ..tasks.draws import stream
 from ..training.config import Config
 from ..training.run import Run
@@ -153,13 +153,18 @@ def induction(run: Run | str | Path, *, prompts: int = PROMPTS, seed: int = 0) -
     run, _ = open_run(run, prompts=prompts)
     inside = Instrument(run)
     own = inside.prompts(prompts, seed)
-    probe = repeated_block(inside.learner.family, PROBES, stream("induction", seed))
+    probe = probe_of(inside.learner.family, seed)
     found = over_checkpoints(run, lambda at: scores_of(at, own, *probe))
     stacked = Scores(*map(np.stack, zip(*found.values())))
     return Induction(
         np.array(list(found)), stacked.loss, in_context_score(stacked.loss), *stacked[1:],
         *_ablations(inside, own), prompts, run.path,
     ).written()  # fmt: skip
+
+
+def probe_of(family: TaskFamily, seed: int) -> tuple[Episode, int]:
+    """The prompts on which heads are scored, and their period; see `repeated_block`."""
+    return repeated_block(family, PROBES, stream("induction", seed))
 
 
 def scores_of(inside: Instrument, own: Episode, probe: Episode, period: int) -> Scores:

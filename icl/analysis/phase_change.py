@@ -16,10 +16,9 @@ from ..report import Result
 from ..sweeps.checkpoints import variables_by_step
 from ..sweeps.grid import label_of
 from ..sweeps.results import SweepResult
-from ..tasks.draws import stream
 from ..training.learner import Learner
-from .head_scores import in_context_score, repeated_block
-from .induction import PROBES, PROMPTS, has_symbols, scores_of
+from .head_scores import in_context_score
+from .induction import PROMPTS, has_symbols, probe_of, scores_of
 from .instrument import Instrument
 
 if TYPE_CHECKING:
@@ -140,7 +139,7 @@ def _by_step(
     sweep: "Sweep", index: int, learner: Learner, kept: list[int], prompts: int, seed: int
 ) -> dict[int, list[Any]]:
     """The scores of the members of a program that are kept, by step, ascending."""
-    probe = repeated_block(learner.family, PROBES, stream("induction", seed))
+    probe = probe_of(learner.family, seed)
     own, first, scores = None, None, {}
     for step, each in variables_by_step(sweep, index):
         insides = [Instrument.of(learner, each[at], step, like=first) for at in kept]

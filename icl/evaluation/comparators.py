@@ -28,6 +28,7 @@ from ..tasks import (
     ManyOutlierRegression,
     MarkovChains,
     MixedRegression,
+    Mixture,
     OrthogonalOutlierRegression,
     Parity,
     QuadraticRegression,
@@ -40,6 +41,7 @@ from ..tasks import (
     VectorRetrieval,
     Vectors,
 )
+from ..tasks.mixture import label_root
 from . import baselines, symbols
 from .baselines.lasso import PENALTIES
 from .known_tasks import SEEN, predict_from
@@ -121,14 +123,22 @@ def last_alone(comparator: Comparator) -> Comparator:
     return dataclasses.replace(comparator, predict=predict)
 
 
-def comparators(family: TaskFamily) -> tuple[list[Comparator], str | None]:
+def comparators(
+    family: TaskFamily, positions: Sequence[int] | None = None
+) -> tuple[list[Comparator], str | None]:
     """The comparators of a family, and the name of the optimal comparator, or None.
 
     They are the comparators of Garg et al. 2022 (section 2 and appendix A.3), the Bayes-optimal
     predictor if it is known and, for linear regression, one pass of online gradient descent.
     Boosting is included if XGBoost is installed. Labels that are classes are predicted by the
     nearest neighbour, ridge regression, SGD (Kirsch et al. 2022, table 2) and class frequencies.
+
+    Args:
+      family: the family.
+      positions: numbers of examples at which a model is fitted to each prompt, for estimators that
+        do so; None for those that a table shows.
     """
+    at = _positions(family) if positions is None else list(positions)
     noise, task_scale = (getattr(family, name, 0.0) for name in ("noise", "task_scale"))
     penalty = (noise / task_scale) ** 2 if noise and task_scale else 1.0
     squares = _one("least squares", baselines.least_squares)
@@ -137,6 +147,10 @@ def comparators(family: TaskFamily) -> tuple[list[Comparator], str | None]:
     neighbours = _one("3-nearest neighbours", baselines.nearest_neighbours)
     zero = _one("zero", baselines.zero)
     match family:
+        case Mixture() if len(family.families) == 1:
+            [member] = family.members
+            found, optimal = comparators(member, at)
+            return [_on_labels_of(one, label_root(member)) for one in found], optimal
         case ManyOutlierRegression() | OrthogonalOutlierRegression():
             inliers = Comparator(("least squares on inliers",), _on_inliers)
             return [inliers, squares, neighbours, zero], None if family.noise else inliers.names[0]
@@ -157,7 +171,7 @@ def comparators(family: TaskFamily) -> tuple[list[Comparator], str | None]:
             )
             return [on_squares, squares, neighbours, zero], on_squares.names[0]
         case ReLUNetwork():
-            fitted = _network(family)
+            fitted = _network(at)
             return [squares, *fitted, neighbours, zero], None
         case DecisionTree():
             trees = [
@@ -168,7 +182,7 @@ def comparators(family: TaskFamily) -> tuple[list[Comparator], str | None]:
                 f"greedy tree on signs, depth {family.depth}",
                 lambda x, y: baselines.greedy_tree(jnp.sign(x), y, family.depth),
             )
-            return [*trees, signs, *_boosting(family), neighbours, squares, zero], None
+            return [*trees, signs, *_boosting(at), neighbours, squares, zero], None
         case LinearClassification():
             return [squares, averaging, neighbours, zero], None
         case Parity():
@@ -200,7 +214,7 @@ def comparators(family: TaskFamily) -> tuple[list[Comparator], str | None]:
             return [recall, _uniform(family)], recall.names[0]
         case ClassSequences():
             return [
-                *_classifiers(family, _labels_shown(family)),
+                *_classifiers(family, at, _labels_shown(family)),
                 _frequencies(family.label_kind),
             ], None
         case RelabelledClasses():
@@ -213,13 +227,21 @@ def comparators(family: TaskFamily) -> tuple[list[Comparator], str | None]:
                 for seen in SEEN
             ]
             optimal = None if family.shuffled_labels else known[-1].names[0]
-            return [*known, *_classifiers(family)], optimal
+            return [*known, *_classifiers(family, at)], optimal
         case _ if isinstance(family.label_kind, Classes):
-            return [*_classifiers(family), _frequencies(family.label_kind)], None
+            return [*_classifiers(family, at), _frequencies(family.label_kind)], None
         case FunctionFamily() if family.label_kind.shape == ():
             return [squares, ridge, averaging, neighbours, zero], None
         case _:
             return [], None
+
+
+def _on_labels_of(comparator: Comparator, root: float) -> Comparator:
+    """A comparator of a family, for labels that are divided by a number."""
+    if root == 1:
+        return comparator
+    predict = lambda e: comparator.predict(e._replace(y=e.y * root)) / root
+    return dataclasses.replace(comparator, predict=predict)
 
 
 def _one(name: str, baseline: baselines.Baseline) -> Comparator:
@@ -247,11 +269,14 @@ def _frequencies(labels: Classes) -> Comparator:
     return Comparator(("class frequencies",), predict)
 
 
-def _classifiers(family: TaskFamily, shown: int | None = None) -> list[Comparator]:
+def _classifiers(
+    family: TaskFamily, positions: list[int], shown: int | None = None
+) -> list[Comparator]:
     """Learners of classes that start anew with each prompt; none for inputs that are symbols.
 
     Args:
       family: the family, whose labels are classes.
+      positions: numbers of examples after which a network is fitted.
       shown: number of labels that prompts show, the first ones; None for all. A classifier of more
         than `MOST_CLASSES` is left out, unless it compares inputs alone.
     """
@@ -264,7 +289,7 @@ def _classifiers(family: TaskFamily, shown: int | None = None) -> list[Comparato
     }
     if (shown or number) <= MOST_CLASSES:
         methods["ridge"] = partial(baselines.ridge_class, penalty=float(np.prod(kind.shape))), None
-        methods["SGD"] = partial(baselines.sgd_class, positions=_positions(family)), SGD_PROMPTS
+        methods["SGD"] = partial(baselines.sgd_class, positions=positions), SGD_PROMPTS
     others = ((0, 0), (0, 0), (0, number - (shown or number)))
     predict = lambda f, e: jnp.pad(f(x(e), e.y, shown or number), others)
     return [
@@ -308,8 +333,8 @@ def _positions(family: TaskFamily) -> list[int]:
     return spread(family.points, MAX_COLUMNS).tolist()
 
 
-def _network(family: TaskFamily) -> list[Comparator]:
-    fit = partial(baselines.two_layer_network, positions=_positions(family), steps=FITTED_STEPS)
+def _network(positions: list[int]) -> list[Comparator]:
+    fit = partial(baselines.two_layer_network, positions=positions, steps=FITTED_STEPS)
     return [
         Comparator(
             ("two-layer network by Adam",),
@@ -320,10 +345,10 @@ def _network(family: TaskFamily) -> list[Comparator]:
     ]
 
 
-def _boosting(family: TaskFamily) -> list[Comparator]:
+def _boosting(positions: list[int]) -> list[Comparator]:
     if importlib.util.find_spec("xgboost") is None:
         return []
-    fit = partial(baselines.boosting, positions=_positions(family))
+    fit = partial(baselines.boosting, positions=positions)
     sides = {"boosting": lambda x: x, "boosting on signs": np.sign}
     return [
         Comparator(

@@ -12,6 +12,16 @@ FILES = {
         "ahn/layers": "loss of 1 to 4 layers of preconditioned attention beside descent (a sweep, for a GPU)",
         "ahn/layers-xs": "loss of 1 to 4 layers of preconditioned attention beside descent (a sweep, a CPU)",
     },
+    "brown": {
+        "brown/mixture-xs": "a transformer on linear, quadratic and ReLU functions at once, d=3, 21 points: minutes on a CPU",
+        "brown/mixture": "a transformer on linear, quadratic and ReLU functions at once, d=8, 65 points (for a GPU)",
+        "finn/maml-xs": "MAML of a transformer on the mixture of brown/mixture-xs: minutes on a CPU",
+        "finn/first-order-xs": "first-order MAML of a transformer on the mixture of brown/mixture-xs: minutes on a CPU",
+        "finn/maml": "MAML of a transformer on the mixture of brown/mixture (for a GPU)",
+        "finn/first-order": "first-order MAML of a transformer on the mixture of brown/mixture (for a GPU)",
+        "nichol/reptile-xs": "Reptile of a transformer on the mixture of brown/mixture-xs: minutes on a CPU",
+        "nichol/reptile": "Reptile of a transformer on the mixture of brown/mixture (for a GPU)",
+    },
     "chan": {
         "chan/burstiness-xs": "Gaussian classes, p_bursty 0 to 1 and Zipf exponents 0 and 1: one figure (a sweep, minutes on a CPU)",
         "chan/glyphs-xs": "chan/burstiness-xs with characters drawn from pen strokes (a sweep, minutes on a CPU)",

@@ -1,6 +1,7 @@
 """In-context learners."""
 
 from ..registry import register
+from .adapted_transformer import AdaptedTransformer, AdaptedTransformerConfig
 from .base import HeadWeights, Model, ModelConfig
 from .causality import check_causal
 from .contrastive import ContrastiveAttention, ContrastiveAttentionConfig
@@ -26,6 +27,7 @@ MODELS: dict[str, type[ModelConfig]] = {
     "fast_weight_lstm": FastWeightLSTMConfig,
     "maml": MAMLConfig,
     "mlp": MLPConfig,
+    "adapted_transformer": AdaptedTransformerConfig,
 }
 
 
@@ -51,6 +53,8 @@ __all__ = [
     "SMALL",
     "STANDARD",
     "XS",
+    "AdaptedTransformer",
+    "AdaptedTransformerConfig",
     "ContrastiveAttention",
     "ContrastiveAttentionConfig",
     "FastWeightLSTM",

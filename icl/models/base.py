@@ -99,6 +99,7 @@ class ModelConfig(ABC):
     causal: ClassVar[bool] = True
     takes_points: ClassVar[bool] = False  # True if each token must be a whole point (x, y)
     takes_shifted: ClassVar[bool] = False  # True if each token must be (x, the label before)
+    takes_masked: ClassVar[bool] = False  # True if each token must be (x, shown label, is query)
     # True if the model is called with `lengths`, int `[B]`: the number of tokens in use of each
     # prompt. A model that is not causal needs them to leave out padding.
     takes_lengths: ClassVar[bool] = False

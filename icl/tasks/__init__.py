@@ -25,6 +25,7 @@ from .layouts import (
 from .linear_regression import LinearRegression
 from .markov_chains import MarkovChains
 from .mixed_regression import FunctionOfKind, MixedRegression
+from .mixture import Mixture, MixtureTask
 from .outliers import ManyOutlierRegression, OrthogonalOutlierRegression
 from .projected_images import ProjectedImages
 from .quadratic_regression import QuadraticRegression
@@ -63,6 +64,7 @@ FAMILIES: dict[str, type[TaskFamily]] = {
     "associative_recall": AssociativeRecall,
     "basis_regression": BasisRegression,
     "mixed_regression": MixedRegression,
+    "mixture": Mixture,
 }
 
 
@@ -110,6 +112,8 @@ __all__ = [
     "Masked",
     "Measure",
     "MixedRegression",
+    "Mixture",
+    "MixtureTask",
     "Network",
     "NextSymbol",
     "OrthogonalOutlierRegression",

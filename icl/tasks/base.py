@@ -103,6 +103,11 @@ class TaskFamily(ABC):
         return self
 
     @property
+    def may_pad(self) -> bool:
+        """Whether prompts may have padding at full difficulty, after the points in use."""
+        return False
+
+    @property
     def data_source(self) -> str | None:
         """Path or name of the data that `load_data` reads, for config.json and errors."""
         return None

@@ -210,6 +210,11 @@ class Config:
                 f"{self.model.title} takes tokens (x, the label before): set layout to shifted, "
                 f"not {name}"
             )
+        if self.model.takes_masked and name != "masked":
+            raise ValueError(
+                f"{self.model.title} takes tokens that mark queries: set layout to masked, not "
+                f"{name}, and task.queries to the number of queries"
+            )
         if self.task.inputs_alone != (name == "inputs"):
             family = type(self.task).__name__
             raise ValueError(
@@ -247,15 +252,20 @@ class Config:
             raise ValueError(
                 f"a {title} needs an example besides the query: set task.points to at least 2"
             )
-        padded = self.curriculum.points_start is not None or not (
-            self.task.every_point_is_query
-            or self.task.only_last_is_query
-            or self.task.hidden_queries
+        padded = (
+            self.curriculum.points_start is not None
+            or self.task.may_pad
+            or not (
+                self.task.every_point_is_query
+                or self.task.only_last_is_query
+                or self.task.hidden_queries
+            )
         )
         if padded and not self.model.takes_lengths:
             raise ValueError(
                 f"a {title} takes the last point as the query, so no point may be padding: leave "
-                "curriculum.points_start None, and choose a task without outliers"
+                "curriculum.points_start and task.fewest_points None, and choose a task without "
+                "outliers"
             )
 
     def replace(self, **changes: Any) -> "Config":

@@ -15,6 +15,7 @@ from icl.tasks import (
     ClassSequences,
     Curriculum,
     LinearRegression,
+    Mixture,
     ProjectedImages,
     WhitenedRegression,
 )
@@ -115,15 +116,19 @@ def shrunk(config):
         sizes = dict(size=8, dim=5, rare=12, common=min(task.common, 4), holdout=5)
         sizes |= {} if task.is_built_in else dict(source=("glyphs",))
         sizes |= {} if task.labels is None else dict(labels=6)
+    elif isinstance(task, Mixture):
+        # Each family costs the programs of its estimators.
+        sizes |= dict(families=task.families[:1], shares=(), options=(), dim=2)
+        sizes |= dict(held_out=("quadratic_regression",))
     elif not isinstance(task, WhitenedRegression) and hasattr(task, "dim"):
         sizes |= dict(dim=min(task.dim, 4))
     limits = dict(nonzeros=2, hidden=4, depth=2, queries=3, shortest=2, longest=3, pairs=1)
-    limits |= dict(bases=2)
+    limits |= dict(bases=2, fewest_points=3)
     for name, most in limits.items():
         if hasattr(task, name):
             sizes[name] = getattr(task, name) and min(getattr(task, name), most)
     most = dict(layers=2, heads=2, width=8, features=6, key_size=4, loops=3, window=2)
-    most |= dict(embedding_width=8)
+    most |= dict(embedding_width=8, inner_steps=2)
     small = {
         name: min(getattr(model, name), size)
         for name, size in most.items()

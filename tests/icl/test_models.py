@@ -17,6 +17,7 @@ from icl.models import (
     SMALL,
     STANDARD,
     XS,
+    AdaptedTransformerConfig,
     ContrastiveAttentionConfig,
     FastWeightLSTMConfig,
     GradientDescentConfig,
@@ -54,14 +55,17 @@ SIZES = {
     "fast_weight_lstm": FastWeightLSTMConfig(layers=2, heads=2, width=16),
     "maml": MAMLConfig(width=16, loss="squared", learning_rate=0.003),
     "mlp": MLPConfig(width=16),
+    "adapted_transformer": AdaptedTransformerConfig(layers=1, width=16, learn_rates=True),
 }
 # The transformer is tested below with every mixer; models of whole prompts in other files.
 OTHERS = [name for name, size in SIZES.items() if name != "transformer" and size.causal]
 
 
-def layout_of(name):
-    """A layout that the model of that name takes; its tokens have four features."""
-    return "shifted" if name == "maml" else "concatenated"
+def taken(name):
+    """Settings of a task and a layout that the model of that name takes."""
+    if name == "adapted_transformer":
+        return dict(layout="masked", task_queries=2)
+    return dict(layout="shifted" if name == "maml" else "concatenated")
 
 
 def build_any(config, outputs=None):
@@ -113,7 +117,7 @@ def test_every_model_in_bfloat16_is_near_float32(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_settings_of_every_model_can_be_saved_loaded_and_replaced(name):
-    config = tiny(model=SIZES[name], layout=layout_of(name))
+    config = tiny(model=SIZES[name], **taken(name))
     data = json.loads(json.dumps(config_to_dict(config)))
     assert data["model"]["kind"] == name and config_from_dict(data) == config
     assert config.replace(model_layers=4).model == dataclasses.replace(SIZES[name], layers=4)
@@ -127,10 +131,9 @@ def test_settings_of_every_model_can_be_saved_loaded_and_replaced(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_learner_draws_the_initial_parameters_of_the_built_model(name):
-    learner = Learner(tiny(model=SIZES[name], layout=layout_of(name)))
-    init = lambda key: nnx.to_pure_dict(
-        nnx.state(SIZES[name].build(4, 5, rngs=nnx.Rngs(params=key)), nnx.Param)
-    )
+    learner = Learner(tiny(model=SIZES[name], **taken(name)))
+    build = lambda key: SIZES[name].build(learner.width, 5, rngs=nnx.Rngs(params=key))
+    init = lambda key: nnx.to_pure_dict(nnx.state(build(key), nnx.Param))
     theirs, ours = (jax.jit(f)(jax.random.key(3)) for f in (init, learner.init))
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), theirs, ours.params))
 
