@@ -117,10 +117,11 @@ def patching(
 ) -> Patching:
     """Patches activations to those of each concept; writes patching.json and a heat map.
 
-    The mean activations of a concept, one for each token, are those of other prompts, equally many.
-    At each token that shows a label, the part of the activation that tells concepts apart is set to
-    that of the target's mean: the projection on the span of the differences between the concepts'
-    means. `Patching.whole` has the changes if the whole activation is replaced, as in the paper.
+    The mean activation of a concept is that at the label of the last example, where the concept is
+    known best, over equally many other prompts. At each token that shows a label, the part of the
+    activation that tells concepts apart is set to that of the target's mean: the projection on the
+    span of the differences between the concepts' means. A patch to a prompt's own concept tells it
+    early. `Patching.whole` has the changes if the whole activation is replaced, as in the paper.
 
     Args:
       run: the run or its folder.
@@ -147,7 +148,7 @@ def patching(
     layer = _best_layer(layers, count) if layer is None else layer
     if not 0 <= layer < len(layers):
         raise ValueError(f"layer must be from 0 to {len(layers) - 1}, got {layer}")
-    means = layers[layer].reshape(count, prompts, *layers[layer].shape[1:]).mean(axis=1)
+    means = layers[layer][:, -1].reshape(count, prompts, -1).mean(axis=1)
     seen = inside.capture(asked, ["residual"])["residual"][layer][:, tokens]
     directions = concept_directions(means)
 
@@ -159,7 +160,7 @@ def patching(
 
     plain = errors(None)
     part = [errors(moved(seen, mean, directions)) - plain for mean in means]
-    whole = [errors(mean[None]) - plain for mean in means]
+    whole = [errors(mean) - plain for mean in means]
     return Patching(
         list(family.concepts), plain, np.stack(part, axis=1), np.stack(whole, axis=1), layer,
         learner.labels.error_name, inside.step, prompts, run.path,
@@ -167,21 +168,20 @@ def patching(
 
 
 def concept_directions(means: np.ndarray) -> np.ndarray:
-    """Orthonormal directions that tell concepts apart at each token, `[T, K - 1, width]`.
+    """Orthonormal directions that tell concepts apart, `[K - 1, width]`.
 
-    They span the differences between the mean activations of concepts, `[K, T, width]`.
+    They span the differences between the mean activations of concepts, `[K, width]`.
     """
-    differences = np.asarray(means - means.mean(axis=0), np.float64).swapaxes(0, 1)
-    return np.linalg.svd(differences, full_matrices=False)[2][:, : len(means) - 1]
+    differences = np.asarray(means - means.mean(axis=0), np.float64)
+    return np.linalg.svd(differences, full_matrices=False)[2][: len(means) - 1]
 
 
 def moved(activations: np.ndarray, mean: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    """Activations `[B, T, width]` whose part along the directions is that of a mean `[T, width]`.
+    """Activations `[..., width]` whose part along orthonormal directions is that of a mean.
 
-    Directions are `[T, n, width]`, orthonormal at each token.
+    The mean is `[width]`, the directions are `[n, width]`.
     """
-    missing = np.einsum("btw,tnw->btn", mean[None] - activations, directions)
-    return activations + np.einsum("btn,tnw->btw", missing, directions)
+    return activations + (mean - activations) @ directions.T @ directions
 
 
 def _best_layer(layers: list[np.ndarray], count: int) -> int:

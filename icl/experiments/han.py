@@ -14,7 +14,7 @@ which a small model came nearest to the Bayes mixture on a CPU (docs/han.md).
 
 import dataclasses
 
-from ..models import STANDARD
+from ..models import STANDARD, LSTMConfig
 from ..tasks import BasisRegression, MixedRegression, TaskFamily
 from ..training.config import Config, OptimizerConfig, TrainingConfig
 from .garg import MUON, XS_MODEL
@@ -36,20 +36,25 @@ def _paper(task: TaskFamily) -> Config:
     )
 
 
-register(
-    "han/bases-xs",
-    Config(
-        task=BasisRegression(dim=3, points=8, bases=3, noise=NOISE),
-        layout="paired",
-        model=dataclasses.replace(
-            XS_MODEL, layers=4, heads=4, mixer="linear_attention", qk_norm=False
+# An LSTM tells later tokens about the basis through its state alone, so its state must encode it.
+# A small transformer looks the examples up again at each query.
+XS_TASK = BasisRegression(dim=4, points=17, bases=4, noise=NOISE)
+for _name, _model in (
+    ("han/bases-xs", LSTMConfig(layers=2, width=64)),
+    ("han/bases-xs-transformer", dataclasses.replace(XS_MODEL, layers=4)),
+):
+    register(
+        _name,
+        Config(
+            task=XS_TASK,
+            layout="tagged",
+            model=_model,
+            optimizer=MUON,
+            training=TrainingConfig(
+                steps=4_000, log_every=50, checkpoint_every=100, keep_checkpoints=40
+            ),
         ),
-        optimizer=MUON,
-        training=TrainingConfig(
-            steps=3_000, log_every=50, checkpoint_every=100, keep_checkpoints=40
-        ),
-    ),
-)
+    )
 register("han/bases", _paper(BasisRegression(noise=NOISE)))
 register("han/six-bases", _paper(BasisRegression(dim=24, bases=6, noise=NOISE)))
 register("han/eight-bases", _paper(BasisRegression(dim=32, bases=8, noise=NOISE)))

@@ -61,7 +61,8 @@ FILES = {
         "garg/capacity-xs": "a small figure 6: models of one to three layers in 2 to 5 dimensions (a sweep, a CPU)",
     },
     "han": {
-        "han/bases-xs": "linear regression in one of 3 bases of 1 of d=3 coordinates, 8 points, 4 layers of linear attention: minutes on a CPU",
+        "han/bases-xs": "regression in one of four bases, d=4, 17 points, an LSTM that encodes the basis: minutes on a CPU",
+        "han/bases-xs-transformer": "han/bases-xs with a transformer of 4 layers: minutes on a CPU",
         "han/bases": "linear regression in one of 4 bases of 4 of d=16 coordinates, 21 points, standard model (for a GPU)",
         "han/six-bases": "linear regression in one of 6 bases of 4 of d=24 coordinates, 21 points, standard model (for a GPU)",
         "han/eight-bases": "linear regression in one of 8 bases of 4 of d=32 coordinates, 21 points, standard model (for a GPU)",

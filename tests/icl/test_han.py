@@ -253,18 +253,16 @@ def test_patches_of_labels_reach_later_predictions_through_attention(run):
 
 def test_patches_move_what_tells_concepts_apart_and_nothing_else():
     rng = np.random.default_rng(0)
-    means, activations = rng.normal(size=(3, 4, 6)), rng.normal(size=(5, 4, 6))
-    directions = concept_directions(means)
-    patched = moved(activations, means[1], directions)
-    for token in range(4):
-        along = directions[token]
-        assert along.shape == (2, 6)
-        np.testing.assert_allclose(along @ along.T, np.eye(2), atol=1e-12)
-        # The differences between means lie in the plane of the directions.
-        for other in (0, 2):
-            difference = means[other, token] - means[1, token]
-            np.testing.assert_allclose(along.T @ (along @ difference), difference, atol=1e-12)
-        aim = np.broadcast_to(along @ means[1, token], (5, 2))
-        np.testing.assert_allclose(patched[:, token] @ along.T, aim, atol=1e-12)
-        rest = np.eye(6) - along.T @ along
-        np.testing.assert_allclose(patched[:, token] @ rest, activations[:, token] @ rest)
+    means, activations = rng.normal(size=(3, 6)), rng.normal(size=(5, 4, 6))
+    along = concept_directions(means)
+    patched = moved(activations, means[1], along)
+    assert along.shape == (2, 6)
+    np.testing.assert_allclose(along @ along.T, np.eye(2), atol=1e-12)
+    # The differences between means lie in the plane of the directions.
+    for other in (0, 2):
+        difference = means[other] - means[1]
+        np.testing.assert_allclose(along.T @ (along @ difference), difference, atol=1e-12)
+    aim = np.broadcast_to(along @ means[1], (5, 4, 2))
+    np.testing.assert_allclose(patched @ along.T, aim, atol=1e-12)
+    rest = np.eye(6) - along.T @ along
+    np.testing.assert_allclose(patched @ rest, activations @ rest)
