@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..tasks import Episode, TaskFamily
+from ..tasks import Episode, Symbols, TaskFamily
 from .instrument import Instrument
 
 REPEATS = 4  # blocks of a repeated sequence
@@ -30,6 +30,7 @@ def repeated_block(family: TaskFamily, prompts: int, key: jax.Array) -> tuple[Ep
     Returns:
       The prompts, and the number of symbols of a block.
     """
+    assert isinstance(family.input_kind, Symbols)
     points, vocabulary = family.points, family.input_kind.vocabulary
     period = min(points // REPEATS, vocabulary)
     order = jax.random.permutation(key, jnp.arange(vocabulary)[None].repeat(prompts, 0), 1, True)

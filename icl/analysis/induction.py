@@ -184,7 +184,7 @@ def _ablations(inside: Instrument, prompts: Episode) -> tuple[np.ndarray, np.nda
     _, late = windows(inside.learner.family.points)
     loss = lambda *edits: float(inside.errors(prompts, edits)[:, late].mean())
     whole, frozen = loss(), inside.frozen_patterns(prompts)
-    shape = len(frozen), inside.learner.config.model.heads
+    shape = len(frozen), frozen[0].values.shape[1]
     free, kept = np.zeros(shape), np.zeros(shape)
     for layer, head in np.ndindex(shape):
         ablation = zero("heads", layer, head)

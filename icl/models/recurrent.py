@@ -112,7 +112,8 @@ class Recurrent(Model):
         # Made from x, so that under shard_map it varies over devices as x does.
         carry = self._carry(jnp.zeros_like(x[:, 0]))
         for layer in self.layers:
-            x = tap("residual", layer(x, initial_carry=carry))
+            outputs: Any = layer(x, initial_carry=carry)
+            x = tap("residual", outputs)
         predictions = self.read_out(x[:, read].astype(jnp.float32))
         return predictions[..., 0] if self.scalar else predictions
 

@@ -244,7 +244,7 @@ class NextSymbol(Classes):
         return "cross-entropy, nats"
 
     def error(self, prediction: Any, y: Any) -> Any:
-        xp = jnp if isinstance(prediction, jax.Array) else np
+        xp: Any = jnp if isinstance(prediction, jax.Array) else np
         chosen = xp.take_along_axis(
             prediction, xp.broadcast_to(y, prediction.shape[:-1])[..., None], axis=-1
         )[..., 0]

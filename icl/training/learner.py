@@ -161,7 +161,7 @@ class Learner:
         network, model = self._parts(self._merged(variables))
         tokens = self._encode(network, episodes)
         with installed(taps):
-            outputs = model(tokens, **self._lengths(episodes))
+            outputs = model(tokens, slice(None), **self._lengths(episodes))
         return self.labels.prediction(outputs[:, self.layout.read])
 
     def query_outputs(self, variables: Variables | Params, episodes: Episode) -> jax.Array:
