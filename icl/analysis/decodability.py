@@ -123,10 +123,11 @@ class Decodability(Result):
             for (name, colour), line in zip(several.items(), numbers.T):
                 axes.plot(self.steps, line, color=colour, linewidth=1, label=name)
             axes.plot(self.steps, numbers.mean(axis=1), color="black", linewidth=2, label=ALL)
-        for style, (name, error) in zip((":", "--"), self.references.items()):
+        looks = ((":", "top"), ("--", "bottom"))
+        for (style, side), (name, error) in zip(looks, self.references.items()):
             upper.axhline(error, color="0.4", linestyle=style, linewidth=1)
             upper.annotate(
-                name, (1, error), xycoords=("axes fraction", "data"), ha="right", va="bottom",
+                name, (1, error), xycoords=("axes fraction", "data"), ha="right", va=side,
                 fontsize=7, color="0.4",
             )  # fmt: skip
         lower.axhline(1 / len(self.concepts), color="0.6", linestyle=":")
