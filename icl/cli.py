@@ -411,7 +411,7 @@ def _eval(arguments: list[str]) -> int:
           images: Other sets of images for the analysis generalisation, by name or path.
           beside: Folders of other runs of this mixture of families, for the analysis few-shot.
           held_out: Names of task families that were not trained on, for the analysis few-shot;
-            those of the settings if none is given.
+            those of the settings if none is given, and if they name none, all that fit.
           mode: Kind of sequences to evaluate a run of class sequences on, once for each, such as
             fewshot_holdout, no_support_zipfian or flip (docs/chan.md). Only these evaluations are
             made; "all" stands for all that the run allows.
@@ -433,6 +433,9 @@ def _eval(arguments: list[str]) -> int:
             _evaluate_modes(opened, mode, follow, step, seed=seed, **given)
             return
         if against is not None:
+            others = {"images": images, "beside": beside, "held-out": held_out}
+            for name in (name for name, value in others.items() if value):
+                raise ValueError(f"--against computes the agreement alone: leave --{name} out")
             other = Run.open(against)
             _show_result(ask("alignment", opened, against=other, seed=seed, **given))
             return

@@ -86,7 +86,7 @@ def test_the_look_inside_that_it_shows_draws_its_figure(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(block_with(README, "icl.Instrument("), names)
-    assert names["rise"].shape == (64, 7) and np.abs(names["rise"]).max() > 0
+    assert names["rise"].shape == (64, 12) and np.abs(names["rise"]).max() > 0
     assert (tmp_path / "patterns.png").stat().st_size > 1000
 
 

@@ -206,7 +206,8 @@ def few_shot(
     runs: dict[str, str] = {}
     for one, own in [(run, learner), *others]:
         name = learner_name(one.config)
-        name = f"{name}, {one.path.name}" if name in runs else name
+        for more in (f"{name}, {one.path.name}", f"{name}, {one.path}"):
+            name = more if name in runs else name
         runs[name] = str(one.path)
         predictor = Predictor(own, variables if one is run else one.variables()[1])
         predict[name] = lambda shots, count, predictor=predictor: predictor(

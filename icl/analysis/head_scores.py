@@ -84,7 +84,9 @@ def _symbol_maps(learner: Any, variables: Any) -> list[jax.Array]:
     symbols = jnp.arange(number, dtype=jnp.int32)[:, None]
     tokens = learner.encode(variables, Episode(symbols, symbols, one, one))
     embedded = model.read_in(tokens)[:, 0].astype(jnp.float32)
-    read_out = model.norm.scale[...][:, None] * model.read_out.kernel[...]
+    read_out = model.read_out.kernel[...]
+    if (scale := getattr(model.norm, "scale", None)) is not None:
+        read_out = scale[...][:, None] * read_out
     # Softmax takes no notice of what all logits have in common.
     read_out = read_out - read_out.mean(axis=1, keepdims=True)
     with jax.default_matmul_precision("highest"):

@@ -8,6 +8,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from rich.table import Table
 
@@ -18,6 +19,7 @@ from ..tasks.draws import stream
 from ..training.config import Config
 from ..training.run import Run
 from .head_scores import (
+    REPEATS,
     copying,
     in_context_score,
     prefix_matching,
@@ -29,6 +31,7 @@ from .instrument import Instrument, over_checkpoints, zero
 
 PROMPTS = 256
 PROBES = 32  # prompts of repeated blocks
+CHUNK = 64  # prompts whose patterns are kept at once
 LEAST_VOCABULARY = 8  # of a repeated block that is not mostly one symbol
 
 
@@ -51,10 +54,11 @@ class Induction(Result):
       in_context: loss late in a prompt minus loss early, in nats, `[S]`.
       prefix_matching: attention to symbols after earlier occurrences of the present symbol, on
         repeated random symbols, `[S, L, N]`.
-      previous_token: attention to the token before, likewise, `[S, L, N]`.
-      copying: share of positive eigenvalues of the map from symbols to logits, `[S, L, N]`.
+      previous_token: attention to the token before, on these symbols too, `[S, L, N]`.
+      copying: the copying score, from -1 to 1 (`icl.analysis.head_scores.copying`), `[S, L, N]`.
       ablated: rise of the loss late in a prompt if a head adds nothing, `[L, N]`.
-      ablated_preserving: likewise, with the attention patterns of the whole model, `[L, N]`.
+      ablated_preserving: that rise if the attention patterns are kept as without the ablation,
+        `[L, N]`.
       prompts: number of prompts of the losses.
       path: the run's folder.
     """
@@ -134,8 +138,11 @@ class Induction(Result):
 def has_symbols(config: Config) -> bool:
     """Whether runs with these settings are transformers, with softmax attention, of sequences."""
     task, model = config.task, config.model
-    fitting = type(model) is TransformerConfig and model.mixer == "attention"
-    return isinstance(task, SymbolSequences) and task.vocabulary >= LEAST_VOCABULARY and fitting
+    if not isinstance(task, SymbolSequences) or type(model) is not TransformerConfig:
+        return False
+    # Maps from symbols to logits need a linear read-out, and blocks more than one symbol.
+    linear = model.mixer == "attention" and not model.readout_layers
+    return linear and task.vocabulary >= LEAST_VOCABULARY and task.points >= 2 * REPEATS
 
 
 def induction(run: Run | str | Path, *, prompts: int = PROMPTS, seed: int = 0) -> Induction:
@@ -181,6 +188,16 @@ def scores_of(inside: Instrument, own: Episode, probe: Episode, period: int) -> 
 
 def _ablations(inside: Instrument, prompts: Episode) -> tuple[np.ndarray, np.ndarray]:
     """Rises of the late loss if a head adds nothing: free, and with the patterns kept."""
+    count = len(prompts.y)
+    # In chunks, since all patterns of a chunk are kept.
+    firsts = range(0, count, CHUNK)
+    parts = [jax.tree.map(lambda a, at=at: a[at : at + CHUNK], prompts) for at in firsts]
+    each = np.array([_ablations_of(inside, part) for part in parts])
+    free, kept = np.average(each, axis=0, weights=[len(part.y) for part in parts])
+    return free, kept
+
+
+def _ablations_of(inside: Instrument, prompts: Episode) -> tuple[np.ndarray, np.ndarray]:
     _, late = windows(inside.learner.family.points)
     loss = lambda *edits: float(inside.errors(prompts, edits)[:, late].mean())
     whole, frozen = loss(), inside.frozen_patterns(prompts)

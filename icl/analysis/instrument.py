@@ -257,7 +257,7 @@ def _place(edit: Edit, tokens: int) -> _Place:
     chosen: Any = edit.tokens
     if isinstance(chosen, slice):
         chosen = range(tokens)[chosen]
-    elif isinstance(chosen, int):
+    elif isinstance(chosen, (int, np.integer)):
         chosen = (chosen,)
     chosen = None if chosen is None else tuple(int(index) for index in chosen)
     return _Place(edit.how, edit.site, edit.layer, edit.head is not None, chosen)

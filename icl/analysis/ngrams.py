@@ -14,6 +14,7 @@ from rich.table import Table
 from ..evaluation import symbols
 from ..report import Result, open_run, show_number
 from ..tasks import MarkovChains
+from ..tasks.labels import LEAST_PROBABILITY
 from ..training.config import Config
 from ..training.run import Run
 from .instrument import Instrument, over_checkpoints
@@ -30,7 +31,7 @@ class NGrams(Result):
       steps: training steps, int `[S]`.
       divergence: by kind, the mean over positions of the Kullback-Leibler divergence
         KL(kind || learner), in nats, `[S]`.
-      last: likewise, at the last position, `[S]`.
+      last: by kind, that divergence at the last position, in nats, `[S]`.
       loss: cross-entropy of the learner, in nats, `[S]`.
       losses: cross-entropy of each kind, in nats.
       prompts: number of prompts.
@@ -106,9 +107,11 @@ def ngrams(run: Run | str | Path, *, prompts: int = PROMPTS, seed: int = 0) -> N
         "bigrams": np.asarray(symbols.bigrams(drawn.x, number, concentration=prior), np.float64),
     }
 
+    loss = lambda predicted: float(family.label_kind.error(predicted, y).mean())
+
     def score(inside: Instrument) -> tuple[float, dict[str, np.ndarray]]:
         own = np.asarray(inside.predict(drawn), np.float64)
-        return _loss(own, y), {kind: _divergence(p, own) for kind, p in of_kind.items()}
+        return loss(own), {kind: _divergence(p, own) for kind, p in of_kind.items()}
 
     found = over_checkpoints(run, score)
     by_position = {kind: np.stack([d[kind] for _, d in found.values()]) for kind in of_kind}
@@ -117,17 +120,12 @@ def ngrams(run: Run | str | Path, *, prompts: int = PROMPTS, seed: int = 0) -> N
         {kind: values.mean(axis=1) for kind, values in by_position.items()},
         {kind: values[:, -1] for kind, values in by_position.items()},
         np.array([loss for loss, _ in found.values()]),
-        {kind: _loss(p, y) for kind, p in of_kind.items()},
+        {kind: loss(p) for kind, p in of_kind.items()},
         prompts,
         run.path,
     ).written()
 
 
-def _loss(predicted: np.ndarray, y: np.ndarray) -> float:
-    chosen = np.take_along_axis(predicted, y[..., None], axis=-1)
-    return float(-np.log(np.maximum(chosen, 1e-38)).mean())
-
-
 def _divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     """KL(p || q) by position, mean over prompts, `[points]`."""
-    return (p * np.log(p / np.maximum(q, 1e-38))).sum(axis=-1).mean(axis=0)
+    return (p * np.log(p / np.maximum(q, LEAST_PROBABILITY))).sum(axis=-1).mean(axis=0)

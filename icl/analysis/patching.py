@@ -66,8 +66,8 @@ class Patching(Result):
         result = Table(
             title=f"change of the error under patches ({self.path}, step {self.step})",
             caption=(
-                f"error: {self.error_name}, after the first example, {self.prompts} prompts a "
-                f"concept; patched after layer {self.layer} at all tokens that show a label: the "
+                f"error: {self.error_name}, at the points after the first, {self.prompts} prompts "
+                f"a concept; patched after layer {self.layer} at all tokens that show a label: the "
                 f"part of the activation that tells concepts apart; mean {own:+.3f} to the own "
                 f"concept, {other:+.3f} to another; with whole activations {whole_own:+.3f} and "
                 f"{whole_other:+.3f}"

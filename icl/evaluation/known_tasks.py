@@ -38,7 +38,8 @@ def predict_from(seen: Seen, family: RelabelledClasses, episodes: Episode) -> ja
     if seen == "the query alone":
         likelihood = jnp.ones((len(x), family.tasks), x.dtype)
     elif seen == "the labels":
-        share = jax.nn.one_hot(table, family.labels, dtype=x.dtype).mean(axis=1)
+        chosen = family.class_probabilities().astype(x.dtype)
+        share = jnp.einsum("tcl,c->tl", jax.nn.one_hot(table, family.labels, dtype=x.dtype), chosen)
         likelihood = share[:, shown].prod(axis=-1).T
     else:
         right = table[:, classes[:, :-1]] == shown[None]

@@ -8,8 +8,8 @@ transformers"). Sizes and training follow appendix D.2, with 20 examples and the
 appendix E, `han/functions` that of section 3.3 and appendix F. Checkpoints are kept, so that
 `icl eval` can draw decodability over training.
 
-`han/bases-xs` has three bases of one coordinate, linear attention and the layout `paired`, with
-which a small model came nearest to the Bayes mixture on a CPU (docs/han.md).
+`han/bases-xs` has four bases of one coordinate and an LSTM, `han/bases-xs-transformer` a
+transformer of four layers on that task (docs/han.md).
 """
 
 import dataclasses

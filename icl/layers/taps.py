@@ -59,8 +59,8 @@ _installed: ContextVar[Taps | None] = ContextVar("taps", default=None)
 
 
 @contextmanager
-def installed(taps: Taps):
-    """Installs taps for the models that are called inside."""
+def installed(taps: Taps | None):
+    """Installs taps for the models that are called inside; None for a model without sites."""
     token = _installed.set(taps)
     try:
         yield taps

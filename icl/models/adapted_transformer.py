@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from ..layers.taps import installed
 from ..ranges import POSITIVE, SIZE, Range, check_ranges
 from .base import Model, ModelConfig
 from .transformer import Transformer, TransformerConfig, parameter_count
@@ -229,7 +230,12 @@ class AdaptedTransformer(Model):
     ) -> tuple[Any, jax.Array]:
         """The adapted weights, and predictions `[T, (outputs)]` at the tokens of a prompt."""
         seen = example[None] | jnp.eye(len(x), dtype=bool)
-        predict = lambda weights: nnx.merge(graph, weights)(x[None], mask=seen)[0]
+
+        def predict(weights: Any) -> jax.Array:
+            # Activations of a step inside a gradient have no meaning outside.
+            with installed(None):
+                return nnx.merge(graph, weights)(x[None], mask=seen)[0]
+
         count = jnp.maximum(example.sum(), 1).astype(x.dtype)
 
         def loss(weights: Any) -> jax.Array:

@@ -31,6 +31,7 @@ class AssociativeRecall(TaskFamily):
 
     inputs_alone: ClassVar[bool] = True
     every_point_is_query: ClassVar[bool] = False
+    may_shorten: ClassVar[bool] = False
 
     points: int = 64
     """Number of symbols of a prompt."""

@@ -67,6 +67,7 @@ class TaskFamily(ABC):
     hidden_queries: ClassVar[int] = 0  # number of last points that are queries and never context
     only_last_is_query: ClassVar[bool] = False  # whether the last point is the only query
     inputs_alone: ClassVar[bool] = False  # whether prompts are made of inputs, and show no label
+    may_shorten: ClassVar[bool] = True  # whether prompts of fewer points have queries too
 
     points: int = 41
     """Number of (x, y) points in a prompt."""

@@ -51,6 +51,11 @@ class Curriculum:
                 f"{type(family).__name__} has no number of classes to vary: set "
                 "curriculum.classes_start to None"
             )
+        if not family.may_shorten and self.points_start is not None:
+            raise ValueError(
+                f"short prompts of {type(family).__name__} have no query: set "
+                "curriculum.points_start to None"
+            )
         if family.only_last_is_query and self.points_start is not None:
             raise ValueError(
                 f"the last point of {type(family).__name__} is the query, so no point may be "

@@ -16,7 +16,7 @@ import optax
 
 from ..ranges import SIZE, check_range
 
-LEAST_PROBABILITY = 1e-38
+LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
 
 
 class Measure(NamedTuple):
@@ -248,7 +248,7 @@ class NextSymbol(Classes):
         chosen = xp.take_along_axis(
             prediction, xp.broadcast_to(y, prediction.shape[:-1])[..., None], axis=-1
         )[..., 0]
-        # Below the smallest float32, so that a probability that underflows has a finite error.
+        # A probability that underflows has a finite error.
         return -xp.log(xp.maximum(chosen, LEAST_PROBABILITY))
 
 

@@ -150,12 +150,10 @@ class Mixture(FunctionFamily):
         return self.fewest_points is not None
 
     @property
-    def concepts(self) -> int:
-        """Number of families."""
-        return len(self.families)
+    def concepts(self) -> tuple[str, ...]:
+        return self.families
 
     def concept(self, task: MixtureTask) -> jax.Array:
-        """Index of the family of a task, int32 `[]`."""
         return task.member
 
     def sample_task(self, key: jax.Array, difficulty: Difficulty, data: Data = None) -> MixtureTask:

@@ -6,7 +6,7 @@ copied: a learner has to find out the task, and to know the label of the class u
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,9 @@ class RelabelledClasses(TaskFamily):
     class and mu, eta ~ N(0, I / dim). Means and labels of classes are fixed: they depend on the
     numbers of class and task alone.
     """
+
+    every_point_is_query: ClassVar[bool] = False
+    only_last_is_query: ClassVar[bool] = True
 
     points: int = 5
     """Number of items in a prompt, the query included."""
@@ -92,9 +95,6 @@ class RelabelledClasses(TaskFamily):
                 f"which is {self.classes}, or lower task.points"
             )
 
-    every_point_is_query = False
-    only_last_is_query = True
-
     @property
     def shown(self) -> int:
         """Number of different classes of a context."""
@@ -129,9 +129,11 @@ class RelabelledClasses(TaskFamily):
 
     def task_probabilities(self) -> jax.Array:
         """The probability of each task, float32 `[tasks]`."""
-        rank = jnp.arange(1, self.tasks + 1, dtype=jnp.float32)
-        weights = rank**-self.task_zipf_exponent
-        return weights / weights.sum()
+        return _zipf(self.tasks, self.task_zipf_exponent)
+
+    def class_probabilities(self) -> jax.Array:
+        """The probability of each class as the first of a prompt, float32 `[classes]`."""
+        return _zipf(self.classes, self.zipf_exponent)
 
     def sample_task(self, key: jax.Array, difficulty: Difficulty, data: None = None) -> Relabelling:
         examples = self.points - 1
@@ -164,3 +166,9 @@ class RelabelledClasses(TaskFamily):
         x = (self.means()[task.classes] + self.spread * noise) / (1 + self.spread**2) ** 0.5
         query = jnp.arange(self.points) == self.points - 1
         return Episode(x, task.labels, query, ~query)
+
+
+def _zipf(count: int, exponent: float) -> jax.Array:
+    """Probabilities of a Zipf distribution, float32 `[count]`."""
+    weights = jnp.arange(1, count + 1, dtype=jnp.float32) ** -exponent
+    return weights / weights.sum()

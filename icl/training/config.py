@@ -184,6 +184,11 @@ class Config:
             raise ValueError(
                 "only labels that are classes can be embedded: set model.embed_labels to False"
             )
+        if self.model.embed_labels and self.task.inputs_alone:
+            raise ValueError(
+                f"prompts of {type(self.task).__name__} show no labels: set model.embed_labels to "
+                "False"
+            )
         if getattr(self.task, "interim", 0.0) and LAYOUTS[self.layout].query_only:
             raise ValueError(
                 f"the layout {self.layout} predicts the query alone: set task.interim to 0, or "

@@ -17,6 +17,7 @@ from icl.tasks import (
     LinearRegression,
     Mixture,
     ProjectedImages,
+    SymbolSequences,
     WhitenedRegression,
 )
 from icl.training import Config, Learner, LoggingConfig, OptimizerConfig, Run
@@ -122,6 +123,8 @@ def shrunk(config):
         sizes |= dict(held_out=("quadratic_regression",))
     elif not isinstance(task, WhitenedRegression) and hasattr(task, "dim"):
         sizes |= dict(dim=min(task.dim, 4))
+    if isinstance(task, SymbolSequences):
+        sizes = dict(points=min(task.points, 12))  # four blocks of more than one symbol
     limits = dict(nonzeros=2, hidden=4, depth=2, queries=3, shortest=2, longest=3, pairs=1)
     limits |= dict(bases=2, fewest_points=3)
     for name, most in limits.items():

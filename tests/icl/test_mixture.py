@@ -36,7 +36,7 @@ def test_prompts_are_of_the_families_by_their_shares_and_of_unit_labels():
     of_key = jax.jit(jax.vmap(lambda key: MIXTURE.sample_task(key, MIXTURE.full)))
     tasks = of_key(keys)
     members = np.asarray(jax.vmap(MIXTURE.concept)(tasks))
-    assert MIXTURE.concepts == 3
+    assert MIXTURE.concepts == MIXTURE.families
     np.testing.assert_allclose(np.bincount(members) / 4000, [0.5, 0.25, 0.25], atol=0.03)
     draw = jax.vmap(lambda key, task: MIXTURE.sample_episode(key, task, MIXTURE.full))
     episodes = jax.jit(draw)(jax.random.split(jax.random.key(1), 4000), tasks)
