@@ -11,6 +11,7 @@ import pytest
 from icl.analysis.instrument import Instrument, add, mean, over_checkpoints, patch, zero
 from icl.layers import mixers
 from icl.models import (
+    AdaptedTransformerConfig,
     LoopedTransformerConfig,
     LSTMConfig,
     MAMLConfig,
@@ -168,6 +169,12 @@ def test_models_without_attention_have_a_residual_stream_or_nothing():
     assert inside.layers() == {"residual": 3}
     with pytest.raises(ValueError, match='has no site "pattern"; it has: residual'):
         inside.capture(inside.prompts(2), ["pattern"])
+    adapted = of_model(
+        AdaptedTransformerConfig(layers=1, width=8),
+        "masked",
+        LinearRegression(dim=3, points=5, queries=2),
+    )
+    assert adapted.layers() == {}
     nothing = of_model(MAMLConfig(loss="squared"), "shifted")
     with pytest.raises(ValueError, match='has no site "residual"; it has: none'):
         nothing.capture(nothing.prompts(2), ["residual"])
@@ -180,7 +187,7 @@ def test_models_without_attention_have_a_residual_stream_or_nothing():
         (zero("pattern", 2), 'layers at "pattern" are from 0 to 1; got 2'),
         (zero("mlp", 0, head=1), '"mlp" has no heads; choose "heads" or "pattern"'),
         (zero("heads", 0, head=2), "heads are from 0 to 1; got 2"),
-        (zero("mlp", 0, tokens=10), "tokens are from 0 to 9; got 10"),
+        (zero("mlp", 0, tokens=np.int64(10)), "tokens are from 0 to 9; got 10"),
         (patch("mlp", 0, np.zeros((3, 16)), tokens=[1, 2]), "cannot be broadcast to"),
     ],
 )

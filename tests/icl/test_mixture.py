@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from icl.analysis.concepts import has_concepts
 from icl.evaluation.comparators import comparators
 from icl.evaluation.curves import predictions_of
 from icl.tasks import (
@@ -18,7 +19,7 @@ from icl.tasks import (
     ReLUNetwork,
     sample_batch,
 )
-from icl.training.config import config_from_dict, config_to_dict
+from icl.training.config import Config, config_from_dict, config_to_dict
 
 from .helpers import TINY, tiny
 
@@ -37,6 +38,7 @@ def test_prompts_are_of_the_families_by_their_shares_and_of_unit_labels():
     tasks = of_key(keys)
     members = np.asarray(jax.vmap(MIXTURE.concept)(tasks))
     assert MIXTURE.concepts == MIXTURE.families
+    assert has_concepts(Config(task=MIXTURE))
     np.testing.assert_allclose(np.bincount(members) / 4000, [0.5, 0.25, 0.25], atol=0.03)
     draw = jax.vmap(lambda key, task: MIXTURE.sample_episode(key, task, MIXTURE.full))
     episodes = jax.jit(draw)(jax.random.split(jax.random.key(1), 4000), tasks)

@@ -21,7 +21,13 @@ from icl.analysis.ngrams import ngrams
 from icl.evaluation import draw_prompts, symbols
 from icl.layers.mixers import MIXERS
 from icl.models import TransformerConfig
-from icl.tasks import AssociativeRecall, LinearRegression, MarkovChains, RepeatedSequences
+from icl.tasks import (
+    AssociativeRecall,
+    Curriculum,
+    LinearRegression,
+    MarkovChains,
+    RepeatedSequences,
+)
 from icl.tasks.labels import NextSymbol
 from icl.training import Config, Learner
 from icl.training.step import initial_variables
@@ -149,7 +155,8 @@ def test_cross_entropy_is_the_error():
     loss = kind.loss(jnp.asarray(logits), jnp.asarray(y))
     error = kind.error(np.asarray(kind.prediction(jnp.asarray(logits)), np.float64), y)
     np.testing.assert_allclose(error, loss, rtol=1e-5)
-    assert np.isfinite(kind.error(np.eye(4)[[0]], np.array([1]))).all()
+    for prediction in (np.eye(4)[[0]], jnp.eye(4)[:1]):
+        assert np.isfinite(kind.error(prediction, np.array([1]))).all()
 
 
 def test_prompts_of_inputs_alone_need_their_layout():
@@ -161,7 +168,13 @@ def test_prompts_of_inputs_alone_need_their_layout():
         RepeatedSequences(points=12, longest=13)
     with pytest.raises(ValueError, match="mixer linear_attention has no option smeared_keys"):
         TransformerConfig(mixer="linear_attention", smeared_keys=True)
-    assert not has_symbols(Config(task=MarkovChains(), layout="inputs", model=MODEL))
+    config = Config(task=REPEATED, layout="inputs", model=MODEL)
+    assert has_symbols(config) and not has_symbols(config.replace(model_readout_layers=1))
+    assert not has_symbols(config.replace(task=MarkovChains()))
+    with pytest.raises(ValueError, match="show no labels: set model.embed_labels to False"):
+        config.replace(model_embed_labels=True)
+    with pytest.raises(ValueError, match="AssociativeRecall have no query: set curriculum.points"):
+        config.replace(task=AssociativeRecall(vocabulary=8), curriculum=Curriculum(points_start=8))
 
 
 def test_smeared_keys_mix_neighbours():
@@ -255,8 +268,8 @@ def test_scores_of_simple_patterns():
 
 
 def test_reports_of_runs(tmp_path):
-    task = REPEATED
-    run = untrained(tmp_path / "run", Config(task=task, layout="inputs", model=MODEL))
+    config = Config(task=REPEATED, layout="inputs", model=MODEL)
+    run = untrained(tmp_path / "run", config.replace(model_norm="none"))
     found = induction(run, prompts=8)
     assert found.prefix_matching.shape == (1, 2, 2) and found.ablated.shape == (2, 2)
     assert type(found).load(run).loss.shape == (1, 12) and found.figure_path.exists()
