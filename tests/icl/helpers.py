@@ -119,8 +119,8 @@ def shrunk(config):
         sizes |= {} if task.labels is None else dict(labels=6)
     elif isinstance(task, Mixture):
         # Each family costs the programs of its estimators.
-        sizes |= dict(families=task.families[:1], shares=(), options=(), dim=2)
-        sizes |= dict(held_out=("quadratic_regression",))
+        sizes |= dict(families=task.families[:2], shares=(), options=(), dim=2)
+        sizes |= dict(held_out=("random_network",))
     elif not isinstance(task, WhitenedRegression) and hasattr(task, "dim"):
         sizes |= dict(dim=min(task.dim, 4))
     if isinstance(task, SymbolSequences):
