@@ -14,7 +14,7 @@ from bench.common.worker import ROOT
 from bench.kernels import benchmark
 from bench.kernels.ops import CASES, CPU_CASES, PEERS
 
-HELPERS = {"flax_attention_fn", "targeting"}  # public names that are not ops
+HELPERS = {"attention_weights", "flax_attention_fn", "targeting"}  # public names that are not ops
 
 
 @pytest.fixture

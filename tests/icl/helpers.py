@@ -61,6 +61,7 @@ def sized(name, dim, points):
     if name in ("sine", "lines"):
         return FAMILIES[name](points=points)
     more = dict(scales=(1.0, 0.5, 2.0, 1.5)[:dim]) if name == "whitened_regression" else {}
+    more |= dict(bases=dim) if name == "basis_regression" else {}
     return FAMILIES[name](dim=dim, points=points, **more)
 
 
