@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from ..evaluation.baselines.known_tasks import SEEN, predict_from
 from ..evaluation.curves import draw_prompts, errors_of
-from ..evaluation.known_tasks import SEEN, predict_from
 from ..models import TransformerConfig
 from ..report import Result, open_run, spread
 from ..tasks import RelabelledClasses
@@ -39,7 +39,7 @@ class Circuits(Result):
       shuffled: accuracy if the context shows its labels in a random order, `[S]`.
       metrics: by the names in `METRICS`, `[S, layers, heads]`; see `pattern_metrics`.
       levels: accuracy of learners that know the labels of all classes under all tasks, by the part
-        of the context that they read (`icl.evaluation.known_tasks`), on the same prompts.
+        of the context that they read (`icl.evaluation.baselines.known_tasks`), on the same prompts.
       prompts: number of prompts.
       path: the run's folder.
     """

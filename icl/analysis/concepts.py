@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..tasks import Data, Episode, TaskFamily
+from ..tasks import LAYOUTS, Data, Episode, TaskFamily
 from ..training.config import Config
 from ..training.data import load_data
 from ..training.learner import Learner
@@ -19,21 +19,12 @@ from .instrument import Instrument
 
 NEIGHBOURS = 10
 MOST_DRAWS = 1000  # tasks drawn for each prompt that is wanted
-# The token that shows the label of a point first, by layout: x_1 is token 0.
-LABEL_TOKENS = {
-    "interleaved": lambda point: 2 * point + 1,
-    "tagged": lambda point: 2 * point + 1,
-    "paired": lambda point: 2 * point + 1,
-    "separate": lambda point: 2 * point + 1,
-    "shifted": lambda point: point + 1,
-    "concatenated": lambda point: point,
-    "masked": lambda point: point,
-}
 
 
 def has_concepts(config: Config) -> bool:
     """Whether tasks have concepts, the model a residual stream, and prompts an example."""
-    if len(config.task.concepts) < 2 or config.task.points < 2 or config.layout not in LABEL_TOKENS:
+    shows_labels = LAYOUTS[config.layout].label_token(0) is not None
+    if len(config.task.concepts) < 2 or config.task.points < 2 or not shows_labels:
         return False
     learner = Learner(config)
     variables = jax.eval_shape(learner.init, jax.random.key(0))
@@ -56,7 +47,9 @@ def last_example(family: TaskFamily) -> int:
 
 def label_token(config: Config, point: int) -> int:
     """The first token that shows the label of a point; points and tokens are numbered from 0."""
-    return LABEL_TOKENS[config.layout](point)
+    token = LAYOUTS[config.layout].label_token(point)
+    assert token is not None
+    return token
 
 
 def prompts_of_concepts(family: TaskFamily, key: jax.Array, prompts: int) -> Episode:

@@ -174,7 +174,8 @@ def few_shot(
 ) -> FewShot:
     """Errors of a run's newest checkpoint at 0, 1, 2, 4, ... examples; writes JSON and a figure.
 
-    Every learner is asked for the same queries after the same examples. The run's weights are also
+    Every learner is asked for the same queries after the same examples; comparators are asked for
+    one query of each prompt, and fitted ones on fewer prompts. The run's weights are also
     fine-tuned on the examples, unless its learner itself adapts by gradients. The comparator of a
     family is its optimal estimator, else the one with the smallest error after all examples.
 

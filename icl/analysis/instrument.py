@@ -9,6 +9,7 @@ The sites are those of `icl.layers.taps`: "residual", "mixer", "mlp", "heads" an
 heads and tokens are numbered from 0.
 """
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -114,28 +115,21 @@ class Instrument:
             self.step, self.variables = run.variables()
         else:
             self.step, self.variables = step, run.variables_at(step)
-        self._call = _program(self.learner)
+        self._call, self._layers = _program(self.learner), {}
 
     @classmethod
-    def of(
-        cls, learner: Learner, variables: Variables | Any, step: int = 0, like: Any = None
-    ) -> "Instrument":
-        """An instrument of a learner that is not in a run.
-
-        Args:
-          learner: the learner.
-          variables: its variables.
-          step: their step.
-          like: an instrument of an equal learner, whose compiled programs are used again.
-        """
+    def of(cls, learner: Learner, variables: Variables | Any, step: int = 0) -> "Instrument":
+        """An instrument of a learner and its variables at a step, which need not be in a run."""
         self = cls.__new__(cls)
         self.learner, self.variables, self.step = learner, variables, step
-        self._call = _program(learner) if like is None else like._call
+        self._call, self._layers = _program(learner), {}
         return self
 
     def at(self, variables: Variables | Any, step: int) -> "Instrument":
-        """An instrument of the same learner at another step, with the compiled programs of this."""
-        return Instrument.of(self.learner, variables, step, like=self)
+        """An instrument of this learner at another step, with the compiled programs of this one."""
+        other = copy.copy(self)
+        other.variables, other.step = variables, step
+        return other
 
     def prompts(self, count: int, seed: int = 0) -> Episode:
         """Draws fresh prompts of the run's task, `[count, ...]`, as evaluation does."""
@@ -143,11 +137,14 @@ class Instrument:
 
     def layers(self) -> dict[str, int]:
         """The number of layers at each site of the model; sites that it lacks are left out."""
+        if self._layers:
+            return self._layers
         taps = Taps(SITES)
         few = jax.eval_shape(lambda: self.prompts(1))
         shaped = lambda variables, few: self.learner.predict_with(taps, variables, few)
         jax.eval_shape(shaped, self.variables, few)
-        return taps.seen
+        self._layers.update(taps.seen)
+        return self._layers
 
     def capture(
         self, prompts: Episode, sites: Sequence[str] = SITES, edits: Sequence[Edit] = ()
@@ -219,9 +216,8 @@ def over_checkpoints(run: Run | str | Path, score: Callable[[Instrument], Any]) 
     run, learner = open_run(run)
     first, scores = None, {}
     for step, variables in run.variables_by_step():
-        inside = Instrument.of(learner, variables, step, like=first)
-        first = first or inside
-        scores[step] = score(inside)
+        first = first or Instrument.of(learner, variables, step)
+        scores[step] = score(first.at(variables, step))
     if not scores:
         raise RunError(f"{run.path} has no checkpoint yet; train it first")
     return dict(sorted(scores.items()))

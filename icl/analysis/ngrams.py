@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from ..evaluation import symbols
+from ..evaluation.baselines import symbols
 from ..report import Result, open_run, show_number
 from ..tasks import MarkovChains
 from ..tasks.labels import LEAST_PROBABILITY

@@ -142,10 +142,9 @@ def _by_step(
     probe = probe_of(learner.family, seed)
     own, first, scores = None, None, {}
     for step, each in variables_by_step(sweep, index):
-        insides = [Instrument.of(learner, each[at], step, like=first) for at in kept]
-        first = first or insides[0]
+        first = first or Instrument.of(learner, each[kept[0]], step)
         own = first.prompts(prompts, seed) if own is None else own
-        scores[step] = [scores_of(inside, own, *probe) for inside in insides]
+        scores[step] = [scores_of(first.at(each[at], step), own, *probe) for at in kept]
     return dict(sorted(scores.items()))
 
 

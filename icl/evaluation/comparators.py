@@ -42,9 +42,10 @@ from ..tasks import (
     Vectors,
 )
 from ..tasks.mixture import label_root
-from . import baselines, symbols
+from . import baselines
+from .baselines import symbols
+from .baselines.known_tasks import SEEN, predict_from
 from .baselines.lasso import PENALTIES
-from .known_tasks import SEEN, predict_from
 from .result import MAX_COLUMNS
 
 # Number of prompts for estimators that fit a model to each prompt and position. They predict only

@@ -154,8 +154,7 @@ class SoftmaxAttention(_Mixer):
     ) -> jax.Array:
         if self.rotary or self.qk_scale is not None or self.smear is not None:
             qkv = jnp.concatenate([self._scored(qkv[:, :, :2], positions), qkv[:, :, 2:]], axis=2)
-        causal = mask is None and not self.bidirectional
-        return packed_dot_product_attention(qkv, mask=mask, is_causal=causal)
+        return packed_dot_product_attention(qkv, mask=mask, is_causal=self._is_causal(mask))
 
     def pattern(
         self,
@@ -164,9 +163,11 @@ class SoftmaxAttention(_Mixer):
         mask: jax.Array | None = None,
         positions: jax.Array | None = None,
     ) -> jax.Array:
-        qk = self._scored(qkv[:, :, :2], positions)
-        causal = mask is None and not self.bidirectional
-        return attention_weights(qk[:, :, 0], qk[:, :, 1], mask=mask, is_causal=causal)
+        query, key = jnp.moveaxis(self._scored(qkv[:, :, :2], positions), 2, 0)
+        return attention_weights(query, key, mask=mask, is_causal=self._is_causal(mask))
+
+    def _is_causal(self, mask: jax.Array | None) -> bool:
+        return mask is None and not self.bidirectional
 
     def _scored(self, qk: jax.Array, positions: jax.Array | None) -> jax.Array:
         """The queries and keys `[B, T, 2, N, H]` that form scores."""

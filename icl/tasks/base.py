@@ -193,6 +193,11 @@ class FunctionFamily(TaskFamily):
         return Episode(x, y, used & query, used & ~query)
 
 
+def with_noise(key: jax.Array, episode: Episode, size: float) -> Episode:
+    """The episode with N(0, size^2) added to each label, a number. The key is consumed."""
+    return episode._replace(y=episode.y + size * normal(key, episode.y.shape))
+
+
 def on_device(data: Data) -> Data:
     """Data as JAX arrays; ValueError if there are none."""
     if data is None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..ranges import NOT_NEGATIVE, Range, check_ranges
-from .base import Data, Difficulty, Episode, FunctionFamily
+from .base import Data, Difficulty, Episode, FunctionFamily, with_noise
 from .draws import normal
 from .labels import Scalar
 
@@ -106,6 +106,4 @@ class BasisRegression(FunctionFamily):
     ) -> Episode:
         x_key, noise_key = jax.random.split(key)
         episode = super().sample_episode(x_key, task, difficulty)
-        if not self.noise:
-            return episode
-        return episode._replace(y=episode.y + self.noise * normal(noise_key, episode.y.shape))
+        return with_noise(noise_key, episode, self.noise) if self.noise else episode

@@ -55,6 +55,10 @@ class Layout(Protocol):
         """Number of tokens in use, int `[]`; the tokens after them are padding."""
         ...
 
+    def label_token(self, point: int) -> int | None:
+        """The first token that shows the label of a point, both from 0; None if none does."""
+        ...
+
 
 class _Beside:
     """Tokens with room for an input and, beside it, a label."""
@@ -95,6 +99,9 @@ class Interleaved:
     def length(self, episode: Episode) -> jax.Array:
         return 2 * episode.length
 
+    def label_token(self, point: int) -> int | None:
+        return 2 * point + 1
+
 
 class Concatenated(_Beside):
     """(x_1, y_1), ..., (x_q, 0): only the last query is predicted (von Oswald et al. 2023).
@@ -122,6 +129,9 @@ class Concatenated(_Beside):
     def length(self, episode: Episode) -> jax.Array:
         return self.tokens(episode.last_query + 1)
 
+    def label_token(self, point: int) -> int | None:
+        return point
+
     def _shown(self, episode: Episode, labels: LabelKind) -> jax.Array:
         """Label tokens `[points, W]`: 0 except for context points before the query."""
         before = jnp.arange(episode.queries.shape[0]) < episode.last_query
@@ -138,6 +148,9 @@ class Separate(Concatenated):
 
     def tokens(self, points: Any) -> Any:
         return 2 * points - 1
+
+    def label_token(self, point: int) -> int | None:
+        return 2 * point + 1
 
     def encode(self, episode: Episode, labels: LabelKind = SCALAR) -> jax.Array:
         label_tokens = self._shown(episode, labels)
@@ -197,6 +210,9 @@ class Shifted(_Beside, Interleaved):
     def length(self, episode: Episode) -> jax.Array:
         return episode.length
 
+    def label_token(self, point: int) -> int | None:
+        return point + 1
+
 
 class Inputs(Shifted):
     """x_1, x_2, x_3, ...: y_i is predicted at x_i, and no token is made from a label.
@@ -209,6 +225,9 @@ class Inputs(Shifted):
 
     def encode(self, episode: Episode, labels: LabelKind = SCALAR) -> jax.Array:
         return episode.x
+
+    def label_token(self, point: int) -> int | None:
+        return None
 
 
 class Masked:
@@ -243,6 +262,9 @@ class Masked:
 
     def length(self, episode: Episode) -> jax.Array:
         return episode.length
+
+    def label_token(self, point: int) -> int | None:
+        return point
 
 
 def _label_tokens(episode: Episode, labels: LabelKind) -> jax.Array:

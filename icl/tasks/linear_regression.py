@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ..ranges import NOT_NEGATIVE, POSITIVE, Range, check_ranges
-from .base import Data, Difficulty, Episode, FunctionFamily
+from .base import Data, Difficulty, Episode, FunctionFamily, with_noise
 from .draws import normal, uniform
 from .labels import Scalar
 
@@ -138,9 +138,7 @@ class LinearRegression(FunctionFamily):
             key, label_key = jax.random.split(key)
         x_key, noise_key = jax.random.split(key) if self.noise else (key, key)
         episode = super().sample_episode(x_key, task, difficulty)
-        y = episode.y
-        if self.noise:
-            y = y + self.noise * normal(noise_key, y.shape)
+        y = with_noise(noise_key, episode, self.noise).y if self.noise else episode.y
         if self.renormalize:
             y = y * self.label_factor(difficulty.dim)
         if label_key is not None:

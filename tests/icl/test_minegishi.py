@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from icl.analysis.circuits import METRICS, Circuits, pattern_metrics
+from icl.evaluation.baselines.known_tasks import SEEN, predict_from
 from icl.evaluation.comparators import comparators
-from icl.evaluation.known_tasks import SEEN, predict_from
 from icl.models import TransformerConfig
 from icl.tasks import RelabelledClasses, Relabelling
 

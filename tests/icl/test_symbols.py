@@ -18,7 +18,8 @@ from icl.analysis.head_scores import (
 from icl.analysis.induction import has_symbols, induction
 from icl.analysis.instrument import Instrument
 from icl.analysis.ngrams import ngrams
-from icl.evaluation import draw_prompts, symbols
+from icl.evaluation import draw_prompts
+from icl.evaluation.baselines import symbols
 from icl.layers.mixers import MIXERS
 from icl.models import TransformerConfig
 from icl.tasks import (

@@ -10,7 +10,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from ..tasks import Episode, RelabelledClasses
+from ...tasks import Episode, RelabelledClasses
 
 Seen = Literal["the query alone", "the labels", "the context"]
 SEEN: tuple[Seen, ...] = ("the query alone", "the labels", "the context")
