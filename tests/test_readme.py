@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import icl
 from icl.analysis import ANALYSES
@@ -88,6 +89,38 @@ def test_the_look_inside_that_it_shows_draws_its_figure(tmp_path, monkeypatch):
     exec(block_with(README, "icl.Instrument("), names)
     assert names["rise"].shape == (64, 12) and np.abs(names["rise"]).max() > 0
     assert (tmp_path / "patterns.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("page", ["olsson", "han", "minegishi", "meta-learning"])
+def test_the_commands_of_a_page_are_understood(page, monkeypatch, tmp_path):
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    asked = []
+
+    def ask_for(config, *arguments, **given):
+        asked.append(config)
+        raise ValueError("asked")
+
+    assert icl.train  # imported now, so that it does not keep what is replaced below
+    monkeypatch.setattr("icl.training.train", ask_for)
+    monkeypatch.setattr("icl.sweeps.train_sweep", ask_for)
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"icl ((?:train|sweep) [\w-]+/[\w-]+(?: --[^`#\n)]*)?)", text)
+    assert len(commands) >= 2
+    for command in commands:
+        before = len(asked)
+        assert main(command.split()) == 2, command
+        assert len(asked) == before + 1, command
+    # Runs have the names of their presets, and can be asked what the page asks them.
+    runs = {preset.name.replace("/", "-"): preset for preset in PRESETS.values()}
+    evaluations = re.findall(r"icl eval runs/([\w-]+)([^`#\n]*)", text)
+    for name, options in evaluations:
+        named = options.partition("--analyses")[2].split()
+        assert all(ANALYSES[one].applies_to(runs[name].config) for one in named), options
+        assert {path.partition("/")[2] for path in re.findall(r"runs/[\w-]+", options)} <= {*runs}
+    for option in re.findall(r"`(--(?:task|model|training|optimizer)\S* [^` ]+)`", text):
+        before = len(asked)
+        assert main(["train", commands[0].split()[1], *option.split()]) == 2, option
+        assert len(asked) == before + 1, option
 
 
 def test_the_task_and_model_of_the_page_on_own_tasks_work(tmp_path, monkeypatch):
