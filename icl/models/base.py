@@ -104,7 +104,7 @@ class ModelConfig(ABC):
     # prompt. A model that is not causal needs them to leave out padding.
     takes_lengths: ClassVar[bool] = False
     # True if the model is called with `examples`, int `[B]`: the number of examples of each prompt,
-    # which are its first tokens. No token sees a token after them.
+    # which are its first tokens and all that a token sees.
     takes_examples: ClassVar[bool] = False
 
     layers: int = 12
