@@ -1,6 +1,6 @@
 """A classifier and a regressor that predict in context, by a trained learner of tables."""
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from scipy.special import softmax
@@ -21,6 +21,9 @@ FARTHEST = 1e9  # of a value, in spreads of its column
 
 class _InContext(BaseEstimator):
     """What classifier and regressor share: checks, scaling and the ensemble."""
+
+    ranks: Share
+    best_columns: Share
 
     def __init__(
         self,
@@ -53,13 +56,16 @@ class _InContext(BaseEstimator):
                     f"got {getattr(self, name)!r}"
                 )
 
-    def _store(self, x: np.ndarray, y: np.ndarray, model: TableModel) -> None:
+    def _store(
+        self, x: np.ndarray, y: np.ndarray, model: TableModel, classes: int | None = None
+    ) -> None:
         """Keeps the training rows and draws the members.
 
         Args:
           x: `[rows, columns]`.
           y: labels `[rows]`: int from 0 below the number of classes, or numbers.
           model: what the members are drawn for.
+          classes: number of classes; None if labels are numbers.
         """
         if len(x) > model.rows and not self.subsample:
             raise ValueError(
@@ -72,7 +78,7 @@ class _InContext(BaseEstimator):
             self.ensemble,
             self._x,
             y,
-            len(self.classes_) if model.classes is not None else None,
+            classes,
             most_rows=model.rows,
             most_columns=model.columns,
             ranks=self.ranks,
@@ -110,7 +116,10 @@ class _InContext(BaseEstimator):
 
     def _checked(self, x: Any) -> np.ndarray:
         check_is_fitted(self)
-        return validate_data(self, x, reset=False, dtype=np.float64, ensure_all_finite="allow-nan")
+        checked = validate_data(
+            self, x, reset=False, dtype=np.float64, ensure_all_finite="allow-nan"
+        )
+        return cast("np.ndarray", checked)
 
 
 class InContextClassifier(ClassifierMixin, _InContext):
@@ -186,7 +195,7 @@ class InContextClassifier(ClassifierMixin, _InContext):
                 f"y has {len(self.classes_)} classes, and this model takes {model.classes}; give "
                 "fewer, or a run with more"
             )
-        self._store(X, numbers, model)
+        self._store(X, numbers, model, len(self.classes_))
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -10,7 +11,7 @@ import numpy as np
 
 from ..tasks import Classes, Scalar
 from ..tasks.inputs import Rows
-from ..training import Config, Run, RunError
+from ..training import Exported, Run, RunError, disk, load_exported
 
 Target = Literal["class", "number"]
 WEIGHTS = Path(__file__).with_name("weights")
@@ -18,6 +19,7 @@ SHIPPED: dict[Target, Path] = {
     "class": WEIGHTS / "classes.npz",
     "number": WEIGHTS / "numbers.npz",
 }
+PLURAL = {"class": "classes", "number": "numbers"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,52 +41,63 @@ class TableModel:
     classes: int | None
     """Number of classes; None if labels are numbers."""
 
+    @property
+    def target(self) -> Target:
+        """What the model predicts."""
+        return "number" if self.classes is None else "class"
 
-def table_model(run: "TableModel | Run | str | Path | None", target: Target) -> TableModel:
+
+def table_model(
+    run: "TableModel | Run | Exported | str | Path | None", target: Target | None = None
+) -> TableModel:
     """The model of a run.
 
-    A run folder is read again if its settings or checkpoints changed since the last call.
+    A run folder or a file is read once a process, and again if it changed since.
 
     Args:
-      run: a run of a family of tables, or its folder; None for the weights in this package; a
-        `TableModel` is returned as it is.
-      target: what the model must predict.
+      run: a run of a family of tables, or its folder; exported weights, or their file; None for the
+        weights in this package; a `TableModel` is returned as it is.
+      target: what the model must predict; None if either will do.
 
     Raises:
-      RunError: there is no such run, it cannot be read, or was trained on another kind of task.
-      ValueError: the run predicts numbers where classes are wanted, or the reverse.
+      RunError: there is no such run or file, it cannot be read, or its task is not one of tables.
+      ValueError: the model predicts numbers where classes are wanted, or the reverse.
     """
     if isinstance(run, TableModel):
-        model, source = run, "the model"
+        model, source = run, "this model"
     else:
-        path = SHIPPED[target] if run is None else run.path if isinstance(run, Run) else Path(run)
+        path = (
+            run.path
+            if isinstance(run, (Run, Exported))
+            else Path(run or SHIPPED[target or "class"])
+        )
         model, source = _read(path.absolute(), _stamp(path)), str(path)
-    if target == "class" and model.classes is None:
-        raise ValueError(f"{source} predicts numbers: use InContextRegressor")
-    if target == "number" and model.classes is not None:
-        raise ValueError(f"{source} predicts classes: use InContextClassifier")
+    if target not in (None, model.target):
+        other = {"class": "Classifier", "number": "Regressor"}[model.target]
+        raise ValueError(
+            f"{source} predicts {PLURAL[model.target]}, and {PLURAL[target]} are wanted: use "
+            f"InContext{other}, or another run"
+        )
     return model
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    """Numbers that change if the run at a path changes."""
+    """Numbers that change if the run or file at a path changes."""
     files = (path, path / "config.json", path / "checkpoints")
-    return tuple(file.stat().st_mtime_ns for file in files if file.exists())
+    with disk.usable(path):
+        return tuple(file.stat().st_mtime_ns for file in files if os.path.exists(file))
 
 
 @functools.lru_cache(maxsize=8)
 def _read(path: Path, stamp: tuple[int, ...]) -> TableModel:
-    run = Run.open(path)
-    return _of(run.config, run.predict, path)
-
-
-def _of(config: Config, predict: Callable[..., np.ndarray], source: Path) -> TableModel:
-    task = config.task
+    learned = load_exported(path) if path.is_file() else Run.open(path)
+    task = learned.config.task
     inputs, labels = task.input_kind, task.label_kind
     if not isinstance(inputs, Rows) or not isinstance(labels, (Classes, Scalar)):
         raise RunError(
-            f"{source} was trained on {type(task).__name__}, not on tables; give a run of a preset "
+            f"{path} was trained on {type(task).__name__}, not on tables; give a run of a preset "
             "such as pfn/tables-xs"
         )
     classes = labels.number if isinstance(labels, Classes) else None
-    return TableModel(predict, task.points - task.hidden_queries, inputs.columns, classes)
+    rows = task.points - task.hidden_queries
+    return TableModel(learned.predict, rows, inputs.columns, classes)
