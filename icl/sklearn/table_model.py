@@ -11,7 +11,7 @@ import numpy as np
 
 from ..tasks import Classes, Scalar
 from ..tasks.inputs import Rows
-from ..training import Exported, Run, RunError, disk, load_exported
+from ..training import Run, RunError, disk, load_exported
 
 Target = Literal["class", "number"]
 WEIGHTS = Path(__file__).with_name("weights")
@@ -48,14 +48,14 @@ class TableModel:
 
 
 def table_model(
-    run: "TableModel | Run | Exported | str | Path | None", target: Target | None = None
+    run: "TableModel | Run | str | Path | None", target: Target | None = None
 ) -> TableModel:
     """The model of a run.
 
     A run folder or a file is read once a process, and again if it changed since.
 
     Args:
-      run: a run of a family of tables, or its folder; exported weights, or their file; None for the
+      run: a run of a family of tables, or its folder; a file of exported weights; None for the
         weights in this package; a `TableModel` is returned as it is.
       target: what the model must predict; None if either will do.
 
@@ -66,11 +66,7 @@ def table_model(
     if isinstance(run, TableModel):
         model, source = run, "this model"
     else:
-        path = (
-            run.path
-            if isinstance(run, (Run, Exported))
-            else Path(run or SHIPPED[target or "class"])
-        )
+        path = run.path if isinstance(run, Run) else Path(run or SHIPPED[target or "class"])
         model, source = _read(path.absolute(), _stamp(path)), str(path)
     if target not in (None, model.target):
         other = {"class": "Classifier", "number": "Regressor"}[model.target]

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from . import disk
-from .config import Config, config_from_dict, config_to_dict
+from .config import config_from_dict, config_to_dict
 from .disk import RunError, write_whole
 from .learner import Learner, Variables
 from .prediction import Predictor
@@ -38,23 +38,17 @@ class Exported:
       variables: all variables of the model, for `Learner(config).predict`.
     """
 
-    def __init__(self, path: Path, config: Config, about: dict[str, Any], variables: Variables):
+    def __init__(self, path: Path, learner: Learner, about: dict[str, Any], variables: Variables):
         self.path = path
-        self.config = config
+        self.config = learner.config
         self.step = int(about["step"])
         self.made_with: dict[str, str] = dict(about["made_with"])
         self.variables = variables
-        self._predictor: Predictor | None = None
+        self._predictor = Predictor(learner, variables)
 
     def predict(self, x_context: Any, y_context: Any, x_query: Any) -> np.ndarray:
         """As `Run.predict`: the labels of queries from examples, NumPy arrays in and out."""
-        if self._predictor is None:
-            self._predictor = Predictor(Learner(self.config), self.variables)
         return self._predictor(x_context, y_context, x_query)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle holds: no compiled programs, which the copy compiles again."""
-        return self.__dict__ | {"_predictor": None}
 
     def __repr__(self) -> str:
         return f"Exported({str(self.path)!r})"
@@ -129,26 +123,23 @@ def load_exported(file: str | Path) -> Exported:
         if not path.exists():
             raise RunError(f"{path} does not exist; `icl export RUN FILE` writes such a file")
         if path.is_dir() or not zipfile.is_zipfile(path):
-            raise RunError(
-                f"{path} is no file of exported weights; `icl export RUN FILE` writes one"
-            )
+            raise RunError(f"{path} is no exported run; `icl export RUN FILE` writes such a file")
         try:
             with np.load(path) as content:
                 arrays = {name: content[name] for name in content.files}
             about = json.loads(str(arrays.pop("about")))
             if about["format"] != FORMAT:
                 raise ValueError(f"its format is {about['format']!r}; this version reads {FORMAT}")
-            config = config_from_dict(about["config"])
-            return Exported(path, config, about, _variables(config, arrays))
+            learner = Learner(config_from_dict(about["config"]))
+            return Exported(path, learner, about, _variables(learner, arrays))
         except KeyError as error:
             raise RunError(f"{path} cannot be read: it has no {error}; {REMEDY}") from error
         except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise RunError(f"{path} cannot be read: {error}; {REMEDY}") from error
 
 
-def _variables(config: Config, arrays: dict[str, np.ndarray]) -> Variables:
-    """The variables of the settings' model, from arrays by name."""
-    learner = Learner(config)
+def _variables(learner: Learner, arrays: dict[str, np.ndarray]) -> Variables:
+    """The variables of a learner from arrays by name; ValueError if they are not its own."""
     shapes = jax.eval_shape(learner.init, jax.random.key(0))
     wanted = _named_leaves(shapes)
     if set(arrays) != set(wanted):
