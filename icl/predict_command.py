@@ -16,7 +16,7 @@ from .output import say, show
 from .ranges import SEED, SIZE, check_range
 from .report.tables import show_number
 from .sklearn import InContextClassifier, InContextRegressor
-from .sklearn.table_model import Target, table_model
+from .sklearn.models import Target, table_model
 from .tasks.labels import LEAST_PROBABILITY
 from .training.disk import RunError, usable, write_whole
 

@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ..ranges import SIZE, check_range
 from ..tasks.labels import LEAST_PROBABILITY
 from .members import Share, draw_members, shown
-from .table_model import TableModel, table_model
+from .models import TableModel, table_model
 
 ROWS_AT_ONCE = 4096  # bounds the memory of a prediction
 LEAST_SPREAD = 1e-10  # of a column, relative to its largest value; less is rounding
@@ -88,14 +88,12 @@ class _InContext(BaseEstimator):
 
     def _fit_scale(self, x: np.ndarray) -> None:
         """Centres and spreads of the columns; the spread of a column not in use is NaN."""
-        known = ~np.isnan(x)
-        low = np.where(known, x, np.inf).min(axis=0)
-        high = np.where(known, x, -np.inf).max(axis=0)
-        size = np.maximum(abs(low), abs(high))
-        used = known.any(axis=0) & (high / 2 - low / 2 > LEAST_SPREAD * size)
+        low, high = np.fmin.reduce(x, axis=0), np.fmax.reduce(x, axis=0)  # NaN if none is known
         # Halves, since the sum of two large numbers is infinite.
+        half = high / 2 - low / 2
+        used = half > LEAST_SPREAD * np.maximum(abs(low), abs(high))
         self._centre = np.where(used, low / 2 + high / 2, 0.0)
-        self._spread = np.where(used, high / 2 - low / 2, np.nan)
+        self._spread = np.where(used, half, np.nan)
 
     def _scaled(self, x: np.ndarray) -> np.ndarray:
         """Columns between -1 and 1 over the training rows; NaN if they are constant there.

@@ -29,7 +29,9 @@ class TableModel:
     Any function of this call can stand behind an estimator: `InContextClassifier(TableModel(...))`.
     """
 
-    predict: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+    predict: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] = dataclasses.field(
+        repr=False
+    )
     """From x_context float32 `[B, n, columns]`, y_context `[B, n]` and x_query `[B, Q, columns]` to
     probabilities `[B, Q, classes]`, or to numbers `[B, Q]`. Columns are standardised by
     `icl.tasks.rows.standardised`; NaN marks missing values and columns not in use. Labels are
