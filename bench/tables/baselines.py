@@ -1,84 +1,82 @@
-"""Scores of the methods beside ours, kept in a file so that a run of ours need not fit them."""
+"""Scores of the methods beside ours, fitted or taken from the results of an earlier run."""
 
-import json
-from collections.abc import Callable, Collection
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from .methods import METHODS
-from .protocol import FLOOR, MOST_TEST_ROWS, SIZES, SPLITS, score
+from .protocol import FLOOR, MOST_TEST_ROWS, Scores
 
-# What scores depend on besides the method; files of another protocol are refused.
+# What scores depend on besides table, size, split and method; other results are refused.
 PROTOCOL = {"most_test_rows": MOST_TEST_ROWS, "floor": FLOOR}
+DIGITS = 5  # of scores in a file
+
+# Scores an estimator, made anew by a function for each split; returns the seconds too.
+Fit = Callable[[Callable[[], Any]], tuple[Scores, float]]
 
 
-def fit_baselines(
-    sets: Collection[str],
-    sizes: Collection[int] = SIZES,
-    splits: int = SPLITS,
-    methods: Collection[str] = tuple(METHODS),
-    tell: Callable[[str], None] = print,
-    keep: Callable[[dict[str, Any]], None] = lambda found: None,
-) -> dict[str, Any]:
-    """Scores of methods.
-
-    Args:
-      sets: names of tables.
-      sizes: numbers of training rows.
-      splits: number of splits of each.
-      methods: names in `METHODS`.
-      tell: is called with a line of progress.
-      keep: is called with what has been found after each method.
-
-    Returns:
-      The `protocol`, `sets`, `sizes`, `splits`, and by method `scores` (see `protocol.Scores`)
-      and `seconds`.
-    """
-    found: dict[str, Any] = {
-        "protocol": PROTOCOL,
-        "sets": list(sets),
-        "sizes": list(sizes),
-        "splits": splits,
-        "scores": {},
-        "seconds": {},
-    }
-    for name in methods:
-        tell(f"{name}: {len(sets)} tables, {len(sizes)} sizes, {splits} splits")
-        scores, seconds = score(METHODS[name], sets, sizes, splits, one_hot=True)
-        found["scores"][name], found["seconds"][name] = scores, seconds
-        keep(found)
+def fit_methods(
+    methods: Mapping[str, Callable[[], Any]], fit: Fit, tell: Callable[[str], None] = print
+) -> dict[str, Scores]:
+    """Scores by method; `tell` is called with a line for each."""
+    found = {}
+    for name, make in methods.items():
+        found[name], seconds = fit(make)
+        tell(f"{name}: {seconds:.0f} s")
     return found
 
 
-def read_baselines(
-    path: Path, sets: Collection[str], sizes: Collection[int], splits: int
-) -> dict[str, Any]:
-    """The part of a file of `fit_baselines` that some tables, sizes and splits need.
+def taken_over(
+    earlier: Mapping[str, Any],
+    tables: Collection[str],
+    sizes: Collection[int],
+    splits: int,
+    methods: Collection[str],
+) -> dict[str, Scores]:
+    """Scores by method out of the results of an earlier run.
+
+    Args:
+      earlier: one part of the results: `protocol`, `splits` and `scores` by method.
+      tables: names of tables.
+      sizes: numbers of training rows.
+      splits: number of splits of each.
+      methods: names of methods.
 
     Raises:
-      ValueError: the file has another protocol, or lacks a table, a size or splits.
+      ValueError: the earlier run had another protocol, or lacks a method, a table, a size or a
+        split.
     """
-    found = json.loads(path.read_text())
-    if found["protocol"] != PROTOCOL:
-        raise ValueError(f"{path} has the protocol {found['protocol']}, not {PROTOCOL}")
-    wanted = {"tables": sets, "sizes": sizes}
-    for kind, have in (("tables", found["sets"]), ("sizes", found["sizes"])):
-        if lacking := [one for one in wanted[kind] if one not in have]:
-            raise ValueError(f"{path} has no {kind} {lacking}: write it again for them")
-    if splits > found["splits"]:
-        raise ValueError(f"{path} has {found['splits']} splits, fewer than {splits}")
-    chosen = {
-        method: {
-            name: {
-                str(size): {
-                    metric: values[:splits] for metric, values in scores[name][str(size)].items()
-                }
-                for size in sizes
+    if earlier["protocol"] != PROTOCOL:
+        raise ValueError(f"the earlier run had the protocol {earlier['protocol']}, not {PROTOCOL}")
+    if splits > earlier["splits"]:
+        raise ValueError(f"the earlier run had {earlier['splits']} splits, fewer than {splits}")
+    found = {}
+    for method in methods:
+        try:
+            scores = earlier["scores"][method]
+            found[method] = {
+                table: {str(size): _first(scores[table][str(size)], splits) for size in sizes}
+                for table in tables
             }
-            for name in sets
+        except KeyError as error:
+            raise ValueError(
+                f"the earlier run has no {error} for {method}: leave out --baselines-from to fit "
+                "all methods"
+            ) from error
+    return found
+
+
+def _first(values: Mapping[str, list[float]], splits: int) -> dict[str, list[float]]:
+    return {metric: numbers[:splits] for metric, numbers in values.items()}
+
+
+def rounded(scores: Scores) -> dict[str, Any]:
+    """Scores with `DIGITS` decimals, for a file."""
+    return {
+        table: {
+            size: {
+                metric: [round(value, DIGITS) for value in values]
+                for metric, values in found.items()
+            }
+            for size, found in sizes.items()
         }
-        for method, scores in found["scores"].items()
+        for table, sizes in scores.items()
     }
-    return found | {
-        "sets": list(sets), "sizes": list(sizes), "splits": splits, "scores": chosen,
-    }  # fmt: skip

