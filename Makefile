@@ -26,7 +26,7 @@ WEIGHTS := icl/sklearn/weights
 weights: $(READY)
 	$(BIN)/icl train pfn/tables-xs --run-dir=runs/weights-classes
 	$(BIN)/icl export runs/weights-classes $(WEIGHTS)/classes.npz --overwrite
-	$(BIN)/icl train pfn/numbers-xs --run-dir=runs/weights-numbers
+	$(BIN)/icl train pfn/regression-xs --run-dir=runs/weights-numbers
 	$(BIN)/icl export runs/weights-numbers $(WEIGHTS)/numbers.npz --overwrite
 
 test: $(READY)

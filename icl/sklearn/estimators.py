@@ -81,6 +81,7 @@ class _InContext(BaseEstimator):
             classes,
             most_rows=model.rows,
             most_columns=model.columns,
+            most_classes=model.classes or 0,
             ranks=self.ranks,
             best_columns=self.best_columns,
             random=check_random_state(self.random_state),

@@ -69,9 +69,9 @@ def test_logits_are_averaged_if_asked():
     def predict(x, y, asked):
         found = np.zeros((*asked.shape[:2], 10), np.float32)
         for member, of_member in enumerate(probabilities):
-            # Row 0 is of class a, whatever number the member gives it.
-            a = y[member, x[member, :, 0].argmin()]
-            found[member, :, a], found[member, :, 1 - a] = of_member
+            # The least x is of class a, the largest of b, whatever numbers the member gives them.
+            numbers = y[member, x[member, :, 0].argsort()]
+            found[member][:, numbers] = of_member
         return found
 
     x, y = np.array([[0.0], [1.0]]), ["a", "b"]
