@@ -159,6 +159,11 @@ def test_numbers_are_shown_standardised_and_predicted_in_their_own_scale():
     np.testing.assert_allclose(far, 1e9 * found - 1e10, rtol=1e-4)
     assert abs(found - y[:9]).mean() < 0.4
     np.testing.assert_array_equal(InContextRegressor(NUMBERS).fit(x, np.ones(100)).predict(x), 1)
+    # A label in the tail is shown drawn in, and predicted in full.
+    x[3], y[3], seen = 9.0, 1e6, Seen()
+    regressor = InContextRegressor(seen.model(NUMBERS, rows=100), ranks="none").fit(x, y)
+    np.testing.assert_allclose(regressor.predict(x[3:4]), 1e6, rtol=1e-2)
+    assert 4 < seen[0][1].max() < 5
 
 
 @pytest.mark.parametrize("estimator", [InContextClassifier(CLASSES), InContextRegressor(NUMBERS)])
