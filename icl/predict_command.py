@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import tyro
 from rich.table import Table
-from sklearn.metrics import r2_score, roc_auc_score, root_mean_squared_error
+from sklearn.metrics import log_loss, r2_score, roc_auc_score, root_mean_squared_error
 
 from .data.csv_file import Column, CSVFile, as_number, read_csv
 from .output import say, show
@@ -17,7 +17,6 @@ from .ranges import SEED, SIZE, check_range
 from .report.tables import show_number
 from .sklearn import InContextClassifier, InContextRegressor
 from .sklearn.models import Target, table_model
-from .tasks.labels import LEAST_PROBABILITY
 from .training.disk import RunError, usable, write_whole
 
 FEW = 10  # most different whole numbers that are taken for classes
@@ -173,7 +172,7 @@ def _numbers(tables: Tables, options: dict[str, Any]) -> Found:
     if tables.truth is not None:
         truth = np.array(_as_numbers(tables.truth, tables.target), np.float64)  # None becomes NaN
         scores = _number_scores(truth, predicted, labels.mean())
-    return Found([f"{value:.6g}" for value in predicted.tolist()], {}, scores)
+    return Found([f"{value:.9g}" for value in predicted.tolist()], {}, scores)
 
 
 def _class_name(label: str | None) -> str | None:
@@ -211,8 +210,8 @@ def _class_scores(
     if seen.any():
         y, both = number[seen], [p[seen] for p in both]
         table.add_row("ROC AUC", *(show_number(_roc_auc(y, p)) for p in both))
-        losses = [-np.log(np.maximum(p[np.arange(len(y)), y], LEAST_PROBABILITY)) for p in both]
-        table.add_row("log loss, nats", *(show_number(loss.mean()) for loss in losses))
+        losses = [log_loss(y, p, labels=range(len(names))) for p in both]
+        table.add_row("log loss, nats", *map(show_number, losses))
     return table
 
 
@@ -266,6 +265,6 @@ def _as_csv(found: Found) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["prediction", *(f"probability of {name}" for name in found.probabilities)])
-    columns = [[f"{p:.6g}" for p in column] for column in found.probabilities.values()]
+    columns = [column.tolist() for column in found.probabilities.values()]
     writer.writerows(zip(found.predictions, *columns))
     return text.getvalue()

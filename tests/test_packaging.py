@@ -46,6 +46,8 @@ def test_the_wheel_has_one_import_root(wheel):
         not in names
     ]
     assert not missing
+    weights = {f"icl/sklearn/weights/{name}.npz" for name in ("classes", "numbers")}
+    assert weights <= set(names)
 
 
 def test_installed_alone_it_imports_icl_kernels_with_jax_and_numpy_only(wheel, tmp_path):
@@ -74,15 +76,16 @@ import icl.api
 
 def test_without_the_extra_the_message_says_what_to_install(tmp_path):
     program = """
-import sys
-sys.modules["flax"] = None
+import importlib, sys
+sys.modules["flax"] = sys.modules["sklearn"] = None
 import icl
-try:
-    icl.train
-except ModuleNotFoundError as error:
-    assert "fused-icl[train]" in str(error), error
-else:
-    raise AssertionError("imported without flax")
+for use in (lambda: icl.train, lambda: importlib.import_module("icl.sklearn")):
+    try:
+        use()
+    except ModuleNotFoundError as error:
+        assert "fused-icl[train]" in str(error), error
+    else:
+        raise AssertionError("imported without flax")
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 

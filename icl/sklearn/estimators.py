@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..ranges import SIZE, check_range
 from ..tasks.labels import LEAST_PROBABILITY
+from ..tasks.rows import deviations, standardised
 from .members import Share, draw_members, shown
 from .models import TableModel, table_model
 
@@ -81,6 +82,7 @@ class _InContext(BaseEstimator):
             classes,
             most_rows=model.rows,
             most_columns=model.columns,
+            most_classes=model.classes or 0,
             ranks=self.ranks,
             best_columns=self.best_columns,
             random=check_random_state(self.random_state),
@@ -224,8 +226,9 @@ class InContextClassifier(ClassifierMixin, _InContext):
 class InContextRegressor(RegressorMixin, _InContext):
     """Predicts a number for rows of a table; everything else as `InContextClassifier`.
 
-    Labels are shown to the model with mean 0 and standard deviation 1 over the training rows. The
-    prediction is the mean of the members' predictions.
+    Labels are shown to the model with mean 0 and standard deviation 1 over the training rows, and
+    those beyond 4 deviations drawn in, as in training. The prediction is the mean of the members'
+    predictions, in the scale of the labels.
 
     Args:
       run: a run of a family of tables that predicts numbers, its folder, a file of exported
@@ -270,6 +273,8 @@ class InContextRegressor(RegressorMixin, _InContext):
         X = self._checked(X)
         y = np.stack([self._y[member.rows] for member in self._members])
         mean, deviation = y.mean(axis=1, keepdims=True), y.std(axis=1, keepdims=True)
-        labels = ((y - mean) / np.where(deviation > 0, deviation, 1)).astype(np.float32)
-        found = self._predicted(X, table_model(self.run, "number"), labels)
-        return (mean + deviation * found).mean(axis=0)
+        z = (y - mean) / np.where(deviation > 0, deviation, 1)
+        labels = np.nan_to_num(standardised(np, z[..., None], np.ones_like(z, bool))[..., 0])
+        model = table_model(self.run, "number")
+        found = self._predicted(X, model, labels.astype(np.float32))
+        return (mean + deviation * deviations(np, found)).mean(axis=0)

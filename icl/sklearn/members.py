@@ -28,6 +28,7 @@ def draw_members(
     *,
     most_rows: int,
     most_columns: int,
+    most_classes: int,
     ranks: Share,
     best_columns: Share,
     random: np.random.RandomState,
@@ -44,6 +45,7 @@ def draw_members(
       classes: number of classes; None if labels are numbers.
       most_rows: number of rows that the model takes.
       most_columns: number of columns that the model takes.
+      most_classes: number of classes that the model has.
       ranks: the members that replace values by normal scores of their ranks.
       best_columns: the members that are shown the columns with the largest F statistic if there are
         more than the model takes; the others are shown random columns.
@@ -58,7 +60,7 @@ def draw_members(
         return Member(
             rows=_subsample(random, y, most_rows, classes is not None),
             columns=random.permutation(best if chosen else x.shape[1])[:most_columns],
-            classes=random.permutation(classes or 0),
+            classes=random.permutation(most_classes)[: classes or 0],
             ranks=_holds(ranks, i),
         )
 

@@ -35,7 +35,7 @@ class TableModel:
     """From x_context float32 `[B, n, columns]`, y_context `[B, n]` and x_query `[B, Q, columns]` to
     probabilities `[B, Q, classes]`, or to numbers `[B, Q]`. Columns are standardised by
     `icl.tasks.rows.standardised`; NaN marks missing values and columns not in use. Labels are
-    int32 classes, or float32 numbers with mean 0 and standard deviation 1."""
+    int32 classes, or float32 numbers, standardised in that way too."""
     rows: int
     """Largest number of examples n."""
     columns: int

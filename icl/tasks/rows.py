@@ -30,3 +30,18 @@ def standardised(xp: Any, x: Any, context: Any) -> Any:
     size = abs(z)
     far = xp.sign(z) * (TAIL + xp.log(xp.maximum(size, TAIL) / TAIL))
     return xp.where(varies, xp.where(size > TAIL, far, z), xp.nan).astype(x.dtype)
+
+
+def deviations(xp: Any, values: Any) -> Any:
+    """Standard deviations from the mean, of values as `standardised` returns them.
+
+    Args:
+      xp: `numpy` or `jax.numpy`.
+      values: `[...]`.
+
+    Returns:
+      An array like values.
+    """
+    size = abs(values)
+    far = xp.sign(values) * TAIL * xp.exp(xp.maximum(size - TAIL, 0))
+    return xp.where(size > TAIL, far, values)

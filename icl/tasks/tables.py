@@ -258,11 +258,11 @@ class Tables(TaskFamily):
         x = standardised(jnp, x, context)
         if self.target == "number":
             y = standardised(jnp, y[:, None], context)[:, 0]
-            return Episode(x, jnp.nan_to_num(y), queries, context)
+            return _weighted(Episode(x, jnp.nan_to_num(y), queries, context))
         wrong = draws.chance(task.mislabelled, *y.shape)
         y = jnp.where(wrong, draws.integer(0, task.classes, *y.shape), y)
         shown = (jax.nn.one_hot(y, self.classes, dtype=bool) & context[:, None]).any(axis=0)
-        return Episode(x, task.names[y], queries & shown[y], context)
+        return _weighted(Episode(x, task.names[y], queries & shown[y], context))
 
     def _examples(self, draws: Draws, difficulty: Difficulty) -> jax.Array:
         """Draws the number of examples; the last `queries` points in use are never examples."""
@@ -339,3 +339,9 @@ class Tables(TaskFamily):
         """Columns `[points, columns]`, of which some are skewed or have heavy tails."""
         kind = jnp.broadcast_to(task.warp, x.shape)
         return jax.lax.select_n(kind, x, jnp.abs(x) * x, jnp.exp(x))
+
+
+def _weighted(episode: Episode) -> Episode:
+    """The episode with weights of its queries, whose sum is 1."""
+    count = jnp.maximum(episode.queries.sum(), 1).astype(jnp.float32)
+    return episode._replace(weights=jnp.where(episode.queries, 1 / count, 0))

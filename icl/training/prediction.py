@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -79,15 +80,18 @@ class Predictor:
         found = predicted(x_context, y_context, x_query)
         return found[0] if one else found
 
+    @property
+    def _most(self) -> int:
+        """Largest number of examples of a prompt with several queries."""
+        return self._learner.family.points - self._learner.family.hidden_queries
+
     def _predicted_together(self, x: np.ndarray, y: np.ndarray, asked: np.ndarray) -> np.ndarray:
-        family = self._learner.family
-        (prompts, examples), queries = x.shape[:2], asked.shape[1]
-        most = family.points - family.hidden_queries
+        (prompts, examples), queries, most = x.shape[:2], asked.shape[1], self._most
         if examples > most:
             raise ValueError(
                 f"the learner was trained on prompts of at most {most} examples, got {examples}"
             )
-        at_once, program = self._program_together(most)
+        at_once, program = self._together
         # Powers of 2, so that few sizes are compiled.
         chunk = min(CHUNK, 1 << (prompts - 1).bit_length()) if prompts else 1
         found = np.empty((prompts, queries, *self._learner.labels.prediction_shape), np.float32)
@@ -107,24 +111,23 @@ class Predictor:
                 part[...] = np.asarray(values)[: part.shape[0], : part.shape[1]]
         return found
 
-    def _program_together(self, most: int) -> tuple[int, Callable[..., jax.Array]]:
-        """Number of queries predicted in one pass, and the program, after `most` examples."""
-        learner = self._learner
+    @functools.cached_property
+    def _together(self) -> tuple[int, Callable[..., jax.Array]]:
+        """Number of queries predicted in one pass, and the program that predicts them."""
+        learner, most = self._learner, self._most
         with contextlib.suppress(ValueError):  # as a model with learned positions raises
             learner = self._learner_of(most + TOGETHER, queries=TOGETHER)
         at_once = learner.family.hidden_queries
-        if most not in self._programs:
 
-            @jax.jit
-            def program(variables, x, y, asked, examples):
-                x = jnp.concatenate([x, asked], axis=1)
-                y = jnp.pad(y, [(0, 0), (0, at_once)] + [(0, 0)] * (y.ndim - 2))
-                position = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-                episodes = Episode(x, y, position >= most, position < examples)
-                return learner.predict(variables, episodes)[:, most:]
+        @jax.jit
+        def program(variables, x, y, asked, examples):
+            x = jnp.concatenate([x, asked], axis=1)
+            y = jnp.pad(y, [(0, 0), (0, at_once)] + [(0, 0)] * (y.ndim - 2))
+            position = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+            episodes = Episode(x, y, position >= most, position < examples)
+            return learner.predict(variables, episodes)[:, most:]
 
-            self._programs[most] = program
-        return at_once, self._programs[most]
+        return at_once, program
 
     def _predicted(self, x: np.ndarray, y: np.ndarray, asked: np.ndarray) -> np.ndarray:
         (prompts, examples), queries = x.shape[:2], asked.shape[1]

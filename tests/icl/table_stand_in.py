@@ -1,6 +1,10 @@
-"""A stand-in for a trained learner of tables: a kernel smoother of the call of `Predictor`."""
+"""A stand-in for a trained learner of tables: a kernel smoother of the call of `Predictor`.
+
+Also the checks that scikit-learn has for estimators.
+"""
 
 import numpy as np
+from sklearn.utils.estimator_checks import check_estimator
 
 from icl.sklearn import TableModel
 
@@ -27,3 +31,18 @@ def numbers(x_context, y_context, x_query):
 
 CLASSES = TableModel(classes, rows=64, columns=10, classes=10)
 NUMBERS = TableModel(numbers, rows=64, columns=10, classes=None)
+
+
+def failed_checks(estimator):
+    """The exceptions of scikit-learn's checks that an estimator fails, by the check's name.
+
+    The check that needs SCIPY_ARRAY_API is skipped, as everywhere where that is not set.
+    """
+    results = check_estimator(estimator, on_skip=None, on_fail=None)
+    assert sum(result["status"] == "passed" for result in results) > 40
+    assert {result["status"] for result in results} <= {"passed", "failed", "skipped"}
+    return {
+        result["check_name"]: result["exception"]
+        for result in results
+        if result["status"] == "failed"
+    }
