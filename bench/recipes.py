@@ -295,7 +295,7 @@ def median_steps(run: Mapping[str, Any], target: float) -> float | None:
 
 def report(results: dict[str, Any]) -> Report:
     """A table for each family, and a figure of the errors."""
-    found = Report(picture=lambda path: draw(results["runs"], path))
+    found = Report(picture=lambda path: draw(results["runs"], path), caption="errors by step")
     for family, runs in results["runs"].items():
         about = FAMILIES[family]
         found.parts += [

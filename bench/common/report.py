@@ -23,6 +23,7 @@ REPORTS = {
     "profile": "bench.training.profile",
     "scaling": "bench.training.scaling",
     "recipes": "bench.recipes",
+    "tables": "bench.tables.benchmark",
 }
 
 
@@ -62,6 +63,7 @@ class Report:
     share: the quantity that `Bar.share` is a share of.
     problems: contestants that failed and goals that were not measured.
     picture: draws another picture into a file, in place of one with bars.
+    caption: what a picture shows.
     """
 
     parts: list[str | Table] = field(default_factory=list)
@@ -69,6 +71,7 @@ class Report:
     share: str = ""
     problems: list[str] = field(default_factory=list)
     picture: Callable[[Path], None] | None = None
+    caption: str = "ratios to ours"
 
 
 def report_of(name: str, results: dict[str, Any]) -> Report:
@@ -113,8 +116,7 @@ def write_page(folder: Path) -> Path:
             if found.bars or found.picture:
                 picture = folder / "results" / f"{name}-{machine.slug(about)}.png"
                 found.picture(picture) if found.picture else draw(found, picture)
-                shown = "errors by step" if found.picture else "ratios to ours"
-                lines.append(f"![{name}, {shown}](results/{picture.name})")
+                lines.append(f"![{name}, {found.caption}](results/{picture.name})")
             lines += [str(part) for part in found.parts]
             lines += [f"**Not measured:** {problem}" for problem in found.problems]
     path = folder / "RESULTS.md"

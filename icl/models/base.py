@@ -58,7 +58,7 @@ class Model(nnx.Module):
           tokens: `[B, T, in_width]`.
           read: the positions to return predictions for.
           step: number of training steps made so far, traced or not; None for the end of training.
-          **options: `lengths`, if the config says `takes_lengths`.
+          **options: `lengths` and `examples`, if the config says that the model takes them.
 
         Returns:
           float32 `[L, ...]`, each of the shape that a call returns.

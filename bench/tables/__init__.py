@@ -1,0 +1,1 @@
+"""Predictions on real tables, beside scikit-learn's defaults and XGBoost."""
