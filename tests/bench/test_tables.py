@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -98,6 +99,10 @@ def test_scores_of_probabilities_by_hand():
     two = np.array([[0.9, 0.1], [0.6, 0.4], [0.7, 0.3], [0.2, 0.8]])
     assert metrics(two, np.array([0, 0, 1, 1]))["auc"] == 0.75
     assert metrics(two, np.array([1, 1, 1, 1]))["auc"] == 0.5
+    y, coarse = np.arange(300) % 3, np.random.default_rng(0).integers(1, 6, (300, 3)) / 5.0
+    coarse /= coarse.sum(axis=1, keepdims=True)
+    theirs = roc_auc_score(y, coarse, multi_class="ovr")
+    np.testing.assert_allclose(metrics(coarse, y)["auc"], theirs)
     with pytest.raises(ValueError, match=r"returned \(4, 2\) for 3 classes"):
         probabilities_of_all(predicted, np.arange(3), 3)
     with pytest.raises(ValueError, match="not finite"):
