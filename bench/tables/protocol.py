@@ -78,7 +78,7 @@ def probabilities_of_all(predicted: np.ndarray, known: np.ndarray, classes: int)
       classes: number of classes of the table.
 
     Returns:
-      `[m, classes]` with sum 1; a class that is absent from `known` has the floor.
+      `[m, classes]` with sum 1; a class that is absent from `known` has the floor before that.
 
     Raises:
       ValueError: `predicted` has another shape, or holds a number that is not finite.
@@ -97,10 +97,8 @@ def probabilities_of_all(predicted: np.ndarray, known: np.ndarray, classes: int)
 def metrics(probabilities: np.ndarray, y: np.ndarray) -> dict[str, float]:
     """Scores of probabilities `[m, classes]` of labels int `[m]`.
 
-    `auc` is the mean of the areas of each class against all others, over the classes that the
-    test rows have; with two classes that is the usual area. A class that was absent from the
-    training rows counts as the others do: its probabilities are nearly equal, so its area is
-    near 0.5.
+    `auc` is `mean_area`. Every class has training rows (see `split`), so none is absent for a
+    method that keeps to them.
     """
     return {
         "auc": mean_area(probabilities, y),
