@@ -8,7 +8,7 @@ NEWEST ?= python3.13 python3.12 $(HOME)/.pyenv/versions/3.13*/bin/python $(HOME)
 PRESET ?= garg/linear-xs
 GPU_PYTHON ?= $(PYTHON)
 
-.PHONY: setup train test test-newest test-gpu lint format bench bench-quick check-gpu-code clean
+.PHONY: setup train weights test test-newest test-gpu lint format bench bench-quick check-gpu-code clean
 
 setup: $(READY)
 
@@ -20,6 +20,14 @@ $(READY): setup.py pyproject.toml
 
 train: $(READY)
 	$(BIN)/icl train $(PRESET)
+
+# The weights in the package, again: about half an hour on two CPU cores.
+WEIGHTS := icl/sklearn/weights
+weights: $(READY)
+	$(BIN)/icl train pfn/tables-xs --run-dir=runs/weights-classes
+	$(BIN)/icl export runs/weights-classes $(WEIGHTS)/classes.npz --overwrite
+	$(BIN)/icl train pfn/numbers-xs --run-dir=runs/weights-numbers
+	$(BIN)/icl export runs/weights-numbers $(WEIGHTS)/numbers.npz --overwrite
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -12,7 +12,7 @@ TRAIN = [
     "rich>=13.9",
     "matplotlib>=3.9",
     "pillow>=10",
-    "scikit-learn>=1.5",
+    "scikit-learn>=1.6",
 ]
 DEV = [
     "setuptools>=77",
@@ -46,7 +46,10 @@ setup(
     # The link icl/kernels -> ../kernels is followed here, so that kernels/ installs inside icl
     # and never as a top-level `kernels`, which is another project's import name.
     packages=find_packages(include=["icl", "icl.*"]),
-    package_data={"icl.kernels.attention": ["launch_tables/*.json"]},
+    package_data={
+        "icl.kernels.attention": ["launch_tables/*.json"],
+        "icl.sklearn": ["weights/*.npz"],
+    },
     install_requires=["jax>=0.10", "numpy>=1.26"],
     extras_require={
         "train": TRAIN,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .api import evaluate, preset, resume, sweep, train
     from .models import register_model
     from .tasks import register_family
-    from .training import Config, Run
+    from .training import Config, Run, export, load_exported
     from .training.optimizer import register_optimizer
     from .training.prediction import Predictor
 
@@ -26,6 +26,8 @@ _EXPORTS = {
     "Predictor": ".training.prediction",
     "Run": ".training",
     "evaluate": ".api",
+    "export": ".training",
+    "load_exported": ".training",
     "preset": ".api",
     "register_family": ".tasks",
     "register_model": ".models",
@@ -41,6 +43,8 @@ __all__ = [
     "Predictor",
     "Run",
     "evaluate",
+    "export",
+    "load_exported",
     "preset",
     "register_family",
     "register_model",

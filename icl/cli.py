@@ -1,4 +1,4 @@
-"""The command `icl`: list, train, sweep, eval, study, plot. Everything it does, Python can do."""
+"""The command `icl`: train, sweep, eval, predict, ... Everything it does, Python can do."""
 
 import contextlib
 import dataclasses
@@ -32,6 +32,10 @@ usage: icl list [PART]                   one line about every preset; with PART,
                                          of examples: docs/meta-learning.md
        icl compare RUN RUN ...           runs of one task: error, parameters, size of the state
        icl study NAME                    an analysis that needs no run
+       icl export RUN FILE               write a run's weights to one small file
+       icl predict [RUN] --train FILE --test FILE --target COLUMN
+                                         predict a column of a CSV file, by examples in another:
+                                         docs/tables.md
        icl plot RUN                      draw a run's figures again, and training.png
        icl train NAME --help             the options of a preset, with defaults and units
        icl --import MODULE COMMAND ...   first import a module that registers tasks or models
@@ -68,6 +72,7 @@ def _run(arguments: list[str]) -> int:
     commands = {
         "list": _list, "train": _train, "sweep": _sweep, "eval": _eval,
         "compare": _compare, "study": _study, "plot": _plot,
+        "export": _export, "predict": _predict,
     }  # fmt: skip
     while arguments[:1] == ["--import"]:
         if problem := _import(arguments[1:2]):
@@ -581,6 +586,18 @@ def _plot(arguments: list[str]) -> int:
 
     tyro.cli(plot_run, args=arguments, prog="icl plot")
     return 0
+
+
+def _export(arguments: list[str]) -> int:
+    from .export_command import main
+
+    return main(arguments)
+
+
+def _predict(arguments: list[str]) -> int:
+    from .predict_command import main
+
+    return main(arguments)
 
 
 if __name__ == "__main__":

@@ -37,13 +37,14 @@ from ..tasks import (
     RepeatedSequences,
     SparseLinearRegression,
     Symbols,
+    Tables,
     TaskFamily,
     VectorRetrieval,
     Vectors,
 )
 from ..tasks.mixture import label_root
 from . import baselines
-from .baselines import symbols
+from .baselines import symbols, tables
 from .baselines.known_tasks import SEEN, predict_from
 from .baselines.lasso import PENALTIES
 from .result import MAX_COLUMNS
@@ -71,6 +72,8 @@ class Comparator:
       prompts: largest number of prompts to predict; None for all.
       on_host: whether `predict` takes NumPy arrays and cannot be compiled.
       double: whether `predict` computes in float64.
+      reads_roles: whether `predict` learns from the examples of a prompt, and not from all points
+        before a query.
     """
 
     names: tuple[str, ...]
@@ -78,6 +81,7 @@ class Comparator:
     prompts: int | None = None
     on_host: bool = False
     double: bool = True
+    reads_roles: bool = False
 
 
 def one_query_at_a_time(comparator: Comparator, queries: int) -> Comparator:
@@ -85,6 +89,8 @@ def one_query_at_a_time(comparator: Comparator, queries: int) -> Comparator:
 
     It predicts each query from the examples alone.
     """
+    if comparator.reads_roles:
+        return comparator
 
     def predict(episode: Episode) -> Any:
         shown = episode.queries.shape[1] - queries
@@ -232,6 +238,13 @@ def comparators(
             exact = not family.shuffled_labels and family.spread <= LITTLE_SPREAD
             optimal = known[-1].names[0] if exact else None
             return [*known, *_classifiers(family, at)], optimal
+        case Tables():
+            methods = {
+                "ridge": tables.ridge_of_examples,
+                "1-nearest neighbour": tables.nearest_example,
+                "mean of the examples": tables.mean_of_examples,
+            }
+            return [_of_table(name, family, method) for name, method in methods.items()], None
         case _ if isinstance(family.label_kind, Classes):
             return [*_classifiers(family, at), _frequencies(family.label_kind)], None
         case FunctionFamily() if family.label_kind.shape == ():
@@ -250,6 +263,20 @@ def _on_labels_of(comparator: Comparator, root: float) -> Comparator:
 
 def _one(name: str, baseline: baselines.Baseline) -> Comparator:
     return Comparator((name,), lambda e: baseline(e.x, e.y))
+
+
+def _of_table(name: str, family: Tables, method: Callable[..., jax.Array]) -> Comparator:
+    """An estimator of numbers, or of classes by their one-hot vectors, from a prompt's examples."""
+    kind = family.label_kind
+
+    def predict(episode: Episode) -> jax.Array:
+        y = episode.y[..., None]
+        if kind.outputs is not None:
+            y = jax.nn.one_hot(episode.y, kind.outputs, dtype=episode.x.dtype)
+        found = method(episode.x, y, episode.context & ~episode.queries)
+        return found if kind.outputs is not None else found[..., 0]
+
+    return Comparator((name,), predict, reads_roles=True)
 
 
 def _symbols(name: str, family: Any, predict: Callable[[jax.Array, int], jax.Array]) -> Comparator:

@@ -119,17 +119,22 @@ def by_examples(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of examples, int `[E]`, and errors `[..., E]` of errors `[..., points]`.
 
-    Errors of points with equal numbers of examples are averaged.
+    Errors of a prompt's points with equal numbers of examples are averaged. The error is NaN if a
+    prompt has no point with that number.
     """
-    numbers = np.asarray(jax.vmap(learner.layout.examples)(episodes))[0]
-    points = np.flatnonzero(_scored(learner, episodes).any(axis=0))
-    examples, group = np.unique(numbers[points], return_inverse=True)
+    numbers = np.asarray(jax.vmap(learner.layout.examples)(episodes))
+    scored = _scored(learner, episodes)
+    examples = np.unique(numbers[scored])
+    points = np.flatnonzero(scored.any(axis=0))
     if len(examples) == len(points):
         return examples, errors[..., points]
+    axes = tuple(range(1, errors.ndim - 1))  # of several learners or estimators
     columns = [
-        np.moveaxis(errors[..., points[group == one]], -1, 0) for one in range(len(examples))
+        np.where(np.expand_dims(scored & (numbers == number), axes), errors, np.nan)
+        for number in examples
     ]
-    return examples, np.stack([mean_of_finite(column) for column in columns], axis=-1)
+    means = [mean_of_finite(np.moveaxis(column, -1, 0)) for column in columns]
+    return examples, np.stack(means, axis=-1)
 
 
 def mean_of_finite(errors: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ..tasks.inputs import Images, InputKind, Symbols, Vectors
+from ..tasks.inputs import Images, InputKind, Rows, Symbols, Vectors
 from .resnet import ResNet
 
 BYTE = 255.0
@@ -123,6 +123,27 @@ class SymbolEmbedder(Embedder):
         return self.table(x)
 
 
+class RowEmbedder(Embedder):
+    """A linear map of the known values, of marks of missing values, and of the share of known ones.
+
+    Known values are scaled as if all were known, so that tables with few columns in use have
+    features as large as those of tables with many.
+    """
+
+    takes = (Rows,)
+
+    def __init__(self, kind: InputKind, features: int, *, rngs: nnx.Rngs):
+        assert isinstance(kind, Rows)
+        self.linear = nnx.Linear(2 * kind.columns + 1, features, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        missing = jnp.isnan(x)
+        share = 1 - missing.mean(axis=1, keepdims=True, dtype=x.dtype)
+        least = 1 / x.shape[1]
+        values = jnp.where(missing, 0, x) * jax.lax.rsqrt(jnp.maximum(share, least))
+        return self.linear(jnp.concatenate([values, missing.astype(x.dtype), share], axis=1))
+
+
 def _as_floats(x: jax.Array) -> jax.Array:
     return x.astype(jnp.float32) / BYTE if x.dtype == jnp.uint8 else x
 
@@ -143,6 +164,7 @@ EMBEDDERS: dict[str, type[Embedder]] = {
     "convolution": ConvolutionEmbedder,
     "resnet": ResNetEmbedder,
     "table": SymbolEmbedder,
+    "row": RowEmbedder,
 }
 
 

@@ -8,8 +8,9 @@ it by name.
 
 The attribute `options` of a mixer names the optional arguments `qk_norm`, `rotary`,
 `bidirectional` and `smeared_keys` with which it can be built. With `rotary` a mixer also takes
-`positions`, int `[T]`; 0, 1, 2, ... if None. `state_size(width, heads, tokens)` is the number of
-numbers that a mixer keeps of earlier tokens.
+`positions`, int `[T]`; 0, 1, 2, ... if None. With `bidirectional` it also takes `examples`, int
+`[B]`, the number of first tokens that each token sees; all if None.
+`state_size(width, heads, tokens)` is the number of numbers that a mixer keeps of earlier tokens.
 """
 
 from collections.abc import Callable
@@ -151,10 +152,13 @@ class SoftmaxAttention(_Mixer):
         qkv: jax.Array,
         mask: jax.Array | None = None,
         positions: jax.Array | None = None,
+        examples: jax.Array | None = None,
     ) -> jax.Array:
         if self.rotary or self.qk_scale is not None or self.smear is not None:
             qkv = jnp.concatenate([self._scored(qkv[:, :, :2], positions), qkv[:, :, 2:]], axis=2)
-        return packed_dot_product_attention(qkv, mask=mask, is_causal=self._is_causal(mask))
+        return packed_dot_product_attention(
+            qkv, mask=mask, is_causal=self._is_causal(mask), key_value_seq_lengths=examples
+        )
 
     def pattern(
         self,
@@ -162,9 +166,16 @@ class SoftmaxAttention(_Mixer):
         qkv: jax.Array,
         mask: jax.Array | None = None,
         positions: jax.Array | None = None,
+        examples: jax.Array | None = None,
     ) -> jax.Array:
         query, key = jnp.moveaxis(self._scored(qkv[:, :, :2], positions), 2, 0)
-        return attention_weights(query, key, mask=mask, is_causal=self._is_causal(mask))
+        return attention_weights(
+            query,
+            key,
+            mask=mask,
+            is_causal=self._is_causal(mask),
+            key_value_seq_lengths=examples,
+        )
 
     def _is_causal(self, mask: jax.Array | None) -> bool:
         return mask is None and not self.bidirectional

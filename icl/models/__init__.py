@@ -4,6 +4,7 @@ from ..registry import register
 from .adapted_transformer import AdaptedTransformer, AdaptedTransformerConfig
 from .base import HeadWeights, Model, ModelConfig
 from .causality import check_causal
+from .cells import Cells, CellsConfig
 from .contrastive import ContrastiveAttention, ContrastiveAttentionConfig
 from .fast_weight_lstm import FastWeightLSTM, FastWeightLSTMConfig
 from .gradient_descent import GradientDescent, GradientDescentConfig
@@ -28,6 +29,7 @@ MODELS: dict[str, type[ModelConfig]] = {
     "maml": MAMLConfig,
     "mlp": MLPConfig,
     "adapted_transformer": AdaptedTransformerConfig,
+    "cells": CellsConfig,
 }
 
 
@@ -55,6 +57,8 @@ __all__ = [
     "XS",
     "AdaptedTransformer",
     "AdaptedTransformerConfig",
+    "Cells",
+    "CellsConfig",
     "ContrastiveAttention",
     "ContrastiveAttentionConfig",
     "FastWeightLSTM",

@@ -58,7 +58,7 @@ class Model(nnx.Module):
           tokens: `[B, T, in_width]`.
           read: the positions to return predictions for.
           step: number of training steps made so far, traced or not; None for the end of training.
-          **options: `lengths`, if the config says `takes_lengths`.
+          **options: `lengths` and `examples`, if the config says that the model takes them.
 
         Returns:
           float32 `[L, ...]`, each of the shape that a call returns.
@@ -103,6 +103,9 @@ class ModelConfig(ABC):
     # True if the model is called with `lengths`, int `[B]`: the number of tokens in use of each
     # prompt. A model that is not causal needs them to leave out padding.
     takes_lengths: ClassVar[bool] = False
+    # True if the model is called with `examples`, int `[B]`: the number of examples of each prompt,
+    # which are its first tokens and all that a token sees.
+    takes_examples: ClassVar[bool] = False
 
     layers: int = 12
     """Number of layers."""

@@ -54,6 +54,8 @@ class TransformerConfig(ModelConfig):
     """Layer normalisation, RMS normalisation (Zhang and Sennrich 2019), or none (Reddy 2023)."""
     bidirectional: bool = False
     """Let each token see the whole prompt, in layouts that hide the labels of queries."""
+    examples_only: bool = False
+    """Let each token see the examples and no query (Müller et al. 2022), in the layout masked."""
     smeared_keys: bool = False
     """Let each attention head mix the key of a token with that of the token before (Olsson et al.
     2022)."""
@@ -86,7 +88,7 @@ class TransformerConfig(ModelConfig):
             setting = {
                 "rotary": 'position_encoding to "learned"',
                 "qk_norm": "qk_norm to False",
-                "bidirectional": "bidirectional to False",
+                "bidirectional": "bidirectional and model.examples_only to False",
                 "smeared_keys": "smeared_keys to False",
             }
             raise ValueError(
@@ -95,7 +97,15 @@ class TransformerConfig(ModelConfig):
 
     @property
     def causal(self) -> bool:
-        return not self.bidirectional
+        return not (self.bidirectional or self.examples_only)
+
+    @property
+    def takes_examples(self) -> bool:
+        return self.examples_only
+
+    @property
+    def takes_masked(self) -> bool:
+        return self.examples_only
 
     @property
     def mixer_options(self) -> dict[str, bool]:
@@ -103,7 +113,7 @@ class TransformerConfig(ModelConfig):
         options = dict(
             qk_norm=self.qk_norm,
             rotary=self.position_encoding == "rotary",
-            bidirectional=self.bidirectional,
+            bidirectional=not self.causal,
             smeared_keys=self.smeared_keys,
         )
         return {name: value for name, value in options.items() if value}
@@ -233,6 +243,7 @@ class Transformer(Model):
         *,
         positions: jax.Array | None = None,
         mask: jax.Array | None = None,
+        examples: jax.Array | None = None,
     ) -> jax.Array:
         """Predictions after each token that `read` selects.
 
@@ -243,6 +254,8 @@ class Transformer(Model):
           positions: int `[T]`, the position of each token; 0, 1, 2, ... if None.
           mask: bool `[T, T]`, whether a token (row) sees another (column); if None, causal or
             bidirectional as the config says. Only if `takes_mask`.
+          examples: int `[B]`, number of first tokens that each token sees, if the config says
+            `examples_only`.
 
         Returns:
           float32 `[B, number of positions read]`, with a last axis `outputs` if it is not None.
@@ -251,6 +264,8 @@ class Transformer(Model):
           ValueError: more tokens than learned positions, or a mask for a mixer that takes none.
         """
         seen = self._seen(positions, mask)
+        if examples is not None:
+            seen["examples"] = examples
         return self.predict(self.transform(self.embed(tokens, positions), read, **seen))
 
     def _seen(self, positions: jax.Array | None, mask: jax.Array | None) -> dict[str, jax.Array]:
@@ -282,7 +297,7 @@ class Transformer(Model):
         Args:
           x: the input of the first block, from `embed`.
           read: the positions to return.
-          **seen: `mask` and `positions` for the mixers.
+          **seen: `mask`, `positions` and `examples` for the mixers.
         """
         last = len(self.blocks) - 1
         x = tap("residual", x)

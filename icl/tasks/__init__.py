@@ -8,8 +8,8 @@ from .class_sequences import ClassSequences
 from .classification import LinearClassification, Parity
 from .curriculum import Curriculum, garg_curriculum
 from .decision_tree import DecisionTree, Tree
-from .inputs import Images, InputKind, Symbols, Vectors
-from .labels import Classes, LabelKind, Measure, NextSymbol, Scalar, Signs, Vector
+from .inputs import Images, InputKind, Rows, Symbols, Vectors
+from .labels import Classes, LabelKind, Measure, NextSymbol, Scalar, ShownClasses, Signs, Vector
 from .layouts import (
     LAYOUTS,
     Concatenated,
@@ -38,6 +38,7 @@ from .sequence_kinds import KINDS
 from .sine import SineRegression, fast_sines
 from .sparse_linear_regression import SparseLinearRegression
 from .symbol_sequences import SymbolSequences
+from .tables import Table, Tables
 from .vector_retrieval import Store, VectorRetrieval
 from .whitened_regression import WhitenedRegression
 
@@ -65,6 +66,7 @@ FAMILIES: dict[str, type[TaskFamily]] = {
     "basis_regression": BasisRegression,
     "mixed_regression": MixedRegression,
     "mixture": Mixture,
+    "tables": Tables,
 }
 
 
@@ -127,15 +129,19 @@ __all__ = [
     "RelabelledClasses",
     "Relabelling",
     "RepeatedSequences",
+    "Rows",
     "Scalar",
     "Separate",
     "Shifted",
+    "ShownClasses",
     "Signs",
     "SineRegression",
     "SparseLinearRegression",
     "Store",
     "SymbolSequences",
     "Symbols",
+    "Table",
+    "Tables",
     "Tagged",
     "TaskFamily",
     "Tree",

@@ -91,4 +91,29 @@ class Symbols:
             )
 
 
-InputKind = Vectors | Images | Symbols
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows of a table, float32 `[columns]`; NaN marks a missing value.
+
+    A column that is missing in all rows of a table is not in use.
+    """
+
+    dtype: ClassVar[Any] = np.float32
+
+    columns: int
+    """Number of columns."""
+
+    def __post_init__(self) -> None:
+        check_range("columns", self.columns, SIZE)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.columns,)
+
+    def check(self, x: np.ndarray) -> None:
+        """Raises ValueError if an array `[..., columns]` has values that are not real numbers."""
+        if not np.issubdtype(x.dtype, np.number) or np.isinf(x).any():
+            raise ValueError("inputs must be real numbers, or NaN where a value is missing")
+
+
+InputKind = Vectors | Images | Symbols | Rows

@@ -16,6 +16,7 @@ import optax
 
 from ..ranges import SIZE, check_range
 
+LEAST_LOGIT = -1e9
 LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
 
 
@@ -74,6 +75,18 @@ class LabelKind(ABC):
 
     def prediction(self, outputs: jax.Array) -> jax.Array:
         """Predictions `[..., *prediction_shape]` from outputs of the model."""
+        return outputs
+
+    def restricted(self, outputs: jax.Array, y: jax.Array, context: jax.Array) -> jax.Array:
+        """Outputs of a prompt `[P, (outputs)]` that allow only what its examples allow.
+
+        They are unchanged unless overridden.
+
+        Args:
+          outputs: outputs of the model.
+          y: labels of all points `[points, *shape]`.
+          context: bool `[points]`, whether a point is an example.
+        """
         return outputs
 
     @abstractmethod
@@ -229,6 +242,15 @@ class Classes(_Categories):
                 f"labels of this task are classes: each must be an integer from 0 to "
                 f"{self.number - 1}"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class ShownClasses(Classes):
+    """Classes of a prompt are those of its examples: the probability of any other class is 0."""
+
+    def restricted(self, outputs: jax.Array, y: jax.Array, context: jax.Array) -> jax.Array:
+        shown = (jax.nn.one_hot(y, self.number, dtype=bool) & context[:, None]).any(axis=0)
+        return jnp.where(shown[None], outputs, LEAST_LOGIT)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from .config import Config, OptimizerConfig, TrainingConfig
 from .disk import CannotSave, DiskFull, RunError
+from .exported import Exported, export, load_exported
 from .learner import Learner
 from .loop import Interrupted, NonFiniteLoss
 from .memory import OutOfMemory
@@ -14,6 +15,7 @@ __all__ = [
     "CannotSave",
     "Config",
     "DiskFull",
+    "Exported",
     "Interrupted",
     "Learner",
     "LoggingConfig",
@@ -24,6 +26,8 @@ __all__ = [
     "Run",
     "RunError",
     "TrainingConfig",
+    "export",
+    "load_exported",
     "resume",
     "train",
 ]

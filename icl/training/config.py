@@ -266,7 +266,7 @@ class Config:
                 or self.task.hidden_queries
             )
         )
-        if padded and not self.model.takes_lengths:
+        if padded and not (self.model.takes_lengths or self.model.takes_examples):
             raise ValueError(
                 f"a {title} takes the last point as the query, so no point may be padding: leave "
                 "curriculum.points_start and task.fewest_points None, and choose a task without "

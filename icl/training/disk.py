@@ -161,8 +161,8 @@ def last_good(run: Path) -> str:
     return f"the last good checkpoint is step {max(steps)}, which is whole"
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Replaces a file by one with this text, or leaves the old file as it was.
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Replaces a file by one with this content, or leaves the old file as it was.
 
     Raises:
       DiskFull: there is no room.
@@ -170,8 +170,8 @@ def write_whole(path: Path, text: str) -> None:
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as handle:
-            handle.write(text)
+        with open(temporary, "wb") as handle:
+            handle.write(content.encode() if isinstance(content, str) else content)
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)

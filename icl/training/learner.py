@@ -161,8 +161,8 @@ class Learner:
         network, model = self._parts(self._merged(variables))
         tokens = self._encode(network, episodes)
         with installed(taps):
-            outputs = model(tokens, slice(None), **self._lengths(episodes))
-        return self.labels.prediction(outputs[:, self.layout.read])
+            outputs = model(tokens, slice(None), **self._counts(episodes))[:, self.layout.read]
+        return self.labels.prediction(self._restricted(outputs, episodes))
 
     def query_outputs(self, variables: Variables | Params, episodes: Episode) -> jax.Array:
         """Outputs of the model at the last point, float32 `[B, outputs]`; errors as for `predict`.
@@ -174,7 +174,8 @@ class Learner:
     def _outputs(self, variables: Variables | Params, episodes: Episode, read: slice) -> jax.Array:
         self._check_shapes(episodes)
         network, model = self._parts(self._merged(variables))
-        return model(self._encode(network, episodes), read, **self._lengths(episodes))
+        outputs = model(self._encode(network, episodes), read, **self._counts(episodes))
+        return self._restricted(outputs, episodes)
 
     def _last(self, episodes: Episode) -> slice:
         """The output position of the last point."""
@@ -191,10 +192,23 @@ class Learner:
             episodes = network.tokens_of(episodes)
         return jax.vmap(lambda episode: self.layout.encode(episode, self._shown))(episodes)
 
-    def _lengths(self, episodes: Episode) -> dict[str, jax.Array]:
-        if not self.config.model.takes_lengths:
-            return {}
-        return {"lengths": jax.vmap(self.layout.length)(episodes)}
+    def _counts(self, episodes: Episode) -> dict[str, jax.Array]:
+        """The numbers of tokens and of examples of each prompt that the model asks for."""
+        counts = {}
+        if self.config.model.takes_lengths:
+            counts["lengths"] = jax.vmap(self.layout.length)(episodes)
+        if self.config.model.takes_examples:
+            counts["examples"] = self._examples(episodes)
+        return counts
+
+    def _examples(self, episodes: Episode) -> jax.Array:
+        """Number of examples that the last point of each prompt can see, int `[B]`."""
+        return jax.vmap(self.layout.examples)(episodes)[:, -1].astype(jnp.int32)
+
+    def _restricted(self, outputs: jax.Array, episodes: Episode) -> jax.Array:
+        """Outputs `[B, positions, ...]` that allow only what the examples of a prompt allow."""
+        shown = episodes.context & ~episodes.queries
+        return jax.vmap(self.labels.restricted)(outputs, episodes.y, shown)
 
     def _check_shapes(self, episodes: Episode) -> None:
         prompts = jnp.shape(episodes.x)[:2]
@@ -235,8 +249,8 @@ class Learner:
         y, scored = episodes.y, jax.vmap(self.layout.scored)(episodes)
         if self.family.only_last_is_query:
             y, scored, read = y[:, -1:], scored[:, -1:], self._last(episodes)
-        outputs = model.training_outputs(tokens, read, step, **self._lengths(episodes))
-        loss = lambda outputs: self.labels.loss(outputs, y)
+        outputs = model.training_outputs(tokens, read, step, **self._counts(episodes))
+        loss = lambda outputs: self.labels.loss(self._restricted(outputs, episodes), y)
         # With one output, skip the mean.
         losses = loss(outputs[0]) if len(outputs) == 1 else jax.vmap(loss)(outputs).mean(axis=0)
         count = scored

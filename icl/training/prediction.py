@@ -1,5 +1,6 @@
 """Predictions for a user's own prompts, with NumPy arrays in and out."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,8 @@ import numpy as np
 from ..tasks import Episode, InputKind, LabelKind
 from .learner import Learner, Params, Variables
 
-CHUNK = 64  # number of prompts per call of the compiled program
+CHUNK = 64  # number of prompts per call of the compiled program, at most
+TOGETHER = 256  # number of queries of a prompt that are predicted in one pass, at most
 
 
 class Predictor:
@@ -32,11 +34,14 @@ class Predictor:
         """Predicts the label of each query from the examples of its prompt.
 
         A causal model is compiled once, for any number of prompts, examples and queries. A model
-        that is not causal is compiled once for each number of examples.
+        that takes numbers of examples predicts the queries of a prompt together, and is compiled
+        once for any number of examples and queries. Any other model that is not causal is compiled
+        once for each number of examples.
 
         Args:
           x_context: inputs of the examples `[B, n, *input]`, or `[n, *input]` for one prompt; n is
-            at most `task.points - 1`.
+            at most `task.points - 1`, or `task.points - task.queries` if the model predicts the
+            queries of a prompt together.
           y_context: labels of the examples `[B, n, *label]`, or `[n, *label]`.
           x_query: inputs to predict labels for, `[B, Q, *input]`, or `[Q, *input]`.
 
@@ -69,8 +74,57 @@ class Predictor:
                 f"examples, y_context {y_context.shape[0]} of {y_context.shape[1]}, and x_query "
                 f"{len(x_query)} prompts"
             )
-        found = self._predicted(x_context, y_context, x_query)
+        together = self._learner.config.model.takes_examples
+        predicted = self._predicted_together if together else self._predicted
+        found = predicted(x_context, y_context, x_query)
         return found[0] if one else found
+
+    def _predicted_together(self, x: np.ndarray, y: np.ndarray, asked: np.ndarray) -> np.ndarray:
+        family = self._learner.family
+        (prompts, examples), queries = x.shape[:2], asked.shape[1]
+        most = family.points - family.hidden_queries
+        if examples > most:
+            raise ValueError(
+                f"the learner was trained on prompts of at most {most} examples, got {examples}"
+            )
+        at_once, program = self._program_together(most)
+        # Powers of 2, so that few sizes are compiled.
+        chunk = min(CHUNK, 1 << (prompts - 1).bit_length()) if prompts else 1
+        found = np.empty((prompts, queries, *self._learner.labels.prediction_shape), np.float32)
+        missing = [(0, 0), (0, most - examples)]
+        padded = [np.pad(a, missing + [(0, 0)] * (a.ndim - 2)) for a in (x, y)]
+        for prompt in range(0, prompts, chunk):
+            rows = np.minimum(np.arange(prompt, prompt + chunk), prompts - 1)
+            for query in range(0, queries, at_once):
+                chosen = np.minimum(np.arange(query, query + at_once), queries - 1)
+                values = program(
+                    self._variables,
+                    *(a[rows] for a in padded),
+                    asked[rows[:, None], chosen],
+                    np.int32(examples),
+                )
+                part = found[prompt : prompt + chunk, query : query + at_once]
+                part[...] = np.asarray(values)[: part.shape[0], : part.shape[1]]
+        return found
+
+    def _program_together(self, most: int) -> tuple[int, Callable[..., jax.Array]]:
+        """Number of queries predicted in one pass, and the program, after `most` examples."""
+        learner = self._learner
+        with contextlib.suppress(ValueError):  # as a model with learned positions raises
+            learner = self._learner_of(most + TOGETHER, queries=TOGETHER)
+        at_once = learner.family.hidden_queries
+        if most not in self._programs:
+
+            @jax.jit
+            def program(variables, x, y, asked, examples):
+                x = jnp.concatenate([x, asked], axis=1)
+                y = jnp.pad(y, [(0, 0), (0, at_once)] + [(0, 0)] * (y.ndim - 2))
+                position = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+                episodes = Episode(x, y, position >= most, position < examples)
+                return learner.predict(variables, episodes)[:, most:]
+
+            self._programs[most] = program
+        return at_once, self._programs[most]
 
     def _predicted(self, x: np.ndarray, y: np.ndarray, asked: np.ndarray) -> np.ndarray:
         (prompts, examples), queries = x.shape[:2], asked.shape[1]
@@ -113,13 +167,13 @@ class Predictor:
             self._programs[points] = program
         return points, self._programs[points]
 
-    def _learner_of(self, points: int) -> Learner:
+    def _learner_of(self, points: int, queries: int = 1) -> Learner:
         learner = self._learner
         if points == learner.family.points:
             return learner
         try:
-            one_query = {"queries": 1} if learner.family.hidden_queries else {}
-            task = dataclasses.replace(learner.family, points=points, **one_query)
+            hidden = {"queries": queries} if learner.family.hidden_queries else {}
+            task = dataclasses.replace(learner.family, points=points, **hidden)
             other = Learner(dataclasses.replace(learner.config, task=task))
         except ValueError as error:
             reason = str(error)

@@ -53,7 +53,7 @@ class Run:
           TypeError: the task's data are not arrays.
         """
         path = named(path)
-        data = {"format": FORMAT, "config": config_to_dict(config), "made_with": _versions()}
+        data = {"format": FORMAT, "config": config_to_dict(config), "made_with": versions()}
         if found := fingerprint(config.task):
             data["data"] = found
         with disk.usable(path):
@@ -232,6 +232,10 @@ class Run:
             self._predictor = Predictor(Learner(self.config), self.variables()[1])
         return self._predictor(x_context, y_context, x_query)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle holds: no compiled programs, which the copy compiles again."""
+        return self.__dict__ | {"_predictor": None}
+
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
 
@@ -293,7 +297,8 @@ def named(path: str | Path) -> Path:
     return Path(path)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of the libraries that make and read a run, by name."""
     return {name: version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint")}
 
 

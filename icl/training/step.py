@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from ..layers.embedders import EMBEDDERS
-from ..tasks import Data, sample_batch
+from ..tasks import Data, Episode, sample_batch
 from .config import Config
 from .learner import Learner, Params, Variables
 from .parallel import (
@@ -148,17 +148,19 @@ def batch_gradient(
     shared = (DATA,) if shards.count > 1 else ()
     params, model_state, keys = varying(state.variables, shared)
 
-    def gradient(model_state: Any, first: jax.Array | int):
-        episodes = sample_batch(
-            learner.family,
-            key,
-            offset + first + jnp.arange(size),
-            difficulty,
-            state.pool_key,
-            training.pool_size if pool_size is None else pool_size,
-            training.pooled == "prompts",
-            data,
-        )
+    # All prompts at once, since drawing a few at a time is slower; prompts are small.
+    episodes = sample_batch(
+        learner.family,
+        key,
+        offset + jnp.arange(share),
+        difficulty,
+        state.pool_key,
+        training.pool_size if pool_size is None else pool_size,
+        training.pooled == "prompts",
+        data,
+    )
+
+    def gradient(model_state: Any, first: jax.Array | int, episodes: Episode):
         own = _folded(_folded(keys, state.step), offset + first)
         loss = lambda params: learner.loss_sum(
             Variables(params, model_state, own), episodes, state.step
@@ -167,18 +169,20 @@ def batch_gradient(
         return (total, count, grads), after
 
     if size == share:
-        sums, model_state = gradient(model_state, 0)
+        sums, model_state = gradient(model_state, 0, episodes)
     else:
-        shapes, _ = jax.eval_shape(gradient, model_state, 0)
+        split = lambda leaf: leaf.reshape(share // size, size, *leaf.shape[1:])
+        parts = jnp.arange(0, share, size), jax.tree.map(split, episodes)
+        shapes, _ = jax.eval_shape(gradient, model_state, 0, jax.tree.map(lambda a: a[0], parts[1]))
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
 
-        def add(carry: Any, first: jax.Array) -> tuple[Any, None]:
+        def add(carry: Any, part: tuple[jax.Array, Episode]) -> tuple[Any, None]:
             sums, model_state = carry
-            more, model_state = gradient(model_state, first)
+            more, model_state = gradient(model_state, *part)
             return (jax.tree.map(jnp.add, sums, more), model_state), None
 
         start = varying(zeros, shards.axes), model_state
-        (sums, model_state), _ = jax.lax.scan(add, start, jnp.arange(0, share, size))
+        (sums, model_state), _ = jax.lax.scan(add, start, parts)
     if shards.count > 1:
         sums, model_state = sum_over_batch(sums), mean_over_batch(model_state)
     total, count, grads = sums

@@ -18,6 +18,7 @@ from icl.models import (
     STANDARD,
     XS,
     AdaptedTransformerConfig,
+    CellsConfig,
     ContrastiveAttentionConfig,
     FastWeightLSTMConfig,
     GradientDescentConfig,
@@ -56,6 +57,7 @@ SIZES = {
     "maml": MAMLConfig(width=16, loss="squared", learning_rate=0.003),
     "mlp": MLPConfig(width=16),
     "adapted_transformer": AdaptedTransformerConfig(layers=1, width=16, learn_rates=True),
+    "cells": CellsConfig(layers=1, heads=2, width=16, columns=3),
 }
 # The transformer is tested below with every mixer; models of whole prompts in other files.
 OTHERS = [name for name, size in SIZES.items() if name != "transformer" and size.causal]
@@ -63,7 +65,7 @@ OTHERS = [name for name, size in SIZES.items() if name != "transformer" and size
 
 def taken(name):
     """Settings of a task and a layout that the model of that name takes."""
-    if name == "adapted_transformer":
+    if SIZES[name].takes_masked:
         return dict(layout="masked", task_queries=2)
     return dict(layout="shifted" if name == "maml" else "concatenated")
 

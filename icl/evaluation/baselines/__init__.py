@@ -4,8 +4,9 @@ Each function takes a batch of prompts, x `[B, P, D]` and y `[B, P]`, and return
 `[B, P]`: entry i predicts y_i at x_i from the i points before it, and is 0 if i is 0, as in Garg et
 al. 2022 (arXiv 2208.01066, appendix A.3). With nearly as many points as dimensions, accurate
 results need float64: call the functions under `jax.enable_x64(True)`, as
-`icl.evaluation.evaluate` does. `symbols.py` predicts symbols from those before, and
-`known_tasks.py` the labels of tasks that are known; both say what they take and return.
+`icl.evaluation.evaluate` does. Three modules have other arguments, and say which: `symbols.py`
+predicts symbols from those before, `known_tasks.py` the labels of tasks that are known, and
+`tables.py` the labels of a table's rows from its examples.
 """
 
 from collections.abc import Callable
