@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from icl.sklearn import InContextClassifier, InContextRegressor
 from icl.training.parallel import use_cpu_cores
 
 from ..common.driver import one_of, positive
@@ -75,8 +76,6 @@ def _earlier(path: Path | None) -> dict[str, Any] | None:
 
 def _classification(options: argparse.Namespace, earlier: Any) -> dict[str, Any]:
     """Scores of all methods on tables with classes, and the time of our prediction."""
-    from icl.sklearn import InContextClassifier
-
     tables = options.tables or list(DEVELOPMENT if options.development else REPORTED)
     make = lambda: InContextClassifier(options.run)
     fit = partial(score, sizes=options.sizes, splits=options.splits)
@@ -97,8 +96,6 @@ def _classification(options: argparse.Namespace, earlier: Any) -> dict[str, Any]
 
 def _regression(options: argparse.Namespace, earlier: Any) -> dict[str, Any]:
     """Scores of all methods on tables with numbers for labels."""
-    from icl.sklearn import InContextRegressor
-
     tables = list(regression.TABLES)
     make = lambda: InContextRegressor(options.regression_run)
     fit = partial(regression.score_regression, sizes=options.sizes, splits=options.splits)
@@ -133,6 +130,8 @@ def _part(
             ours |= fit_ours(table)[0]
         except Exception as error:  # of any kind: it is reported, and the other tables go on
             failed[table] = describe_error(error)
+    if not ours:
+        raise ValueError(f"ours failed on every table; on {tables[-1]}: {failed[tables[-1]]}")
     if earlier is None:
         scores = fit_methods(others, fit_other)
     return {
