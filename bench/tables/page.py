@@ -33,9 +33,9 @@ def report(results: Mapping[str, Any]) -> Report:
 
 def _classification(part: Mapping[str, Any], found: Report) -> None:
     found.parts.append(
-        f"Tables with classes: {len(part['ours'])}, {part['splits']} splits of each. A score is the "
-        f"mean over splits, then over tables. There are at most {MOST_TEST_ROWS} test rows, and "
-        f"no probability is below {FLOOR:g}. {_weights(part)}"
+        f"Tables with classes: {len(part['ours'])}, {part['splits']} splits of each. A score is "
+        f"the mean over splits, then over tables. There are at most {MOST_TEST_ROWS} test rows, "
+        f"and no probability is below {FLOOR:g}. {_weights(part)}"
     )
     _add_failures(part, found)
     for metric in METRICS:
