@@ -11,9 +11,9 @@ from .protocol import FLOOR, METRICS, MOST_TEST_ROWS
 
 TITLES = {"auc": "ROC AUC", "accuracy": "accuracy", "log_loss": "log loss", "r2": "R²"}
 DIFFERENCES = (
-    "Ours less the other method's, for a loss the reverse, so that ours is better above 0; a 95% "
-    "bootstrap interval over tables; p of Wilcoxon's signed-rank test over tables; par if the "
-    "interval includes 0:"
+    "A difference is ours less the other method's, for a loss the reverse, so that ours is better "
+    "above 0. Its 95% interval is a bootstrap over tables, p is that of Wilcoxon's signed-rank test "
+    "over tables, and ours is at par if the interval includes 0."
 )
 
 
@@ -35,14 +35,14 @@ def _classification(part: Mapping[str, Any], found: Report) -> None:
     found.parts.append(
         f"Tables with classes: {len(part['ours'])}, {part['splits']} splits of each. A score is "
         f"the mean over splits, then over tables. There are at most {MOST_TEST_ROWS} test rows, "
-        f"and no probability is below {FLOOR:g}. {_weights(part)}"
+        f"and no probability is below {FLOOR:g}. {_weights(part)} {DIFFERENCES}"
     )
     _add_failures(part, found)
     for metric in METRICS:
         found.parts += [
             f"{TITLES[metric]} / mean rank among all methods but the class frequencies:",
             _by_method(part, metric, _mean_and_rank),
-            DIFFERENCES,
+            f"Differences in {TITLES[metric]}:",
             _by_method(part, metric, _difference, others=True),
         ]
     if "seconds" in part:
