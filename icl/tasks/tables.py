@@ -70,7 +70,8 @@ class Tables(TaskFamily):
 
     A task is a `Table`. Its rows are drawn, their columns standardised over the examples, and their
     classes numbered at random. A prompt shows first its examples, a random number of them, and then
-    its queries: all other rows. Queries whose class no example has are left out.
+    its queries: all other rows. Queries whose class no example has are left out. All tables count
+    alike in the loss, whatever their numbers of queries.
     """
 
     points: int = 160
