@@ -223,6 +223,12 @@ ANALYSES: dict[str, Analysis] = {
         "losses and induction heads over training, by model (Olsson et al.)",
         ".phase_change:phase_change",
     ),
+    "tables": Analysis(
+        "run",
+        "losses on tables of the prior beside estimators fitted to each, and a page of tables",
+        ".table_prior:table_prior",
+        ".table_prior:learns_tables",
+    ),
     "layers": Analysis(
         "sweep", "error by layers, beside as many steps of descent (Ahn et al.)", ".layers:layers"
     ),

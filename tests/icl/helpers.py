@@ -127,7 +127,7 @@ def shrunk(config):
     if isinstance(task, SymbolSequences):
         sizes = dict(points=min(task.points, 12))  # four blocks of more than one symbol
     limits = dict(nonzeros=2, hidden=4, depth=2, queries=3, shortest=2, longest=3, pairs=1)
-    limits |= dict(bases=2, fewest_points=3)
+    limits |= dict(bases=2, fewest_points=3, columns=3, fewest_examples=2)
     for name, most in limits.items():
         if hasattr(task, name):
             sizes[name] = getattr(task, name) and min(getattr(task, name), most)
