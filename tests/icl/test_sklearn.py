@@ -123,6 +123,10 @@ def test_tables_with_more_columns_show_each_member_some_of_them():
         assert abs(np.mean(found) - has_it) < 0.2, best
         if best == "none":
             assert len({tuple(sorted(member.columns)) for member in model._members}) > 50
+    # Constant columns take no place.
+    constant, seen = np.concatenate([x[:, :10], np.ones((60, 30))], axis=1), Seen()
+    InContextClassifier(seen.model(), best_columns="half").fit(constant, y).predict(constant)
+    assert not np.isnan(seen[0][0]).any()
     # Of numbers too, with a constant column and missing values.
     x[:, 3], x[::7, 17] = 1.0, np.nan
     regressor = InContextRegressor(NUMBERS, best_columns="all").fit(x, 2.5 * y)
