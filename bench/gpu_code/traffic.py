@@ -89,7 +89,9 @@ def _row(
     name: str, form: str, case: Case, is_backward: bool, counted: Any, least: int
 ) -> dict[str, Any]:
     workload, moved = case.workload, counted.loaded + counted.stored
-    full = case._replace(workload=workload._replace(is_causal=False))
+    hiding = {"is_causal": False, "keys": None}
+    full = {name: hiding.get(name, value) for name, value in workload._asdict().items()}
+    full = case._replace(workload=type(workload)(**full))
     return {
         "workload": name,
         "form": form,

@@ -128,7 +128,7 @@ class _Field:
         for name, case in self.cases.items():
             workloads[name] = {
                 "op": case.op.name,
-                "shape": case.workload._asdict(),
+                "shape": case.shape,
                 "whole_batch": CASES[name].workload.B,
                 "ours_is": ready["chosen"][name],
                 "directions": {way: self.time((name, way), gates[name, way]) for way in ways},

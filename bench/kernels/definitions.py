@@ -1,11 +1,12 @@
 """Results and gradients of each op by its definition, in float64 with NumPy.
 
 Each definition takes `is_causal`, the inputs by name with the shapes of `Case.shapes`, and the
-output's cotangent `d_out [B, T, N, H]`. It returns the output `out` and the gradient `d_<name>` of
-each input.
+output's cotangent `d_out [B, T, N, H]`; attention also takes `lengths [B]`, the numbers of keys
+that are seen, or None. It returns the output `out` and the gradient `d_<name>` of each input.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -15,11 +16,15 @@ Arrays = dict[str, np.ndarray]
 def by_head(of_head: Callable[..., Iterator[np.ndarray]]) -> Callable[..., Arrays]:
     """Makes a definition from one of a single head, which yields its results in order."""
 
-    def definition(is_causal: bool, inputs: Arrays, d_out: np.ndarray) -> Arrays:
+    def definition(
+        is_causal: bool, inputs: Arrays, d_out: np.ndarray, lengths: np.ndarray | None = None
+    ) -> Arrays:
         results = {"out": np.empty_like(d_out)}
         results |= {f"d_{name}": np.empty_like(array) for name, array in inputs.items()}
         for b, n in np.ndindex(d_out.shape[0], d_out.shape[2]):
-            head = {name: array[b, :, n] for name, array in inputs.items()}
+            head: dict[str, Any] = {name: array[b, :, n] for name, array in inputs.items()}
+            if lengths is not None:
+                head["seen"] = lengths[b]
             found = of_head(is_causal, d_out=d_out[b, :, n], **head)
             for result, one in zip(results.values(), found, strict=True):
                 result[b, :, n] = one
@@ -29,12 +34,14 @@ def by_head(of_head: Callable[..., Iterator[np.ndarray]]) -> Callable[..., Array
 
 
 @by_head
-def attention(is_causal, query, key, value, d_out):
-    """Softmax attention."""
+def attention(is_causal, query, key, value, d_out, seen=None):
+    """Softmax attention to the first `seen` keys, all if None."""
     scale = query.shape[-1] ** -0.5
     scores = scale * query @ key.T
     if is_causal:
         scores[~np.tri(len(query), dtype=bool)] = -np.inf
+    if seen is not None:
+        scores[:, seen:] = -np.inf
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     d_weights = d_out @ value.T
@@ -45,11 +52,13 @@ def attention(is_causal, query, key, value, d_out):
     yield weights.T @ d_out
 
 
-def packed_attention(is_causal: bool, inputs: Arrays, d_out: np.ndarray) -> Arrays:
+def packed_attention(
+    is_causal: bool, inputs: Arrays, d_out: np.ndarray, lengths: np.ndarray | None = None
+) -> Arrays:
     """Softmax attention of `qkv [B, T, 3, N, H]`."""
     names = ("query", "key", "value")
     apart = dict(zip(names, np.moveaxis(inputs["qkv"], 2, 0)))
-    found = attention(is_causal, apart, d_out)
+    found = attention(is_causal, apart, d_out, lengths)
     return {"out": found["out"], "d_qkv": np.stack([found[f"d_{name}"] for name in names], axis=2)}
 
 

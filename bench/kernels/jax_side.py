@@ -44,7 +44,7 @@ def start(workloads: Sequence[str], seed: int, rows: int | None) -> Started:
         "device": jax.devices()[0].device_kind,
         "dtype": side.dtype,
         "chosen": {name: chosen(case, side.dtype) for name, case in side.cases.items()},
-        "shapes": {name: case.workload._asdict() for name, case in side.cases.items()},
+        "shapes": {name: case.shape for name, case in side.cases.items()},
         "product_size": PRODUCT_SIZE[platform],
         "copy_bytes": 8 * COPY_ELEMENTS[platform],
     }
@@ -70,6 +70,8 @@ def attend(case: Case, contestant: str) -> Callable:
         named = contestant.removeprefix("jax-")
         theirs = functools.partial(jax.nn.dot_product_attention, implementation=named)  # pyright: ignore
     theirs = functools.partial(theirs, is_causal=case.workload.is_causal)
+    if case.lengths is not None:
+        theirs = functools.partial(theirs, key_value_seq_lengths=jnp.asarray(case.lengths))
     if "qkv" in shapes:
         return lambda qkv: theirs(*(qkv[:, :, part] for part in range(3)))
     return theirs

@@ -63,7 +63,7 @@ class Op:
 
     function: Callable
     arguments: Callable[[Any, Any, str, int], tuple[Shapes, dict[str, Any]]]
-    definition: Callable[[bool, Arrays, np.ndarray], Arrays]
+    definition: Callable[..., Arrays]
     contestants: dict[str, dict[str, tuple[str, ...]]]
     yardstick: dict[str, tuple[str, int]]
     heads_first: bool = False
@@ -113,10 +113,22 @@ class Case(NamedTuple):
             drawn["log_decay"] = -0.1 * drawn["log_decay"] ** 2
         return list(drawn.values())
 
-    def expected(self, arrays: list[np.ndarray]) -> Arrays:
-        """The results by definition of `draw`'s arrays in float64."""
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """The number of keys that each batch row sees, int32 `[B]`; None if all are seen."""
+        return getattr(self.workload, "lengths", None)
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """The workload's settings by name, without those that are None."""
+        return {name: v for name, v in self.workload._asdict().items() if v is not None}
+
+    def expected(self, arrays: list[np.ndarray], rows: list[int]) -> Arrays:
+        """The results by definition, for these batch rows of `draw`'s arrays, in float64."""
         *inputs, d_out = arrays
-        return self.op.definition(self.workload.is_causal, dict(zip(self.shapes(), inputs)), d_out)
+        given: Arrays = {} if self.lengths is None else {"lengths": self.lengths[rows]}
+        inputs = dict(zip(self.shapes(), inputs))
+        return self.op.definition(self.workload.is_causal, inputs, d_out, **given)
 
     def flops(self, is_backward: bool) -> int:
         """Operations of the necessary products in one pass."""
@@ -141,6 +153,8 @@ def _attention(workload: Any, own: Any, option: str, width: int) -> tuple[Shapes
     keys = wide(max(1, heads // 4) if option == "grouped" else heads)
     shapes = {"query": wide(heads), "key": keys, "value": keys}
     static: dict[str, Any] = dict(is_causal=workload.is_causal)
+    if workload.lengths is not None:
+        static["key_value_seq_lengths"] = workload.lengths
     if option == "packed":
         shapes = {"qkv": Shape((batch, length, 3, heads, width), own)}
     elif option == "bias":

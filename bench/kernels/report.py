@@ -66,6 +66,16 @@ def _cases(results: Results) -> Iterator[tuple[str, str, Results]]:
             yield name, way, result
 
 
+def _sight(shape: dict[str, Any]) -> str:
+    """Which keys are seen, after a shape; "" if the workload is causal."""
+    if shape["is_causal"]:
+        return ""
+    fewest, most = shape.get("keys", (None, None))
+    if fewest is None:
+        return " full"
+    return f" {fewest} keys" if fewest == most else f" {fewest} to {most} keys"
+
+
 def _tables(results: Results, way: str) -> Iterator[str | Table]:
     """A heading and a table for each set of workloads that share their contestants."""
     rows: dict[tuple[str, ...], list[list[str]]] = {}
@@ -76,7 +86,7 @@ def _tables(results: Results, way: str) -> Iterator[str | Table]:
         ours, share = result["contestants"]["ours"], _share(result)
         row = [
             name,
-            "x".join(str(shape[size]) for size in "BTNH") + ("" if shape["is_causal"] else " full"),
+            "x".join(str(shape[size]) for size in "BTNH") + _sight(shape),
             workload["ours_is"],
             f"{ours['us']['median']:,.1f}" if "us" in ours else "failed",
             f"{share:.0%}" if share is not None else "-",

@@ -118,7 +118,8 @@ class Side:
         return self.seconds(program, self.inputs(name, input_sets(self.cases[name], self.dtype)))
 
     def _expected(self, name: str) -> dict[str, np.ndarray]:
-        return self.cases[name].expected([self.wide(a, name) for a in self.inputs(name, 1)[0]])
+        arrays = [self.wide(array, name) for array in self.inputs(name, 1)[0]]
+        return self.cases[name].expected(arrays, checked_rows(self.cases[name]))
 
 
 def not_installed(module: str) -> str:
@@ -128,7 +129,7 @@ def not_installed(module: str) -> str:
 
 def at_hand(case: Case, platform: str, rows: int | None = None) -> Case:
     """The case with at most `rows` batch rows; on a CPU within `CPU_ELEMENTS`, a power of two."""
-    batch, length, heads, width, _ = case.workload
+    batch, length, heads, width = case.workload[:4]
     if platform == "cpu":
         batch = 2 ** int(math.log2(min(batch, max(1, CPU_ELEMENTS // (length * heads * width)))))
     return case._replace(workload=case.workload._replace(B=min(batch, rows or batch)))

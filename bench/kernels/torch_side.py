@@ -83,6 +83,9 @@ class TorchSide(Side):
         """A contestant's function from the inputs to the output."""
         torch, case = self._torch, self.cases[name]
         is_causal, names = case.workload.is_causal, list(case.shapes())[:-1]
+        lengths = case.lengths
+        if lengths is not None:
+            lengths = torch.from_numpy(lengths).to(self.platform)
         if contestant in ("torch-chunked", "fla"):
             from . import torch_linear_attention as peers
 
@@ -91,13 +94,20 @@ class TorchSide(Side):
         if contestant == "torch-sdpa":
             sdpa = torch.nn.functional.scaled_dot_product_attention
             attend = functools.partial(sdpa, is_causal=is_causal)
+            if lengths is not None:
+                seen = torch.arange(case.workload.T, device=self.platform) < lengths[:, None]
+                attend = functools.partial(attend, attn_mask=seen[:, None, None])
         else:
             from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-            causal, length, mask = lambda b, h, query, key: query >= key, case.workload.T, None
+            length, mask, sees = case.workload.T, None, None
             if is_causal:
-                sizes = (None, None, length, length)
-                mask = create_block_mask(causal, *sizes, device=self.platform)
+                rows, sees = None, lambda b, h, query, key: query >= key
+            elif lengths is not None:
+                rows, sees = len(lengths), lambda b, h, query, key: key < lengths[b]
+            if sees is not None:
+                sizes = (rows, None, length, length)
+                mask = create_block_mask(sees, *sizes, device=self.platform)
             compiled = torch.compile(flex_attention, dynamic=False)
             attend = functools.partial(compiled, block_mask=mask)
         if names == ["qkv"]:  # views, which the function copies if it must

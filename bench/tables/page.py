@@ -11,43 +11,40 @@ from .protocol import FLOOR, METRICS, MOST_TEST_ROWS
 
 TITLES = {"auc": "ROC AUC", "accuracy": "accuracy", "log_loss": "log loss", "r2": "R²"}
 DIFFERENCES = (
-    "Ours less the other method's, for a loss the reverse, so that ours is better above 0; a 95% "
-    "bootstrap interval over tables; p of Wilcoxon's signed-rank test over tables; par if the "
-    "interval includes 0:"
+    "A difference is ours less the other method's, for a loss the reverse, so that ours is better "
+    "above 0. Its 95% interval is a bootstrap over tables, p is that of Wilcoxon's signed-rank test "
+    "over tables, and ours is at par if the interval includes 0."
 )
 
 
 def report(results: Mapping[str, Any]) -> Report:
     """The report of one or both parts of the results."""
     found = Report(caption="means over tables by number of training rows")
-    panels = []
+    panels: list[tuple[Mapping[str, Any], str]] = []
     if part := results.get("classification"):
         _classification(part, found)
         panels += [(part, metric) for metric in METRICS]
     if part := results.get("regression"):
         _regression(part, found)
         panels += [(part, "r2")]
-    panels = [(part, metric) for part, metric in panels if part["ours"]]
-    if panels:
-        found.picture = lambda path: draw(panels, path)
+    found.picture = lambda path: draw(panels, path)
     return found
 
 
 def _classification(part: Mapping[str, Any], found: Report) -> None:
     found.parts.append(
-        f"{len(part['ours'])} tables with classes, {part['splits']} splits of each. A score is the "
-        f"mean over splits, then over tables. There are at most {MOST_TEST_ROWS} test rows, and "
-        f"no probability is below {FLOOR:g}. {_weights(part)}"
+        f"Tables with classes: {len(part['ours'])}, {part['splits']} splits of each. A score is "
+        f"the mean over splits, then over tables. There are at most {MOST_TEST_ROWS} test rows, "
+        f"and no probability is below {FLOOR:g}. {_weights(part)} {DIFFERENCES}"
     )
     _add_failures(part, found)
-    if part["ours"]:
-        for metric in METRICS:
-            found.parts += [
-                f"{TITLES[metric]} / mean rank among all methods but the class frequencies:",
-                _by_method(part, metric, _mean_and_rank),
-                DIFFERENCES,
-                _by_method(part, metric, _difference, others=True),
-            ]
+    for metric in METRICS:
+        found.parts += [
+            f"{TITLES[metric]} / mean rank among all methods but the class frequencies:",
+            _by_method(part, metric, _mean_and_rank),
+            f"Differences in {TITLES[metric]}:",
+            _by_method(part, metric, _difference, others=True),
+        ]
     if "seconds" in part:
         taken = part["seconds"]
         found.parts.append(
@@ -63,15 +60,14 @@ def _classification(part: Mapping[str, Any], found: Report) -> None:
 
 def _regression(part: Mapping[str, Any], found: Report) -> None:
     found.parts.append(
-        f"{len(part['ours'])} tables with numbers for labels, {part['splits']} splits of each; so "
-        f"few tables allow no test. {_weights(part)}"
+        f"Tables with numbers for labels: {len(part['ours'])}, {part['splits']} splits of each; "
+        f"they are too few for a test. {_weights(part)}"
     )
     _add_failures(part, found)
-    if part["ours"]:
-        found.parts += [
-            "R² / mean rank among all methods but the mean:",
-            _by_method(part, "r2", _mean_and_rank),
-        ]
+    found.parts += [
+        "R² / mean rank among all methods but the mean:",
+        _by_method(part, "r2", _mean_and_rank),
+    ]
     _every_table(part, ("r2",), ("rows", "columns"), found)
 
 
@@ -110,8 +106,6 @@ def _every_table(
     part: Mapping[str, Any], metrics: Sequence[str], shape: Sequence[str], found: Report
 ) -> None:
     """Adds the scores of all methods on every table, for each size."""
-    if not part["ours"]:
-        return
     methods = {"ours": part["ours"], **part["scores"]}
     for size in part["sizes"]:
         means = {

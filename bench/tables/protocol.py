@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
+from scipy.stats import rankdata
 
 from .sets import DataSet, load
 
@@ -78,7 +78,7 @@ def probabilities_of_all(predicted: np.ndarray, known: np.ndarray, classes: int)
       classes: number of classes of the table.
 
     Returns:
-      `[m, classes]` with sum 1; a class that is absent from `known` has the floor.
+      `[m, classes]` with sum 1; a class that is absent from `known` has the floor before that.
 
     Raises:
       ValueError: `predicted` has another shape, or holds a number that is not finite.
@@ -97,23 +97,37 @@ def probabilities_of_all(predicted: np.ndarray, known: np.ndarray, classes: int)
 def metrics(probabilities: np.ndarray, y: np.ndarray) -> dict[str, float]:
     """Scores of probabilities `[m, classes]` of labels int `[m]`.
 
-    `auc` is the mean of the areas of each class against all others, over the classes that the
-    test rows have; with two classes that is the usual area. A class that was absent from the
-    training rows counts as the others do: its probabilities are nearly equal, so its area is
-    near 0.5.
+    `auc` is `mean_area`. Every class has training rows (see `split`), so none is absent for a
+    method that keeps to them.
     """
-    present = np.unique(y)
-    if len(present) < 2:
-        areas = [0.5]  # nothing to rank
-    elif probabilities.shape[1] == 2:
-        areas = [roc_auc_score(y, probabilities[:, 1])]
-    else:
-        areas = [roc_auc_score(y == label, probabilities[:, label]) for label in present]
     return {
-        "auc": float(np.mean(areas)),
+        "auc": mean_area(probabilities, y),
         "accuracy": float(np.mean(probabilities.argmax(axis=1) == y)),
         "log_loss": float(-np.mean(np.log(probabilities[np.arange(len(y)), y]))),
     }
+
+
+def mean_area(scores: np.ndarray, y: np.ndarray) -> float:
+    """The mean over classes of the area under the ROC curve of a class against all others.
+
+    It comes from the ranks, as Mann and Whitney's statistic, and is that of scikit-learn's
+    `roc_auc_score`, which spends most of its time on checks.
+
+    Args:
+      scores: `[m, classes]`; higher for a class that is more likely.
+      y: int `[m]`.
+
+    Returns:
+      The mean over the classes that `y` has; 0.5 if it has one, so that there is nothing to rank.
+    """
+    present = np.unique(y)
+    if len(present) < 2:
+        return 0.5
+    is_class = y[:, None] == present
+    count = is_class.sum(axis=0)
+    ranks = (rankdata(scores[:, present], axis=0) * is_class).sum(axis=0)
+    areas = (ranks - count * (count + 1) / 2) / (count * (len(y) - count))
+    return float(areas.mean())
 
 
 def score(

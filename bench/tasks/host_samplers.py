@@ -144,6 +144,26 @@ def random_network(batch, family):
     return x, hidden[:, :, 0] / hidden.pow(2).mean().sqrt()
 
 
+def tables(batch, family):
+    """Random networks whose units are the columns and the score, as public priors of PFNs do."""
+    x, y = (torch.zeros(batch, family.points, family.columns), torch.zeros(batch, family.points))
+    units, functions = 16, (torch.tanh, torch.relu, torch.sin)
+    for i in range(batch):
+        columns = int(torch.randint(2, family.columns + 1, ()))
+        hidden, nodes = torch.randn(family.points, units), []
+        for function in functions:
+            weights = torch.randn(units, units) / units**0.5
+            hidden = function(hidden @ weights) + 0.05 * torch.randn(family.points, units)
+            nodes.append(hidden)
+        nodes = torch.cat(nodes, dim=1)[:, torch.randperm(len(functions) * units)]
+        x[i, :, :columns] = (nodes - nodes.mean(dim=0))[:, :columns] / nodes.std(dim=0)[:columns]
+        score = nodes[:, columns]
+        classes = int(torch.randint(2, family.classes + 1, ()))
+        cuts = torch.quantile(score, torch.arange(1, classes) / classes)
+        y[i] = (score[:, None] > cuts).sum(dim=1)
+    return x, y
+
+
 class _Sequences(Dataset):
     """A sequence an item, made image by image, as torchvision's data sets give them."""
 

@@ -137,8 +137,8 @@ FILES = {
         "park/retrieval": "retrieval of one of 64 vectors, d=20, standard model (for a GPU)",
     },
     "pfn": {
-        "pfn/tables-xs": "classes of rows of tables, from synthetic tables of 2 to 10 columns: minutes on a CPU",
-        "pfn/regression-xs": "numbers for rows of tables, from synthetic tables of 2 to 10 columns: minutes on a CPU",
+        "pfn/tables-xs": "classes of rows of tables, from synthetic tables of 2 to 20 columns: minutes on a CPU",
+        "pfn/regression-xs": "numbers for rows of tables, from synthetic tables of 2 to 20 columns: minutes on a CPU",
     },
     "raventos": {
         "raventos/pool": "linear regression from a pool of tasks, d=8, 16 points, 8 layers (for a GPU)",

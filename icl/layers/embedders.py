@@ -168,15 +168,17 @@ EMBEDDERS: dict[str, type[Embedder]] = {
 }
 
 
-def check_embedder(name: str | None, kind: InputKind) -> None:
+def check_embedder(name: str | None, kind: InputKind, takes_rows: bool = False) -> None:
     """Raises ValueError if the named embedder is unknown or does not take inputs of a kind.
 
-    With the name None, vectors are used as features and other kinds are refused.
+    With the name None, vectors are used as features, and so are rows if the model `takes_rows`;
+    other kinds are refused.
     """
     fitting = [known for known, embedder in EMBEDDERS.items() if isinstance(kind, embedder.takes)]
     if name is not None and name not in EMBEDDERS:
         raise ValueError(f"no embedder called {name!r}; there are {', '.join(EMBEDDERS)}")
-    allowed = isinstance(kind, Vectors) if name is None else name in fitting
+    plain = (Vectors, Rows) if takes_rows else Vectors
+    allowed = isinstance(kind, plain) if name is None else name in fitting
     if not allowed:
         what = "without an embedder" if name is None else f"by the embedder {name}"
         raise ValueError(

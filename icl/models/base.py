@@ -106,6 +106,8 @@ class ModelConfig(ABC):
     # True if the model is called with `examples`, int `[B]`: the number of examples of each prompt,
     # which are its first tokens and all that a token sees.
     takes_examples: ClassVar[bool] = False
+    # True if inputs may be rows of a table without an embedder, with NaN for missing values.
+    takes_rows: ClassVar[bool] = False
 
     layers: int = 12
     """Number of layers."""

@@ -35,6 +35,7 @@ class CellsConfig(ModelConfig):
     causal: ClassVar[bool] = False
     takes_masked: ClassVar[bool] = True
     takes_examples: ClassVar[bool] = True
+    takes_rows: ClassVar[bool] = True
 
     layers: int = 3
     """Number of layers, each with attention over columns, attention over rows and an MLP."""

@@ -96,16 +96,26 @@ class Draws:
 
     def choice(self, weights: jax.Array, *shape: int) -> jax.Array:
         """Positions among weights `[n]`, with probabilities in proportion to them; int32."""
-        below = jnp.cumsum(weights) / weights.sum()
-        at = self.uniform(0, 1, *shape)[..., None]
-        below = below.reshape(*[1] * len(shape), -1)
-        found = (at >= below).sum(axis=-1, dtype=jnp.int32)
-        last = jnp.argmax(jnp.cumsum((weights > 0).astype(jnp.int32))).astype(jnp.int32)
-        return jnp.minimum(found, last)
+        index = jnp.arange(len(weights))
+        up_to = jnp.where(index[None] <= index[:, None], weights[None], 0).sum(axis=1)
+        at = self.uniform(0, 1, *shape)[..., None] * weights.sum()
+        found = (at >= up_to.reshape(*[1] * len(shape), -1)).sum(axis=-1, dtype=jnp.int32)
+        return jnp.minimum(found, jnp.where(weights > 0, index, 0).max().astype(jnp.int32))
 
     def permutation(self, count: int, *shape: int) -> jax.Array:
         """Random orders of 0, 1, ..., count - 1, int32 `[*shape, count]`."""
-        return jnp.argsort(self.uniform(0, 1, *shape, count), axis=-1).astype(jnp.int32)
+        return ranks(self.uniform(0, 1, *shape, count))
+
+
+def ranks(numbers: jax.Array) -> jax.Array:
+    """The rank of each number along the last axis, from 0, int32; equal numbers keep their order.
+
+    For few numbers, comparing all pairs compiles and runs faster than a sort.
+    """
+    index = jnp.arange(numbers.shape[-1])
+    before = (index[None] < index[:, None]).reshape(*[1] * (numbers.ndim - 1), *[len(index)] * 2)
+    own, other = numbers[..., :, None], numbers[..., None, :]
+    return ((other < own) | ((other == own) & before)).sum(axis=-1, dtype=jnp.int32)
 
 
 def drawn_together(key: jax.Array, build: Callable[[Draws], Any]) -> Any:

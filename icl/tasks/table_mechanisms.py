@@ -89,7 +89,7 @@ def draw_layers(draws: Draws, size: int) -> Layers:
     linked = draws.chance(draws.uniform(0.3, 1.0), LAYERS, size, size)
     each = draws.integer(0, len(ACTIVATIONS), LAYERS, size)
     return Layers(
-        draws.normal(LAYERS, size, size) * linked,
+        jnp.where(linked, draws.normal(LAYERS, size, size), 0),
         0.5 * draws.normal(LAYERS, size),
         jnp.where(draws.chance(0.5), each, each[:, :1]),
         jnp.exp(draws.uniform(-0.5, 1.0)),
@@ -125,7 +125,7 @@ def draw_trees(draws: Draws, columns: jax.Array, scores: int) -> Trees:
 def tree_scores(of: Trees, inputs: jax.Array) -> jax.Array:
     """Scores `[rows, K]` of inputs `[rows, columns]`."""
     above = inputs[:, of.feature] > of.threshold[None]  # [rows, TREES, DEPTH]
-    leaf = (above * 2 ** jnp.arange(DEPTH)[None, None]).sum(axis=2)
+    leaf = jnp.where(above, 2 ** jnp.arange(DEPTH)[None, None], 0).sum(axis=2)
     at = jax.nn.one_hot(leaf, 2**DEPTH, dtype=of.leaves.dtype)  # [rows, TREES, 2 ** DEPTH]
     return jnp.einsum("rtl,tlk->rk", at, of.leaves)
 
@@ -149,7 +149,7 @@ def clustered(
     """Rows `[rows, columns]` and their classes, int `[rows]` below `used`."""
     share = jnp.where(jnp.arange(len(of.share)) < used, of.share, 0)
     drawn = draws.choice(share, rows)
-    at = CENTRES * drawn + draws.chance(of.second, rows)
+    at = CENTRES * drawn + draws.chance(of.second, rows).astype(jnp.int32)
     noise = jnp.matmul(draws.normal(rows, of.centres.shape[1]), of.mix)
     return of.centres[at] + noise * of.spread[at], drawn
 

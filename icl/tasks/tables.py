@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ..ranges import POSITIVE, SIZE, Range, check_range, check_ranges
 from .base import Data, Difficulty, Episode, TaskFamily
-from .draws import Draws, drawn_together
+from .draws import Draws, drawn_together, ranks
 from .inputs import Rows
 from .labels import LabelKind, Scalar, ShownClasses
 from .rows import standardised
@@ -33,6 +33,7 @@ from .table_mechanisms import (
 MECHANISMS = ("causal", "network", "linear", "trees", "clusters")
 LEVELS = 10  # of a categorical column, at most
 LEAST_SOURCES = 16
+COLUMN_POWER = 1.5  # above 1, fewer columns are more probable
 CLASS_DECAY = 0.6  # of the probability of one more class
 ALL_IN_LEVELS = 0.1  # probability of a table whose columns are all categorical
 SHARE = Range(0.0, 1.0)
@@ -69,7 +70,8 @@ class Tables(TaskFamily):
 
     A task is a `Table`. Its rows are drawn, their columns standardised over the examples, and their
     classes numbered at random. A prompt shows first its examples, a random number of them, and then
-    its queries: all other rows. Queries whose class no example has are left out.
+    its queries: all other rows. Queries whose class no example has are left out. All tables count
+    alike in the loss, whatever their numbers of queries.
     """
 
     points: int = 160
@@ -171,7 +173,7 @@ class Tables(TaskFamily):
         columns, scores, size = self.columns, self._scores, self._sources
         shares = self.shares or [1.0] * len(self.mechanisms)
         mechanism = draws.choice(jnp.array(shares, jnp.float32))
-        used = draws.integer(2, jnp.maximum(difficulty.dim, 2) + 1)
+        used = self._columns(draws, difficulty)
         # A causal table has its own number of sources, others have one for each column.
         causes = draws.integer(1, size // 2 + 1)
         origin = draw_sources(draws, size, jnp.where(self._is(mechanism, "causal"), causes, used))
@@ -188,13 +190,13 @@ class Tables(TaskFamily):
             trees=draw_trees(draws, used, scores),
             clusters=draw_clusters(draws, columns, self.classes),
             slopes=origin.weight[:, None] * draws.normal(size, scores),
-            nodes=jnp.argsort(order)[: columns + scores],
+            nodes=(ranks(order)[None] == jnp.arange(columns + scores)[:, None]).argmax(axis=1),
             ranked=draws.chance(0.6),
             cuts=self._cuts(draws, classes),
             offsets=0.3 * draws.normal(scores),
             names=draws.permutation(self.classes),
-            noise=jnp.exp(draws.uniform(-5.0, -0.5)),
-            mislabelled=0.4 * draws.uniform(0, 1) ** 4,
+            noise=jnp.exp(draws.uniform(-6.0, -0.5)),
+            mislabelled=jnp.where(draws.chance(0.5), 0.4 * draws.uniform(0, 1) ** 3, 0),
             **self._looks(draws),
         )
 
@@ -202,6 +204,13 @@ class Tables(TaskFamily):
         """Whether a mechanism has that name, bool `[]`."""
         at = self.mechanisms.index(name) if name in self.mechanisms else -1
         return mechanism == at
+
+    def _columns(self, draws: Draws, difficulty: Difficulty) -> jax.Array:
+        """Draws the number of columns, from 2 on; larger ones are less probable."""
+        more = jnp.maximum(jnp.asarray(difficulty.dim, jnp.int32) - 2, 0)
+        share = draws.uniform(0, 1) ** COLUMN_POWER
+        drawn = jnp.floor(share * (more + 1).astype(jnp.float32)).astype(jnp.int32)
+        return 2 + jnp.minimum(drawn, more)
 
     def _classes(self, draws: Draws, difficulty: Difficulty) -> jax.Array:
         """Draws the number of classes, from 2 on; larger ones are less probable."""
@@ -213,9 +222,9 @@ class Tables(TaskFamily):
         """Draws shares of rows below each range of ranks but the first; 2 if not in use."""
         index = jnp.arange(1, self.classes)
         count = classes.astype(jnp.float32)
-        shift = draws.uniform(-0.6, 0.6, self.classes - 1) * draws.chance(0.5)
+        shift = jnp.where(draws.chance(0.5), draws.uniform(-0.5, 0.5, self.classes - 1), 0)
         cuts = (index.astype(jnp.float32) + shift) / count
-        return jnp.sort(jnp.where(index < classes, cuts, 2.0))
+        return jnp.where(index < classes, cuts, 2.0)
 
     def _looks(self, draws: Draws) -> dict[str, jax.Array]:
         """Draws how columns look: transformed, in levels, with missing values."""
@@ -250,11 +259,11 @@ class Tables(TaskFamily):
         x = standardised(jnp, x, context)
         if self.target == "number":
             y = standardised(jnp, y[:, None], context)[:, 0]
-            return Episode(x, jnp.nan_to_num(y), queries, context)
+            return _weighted(Episode(x, jnp.nan_to_num(y), queries, context))
         wrong = draws.chance(task.mislabelled, *y.shape)
         y = jnp.where(wrong, draws.integer(0, task.classes, *y.shape), y)
         shown = (jax.nn.one_hot(y, self.classes, dtype=bool) & context[:, None]).any(axis=0)
-        return Episode(x, task.names[y], queries & shown[y], context)
+        return _weighted(Episode(x, task.names[y], queries & shown[y], context))
 
     def _examples(self, draws: Draws, difficulty: Difficulty) -> jax.Array:
         """Draws the number of examples; the last `queries` points in use are never examples."""
@@ -322,8 +331,8 @@ class Tables(TaskFamily):
     def _in_levels(self, task: Table, x: jax.Array) -> jax.Array:
         """Columns `[points, columns]`, the categorical ones as numbers of their levels."""
         levels = task.levels[None]
-        share = jax.nn.sigmoid(1.7 * x)
-        level = jnp.clip(jnp.floor(share * levels), 0, jnp.maximum(levels - 1, 0)).astype(jnp.int32)
+        level = jnp.floor(jax.nn.sigmoid(1.7 * x) * levels.astype(x.dtype)).astype(jnp.int32)
+        level = jnp.clip(level, 0, jnp.maximum(levels - 1, 0))
         code = task.codes[jnp.arange(self.columns)[None], level]
         return jnp.where(levels > 0, code, x)
 
@@ -331,3 +340,9 @@ class Tables(TaskFamily):
         """Columns `[points, columns]`, of which some are skewed or have heavy tails."""
         kind = jnp.broadcast_to(task.warp, x.shape)
         return jax.lax.select_n(kind, x, jnp.abs(x) * x, jnp.exp(x))
+
+
+def _weighted(episode: Episode) -> Episode:
+    """The episode with weights of its queries, whose sum is 1."""
+    count = jnp.maximum(episode.queries.sum(), 1).astype(jnp.float32)
+    return episode._replace(weights=jnp.where(episode.queries, 1 / count, 0))

@@ -179,7 +179,7 @@ class Config:
         if self.layout not in LAYOUTS:
             raise ValueError(f"no layout called {self.layout!r}; there are {sorted(LAYOUTS)}")
         self.curriculum.check_for(self.task)
-        check_embedder(self.model.embedder, self.task.input_kind)
+        check_embedder(self.model.embedder, self.task.input_kind, self.model.takes_rows)
         if self.model.embed_labels and not isinstance(self.task.label_kind, Classes):
             raise ValueError(
                 "only labels that are classes can be embedded: set model.embed_labels to False"

@@ -48,7 +48,7 @@ def test_every_op_has_a_case_and_a_peer():
 def test_main_times_all_contestants_and_writes_what_it_prints(tmp_path, sides, capsys):
     if importlib.util.find_spec("torch") is None:
         sides(torch="start_torch")
-    names = ["packed-short-causal", "linear-oswald", "delta-tiny"]
+    names = ["packed-short-causal", "linear-oswald", "delta-tiny", "pfn"]
     both = ("--directions", "forward+backward")  # includes the results of forward
     status, results = run(tmp_path, *names, "--rows", "2", "--rounds", "1", *both)
     printed = capsys.readouterr()
@@ -68,6 +68,7 @@ def test_main_times_all_contestants_and_writes_what_it_prints(tmp_path, sides, c
     report = report_of("kernels", results)
     assert all(str(part) in printed.out for part in report.parts)
     assert [bar.label for bar in report.bars][0] == "packed-short-causal forward+backward"
+    assert "2x160x4x16 8 to 128 keys" in printed.out
     assert "our reference" in report.bars[0].ratios and "torch-sdpa" in report.bars[0].ratios
     assert (tmp_path / "RESULTS.md").exists() and list((tmp_path / "results").glob("*.png"))
 

@@ -1,17 +1,17 @@
 """The benchmark on real tables: which tables, their splits and scores, comparisons, the command."""
 
 import json
-import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from bench import __main__ as commands
-from bench.tables import baselines, comparison, methods, protocol, regression, sets
+from bench.tables import baselines, benchmark, comparison, methods, protocol, regression, sets
 from bench.tables.comparison import compare, mean_ranks, p_value
 from bench.tables.protocol import metrics, probabilities_of_all, score, split
 from bench.tables.sets import DEVELOPMENT, REPORTED, DataSet, load
@@ -98,6 +98,10 @@ def test_scores_of_probabilities_by_hand():
     two = np.array([[0.9, 0.1], [0.6, 0.4], [0.7, 0.3], [0.2, 0.8]])
     assert metrics(two, np.array([0, 0, 1, 1]))["auc"] == 0.75
     assert metrics(two, np.array([1, 1, 1, 1]))["auc"] == 0.5
+    y, coarse = np.arange(300) % 3, np.random.default_rng(0).integers(1, 6, (300, 3)) / 5.0
+    coarse /= coarse.sum(axis=1, keepdims=True)
+    theirs = roc_auc_score(y, coarse, multi_class="ovr")
+    np.testing.assert_allclose(metrics(coarse, y)["auc"], theirs)
     with pytest.raises(ValueError, match=r"returned \(4, 2\) for 3 classes"):
         probabilities_of_all(predicted, np.arange(3), 3)
     with pytest.raises(ValueError, match="not finite"):
@@ -171,7 +175,7 @@ class StandIn:
     """What `InContextClassifier` and `InContextRegressor` are to the command."""
 
     def __init__(self, run, model, calls):
-        self._model, self._calls = make_pipeline(StandardScaler(), model), calls
+        self._model, self._calls = make_pipeline(StandardScaler(), clone(model)), calls
         self._calls.append(run)
 
     def fit(self, x, y):
@@ -188,10 +192,12 @@ class StandIn:
 def cheap(monkeypatch):
     """Two cheap methods in each part, a stand-in for ours; the list of runs it was made of."""
     calls = []
-    monkeypatch.setitem(sys.modules, "icl.sklearn", SimpleNamespace(
-        InContextClassifier=lambda run=None: StandIn(run, LogisticRegression(C=0.1), calls),
-        InContextRegressor=lambda run=None: StandIn(run, Ridge(10.0), calls),
-    ))  # fmt: skip
+    for name, model in (
+        ("InContextClassifier", LogisticRegression(C=0.1)),
+        ("InContextRegressor", Ridge(10.0)),
+    ):
+        make = lambda run, model=model: StandIn(run, model, calls)
+        monkeypatch.setattr(benchmark, name, make)
     for module, names in (
         (methods, ("k-NN", "class frequencies")),
         (regression, ("ridge", "mean")),
@@ -220,7 +226,7 @@ def test_the_command_writes_scores_and_a_later_run_fits_ours_alone(
     page = (tmp_path / "RESULTS.md").read_text()
     auc = part["ours"]["iris"]["16"]["auc"][0]
     assert f"| iris   |  150 |       4 |       3 | {auc:.3f} / " in page
-    assert "Ours predicts 1,000 rows from 128 in 0." in page and "2 tables with classes" in page
+    assert "Ours predicts 1,000 rows from 128 in 0." in page and "Tables with classes: 2," in page
     assert path.with_suffix(".png").stat().st_size > 5_000
 
     printed = capsys.readouterr().out
@@ -239,7 +245,12 @@ def test_a_table_that_fails_is_reported_and_the_others_are_compared(cheap, capsy
     assert commands.main([*only, "--sizes", "16", "--splits", "1", "--rounds", "1"]) == 1
     printed = capsys.readouterr()
     assert "NOT MEASURED: tables, ours on iris: RuntimeError: no such run" in printed.err
-    assert "1 tables with classes" in printed.out and "not written" in printed.out
+    assert "Tables with classes: 1," in printed.out and "not written" in printed.out
+    only.remove("wine")
+    assert commands.main([*only, "--sizes", "16", "--splits", "1", "--rounds", "1"]) == 1
+    printed = capsys.readouterr()
+    assert "ours failed on every table; on iris: RuntimeError: no such run" in printed.err
+    assert "k-NN" not in printed.out
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import pytest
 from flax import nnx
 
 from icl.kernels import dispatch, targeting
-from icl.models import CellsConfig
-from icl.training import Learner
+from icl.models import AdaptedTransformerConfig, CellsConfig
+from icl.tasks import Episode, Tables
+from icl.training import Config, Learner
 
 from .helpers import tiny
 
@@ -172,6 +173,33 @@ def test_gradients_are_finite_and_padding_adds_nothing():
     for a, b in zip(clean, other, strict=True):
         assert np.isfinite(a).all() and np.abs(a).max() > 0
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_learner_of_tables_tells_the_model_the_number_of_examples():
+    task = Tables(points=ROWS, queries=QUERIES, fewest_examples=2, columns=4, classes=CLASSES)
+    model = dataclasses.replace(CONFIG, layers=1)
+    learner = Learner(Config(task=task, layout="masked", model=model))
+    x, y = tables()[..., :4], np.random.default_rng(3).integers(0, CLASSES, (4, ROWS))
+    queries = np.broadcast_to(np.arange(ROWS) >= ROWS - QUERIES, y.shape)
+    context = np.arange(ROWS) < EXAMPLES[:, None]
+    y[:, :2] = [0, 1]  # so that each table has examples of two classes
+    episodes = Episode(x, y.astype(np.int32), queries, context)
+
+    @jax.jit
+    def both(variables):
+        tokens = learner.encode(variables, episodes)
+        outputs = learner.model(variables)(tokens, examples=jnp.asarray(EXAMPLES))
+        loss = lambda variables: learner.loss_sum(variables, episodes)[0]
+        return learner.query_outputs(variables, episodes), outputs[:, -1], jax.grad(loss)(variables)
+
+    found, own, gradient = both(jax.jit(learner.init)(jax.random.key(4)).params)
+    shown = found > found.min()  # classes without an example are ruled out
+    assert shown.any(axis=1).all()
+    np.testing.assert_allclose(found[shown], own[shown], rtol=1e-5, atol=1e-6)
+    for slope in jax.tree.leaves(gradient):
+        assert jnp.isfinite(slope).all() and jnp.abs(slope).max() > 0
+    with pytest.raises(ValueError, match="rows cannot be read without an embedder"):
+        Config(task=task, layout="masked", model=AdaptedTransformerConfig())
 
 
 def test_in_bfloat16_predictions_are_near(built):
