@@ -16,7 +16,7 @@ from .output import say, show
 from .ranges import SEED, SIZE, check_range
 from .report.tables import show_number
 from .sklearn import InContextClassifier, InContextRegressor
-from .sklearn.models import Target, table_model
+from .sklearn.models import TableModel, Target, table_model
 from .training.disk import RunError, usable, write_whole
 
 FEW = 10  # most different whole numbers that are taken for classes
@@ -63,10 +63,9 @@ def main(arguments: list[str]) -> int:
             raise RunError(f"{out} exists; choose another name, or replace it with --overwrite")
         tables = _read(train, test, target)
         options: dict[str, Any] = dict(run=run, ensemble=ensemble, random_state=seed)
-        if (kind or _kind_of(run, tables)) == "class":
-            found = _classes(tables, options)
-        else:
-            found = _numbers(tables, options)
+        wanted = kind or _kind_of(run, tables)
+        _say_limits(table_model(run, wanted), tables)
+        found = (_classes if wanted == "class" else _numbers)(tables, options)
         show(_first_rows(found, tables.truth))
         if found.scores is not None:
             show(found.scores)
@@ -145,6 +144,20 @@ def _kind_of(run: str | None, tables: Tables) -> Target:
     numbers = [as_number(label) for label in tables.labels]
     whole = all(number is not None and number == int(number) for number in numbers)
     return "class" if None in numbers or whole and len(set(numbers)) <= FEW else "number"
+
+
+def _say_limits(model: TableModel, tables: Tables) -> None:
+    """Says what is predicted, and which part of the table the model can be shown."""
+    rows = len(tables.train)
+    columns = int((np.fmin.reduce(tables.train) < np.fmax.reduce(tables.train)).sum())
+    what = "a class" if model.target == "class" else "a number"
+    say(f"{tables.target} is {what}; examples: {rows}, columns that vary: {columns}")
+    for name, count, most in (
+        ("rows", rows, model.rows),
+        ("columns that vary", columns, model.columns),
+    ):
+        if count > most:
+            say(f"each member of the ensemble is shown {most} of the {count} {name}")
 
 
 def _classes(tables: Tables, options: dict[str, Any]) -> Found:

@@ -140,7 +140,7 @@ class InContextClassifier(ClassifierMixin, _InContext):
         are shown random columns, each member its own.
       subsample: whether to show each member some of the training rows if there are more than the
         model takes. Classes keep their shares. If False, `fit` refuses such a table.
-      average: whether to average "probabilities" or "logits".
+      average: whether to average "probabilities" or "logits"; logits give surer predictions.
       random_state: seed of the members, or a `RandomState`.
 
     Attributes:
@@ -157,7 +157,7 @@ class InContextClassifier(ClassifierMixin, _InContext):
         ranks: Share = "half",
         best_columns: Share = "half",
         subsample: bool = True,
-        average: Literal["probabilities", "logits"] = "probabilities",
+        average: Literal["probabilities", "logits"] = "logits",
         random_state: Any = 0,
     ):
         super().__init__(

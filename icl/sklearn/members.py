@@ -40,7 +40,7 @@ def draw_members(
 
     Args:
       count: number of members.
-      x: training rows `[rows, columns]`; NaN marks missing values.
+      x: training rows `[rows, columns]`; NaN marks missing values, and columns not in use.
       y: their labels `[rows]`; int from 0 if they are classes.
       classes: number of classes; None if labels are numbers.
       most_rows: number of rows that the model takes.
@@ -51,15 +51,16 @@ def draw_members(
         more than the model takes; the others are shown random columns.
       random: the source of random numbers.
     """
-    best = np.arange(x.shape[1])
-    if len(best) > most_columns and best_columns != "none":
-        best = _by_f_statistic(x, y, classes is not None)[:most_columns]
+    used = np.flatnonzero(~np.isnan(x).all(axis=0))
+    best = used
+    if len(used) > most_columns and best_columns != "none":
+        best = used[_by_f_statistic(x[:, used], y, classes is not None)[:most_columns]]
 
     def draw(i: int) -> Member:
-        chosen = _holds(best_columns, i // 2)
+        columns = best if _holds(best_columns, i // 2) else used
         return Member(
             rows=_subsample(random, y, most_rows, classes is not None),
-            columns=random.permutation(best if chosen else x.shape[1])[:most_columns],
+            columns=random.permutation(columns)[:most_columns],
             classes=random.permutation(most_classes)[: classes or 0],
             ranks=_holds(ranks, i),
         )

@@ -67,6 +67,9 @@ def test_classes_are_predicted_written_and_scored(capsys):
     p = np.array([[float(row[f"probability of {name}"]) for name in names] for row in found])
     np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-5)
     assert "rows of train.csv without fruit, left out: 1" in said
+    assert (
+        "fruit is a class; examples: 30, columns that vary: 3" in said and "each member" not in said
+    )
     assert "P(apple)" in said and "rows predicted: 12, in new/predictions.csv" in said
     assert len([line for line in said.splitlines() if line[:2].strip().isdigit()]) == 10
     truth = np.array([0, 1, 2, 0, 1, 2, 0, 0, 0, 1, 2])
@@ -80,14 +83,20 @@ def test_classes_are_predicted_written_and_scored(capsys):
 
 def test_numbers_are_predicted_and_scored(capsys):
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(70, 2)).round(3)
-    cells = [[*row, round(sum(row), 3)] for row in x.tolist()]
-    write("train.csv", ["a", "b", "y"], cells[:50])
-    write("test.csv", ["a", "b", "y"], cells[50:])
+    x = rng.normal(size=(100, 2)).round(3)
+    noise = rng.normal(scale=0.01, size=(100, 9)).round(3).tolist()
+    cells = [[*row, *more, 1, round(sum(row), 3)] for row, more in zip(x.tolist(), noise)]
+    header = [*"abcdefghijkl", "y"]
+    write("train.csv", header, cells[:80])
+    write("test.csv", header, cells[80:])
     assert main([*PREDICT, "y", "--out", "p.csv"]) == 0
-    scores = {line.split()[0]: line.split()[-2:] for line in capsys.readouterr().out.splitlines()}
+    said = capsys.readouterr().out
+    assert "y is a number; examples: 80, columns that vary: 11" in said
+    assert "each member of the ensemble is shown 64 of the 80 rows" in said
+    assert "each member of the ensemble is shown 10 of the 11 columns that vary" in said
+    scores = {line.split()[0]: line.split()[-2:] for line in said.splitlines()}
     found = np.array([float(row["prediction"]) for row in read("p.csv")])
-    y, mean = x[50:].sum(axis=1), x[:50].sum(axis=1).mean()
+    y, mean = x[80:].sum(axis=1), x[:80].sum(axis=1).mean()
     assert scores["RMSE"][0] == f"{np.sqrt(((found - y) ** 2).mean()):.4g}"
     assert scores["RMSE"][1] == f"{np.sqrt(((mean - y) ** 2).mean()):.4g}"
     assert float(scores["R²"][0]) > 0.5 > 0.1 > float(scores["R²"][1])

@@ -1,19 +1,23 @@
 """The estimators: scikit-learn's own checks, what members are shown, and limits of a model."""
 
+import contextlib
 import dataclasses
 import pickle
 
+import jax
 import numpy as np
 import pytest
 from sklearn.base import clone
 from sklearn.datasets import load_iris
 
+import icl
 from icl.sklearn import InContextClassifier, InContextRegressor
 from icl.tasks.rows import standardised
 from icl.training import Run, RunError
+from icl.training.step import variable_items
 
 from . import table_stand_in as stand_in
-from .helpers import tiny
+from .helpers import tiny, untrained
 
 CLASSES, NUMBERS = stand_in.CLASSES, stand_in.NUMBERS
 X, Y = load_iris(return_X_y=True)
@@ -119,6 +123,10 @@ def test_tables_with_more_columns_show_each_member_some_of_them():
         assert abs(np.mean(found) - has_it) < 0.2, best
         if best == "none":
             assert len({tuple(sorted(member.columns)) for member in model._members}) > 50
+    # Constant columns take no place.
+    constant, seen = np.concatenate([x[:, :10], np.ones((60, 30))], axis=1), Seen()
+    InContextClassifier(seen.model(), best_columns="half").fit(constant, y).predict(constant)
+    assert not np.isnan(seen[0][0]).any()
     # Of numbers too, with a constant column and missing values.
     x[:, 3], x[::7, 17] = 1.0, np.nan
     regressor = InContextRegressor(NUMBERS, best_columns="all").fit(x, 2.5 * y)
@@ -224,3 +232,27 @@ def test_many_rows_are_predicted_as_few_are():
     np.testing.assert_allclose(
         model.predict_proba(many), np.tile(model.predict_proba(X), (40, 1)), atol=1e-6
     )
+
+
+def test_a_run_is_read_once_and_again_if_it_was_trained_on(tmp_path, monkeypatch):
+    config = icl.preset("pfn/tables-xs").replace(
+        task_points=40, task_queries=8, task_columns=4, task_classes=3,
+        model_layers=1, model_heads=1, model_width=8,
+    )  # fmt: skip
+    run, opened, original = untrained(tmp_path / "run", config), [], Run.open
+    monkeypatch.setattr(Run, "open", lambda path: opened.append(path) or original(path))
+    run.predict(np.zeros((1, 3, 4)), np.zeros((1, 3), int), np.zeros((1, 2, 4)))
+    x, y = X[::5], Y[::5]
+    by_run = InContextClassifier(run, ensemble=1).fit(x, y)
+    found = by_run.predict_proba(x)
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-6)
+    others = [clone(by_run).fit(x, y), InContextClassifier(str(run.path), ensemble=1).fit(x, y)]
+    others += [pickle.loads(pickle.dumps(by_run))]
+    for other in others:
+        np.testing.assert_array_equal(other.predict_proba(x), found)
+    assert len(opened) == 1
+    step, variables = run.variables()
+    moved = jax.tree.map(lambda leaf: leaf + np.float32(0.1), variables)
+    with contextlib.closing(run.checkpoints()) as checkpoints:
+        checkpoints.save(step + 1, variable_items(moved))
+    assert (by_run.predict_proba(x) != found).any() and len(opened) == 2
