@@ -12,8 +12,8 @@ from .protocol import FLOOR, METRICS, MOST_TEST_ROWS
 TITLES = {"auc": "ROC AUC", "accuracy": "accuracy", "log_loss": "log loss", "r2": "R²"}
 DIFFERENCES = (
     "A difference is ours less the other method's, for a loss the reverse, so that ours is better "
-    "above 0. Its 95% interval is a bootstrap over tables, p is that of Wilcoxon's signed-rank "
-    "test over tables, and ours is at par if the interval includes 0."
+    "above 0. Its 95% interval is a bootstrap over tables, p is of Wilcoxon's signed-rank test "
+    "over tables, and ours is at par if the interval includes 0."
 )
 
 
