@@ -91,7 +91,7 @@ def test_the_look_inside_that_it_shows_draws_its_figure(tmp_path, monkeypatch):
     assert (tmp_path / "patterns.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("page", ["olsson", "han", "minegishi", "meta-learning"])
+@pytest.mark.parametrize("page", ["olsson", "han", "minegishi", "meta-learning", "tables"])
 def test_the_commands_of_a_page_are_understood(page, monkeypatch, tmp_path):
     text = (ROOT / "docs" / f"{page}.md").read_text()
     asked = []

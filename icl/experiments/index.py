@@ -139,6 +139,8 @@ FILES = {
     "pfn": {
         "pfn/tables-xs": "classes of rows of tables, from synthetic tables of 2 to 20 columns: minutes on a CPU",
         "pfn/regression-xs": "numbers for rows of tables, from synthetic tables of 2 to 20 columns: minutes on a CPU",
+        "pfn/cells-xs": "alternating attention over 6 columns and 80 rows of synthetic tables (minutes on a CPU)",
+        "pfn/cells": "alternating attention over columns and rows at the size of nanoTabPFN (for a GPU)",
     },
     "raventos": {
         "raventos/pool": "linear regression from a pool of tasks, d=8, 16 points, 8 layers (for a GPU)",

@@ -20,6 +20,7 @@ from .table_stand_in import failed_checks
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "tables.md").read_text()
+README = (ROOT / "README.md").read_text()
 
 
 def test_one_command_makes_them_and_they_are_small():
@@ -49,11 +50,14 @@ def test_they_predict_real_tables():
     assert InContextRegressor().fit(x[:128], y[:128]).score(x[128:], y[128:]) > 0.35
 
 
-def test_the_estimator_of_the_page_works():
-    [block] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+def test_the_estimators_of_the_page_and_of_the_readme_work():
+    blocks = re.findall(r"```python\n(.*?)```", PAGE + README, re.DOTALL)
+    [of_page, of_readme] = [block for block in blocks if "InContextClassifier()" in block]
     names: dict[str, Any] = {}
-    exec(block, names)
+    exec(of_page, names)
     assert names["probabilities"].shape == (505, 2) and names["accuracy"] > 0.9
+    exec(of_readme, names)
+    assert names["probabilities"].shape == (505, 2)
     rows = dict(re.findall(r"^\| `(\w+)` \| `?\"?([\w]+)\"?`? \| ", PAGE, re.MULTILINE))
     defaults = InContextClassifier().get_params()
     assert rows == {name: str(value) for name, value in defaults.items()}
