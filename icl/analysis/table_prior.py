@@ -147,7 +147,7 @@ def table_prior(run: Run | str | Path, *, prompts: int = 200, seed: int = 0) -> 
                 hits.setdefault(method, []).append(float(hit.mean()))
     asked = drawn.queries.any(axis=1)
     return TablePrior(
-        [family.mechanisms[index] for index in mechanisms[asked]],
+        [family.concepts[index] for index in mechanisms[asked]],
         drawn.context.sum(axis=1)[asked],
         {method: np.array(values) for method, values in losses.items()},
         {method: np.array(values) for method, values in hits.items()},

@@ -31,7 +31,7 @@ TABLES = Config(
     layout="masked",
     model=ROWS,
     optimizer=dataclasses.replace(MUON, clip_norm=1.0),
-    training=TrainingConfig(steps=4_000, microbatch_size=8),
+    training=TrainingConfig(steps=3_000, microbatch_size=8),
 )
 
 register("pfn/tables-xs", TABLES)

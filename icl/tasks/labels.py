@@ -249,8 +249,11 @@ class ShownClasses(Classes):
     """Classes of a prompt are those of its examples: the probability of any other class is 0."""
 
     def restricted(self, outputs: jax.Array, y: jax.Array, context: jax.Array) -> jax.Array:
-        shown = (jax.nn.one_hot(y, self.number, dtype=bool) & context[:, None]).any(axis=0)
-        return jnp.where(shown[None], outputs, LEAST_LOGIT)
+        return jnp.where(self.shown(y, context)[None], outputs, LEAST_LOGIT)
+
+    def shown(self, y: jax.Array, context: jax.Array) -> jax.Array:
+        """Whether a point of the context has each class, bool `[classes]`; y int `[points]`."""
+        return (jax.nn.one_hot(y, self.number, dtype=bool) & context[:, None]).any(axis=0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,7 +60,9 @@ class Table(NamedTuple):
     warp: jax.Array  # int [columns]: how a column is transformed
     levels: jax.Array  # int [columns]: number of levels of a categorical column, else 0
     codes: jax.Array  # [columns, LEVELS]: numbers that stand for the levels
-    early: jax.Array  # bool []: whether labels depend on levels, not on the numbers behind
+    # bool []: whether labels depend on levels, and not on the numbers behind; never in causal
+    # tables and clusters.
+    early: jax.Array
     missing: jax.Array  # [columns]: share of missing values
 
 
@@ -88,12 +90,14 @@ class Tables(TaskFamily):
     """What is predicted."""
     classes: int = 10
     """Number of classes of a table, at most; each draws its number from 2 on."""
-    mechanisms: tuple[str, ...] = MECHANISMS
-    """Mechanisms of tables: causal, network, linear, trees or clusters."""
+    mechanisms: tuple[str, ...] = ()
+    """Mechanisms of tables: causal, network, linear, trees or, for classes, clusters; none for all
+    of them."""
     shares: tuple[float, ...] = ()
     """Relative probabilities of the mechanisms; none for equal ones."""
     categorical: float = 0.5
-    """Largest share of categorical columns; each table draws its share."""
+    """Largest share of categorical columns, of which each table draws its own. If it is above 0, a
+    tenth of the tables has categorical columns alone."""
     missing: float = 0.1
     """Share of tables with missing values."""
 
@@ -112,17 +116,20 @@ class Tables(TaskFamily):
         for name in self.mechanisms:
             if name not in MECHANISMS:
                 raise ValueError(f"no mechanism {name!r}; there are {', '.join(MECHANISMS)}")
-        if not self.mechanisms:
-            raise ValueError(f"task.mechanisms must name at least one of {', '.join(MECHANISMS)}")
-        for share in self.shares:
-            check_range("task.shares", share, POSITIVE)
-        if self.shares and len(self.shares) != len(self.mechanisms):
-            raise ValueError(
-                f"task.shares must be {len(self.mechanisms)} numbers, one for each mechanism, or "
-                f"none; got {self.shares}"
-            )
         if self.target not in ("class", "number"):
             raise ValueError(f"task.target must be class or number, got {self.target!r}")
+        if self.target == "number" and "clusters" in self.mechanisms:
+            raise ValueError(
+                "rows of clusters have classes and no numbers: leave clusters out of "
+                "task.mechanisms, or set task.target to class"
+            )
+        for share in self.shares:
+            check_range("task.shares", share, POSITIVE)
+        if self.shares and len(self.shares) != len(self.concepts):
+            raise ValueError(
+                f"task.shares must be {len(self.concepts)} numbers, one for each mechanism, or "
+                f"none; got {self.shares}"
+            )
 
     @property
     def hidden_queries(self) -> int:
@@ -147,11 +154,13 @@ class Tables(TaskFamily):
         """Tables with few different numbers of examples: powers of 2."""
         most = self.points - self.queries
         powers = [2**n for n in range(most.bit_length()) if self.fewest_examples <= 2**n <= most]
-        return dataclasses.replace(self, examples=self.examples or tuple(powers))
+        return dataclasses.replace(self, examples=self.examples or tuple(powers) or (most,))
 
     @property
     def concepts(self) -> tuple[str, ...]:
-        return self.mechanisms
+        if self.mechanisms:
+            return self.mechanisms
+        return tuple(one for one in MECHANISMS if self.target == "class" or one != "clusters")
 
     def concept(self, task: Table) -> jax.Array:
         return task.mechanism
@@ -163,15 +172,15 @@ class Tables(TaskFamily):
     @property
     def _sources(self) -> int:
         """Number of sources, enough for each column and score to be a unit of its own."""
-        units = self.columns + self._scores
-        return max(LEAST_SOURCES, self.columns, self._scores, -(-units // LAYERS))
+        wanted = self.columns + self._scores
+        return max(LEAST_SOURCES, self.columns, self._scores, -(-wanted // LAYERS))
 
     def sample_task(self, key: jax.Array, difficulty: Difficulty, data: Data = None) -> Table:
         return drawn_together(key, partial(self._table, difficulty))
 
     def _table(self, difficulty: Difficulty, draws: Draws) -> Table:
         columns, scores, size = self.columns, self._scores, self._sources
-        shares = self.shares or [1.0] * len(self.mechanisms)
+        shares = self.shares or [1.0] * len(self.concepts)
         mechanism = draws.choice(jnp.array(shares, jnp.float32))
         used = self._columns(draws, difficulty)
         # A causal table has its own number of sources, others have one for each column.
@@ -189,7 +198,7 @@ class Tables(TaskFamily):
             layers=layers,
             trees=draw_trees(draws, used, scores),
             clusters=draw_clusters(draws, columns, self.classes),
-            slopes=origin.weight[:, None] * draws.normal(size, scores),
+            slopes=draws.normal(size, scores),
             nodes=(ranks(order)[None] == jnp.arange(columns + scores)[:, None]).argmax(axis=1),
             ranked=draws.chance(0.6),
             cuts=self._cuts(draws, classes),
@@ -202,7 +211,7 @@ class Tables(TaskFamily):
 
     def _is(self, mechanism: jax.Array, name: str) -> jax.Array:
         """Whether a mechanism has that name, bool `[]`."""
-        at = self.mechanisms.index(name) if name in self.mechanisms else -1
+        at = self.concepts.index(name) if name in self.concepts else -1
         return mechanism == at
 
     def _columns(self, draws: Draws, difficulty: Difficulty) -> jax.Array:
@@ -230,7 +239,8 @@ class Tables(TaskFamily):
         """Draws how columns look: transformed, in levels, with missing values."""
         columns = self.columns
         warp = draws.uniform(0, 1, columns)
-        share = jnp.where(draws.chance(ALL_IN_LEVELS), 1.0, draws.uniform(0, self.categorical))
+        alone = draws.chance(ALL_IN_LEVELS if self.categorical else 0.0)
+        share = jnp.where(alone, 1.0, draws.uniform(0, self.categorical))
         levels = 2 + jnp.floor((LEVELS - 1) * draws.uniform(0, 1, columns) ** 2)
         ordered = jnp.broadcast_to(jnp.arange(LEVELS)[None], (columns, LEVELS))
         shuffled = draws.permutation(LEVELS, columns)
@@ -262,7 +272,7 @@ class Tables(TaskFamily):
             return _weighted(Episode(x, jnp.nan_to_num(y), queries, context))
         wrong = draws.chance(task.mislabelled, *y.shape)
         y = jnp.where(wrong, draws.integer(0, task.classes, *y.shape), y)
-        shown = (jax.nn.one_hot(y, self.classes, dtype=bool) & context[:, None]).any(axis=0)
+        shown = ShownClasses(self.classes).shown(y, context)
         return _weighted(Episode(x, task.names[y], queries & shown[y], context))
 
     def _examples(self, draws: Draws, difficulty: Difficulty) -> jax.Array:
@@ -288,7 +298,7 @@ class Tables(TaskFamily):
         x = jnp.where(causal, nodes[:, : self.columns], plain)
         scores = self._mechanism_scores(task, inputs, layers, nodes, plain)
         scores = standard(scores) + task.noise * draws.normal(*scores.shape)
-        y, late = self._target(task, scores), ~task.early | causal
+        y, late = self._target(draws, task, scores), ~task.early | causal
         if self.target == "class":
             near, cause = clustered(draws, task.clusters, self.points, task.classes)
             grouped = self._is(task.mechanism, "clusters")
@@ -308,22 +318,26 @@ class Tables(TaskFamily):
         plain: jax.Array,
     ) -> jax.Array:
         """Scores `[points, K]` of the table's mechanism."""
-        scores = self._scores
-        last = layers[task.layers.depth - 1][:, :scores]
-        linear = jnp.matmul(inputs, task.slopes)
-        by_trees = tree_scores(task.trees, plain)
-        kinds = {"causal": nodes[:, self.columns :], "network": last, "linear": linear}
-        found = by_trees
+        kinds = {
+            "causal": nodes[:, self.columns :],
+            "network": layers[task.layers.depth - 1][:, : self._scores],
+            "linear": jnp.matmul(inputs, task.slopes),
+            "trees": tree_scores(task.trees, plain),
+        }
+        found = jnp.zeros((self.points, self._scores))  # the classes of clusters need no scores
         for name, values in kinds.items():
             found = jnp.where(self._is(task.mechanism, name), values, found)
         return found
 
-    def _target(self, task: Table, scores: jax.Array) -> jax.Array:
+    def _target(self, draws: Draws, task: Table, scores: jax.Array) -> jax.Array:
         """Numbers or classes, `[points]`, from scores `[points, K]`."""
         if self.target == "number":
             return scores[:, 0]
         below = (scores[:, 0][:, None] > scores[:, 0][None]).mean(axis=1, dtype=jnp.float32)
-        ranges = (below[:, None] >= task.cuts[None]).sum(axis=1)
+        # Varied as shares of independent rows are, or labels of examples would tell the others.
+        spread = jnp.sqrt(jnp.maximum(task.cuts * (1 - task.cuts), 0) / self.points)
+        cuts = task.cuts + spread * draws.normal(self.classes - 1)
+        ranges = (below[:, None] >= cuts[None]).sum(axis=1)
         allowed = jnp.arange(self.classes) < task.classes
         largest = jnp.where(allowed[None], scores + task.offsets[None], -jnp.inf).argmax(axis=1)
         return jnp.where(task.ranked, ranges, largest)
