@@ -126,7 +126,7 @@ def by_examples(
     scored = _scored(learner, episodes)
     examples = np.unique(numbers[scored])
     points = np.flatnonzero(scored.any(axis=0))
-    if len(examples) == len(points):
+    if (numbers == numbers[:1]).all() and len(examples) == len(points):
         return examples, errors[..., points]
     axes = tuple(range(1, errors.ndim - 1))  # of several learners or estimators
     columns = [

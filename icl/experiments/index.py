@@ -139,7 +139,7 @@ FILES = {
     "pfn": {
         "pfn/tables-xs": "classes of rows of tables, from synthetic tables of 2 to 20 columns: minutes on a CPU",
         "pfn/regression-xs": "numbers for rows of tables, from synthetic tables of 2 to 20 columns: minutes on a CPU",
-        "pfn/cells-xs": "alternating attention over 6 columns and 80 rows of synthetic tables (minutes on a CPU)",
+        "pfn/cells-xs": "alternating attention over 6 columns and 80 rows of synthetic tables: minutes on a CPU",
         "pfn/cells": "alternating attention over columns and rows at the size of nanoTabPFN (for a GPU)",
     },
     "raventos": {

@@ -2,9 +2,8 @@
 
 Müller et al. 2022 (arXiv 2112.10510) and Hollmann et al. 2023 (TabPFN, arXiv 2207.01848). A row is
 a token, without a position, and sees the examples alone. In `pfn/cells`, with the sizes of
-nanoTabPFN (Pfefferle et al. 2025, arXiv 2511.03634), every number of a row is a token.
-docs/tables.md
-tells what they are good for, and `icl.sklearn` applies them to real tables.
+nanoTabPFN (Pfefferle et al. 2025, arXiv 2511.03634), every number of a row is a token. The page
+docs/tables.md tells what the networks are good for, and `icl.sklearn` applies them to real tables.
 """
 
 import dataclasses

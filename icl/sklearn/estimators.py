@@ -12,12 +12,10 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ..ranges import SIZE, check_range
 from ..tasks.labels import LEAST_PROBABILITY
 from ..tasks.rows import deviations, standardised
-from .members import Share, draw_members, shown
+from .members import Share, draw_members, scaled, shown
 from .models import TableModel, table_model
 
 ROWS_AT_ONCE = 4096  # bounds the memory of a prediction
-LEAST_SPREAD = 1e-10  # of a column, relative to its largest value; less is rounding
-FARTHEST = 1e9  # of a value, in spreads of its column
 
 
 class _InContext(BaseEstimator):
@@ -73,8 +71,7 @@ class _InContext(BaseEstimator):
                 f"{len(x)} training rows are more than the {model.rows} that this model takes; "
                 "give fewer, or set subsample=True to show each member of the ensemble some of them"
             )
-        self._fit_scale(x)
-        self._x, self._y = self._scaled(x), y
+        self._raw, self._x, self._y = x, scaled(x, x), y
         self._members = draw_members(
             self.ensemble,
             self._x,
@@ -88,26 +85,9 @@ class _InContext(BaseEstimator):
             random=check_random_state(self.random_state),
         )
 
-    def _fit_scale(self, x: np.ndarray) -> None:
-        """Centres and spreads of the columns; the spread of a column not in use is NaN."""
-        low, high = np.fmin.reduce(x, axis=0), np.fmax.reduce(x, axis=0)  # NaN if none is known
-        # Halves, since the sum of two large numbers is infinite.
-        half = high / 2 - low / 2
-        used = half > LEAST_SPREAD * np.maximum(abs(low), abs(high))
-        self._centre = np.where(used, low / 2 + high / 2, 0.0)
-        self._spread = np.where(used, half, np.nan)
-
-    def _scaled(self, x: np.ndarray) -> np.ndarray:
-        """Columns between -1 and 1 over the training rows; NaN if they are constant there.
-
-        The size of a column then says nothing, as 1e-12 or 1e300 would in float32.
-        """
-        with np.errstate(over="ignore"):
-            return np.clip((x - self._centre) / self._spread, -FARTHEST, FARTHEST)
-
     def _predicted(self, x: np.ndarray, model: TableModel, labels: np.ndarray) -> np.ndarray:
         """Predictions of the members `[members, rows, ...]` for labels `[members, examples]`."""
-        asked = self._scaled(x)
+        asked = scaled(self._raw, x)
         parts = []
         for part in gen_batches(len(asked), ROWS_AT_ONCE):
             context, queries = shown(self._members, self._x, asked[part], model.columns)

@@ -9,6 +9,8 @@ from sklearn.feature_selection import f_classif, f_regression
 from ..tasks.rows import standardised
 
 Share = Literal["none", "half", "all"]  # of the members that an option holds for
+LEAST_SPREAD = 1e-10  # of a column, relative to its largest value; less is rounding
+FARTHEST = 1e9  # of a value, in spreads of its column
 
 
 class Member(NamedTuple):
@@ -93,7 +95,8 @@ def _by_f_statistic(x: np.ndarray, y: np.ndarray, classes: bool) -> np.ndarray:
     filled = np.where(known, x, mean)
     varies = np.ptp(filled, axis=0) > 0
     statistic = np.zeros(x.shape[1])
-    with np.errstate(divide="ignore"):  # infinite if a column tells all
+    # Infinite if a column tells all, NaN if all labels are equal.
+    with np.errstate(divide="ignore", invalid="ignore"):
         found, _ = (f_classif if classes else f_regression)(filled[:, varies], y)
     statistic[varies] = found
     return np.argsort(-np.nan_to_num(statistic, nan=0.0), kind="stable")
@@ -120,10 +123,30 @@ def shown(
         pairs = zip(train[member.rows][:, member.columns].T, asked[:, member.columns].T)
         for i, (known, wanted) in enumerate(pairs):
             column = np.concatenate([known, wanted])
-            table[:, i] = _normal_scores(known, column) if member.ranks else column
+            # Scaled anew, since the rows of a member may span a small part of a column.
+            shown_as = _normal_scores if member.ranks else scaled
+            table[:, i] = shown_as(known, column)
     context = np.broadcast_to(np.arange(tables.shape[1]) < examples, tables.shape[:2])
     tables = standardised(np, tables, context).astype(np.float32)
     return tables[:, :examples], tables[:, examples:]
+
+
+def scaled(known: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Columns between -1 and 1 over the known rows; NaN if they are constant there.
+
+    The size of a column then says nothing, as 1e-12 or 1e300 would in float32.
+
+    Args:
+      known: `[n, ...]`; NaN marks missing values.
+      values: `[m, ...]`, scaled as the known ones.
+    """
+    low, high = np.fmin.reduce(known, axis=0), np.fmax.reduce(known, axis=0)  # NaN if none is known
+    # Halves, since the sum of two large numbers is infinite.
+    half = high / 2 - low / 2
+    used = half > LEAST_SPREAD * np.maximum(abs(low), abs(high))
+    centre, spread = np.where(used, low / 2 + high / 2, 0.0), np.where(used, half, np.nan)
+    with np.errstate(over="ignore"):
+        return np.clip((values - centre) / spread, -FARTHEST, FARTHEST)
 
 
 def _normal_scores(known: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -235,7 +235,8 @@ class Masked:
 
     The last feature marks queries, whose labels are hidden. Queries and examples are different
     points, in any order; a model that is not causal sees all examples from each query, as in the
-    notebook "meta-functions" for Kirsch et al. 2022.
+    notebook "meta-functions" for Kirsch et al. 2022. A model that takes numbers of examples
+    (`ModelConfig.takes_examples`) needs them before all other points.
     """
 
     query_only = False

@@ -10,7 +10,8 @@ def standardised(xp: Any, x: Any, context: Any) -> Any:
     """Columns with mean 0 and standard deviation 1 over the examples; NaN where unknown.
 
     A value beyond 4 deviations becomes `4 + log(value / 4)`. A column that is constant over the
-    examples tells nothing about their labels, so all its values become NaN: it is not in use.
+    examples tells nothing about their labels, so all its values become NaN: it is not in use. A
+    column whose deviation is below 1e-5 of its mean counts as constant.
 
     Args:
       xp: `numpy` or `jax.numpy`.

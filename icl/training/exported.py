@@ -128,13 +128,23 @@ def load_exported(file: str | Path) -> Exported:
             with np.load(path) as content:
                 arrays = {name: content[name] for name in content.files}
             about = json.loads(str(arrays.pop("about")))
-            if about["format"] != FORMAT:
-                raise ValueError(f"its format is {about['format']!r}; this version reads {FORMAT}")
-            learner = Learner(config_from_dict(about["config"]))
-            return Exported(path, learner, about, _variables(learner, arrays))
+            written, settings = about["format"], about["config"]
         except KeyError as error:
             raise RunError(f"{path} cannot be read: it has no {error}; {REMEDY}") from error
         except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise RunError(f"{path} cannot be read: {error}; {REMEDY}") from error
+        if written != FORMAT:
+            raise RunError(
+                f"{path} has the format {written!r}, and this version of icl reads {FORMAT}; use "
+                "the version that wrote it"
+            )
+        try:
+            learner = Learner(config_from_dict(settings))
+        except (ValueError, TypeError, KeyError) as error:
+            raise RunError(f"{path} cannot be read: {error}") from error
+        try:
+            return Exported(path, learner, about, _variables(learner, arrays))
+        except (ValueError, KeyError) as error:
             raise RunError(f"{path} cannot be read: {error}; {REMEDY}") from error
 
 

@@ -36,8 +36,8 @@ class Predictor:
 
         A causal model is compiled once, for any number of prompts, examples and queries. A model
         that takes numbers of examples predicts the queries of a prompt together, and is compiled
-        once for any number of examples and queries. Any other model that is not causal is compiled
-        once for each number of examples.
+        once for any number of examples and queries, for each power of 2 of prompts. Any other model
+        that is not causal is compiled once for each number of examples.
 
         Args:
           x_context: inputs of the examples `[B, n, *input]`, or `[n, *input]` for one prompt; n is
@@ -79,6 +79,11 @@ class Predictor:
         predicted = self._predicted_together if together else self._predicted
         found = predicted(x_context, y_context, x_query)
         return found[0] if one else found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle holds: no compiled programs, which the copy compiles again."""
+        kept = {name: value for name, value in self.__dict__.items() if name != "_together"}
+        return kept | {"_programs": {}}
 
     @property
     def _most(self) -> int:

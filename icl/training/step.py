@@ -148,19 +148,21 @@ def batch_gradient(
     shared = (DATA,) if shards.count > 1 else ()
     params, model_state, keys = varying(state.variables, shared)
 
-    # All prompts at once, since drawing a few at a time is slower; prompts are small.
-    episodes = sample_batch(
-        learner.family,
-        key,
-        offset + jnp.arange(share),
-        difficulty,
-        state.pool_key,
-        training.pool_size if pool_size is None else pool_size,
-        training.pooled == "prompts",
-        data,
-    )
+    def drawn(first: jax.Array | int, count: int) -> Episode:
+        return sample_batch(
+            learner.family,
+            key,
+            offset + first + jnp.arange(count),
+            difficulty,
+            state.pool_key,
+            training.pool_size if pool_size is None else pool_size,
+            training.pooled == "prompts",
+            data,
+        )
 
-    def gradient(model_state: Any, first: jax.Array | int, episodes: Episode):
+    def gradient(model_state: Any, first: jax.Array | int, episodes: Episode | None):
+        if episodes is None:
+            episodes = drawn(first, size)
         own = _folded(_folded(keys, state.step), offset + first)
         loss = lambda params: learner.loss_sum(
             Variables(params, model_state, own), episodes, state.step
@@ -168,15 +170,17 @@ def batch_gradient(
         (total, (count, after)), grads = jax.value_and_grad(loss, has_aux=True)(params)
         return (total, count, grads), after
 
+    # Drawing all prompts at once is faster, but tasks with data may be large matrices.
+    whole = drawn(0, share) if data is None else None
     if size == share:
-        sums, model_state = gradient(model_state, 0, episodes)
+        sums, model_state = gradient(model_state, 0, whole)
     else:
         split = lambda leaf: leaf.reshape(share // size, size, *leaf.shape[1:])
-        parts = jnp.arange(0, share, size), jax.tree.map(split, episodes)
-        shapes, _ = jax.eval_shape(gradient, model_state, 0, jax.tree.map(lambda a: a[0], parts[1]))
+        parts = jnp.arange(0, share, size), jax.tree.map(split, whole)
+        shapes, _ = jax.eval_shape(gradient, model_state, *jax.tree.map(lambda a: a[0], parts))
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
 
-        def add(carry: Any, part: tuple[jax.Array, Episode]) -> tuple[Any, None]:
+        def add(carry: Any, part: tuple[jax.Array, Episode | None]) -> tuple[Any, None]:
             sums, model_state = carry
             more, model_state = gradient(model_state, *part)
             return (jax.tree.map(jnp.add, sums, more), model_state), None

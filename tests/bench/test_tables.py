@@ -91,7 +91,7 @@ def test_scores_of_probabilities_by_hand():
     np.testing.assert_allclose(full[2], np.array([1, 0.001, 0.001]) / 1.002)
     found = metrics(full, np.array([0, 0, 2, 2]))
     assert found["accuracy"] == 0.5
-    # Of four pairs of a row of class 0 and one of class 2, half are in the right order.
+    # Half of the four pairs of a row of class 0 and one of class 2 are in the right order.
     np.testing.assert_allclose(found["auc"], 0.5)
     by_hand = -np.log([0.9 / 1.001, 0.4 / 1.001, 0.001 / 1.002, 0.8 / 1.001]).mean()
     np.testing.assert_allclose(found["log_loss"], by_hand)

@@ -76,7 +76,7 @@ KERNEL = "params/model/read_out/kernel"
         (lambda file, bad: bad.write_text("x,y\n1,2\n"), "is no exported run"),
         (lambda file, bad: bad.write_bytes(file.read_bytes()[:-300]), "is no exported run"),
         (lambda file, bad: rewritten(file, bad, about=None), "has no 'about'"),
-        (lambda file, bad: rewritten(file, bad, about=about(file, format=2)), "its format is 2"),
+        (lambda file, bad: rewritten(file, bad, about=about(file, format=2)), "has the format 2"),
         (lambda file, bad: rewritten(file, bad, about=about(file, config={})), "has no 'task'"),
         (lambda file, bad: rewritten(file, bad, **{KERNEL: None}), KERNEL),
         (lambda file, bad: rewritten(file, bad, **{KERNEL: np.zeros(3)}), "its settings say"),

@@ -127,10 +127,22 @@ def test_tables_with_more_columns_show_each_member_some_of_them():
     constant, seen = np.concatenate([x[:, :10], np.ones((60, 30))], axis=1), Seen()
     InContextClassifier(seen.model(), best_columns="half").fit(constant, y).predict(constant)
     assert not np.isnan(seen[0][0]).any()
-    # Of numbers too, with a constant column and missing values.
+    # Labels may be numbers; a column may be constant or have missing values.
     x[:, 3], x[::7, 17] = 1.0, np.nan
     regressor = InContextRegressor(NUMBERS, best_columns="all").fit(x, 2.5 * y)
     assert all(17 in member.columns for member in regressor._members)
+
+
+def test_an_outlier_that_a_member_does_not_see_does_not_hide_the_column():
+    x, y, seen = table(400, 2)[:, :1], np.arange(400) % 2, Seen()
+    x[0] = 1e6
+    InContextClassifier(seen.model(rows=40), ranks="none").fit(x, y).predict(x[1:3])
+    assert not np.isnan(seen[0][0][:, :, 0]).any()
+
+
+def test_one_class_with_many_columns_is_predicted():
+    x = table(20, 30)
+    assert InContextClassifier(CLASSES).fit(x, np.ones(20)).predict(x[:3]).tolist() == [1, 1, 1]
 
 
 def test_tables_with_more_rows_show_each_member_a_stratified_part():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,9 @@ from icl.tasks.draws import drawn_together
 from icl.tasks.rows import standardised
 from icl.tasks.tables import MECHANISMS
 from icl.training.learner import Learner, Variables
+from icl.training.optimizer import make_optimizer
 from icl.training.prediction import TOGETHER, Predictor
+from icl.training.step import batch_gradient, init_state
 
 from .helpers import tiny
 
@@ -121,12 +124,54 @@ def test_labels_of_every_mechanism_can_be_learned(target, share):
 
     mean, ridge, nearest = map(errors, (mean_of_examples, ridge_of_examples, nearest_example))
     many = tables.context.sum(axis=1) >= 20
-    for index, name in enumerate(MECHANISMS):
+    names = dataclasses.replace(FAMILY, target=target).concepts
+    assert set(MECHANISMS) - set(names) == (set() if target == "class" else {"clusters"})
+    for index, name in enumerate(names):
         of = many & (tasks.mechanism == index)
         assert of.sum() > 40
         best = np.minimum(ridge[of].mean(), nearest[of].mean())
         assert best < share * mean[of].mean(), name
     assert min(ridge.mean(), nearest.mean()) > 0.3 * mean.mean()  # and not all is told
+
+
+def test_the_shares_of_classes_among_examples_tell_nothing_of_the_queries():
+    tasks, tables = drawn()
+    clusters = tasks.mechanism == FAMILY.concepts.index("clusters")
+    halves = tasks.ranked & ~clusters & (tasks.classes == 2) & (abs(tasks.cuts[:, 0] - 0.5) < 0.01)
+    assert halves.sum() > 30
+    is_first = (tables.y == tasks.names[:, :1])[halves]
+    context = tables.context[halves]
+    of = lambda rows: (is_first & rows).sum(axis=1) / rows.sum(axis=1)
+    assert np.corrcoef(of(context), of(~context))[0, 1] > -0.4  # below -0.8 if counts were fixed
+
+
+def test_all_tables_count_alike_in_the_loss():
+    _, tables = drawn()
+    asked = tables.queries.any(axis=1)
+    assert np.allclose(tables.weights.sum(axis=1), asked, atol=1e-5)
+    assert (tables.weights[~tables.queries] == 0).all()
+
+
+def test_mixture_and_looks_of_tables_are_settings():
+    family = Tables(mechanisms=("linear", "trees"), shares=(1.0, 3.0), categorical=0.0, missing=0.0)
+    draw = jax.jit(jax.vmap(lambda key: family.sample_task(key, family.full)))
+    tasks = draw(jax.random.split(jax.random.key(0), COUNT))
+    assert float(tasks.mechanism.mean()) == pytest.approx(0.75, abs=0.06)
+    assert int(tasks.levels.max()) == 0 and float(tasks.missing.max()) == 0
+    assert 0.4 < float((tasks.classes == 2).mean()) < 0.6
+
+
+def test_the_gradient_does_not_depend_on_the_size_of_microbatches():
+    task = Tables(points=12, queries=4, columns=2, classes=2, fewest_examples=2)
+    found = []
+    for size in (4, 2):
+        config = tiny(task=task, model=MODEL, layout="masked", training_batch_size=4)
+        learner = Learner(config.replace(training_microbatch_size=size))
+        state = init_state(learner, make_optimizer(config.optimizer, 10))
+        loss, slopes, _ = jax.jit(lambda s, learner=learner: batch_gradient(learner, s))(state)
+        found.append((loss, slopes))
+    for one, other in zip(*map(jax.tree.leaves, found)):
+        assert np.allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_curricula_limit_columns_classes_and_rows():
@@ -156,6 +201,19 @@ def test_evaluation_draws_powers_of_two_and_errors_are_by_number_of_examples():
     wrong = (np.asarray(tables.y)[numbers == 16] != 0) & asked
     assert of[16] == pytest.approx(wrong.sum(axis=1) / asked.sum(axis=1))
     assert np.isnan(errors[numbers == 8, 1]).all()
+    few = dataclasses.replace(FAMILY, fewest_examples=39)
+    assert few.evaluation.examples == (40,)
+
+
+def test_errors_are_by_number_of_examples_even_if_there_are_as_many_numbers_as_points():
+    task = Tables(points=3, queries=1, columns=2, classes=2, fewest_examples=1)
+    learner = Learner(tiny(task=task, model=MODEL, layout="masked"))
+    context = np.array([[1, 0, 0], [1, 1, 0]], bool)
+    tables = Episode(np.zeros((2, 3, 2)), np.zeros((2, 3), int), ~context, context)
+    errors = np.array([[np.nan, 1, 3], [np.nan, np.nan, 5]])
+    examples, found = by_examples(learner, errors, tables)
+    assert examples.tolist() == [1, 2]
+    np.testing.assert_array_equal(found, [[2, np.nan], [np.nan, 5]])
 
 
 def test_standardised_agrees_between_numpy_and_jax_and_knows_odd_columns():
@@ -259,6 +317,8 @@ def test_all_queries_of_a_prompt_are_predicted_in_one_pass(positions):
     assert np.allclose(found.sum(axis=-1), 1, atol=1e-5)
     assert np.allclose(predictor(x[0], y[0], asked[0, :3]), found[0, :3], atol=1e-5)
     assert predictor(x, y, asked[:, :0]).shape == (3, 0, 10)
+    assert np.allclose(predictor(x[:, :0], y[:, :0], asked[:, :2]), 0.1)
+    assert np.allclose(pickle.loads(pickle.dumps(predictor))(x, y, asked[:, :3]), found[:, :3])
     with pytest.raises(ValueError, match="at most 40 examples, got 41"):
         predictor(np.zeros((41, 10)), np.zeros(41, int), asked[0])
 
@@ -314,6 +374,7 @@ def test_draws_together_have_their_distributions():
         (dict(mechanisms=()), "at least one of causal"),
         (dict(shares=(1.0,)), "must be 5 numbers"),
         (dict(target="text"), "class or number"),
+        (dict(target="number", mechanisms=("clusters",)), "have classes and no numbers"),
         (dict(examples=(50,)), "task.examples"),
         (dict(fewest_examples=41), "task.fewest_examples"),
     ],
