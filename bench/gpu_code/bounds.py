@@ -28,7 +28,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,10 @@ Row = dict[str, Any]
 
 
 def counts(
-    code: Sequence[sass.Instruction], num_warps: int, programs: Sequence[int]
+    code: Sequence[sass.Instruction],
+    num_warps: int,
+    programs: Sequence[int],
+    contents: Mapping[int, Sequence[int]] | None = None,
 ) -> dict[str, float]:
     """Cycles of a program on each pipe of a multiprocessor, and other counts; means of programs.
 
@@ -89,7 +92,7 @@ def counts(
     found: dict[str, float] = defaultdict(float)
     loaded: list[np.ndarray] = []
     turns = functools.cache(_shared_turns)
-    for each, warps, addresses in emulator.run(code, programs, num_warps):
+    for each, warps, addresses in emulator.run(code, programs, num_warps, contents):
         name, number = each.name, len(warps)
         found["instructions"] += number
         found["issue"] += number / SCHEDULERS
@@ -141,16 +144,18 @@ def _sectors(each: sass.Instruction, addresses: Any, warps: int) -> list[np.ndar
 def sample(made: Launch) -> list[int]:
     """Programs that stand for all.
 
-    Those of one row if all do the same; else at most MOST_PROGRAMS blocks of a row, which lie
-    symmetrically, so that the mean is exact if work grows evenly from the first block to the last.
+    Those of one row if all do the same; else at most MOST_PROGRAMS blocks of a row, or rows if
+    these see different numbers of keys. They lie symmetrically, so that the mean is exact if work
+    grows evenly from the first one to the last.
     """
-    if not made.module.endswith("tiled"):
+    is_tiled = made.module.endswith("tiled")
+    if not is_tiled and not made.contents:
         return [1]
-    blocks = _blocks(made)
-    if blocks <= MOST_PROGRAMS:
-        return list(range(blocks))
-    first = [(2 * i + 1) * blocks // (2 * MOST_PROGRAMS) for i in range(MOST_PROGRAMS // 2)]
-    return first + [blocks - 1 - program for program in first]
+    number = _blocks(made) if is_tiled else made.programs
+    if number <= MOST_PROGRAMS:
+        return list(range(number))
+    first = [(2 * i + 1) * number // (2 * MOST_PROGRAMS) for i in range(MOST_PROGRAMS // 2)]
+    return first + [number - 1 - program for program in first]
 
 
 def _blocks(made: Launch) -> int:
@@ -167,7 +172,7 @@ def outside(code: Sequence[sass.Instruction], made: Launch) -> list[str]:
     blocks = _blocks(made)
     ends = {0, blocks - 1, made.programs - blocks, made.programs - 1}
     found = set()
-    for each, _, addresses in emulator.run(code, sorted(ends), made.num_warps):
+    for each, _, addresses in emulator.run(code, sorted(ends), made.num_warps, dict(made.contents)):
         if each.name in emulator.GLOBAL and addresses is not None:
             some = addresses[addresses >= 0]
             pointers, offsets = some // emulator.APART - 1, some % emulator.APART
@@ -195,7 +200,7 @@ def measured(workload: str, made: Launch) -> Row:
     fitting = programs_that_fit(
         registers, made.num_warps, compiled.metadata.shared, 0, architecture
     )
-    mean = Counter(counts(code, made.num_warps, sample(made)))
+    mean = Counter(counts(code, made.num_warps, sample(made), dict(made.contents)))
     is_backward = "backward" in made.function
     over_least = lambda sectors: round(
         sectors * sass.SECTOR * made.programs / _least_bytes(case, is_backward), 3

@@ -53,8 +53,9 @@ class Architecture:
 
 # One of each form and size, without those whose kernels differ in a few numbers.
 FORMS = (
-    "garg", "short-causal", "chan", "tiny-full", "medium-causal", "long-causal", "linear-short",
-    "linear-tiny", "linear-oswald", "linear-long", "delta-short", "delta-tiny", "delta-long",
+    "garg", "short-causal", "chan", "tiny-full", "medium-causal", "long-causal", "cells-rows",
+    "linear-short", "linear-tiny", "linear-oswald", "linear-long", "delta-short", "delta-tiny",
+    "delta-long",
 )  # fmt: skip
 FEW = ("garg", "medium-causal", "long-causal", "linear-long", "delta-long")
 

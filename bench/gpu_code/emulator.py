@@ -1,22 +1,23 @@
 """Follows all warps of some programs through a kernel's instructions.
 
 Integers that come from the program's index, the thread's index, pointers and constants are known in
-each lane; whatever depends on data is not. So loops run as often as on a GPU, and the addresses of
-loads and stores are exact. Where the way depends on data, the shorter way is taken: it is the one
-without NaN or infinity. A predicate that decides it has the value for it from the beginning. Warps
-that go the same way are followed together.
+each lane, and so are the contents of arrays that are given; whatever depends on other data is not.
+So loops run as often as on a GPU, and the addresses of loads and stores are exact. Where the way
+depends on data, the shorter way is taken: it is the one without NaN or infinity. A predicate that
+decides it has the value for it from the beginning. Warps that go the same way are followed
+together.
 """
 
 import heapq
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from .integers import Operation, decode
-from .operands import Registers, Value, inverse, number, reader, wide_reader
+from .operands import MASK, Registers, Value, inverse, number, reader, wide_reader
 from .sass import Instruction
 
 # Where a kernel's parameters begin in the constant bank of Hopper.
@@ -58,10 +59,21 @@ class _Step(NamedTuple):
     assumed: dict[str, bool]
 
 
-def run(code: Sequence[Instruction], programs: Sequence[int], num_warps: int) -> Iterator[Issued]:
+def run(
+    code: Sequence[Instruction],
+    programs: Sequence[int],
+    num_warps: int,
+    contents: Mapping[int, Sequence[int]] | None = None,
+) -> Iterator[Issued]:
     """Yields what the warps issue; warp `i` is warp `i % num_warps` of program `i // num_warps`.
 
     The kernel's parameters are pointers: APART, 2 * APART and so on.
+
+    Args:
+      code: the kernel.
+      programs: the indices of the programs.
+      num_warps: number of warps of a program.
+      contents: the int32 numbers of arrays that are known, by the number of the parameter from 0.
 
     Raises:
       RuntimeError: the kernel does not end, or calls a function.
@@ -102,6 +114,8 @@ def run(code: Sequence[Instruction], programs: Sequence[int], num_warps: int) ->
             continue
         if each.name not in ("BRA", "EXIT"):
             if condition is not False and operation.targets:
+                if each.name == "LDG" and contents and addresses is not None:
+                    operation = _load(operation, each, addresses, contents)
                 _write(registers, operation, condition, assumed)
             waiting.append((position + 1, warps, registers))
             continue
@@ -117,6 +131,23 @@ def run(code: Sequence[Instruction], programs: Sequence[int], num_warps: int) ->
             elif way is not None and those.any():
                 waiting.append((way, warps[those], _part(registers, those)))
     raise RuntimeError("the kernel does not end")
+
+
+def _load(
+    operation: Operation,
+    each: Instruction,
+    addresses: np.ndarray,
+    contents: Mapping[int, Sequence[int]],
+) -> Operation:
+    """A load whose result is known, if it reads arrays that are known."""
+    taking = addresses >= 0
+    parameters = set((addresses[taking] // APART - 1).tolist())
+    if each.width != 4 or len(parameters) != 1 or not parameters <= set(contents):
+        return operation
+    numbers = np.asarray(contents[parameters.pop()])
+    places = np.where(taking, addresses % APART // 4, 0)
+    values = numbers[np.minimum(places, len(numbers) - 1)] & MASK
+    return operation._replace(sources=(), compute=lambda: (values,), is_move=False)
 
 
 def _decoded(each: Instruction) -> _Step:

@@ -38,6 +38,7 @@ class Launch:
     dtypes, sizes: names of the dtypes of inputs and outputs, and their bytes, in the order of the
       kernel's arguments.
     constants: the kernel's other arguments.
+    contents: by number of the argument, the integers of an array that the case determines.
     """
 
     module: str
@@ -48,6 +49,7 @@ class Launch:
     programs: int
     num_warps: int
     num_stages: int
+    contents: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
     @property
     def kernel(self) -> Any:
@@ -90,9 +92,12 @@ def launches_of(
         arrays = [pointers[name] for name in names]
         dtypes = tuple(jnp.dtype(array.dtype).name for array in arrays)
         sizes = tuple(array.size * jnp.dtype(array.dtype).itemsize for array in arrays)
+        contents = ()
+        if case.lengths is not None:
+            contents = ((names.index("key_lengths"), tuple(case.lengths.tolist())),)
         made = Launch(
             kernel.fn.__module__, kernel.fn.__name__, dtypes, sizes, constants, programs,
-            num_warps, num_stages,
+            num_warps, num_stages, contents,
         )  # fmt: skip
         # JAX traces the forward pass more than once.
         found[repr(made)] = made

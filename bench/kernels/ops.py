@@ -138,13 +138,17 @@ class Case(NamedTuple):
     def work(self, direction: str, itemsize: int) -> tuple[int, int]:
         """Fewest bytes to move, and operations, in one direction.
 
-        The forward pass reads the inputs and writes the output. The backward pass reads inputs and
-        cotangent, and writes the gradients.
+        The forward pass reads the inputs, without hidden keys and values, and writes the output.
+        The backward pass reads these inputs and the cotangent, and writes the gradients.
         """
         *inputs, out = (itemsize * math.prod(shape) for shape in self.shapes().values())
+        read = sum(inputs)
+        if self.lengths is not None:
+            _, length, heads, width = self.workload[:4]
+            read -= 2 * itemsize * heads * width * int((length - self.lengths).sum())
         if direction == FORWARD:
-            return sum(inputs) + out, self.flops(False)
-        return 3 * sum(inputs) + 2 * out, self.flops(False) + self.flops(True)
+            return read + out, self.flops(False)
+        return 2 * read + sum(inputs) + 2 * out, self.flops(False) + self.flops(True)
 
 
 def _attention(workload: Any, own: Any, option: str, width: int) -> tuple[Shapes, dict[str, Any]]:

@@ -133,8 +133,8 @@ def test_what_depends_on_data_is_unknown(line, targets):
     assert found == dict.fromkeys(targets)
 
 
-def trace(lines, programs=(0,), num_warps=1):
-    return [*emulator.run(parsed(*lines), programs, num_warps)]
+def trace(lines, programs=(0,), num_warps=1, contents=None):
+    return [*emulator.run(parsed(*lines), programs, num_warps, contents)]
 
 
 def issued(lines, **warps):
@@ -171,6 +171,19 @@ def test_an_unknown_branch_takes_the_shorter_way():
     # The way back of a loop is longer than the way out.
     lines = ["LDG.E R0, desc[UR4][R2.64]", "ISETP.NE.AND P0, PT, R0, RZ, PT", "@P0 BRA 0x0", "EXIT"]
     assert issued(lines)[0] == ["LDG", "ISETP", "BRA", "EXIT"]
+
+
+def test_integers_that_are_given_are_known_where_they_are_loaded():
+    lines = [
+        "S2R R0, SR_CTAID.X", "LDC.64 R2, c[0x0][0x218]", "IMAD.WIDE.U32 R2, R0, 0x4, R2",
+        "LDG.E R4, desc[UR4][R2.64]", "IADD3 R1, RZ, RZ, RZ", "IADD3 R1, R1, 0x1, RZ",
+        "ISETP.LT.AND P0, PT, R1, R4, PT", "@P0 BRA 0x50", "EXIT",
+    ]  # fmt: skip
+    loops = lambda contents: [
+        warp.count("BRA") for warp in issued(lines, programs=(0, 1, 2), contents=contents)
+    ]
+    assert loops({1: [3, 1, 5]}) == [3, 1, 5]
+    assert loops({0: [3, 1, 5]}) == loops(None) == [1, 1, 1]  # those of another pointer
 
 
 def test_what_an_unknown_predicate_guards_agrees_with_its_branch():
