@@ -109,8 +109,8 @@ def test_some_tables_have_missing_values_levels_and_several_classes():
     assert 0.1 < (levels[levels > 1] <= 10).mean() < 0.6
 
 
-@pytest.mark.parametrize(("target", "share"), [("class", 0.85), ("number", 0.9)])
-def test_labels_of_every_mechanism_can_be_learned(target, share):
+@pytest.mark.parametrize("target", ["class", "number"])
+def test_labels_of_every_mechanism_can_be_learned(target):
     tasks, tables = drawn(target)
     targets = np.eye(10, dtype=np.float32)[tables.y] if target == "class" else tables.y[..., None]
 
@@ -130,7 +130,7 @@ def test_labels_of_every_mechanism_can_be_learned(target, share):
         of = many & (tasks.mechanism == index)
         assert of.sum() > 40
         best = np.minimum(ridge[of].mean(), nearest[of].mean())
-        assert best < share * mean[of].mean(), name
+        assert best < 0.9 * mean[of].mean(), name
     assert min(ridge.mean(), nearest.mean()) > 0.3 * mean.mean()  # and not all is told
 
 
