@@ -19,11 +19,12 @@ from jaxlib.mlir import ir
 
 from icl.experiments import preset
 from icl.kernels import dot_product_attention, targeting
+from icl.models import CellsConfig
 from icl.training.learner import Learner
 from icl.training.optimizer import make_optimizer
 from icl.training.step import init_state, train_step
 
-PRESETS = ("garg/linear", "chan/symbolic")  # they need no files
+PRESETS = ("garg/linear", "chan/symbolic", "pfn/tables-xs", "pfn/cells")  # they need no files
 DEVICES = 8
 KERNEL_CALLS = ("triton_kernel_call", "triton_kernel_call_ffi")
 GATHERS = r"all[-_]gather|all[-_]to[-_]all|collective[-_]permute"
@@ -80,18 +81,31 @@ def training_step(name: str, dtype: str) -> list[Check]:
     lowered = lower(lambda state: jax.lax.scan(lambda s, _: step(s), state, length=2), state)
     calls = Counter(name for name, _ in kernel_calls(lowered))
     layers, tokens = config.model.layers, learner.tokens
-    scores = len(re.findall(rf"tensor<[x\d]*{tokens}x{tokens}x[a-z]", lowered.as_text()))
+    lengths, attentions = [tokens], layers
+    if isinstance(config.model, CellsConfig):  # over columns too
+        lengths, attentions = [tokens, config.model.cells], 2 * layers
     title = f"{name} in {dtype}, {layers} layers, {tokens} tokens"
-    return [
-        _check(f"{title}: kernels in a step", dict(calls), _each_pass(calls, layers)),
-        _check(f"{title}: arrays of {tokens} x {tokens} scores", scores, scores == 0),
-    ]
+    checks = [_check(f"{title}: kernels in a step", dict(calls), _each_pass(calls, attentions))]
+    for length in lengths:
+        # Of a batch and heads; the prior of tables compares the rows of a table.
+        pattern = rf"tensor<(?:\d+x){{2,}}{length}x{length}x[a-z]"
+        scores = len(re.findall(pattern, lowered.as_text()))
+        checks.append(_check(f"{title}: arrays of {length} x {length} scores", scores, scores == 0))
+    return checks
 
 
 def _each_pass(calls: Counter, times: int) -> bool:
-    """Whether forward and backward kernels (a form may have two of each) run `times` times."""
-    passes = {"forward" if "forward" in name else "backward" for name in calls}
-    return passes == {"forward", "backward"} and set(calls.values()) == {times}
+    """Whether the forms together run `times` times, all kernels of a form equally often.
+
+    A form may have two kernels of a pass.
+    """
+    forms: dict[str, dict[str, set[int]]] = {}
+    for name, count in calls.items():
+        form, direction = re.split("_(forward|backward)", name)[:2]
+        forms.setdefault(form, {}).setdefault(direction, set()).add(count)
+    runs = [found.get("forward", set()) for found in forms.values()]
+    same = all(found.get("backward") == found.get("forward") for found in forms.values())
+    return bool(forms) and same and all(len(r) == 1 for r in runs) and sum(map(sum, runs)) == times
 
 
 def sharded(with_bias: bool) -> list[Check]:

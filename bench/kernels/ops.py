@@ -123,6 +123,13 @@ class Case(NamedTuple):
         """The workload's settings by name, without those that are None."""
         return {name: v for name, v in self.workload._asdict().items() if v is not None}
 
+    def hidden_bytes(self, itemsize: int) -> int:
+        """Bytes of the keys and values that no query sees."""
+        if self.lengths is None:
+            return 0
+        _, length, heads, width = self.workload[:4]
+        return 2 * itemsize * heads * width * int((length - self.lengths).sum())
+
     def expected(self, arrays: list[np.ndarray], rows: list[int]) -> Arrays:
         """The results by definition, for these batch rows of `draw`'s arrays, in float64."""
         *inputs, d_out = arrays
@@ -142,10 +149,7 @@ class Case(NamedTuple):
         The backward pass reads these inputs and the cotangent, and writes the gradients.
         """
         *inputs, out = (itemsize * math.prod(shape) for shape in self.shapes().values())
-        read = sum(inputs)
-        if self.lengths is not None:
-            _, length, heads, width = self.workload[:4]
-            read -= 2 * itemsize * heads * width * int((length - self.lengths).sum())
+        read = sum(inputs) - self.hidden_bytes(itemsize)
         if direction == FORWARD:
             return read + out, self.flops(False)
         return 2 * read + sum(inputs) + 2 * out, self.flops(False) + self.flops(True)

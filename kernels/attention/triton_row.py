@@ -47,9 +47,8 @@ def _load_keys_and_values(key, value, b, head, features, length, CALL: tl.conste
 @triton.jit
 def _meets(queries, J: tl.constexpr, CALL: tl.constexpr):
     """Whether any query of the tile may see any key of the tile J, by the lengths."""
-    # A row without keys is rare, and a branch for it would spill registers before Hopper.
-    IS_FIRST: tl.constexpr = CALL.KEYS[J].first == 0
-    if IS_FIRST and not CALL.HAS_QUERY_LENGTHS:
+    # A row without any key is rare, and a branch for it would spill registers before Hopper.
+    if len(CALL.KEYS) == 1 and not CALL.HAS_QUERY_LENGTHS:
         return True
     elif CALL.HAS_KEY_LENGTHS or CALL.HAS_QUERY_LENGTHS:
         return (CALL.KEYS[J].first < queries.key_length) & (queries.start < queries.query_length)
