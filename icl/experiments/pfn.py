@@ -34,7 +34,7 @@ TABLES = Config(
 )
 
 register("pfn/tables-xs", TABLES)
-register("pfn/regression-xs", TABLES.replace(task_target="number", training_steps=1_200))
+register("pfn/regression-xs", TABLES.replace(task_target="number", training_steps=1_000))
 
 # 32 tables of 150 rows with 5 columns and a label: 4,800 rows of 6 cells, 192 columns of 150.
 register(

