@@ -21,8 +21,8 @@ $(READY): setup.py pyproject.toml
 train: $(READY)
 	$(BIN)/icl train $(PRESET)
 
-# Makes the weights in the package again, each in about 20 minutes on two CPU cores. Goes on with
-# runs that were stopped; delete runs/weights-* to train anew.
+# Makes the weights in the package again, in about 40 minutes of CPU time. Goes on with runs that
+# were stopped; delete runs/weights-* to train anew.
 WEIGHTS := icl/sklearn/weights
 define made_weights
 	if [ -d runs/weights-$(1) ]; then $(BIN)/icl train --resume runs/weights-$(1) --no-evaluate; \
