@@ -145,10 +145,10 @@ def table_prior(run: Run | str | Path, *, prompts: int = 200, seed: int = 0) -> 
             if by_class:
                 hit = predicted.argmax(axis=-1) == y
                 hits.setdefault(method, []).append(float(hit.mean()))
-    asked = drawn.queries.any(axis=1)
+    asked = np.asarray(drawn.queries).any(axis=1)
     return TablePrior(
         [family.concepts[index] for index in mechanisms[asked]],
-        drawn.context.sum(axis=1)[asked],
+        np.asarray(drawn.context).sum(axis=1)[asked],
         {method: np.array(values) for method, values in losses.items()},
         {method: np.array(values) for method, values in hits.items()},
         "log loss, nats" if by_class else "squared error",
@@ -209,7 +209,7 @@ def _fitted(table: Episode, family: Tables) -> dict[str, np.ndarray]:
 
 
 def _page(drawn: Episode, at: int) -> Page:
-    x, y = np.nan_to_num(drawn.x[at]), drawn.y[at]
-    used = np.flatnonzero(~np.isnan(drawn.x[at]).all(axis=0))
-    first = (list(used) + [0, 0])[:2]
-    return Page(x[:, first], y, len(used))
+    x, y = np.asarray(drawn.x[at]), np.asarray(drawn.y[at])
+    used = np.flatnonzero(~np.isnan(x).all(axis=0))
+    first = np.array([*used, 0, 0])[:2]
+    return Page(np.nan_to_num(x)[:, first], y, len(used))
