@@ -132,7 +132,7 @@ def shrunk(config):
         if hasattr(task, name):
             sizes[name] = getattr(task, name) and min(getattr(task, name), most)
     most = dict(layers=2, heads=2, width=8, features=6, key_size=4, loops=3, window=2)
-    most |= dict(embedding_width=8, inner_steps=2)
+    most |= dict(embedding_width=8, inner_steps=2, columns=3)
     small = {
         name: min(getattr(model, name), size)
         for name, size in most.items()
@@ -148,7 +148,7 @@ def shrunk(config):
         optimizer=OptimizerConfig(),
         training=dataclasses.replace(
             config.training, steps=10, batch_size=4, log_every=5, checkpoint_every=5,
-            pool_size=config.training.pool_size and 8,
+            microbatch_size=None, pool_size=config.training.pool_size and 8,
         ),
     )  # fmt: skip
 
