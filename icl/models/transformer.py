@@ -88,7 +88,7 @@ class TransformerConfig(ModelConfig):
             setting = {
                 "rotary": 'position_encoding to "learned"',
                 "qk_norm": "qk_norm to False",
-                "bidirectional": "bidirectional and model.examples_only to False",
+                "bidirectional": "bidirectional to False, and model.examples_only too",
                 "smeared_keys": "smeared_keys to False",
             }
             raise ValueError(

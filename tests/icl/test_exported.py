@@ -12,15 +12,15 @@ from icl.cli import main
 from icl.training import Learner, Run, RunError
 from icl.training.step import variable_items
 
-from . import own_task
 from .helpers import tiny, untrained
+from .test_own_task import own  # noqa: F401
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(own, tmp_path_factory):  # noqa: F811
     """A run of data in a file, with batch statistics and dropout."""
     folder = tmp_path_factory.mktemp("exported")
-    config = own_task.config_of(own_task.write_images(folder / "images.npz"))
+    config = own.config_of(own.write_images(folder / "images.npz"))
     run = Run.create(folder / "run", config)
     variables = jax.jit(Learner(config).init)(jax.random.key(0))
     moved = jax.tree.map(lambda leaf: leaf + np.float32(0.5), variables.state)
@@ -35,8 +35,10 @@ def file(run):
 
 
 def prompts():
+    from .own_task import SIDE  # late, since the import registers a task
+
     rng = np.random.default_rng(0)
-    x = rng.integers(0, 256, (2, 3, own_task.SIDE, own_task.SIDE), dtype=np.uint8)
+    x = rng.integers(0, 256, (2, 3, SIDE, SIDE), dtype=np.uint8)
     return x, rng.integers(0, 10, (2, 3)), x[:, :1]
 
 
