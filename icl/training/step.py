@@ -170,7 +170,7 @@ def batch_gradient(
         (total, (count, after)), grads = jax.value_and_grad(loss, has_aux=True)(params)
         return (total, count, grads), after
 
-    # Drawing all prompts at once is faster, but tasks with data may be large matrices.
+    # All prompts at once, outside the scan; but tasks with data may be large matrices.
     whole = drawn(0, share) if data is None else None
     if size == share:
         sums, model_state = gradient(model_state, 0, whole)

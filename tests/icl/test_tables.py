@@ -11,15 +11,15 @@ import pytest
 from flax import nnx
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.linear_model import Ridge
-from sklearn.neighbors import KNeighborsRegressor
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
-from icl.evaluation import draw_prompts
+from icl.evaluation import draw_prompts, evaluate
 from icl.evaluation.baselines.tables import (
     mean_of_examples,
     nearest_example,
     ridge_of_examples,
 )
-from icl.evaluation.curves import by_examples, errors_of
+from icl.evaluation.curves import _keys, by_examples, errors_of
 from icl.layers.embedders import RowEmbedder
 from icl.models import TransformerConfig
 from icl.tasks import LAYOUTS, Difficulty, Episode, Rows, ShownClasses, Tables
@@ -31,7 +31,7 @@ from icl.training.optimizer import make_optimizer
 from icl.training.prediction import TOGETHER, Predictor
 from icl.training.step import batch_gradient, init_state
 
-from .helpers import tiny
+from .helpers import tiny, untrained
 
 FAMILY = Tables(points=60, queries=20)
 MODEL = TransformerConfig(
@@ -224,6 +224,22 @@ def test_errors_are_by_number_of_examples_even_if_there_are_as_many_numbers_as_p
     examples, found = by_examples(learner, errors, tables)
     assert examples.tolist() == [1, 2]
     np.testing.assert_array_equal(found, [[2, np.nan], [np.nan, 5]])
+
+
+def test_a_run_is_evaluated_beside_estimators_of_its_examples(tmp_path):
+    run = untrained(tmp_path / "run", tiny(task=FAMILY, model=MODEL, layout="masked"))
+    found = evaluate(run, prompts=24, resamples=10)
+    assert found.examples.tolist() == [8, 16, 32]
+    others = ["ridge", "1-nearest neighbour", "mean of the examples"]
+    assert list(found.curves) == ["transformer", *others]
+    tables = draw_prompts(FAMILY, _keys(0)[0], 24)
+    x, y, context = (np.asarray(a) for a in (tables.x, tables.y, tables.context))
+    wrong = []
+    for i in np.flatnonzero(context.sum(axis=1) == 32):
+        shown, asked = np.nan_to_num(x[i][context[i]]), np.asarray(tables.queries[i])
+        nearest = KNeighborsClassifier(1).fit(shown, y[i][context[i]])
+        wrong.append((nearest.predict(np.nan_to_num(x[i][asked])) != y[i][asked]).mean())
+    assert found.curves[others[1]].mean[2] == pytest.approx(np.mean(wrong), abs=0.02)
 
 
 def test_standardised_agrees_between_numpy_and_jax_and_knows_odd_columns():
