@@ -9,9 +9,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import tyro
 from rich.table import Table
-from sklearn.metrics import log_loss, r2_score, roc_auc_score, root_mean_squared_error
+from sklearn.metrics import log_loss, r2_score, root_mean_squared_error
 
 from .data.csv_file import Column, CSVFile, as_number, read_csv
+from .evaluation.roc import mean_area
 from .output import say, show
 from .ranges import SEED, SIZE, check_range
 from .report.tables import show_number
@@ -222,21 +223,10 @@ def _class_scores(
     table.add_row("accuracy", *map(show_number, right))
     if seen.any():
         y, both = number[seen], [p[seen] for p in both]
-        table.add_row("ROC AUC", *(show_number(_roc_auc(y, p)) for p in both))
+        table.add_row("ROC AUC", *(show_number(mean_area(p, y)) for p in both))
         losses = [log_loss(y, p, labels=range(len(names))) for p in both]
         table.add_row("log loss, nats", *map(show_number, losses))
     return table
-
-
-def _roc_auc(y: np.ndarray, probabilities: np.ndarray) -> float:
-    """Mean over classes of the area under the curve of one class against the rest.
-
-    NaN if the labels `[rows]` are all of one class. Classes without a label are left out.
-    """
-    there = np.unique(y)
-    if len(there) < 2:
-        return np.nan
-    return float(np.mean([roc_auc_score(y == one, probabilities[:, one]) for one in there]))
 
 
 def _number_scores(truth: np.ndarray, predicted: np.ndarray, mean: float) -> Table | None:

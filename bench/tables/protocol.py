@@ -9,7 +9,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
+
+from icl.evaluation.roc import mean_area
 
 from .sets import DataSet, load
 
@@ -97,37 +98,14 @@ def probabilities_of_all(predicted: np.ndarray, known: np.ndarray, classes: int)
 def metrics(probabilities: np.ndarray, y: np.ndarray) -> dict[str, float]:
     """Scores of probabilities `[m, classes]` of labels int `[m]`.
 
-    `auc` is `mean_area`. Every class has training rows (see `split`), so none is absent for a
+    `auc` is `mean_area`, 0.5 if all labels are of one class. Every class has training rows (see `split`), so none is absent for a
     method that keeps to them.
     """
     return {
-        "auc": mean_area(probabilities, y),
+        "auc": float(np.nan_to_num(mean_area(probabilities, y), nan=0.5)),
         "accuracy": float(np.mean(probabilities.argmax(axis=1) == y)),
         "log_loss": float(-np.mean(np.log(probabilities[np.arange(len(y)), y]))),
     }
-
-
-def mean_area(scores: np.ndarray, y: np.ndarray) -> float:
-    """The mean over classes of the area under the ROC curve of a class against all others.
-
-    It comes from the ranks, as Mann and Whitney's statistic, and is that of scikit-learn's
-    `roc_auc_score`, which spends most of its time on checks.
-
-    Args:
-      scores: `[m, classes]`; higher for a class that is more likely.
-      y: int `[m]`.
-
-    Returns:
-      The mean over the classes that `y` has; 0.5 if it has one, so that there is nothing to rank.
-    """
-    present = np.unique(y)
-    if len(present) < 2:
-        return 0.5
-    is_class = y[:, None] == present
-    count = is_class.sum(axis=0)
-    ranks = (rankdata(scores[:, present], axis=0) * is_class).sum(axis=0)
-    areas = (ranks - count * (count + 1) / 2) / (count * (len(y) - count))
-    return float(areas.mean())
 
 
 def score(
