@@ -98,8 +98,8 @@ def probabilities_of_all(predicted: np.ndarray, known: np.ndarray, classes: int)
 def metrics(probabilities: np.ndarray, y: np.ndarray) -> dict[str, float]:
     """Scores of probabilities `[m, classes]` of labels int `[m]`.
 
-    `auc` is `mean_area`, 0.5 if all labels are of one class. Every class has training rows (see `split`), so none is absent for a
-    method that keeps to them.
+    `auc` is `mean_area`, and 0.5 if all labels are of one class. Every class has training rows (see
+    `split`), so none is absent for a method that keeps to them.
     """
     return {
         "auc": float(np.nan_to_num(mean_area(probabilities, y), nan=0.5)),
