@@ -3,6 +3,6 @@
 `ask("heads", run)` asks a run, a sweep or nothing one of `ANALYSES`; each is a file here.
 """
 
-from .catalogue import ANALYSES, Analysis, applicable, ask
+from .catalogue import ANALYSES, Analysis, applicable, ask, studies
 
-__all__ = ["ANALYSES", "Analysis", "applicable", "ask"]
+__all__ = ["ANALYSES", "Analysis", "applicable", "ask", "studies"]

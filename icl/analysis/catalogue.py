@@ -75,6 +75,11 @@ def applicable(config: "Config") -> list[str]:
     return [name for name, analysis in ANALYSES.items() if analysis.applies_to(config)]
 
 
+def studies() -> dict[str, Analysis]:
+    """The analyses that are asked of nothing, by name."""
+    return {name: analysis for name, analysis in ANALYSES.items() if analysis.of == "nothing"}
+
+
 def _resolved(what: Any) -> Any:
     if callable(what):
         return what

@@ -18,6 +18,7 @@ import pytest
 from icl import cli
 from icl.analysis import ANALYSES, Analysis
 from icl.cli import main
+from icl.commands.eval import chosen
 from icl.evaluation import Curve, Evaluation
 from icl.experiments import PRESETS, presets
 from icl.training import Run
@@ -276,7 +277,7 @@ def test_eval_asks_what_it_is_told_to(folder, capsys):
     assert "does not allow the analysis 'copying'; it allows shifts" in capsys.readouterr().err
     assert main(["eval", str(folder), "--against", str(folder)]) == 2
     assert "predicts every label" in capsys.readouterr().err
-    assert cli._chosen(Run.open(folder), ("all",)) == ["shifts", "function", "heads"]
+    assert chosen(Run.open(folder), ("all",)) == ["shifts", "function", "heads"]
 
 
 def test_a_study_leaves_a_folder(tmp_path, capsys, monkeypatch):

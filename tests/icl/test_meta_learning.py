@@ -235,13 +235,14 @@ def test_runs_beside_each_other_are_asked_for_the_same_queries(tmp_path):
 
 
 def test_the_command_passes_runs_and_families_to_the_analysis(tmp_path, monkeypatch, capsys):
-    from icl import analysis, cli
+    from icl import cli
+    from icl.commands import eval as command_eval
 
     task = dataclasses.replace(TASK, queries=None, fewest_points=None)
     run, asked = untrained(tmp_path / "run", tiny(task=task)), {}
-    monkeypatch.setattr(cli, "_evaluate", lambda run, **options: None)
-    monkeypatch.setattr(cli, "_show_result", lambda result: None)
-    monkeypatch.setattr(analysis, "ask", lambda name, run, **own: asked.update({name: own}))
+    monkeypatch.setattr(command_eval, "evaluate_and_show", lambda run, **options: None)
+    monkeypatch.setattr(command_eval, "show_result", lambda result: None)
+    monkeypatch.setattr(command_eval, "ask", lambda name, run, **own: asked.update({name: own}))
     command = ["eval", str(run.path), "--beside", "a", "b", "--held-out", "parity"]
     assert cli.main(command) == 0
     assert asked["few-shot"] == {"beside": ("a", "b"), "held_out": ("parity",), "seed": 0}

@@ -11,14 +11,14 @@ import tyro
 from rich.table import Table
 from sklearn.metrics import log_loss, r2_score, root_mean_squared_error
 
-from .data.csv_file import Column, CSVFile, as_number, read_csv
-from .evaluation.roc import mean_area
-from .output import say, show
-from .ranges import SEED, SIZE, check_range
-from .report.tables import show_number
-from .sklearn import InContextClassifier, InContextRegressor
-from .sklearn.models import TableModel, Target, table_model
-from .training.disk import RunError, usable, write_whole
+from ..data.csv_file import Column, CSVFile, as_number, read_csv
+from ..evaluation.roc import mean_area
+from ..output import say, show
+from ..ranges import SEED, SIZE, check_range
+from ..report.tables import show_number
+from ..sklearn import InContextClassifier, InContextRegressor
+from ..sklearn.models import TableModel, Target, table_model
+from ..training.disk import RunError, usable, write_whole
 
 FEW = 10  # most different whole numbers that are taken for classes
 ROWS_SHOWN = 10
@@ -27,59 +27,59 @@ CLASSES_SHOWN = 5
 
 def main(arguments: list[str]) -> int:
     """Predicts the rows of a file; returns the exit status."""
-
-    def predict_file(
-        run: tyro.conf.Positional[str | None] = None,
-        *,
-        train: str,
-        test: str,
-        target: str,
-        out: str | None = None,
-        overwrite: bool = False,
-        kind: Literal["class", "number"] | None = None,
-        ensemble: int = 8,
-        seed: int = 0,
-    ) -> None:
-        """Predicts a column of a CSV file from a CSV file where it is known; nothing is trained.
-
-        The first line of both files names the columns. Empty cells, ?, NA and nan are missing
-        values. Columns with text are categories; one that the training file lacks is missing.
-
-        Args:
-          run: Folder of a run of a family of tables, or a file of exported weights; None for the
-            weights in the package.
-          train: File with the examples.
-          test: File with the rows to predict.
-          target: Name of the column to predict; the test file may have it, to be scored.
-          out: File for the predictions, such as predictions.csv; None to show the first rows alone.
-          overwrite: Replace the file of predictions if it exists.
-          kind: Predict classes or numbers; None for what the run predicts, else for classes if the
-            target is text or at most 10 different whole numbers.
-          ensemble: Number of orders of the columns and classes whose predictions are averaged.
-          seed: Seed of these orders.
-        """
-        check_range("--ensemble", ensemble, SIZE)
-        check_range("--seed", seed, SEED)
-        if out is not None and Path(out).exists() and not overwrite:
-            raise RunError(f"{out} exists; choose another name, or replace it with --overwrite")
-        tables = _read(train, test, target)
-        options: dict[str, Any] = dict(run=run, ensemble=ensemble, random_state=seed)
-        wanted = kind or _kind_of(run, tables)
-        _say_limits(table_model(run, wanted), tables)
-        found = (_classes if wanted == "class" else _numbers)(tables, options)
-        show(_first_rows(found, tables.truth))
-        if found.scores is not None:
-            show(found.scores)
-        if out is None:
-            say(f"rows predicted: {len(tables.test)}; --out FILE writes all")
-        else:
-            with usable(out):
-                Path(out).parent.mkdir(parents=True, exist_ok=True)
-            write_whole(Path(out), _as_csv(found))
-            say(f"rows predicted: {len(tables.test)}, in {out}")
-
     tyro.cli(predict_file, args=arguments, prog="icl predict")
     return 0
+
+
+def predict_file(
+    run: tyro.conf.Positional[str | None] = None,
+    *,
+    train: str,
+    test: str,
+    target: str,
+    out: str | None = None,
+    overwrite: bool = False,
+    kind: Literal["class", "number"] | None = None,
+    ensemble: int = 8,
+    seed: int = 0,
+) -> None:
+    """Predicts a column of a CSV file from a CSV file where it is known; nothing is trained.
+
+    The first line of both files names the columns. Empty cells, ?, NA and nan are missing
+    values. Columns with text are categories; one that the training file lacks is missing.
+
+    Args:
+      run: Folder of a run of a family of tables, or a file of exported weights; None for the
+        weights in the package.
+      train: File with the examples.
+      test: File with the rows to predict.
+      target: Name of the column to predict; the test file may have it, to be scored.
+      out: File for the predictions, such as predictions.csv; None to show the first rows alone.
+      overwrite: Replace the file of predictions if it exists.
+      kind: Predict classes or numbers; None for what the run predicts, else for classes if the
+        target is text or at most 10 different whole numbers.
+      ensemble: Number of orders of the columns and classes whose predictions are averaged.
+      seed: Seed of these orders.
+    """
+    check_range("--ensemble", ensemble, SIZE)
+    check_range("--seed", seed, SEED)
+    if out is not None and Path(out).exists() and not overwrite:
+        raise RunError(f"{out} exists; choose another name, or replace it with --overwrite")
+    tables = _read(train, test, target)
+    options: dict[str, Any] = dict(run=run, ensemble=ensemble, random_state=seed)
+    wanted = kind or _kind_of(run, tables)
+    _say_limits(table_model(run, wanted), tables)
+    found = (_classes if wanted == "class" else _numbers)(tables, options)
+    show(_first_rows(found, tables.truth))
+    if found.scores is not None:
+        show(found.scores)
+    if out is None:
+        say(f"rows predicted: {len(tables.test)}; --out FILE writes all")
+    else:
+        with usable(out):
+            Path(out).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(Path(out), _as_csv(found))
+        say(f"rows predicted: {len(tables.test)}, in {out}")
 
 
 class Tables(NamedTuple):

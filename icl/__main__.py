@@ -1,0 +1,7 @@
+"""`python -m icl` is the command `icl`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())
