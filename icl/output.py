@@ -65,6 +65,14 @@ def console(quiet: bool = False) -> Console:
     return Console(file=file, quiet=quiet, markup=False, emoji=False, highlight=False)
 
 
+def duration(seconds: float) -> str:
+    """A time in the largest unit of which there are at least two, such as "35 minutes"."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def say(text: str) -> None:
     """Prints a line."""
     console().print(text, soft_wrap=True)

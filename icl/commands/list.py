@@ -1,12 +1,14 @@
 """The command `icl list`."""
 
+import difflib
+
 from rich.table import Table
 
 from ..analysis import studies
 from ..experiments import PRESETS
 from ..output import TABLE_WIDTH, console, show
 
-USAGE = "usage: icl list [PART]; PART is of a name of a preset or study"
+USAGE = "usage: icl list [PART]: every preset and study, or those with PART in their name"
 
 
 def main(arguments: list[str]) -> int:
@@ -18,8 +20,12 @@ def main(arguments: list[str]) -> int:
     lines |= {name: f"{study.summary} (icl study)" for name, study in studies().items()}
     part = arguments[0] if arguments else ""
     chosen = {name: line for name, line in lines.items() if part in name}
-    if len(arguments) > 1 or not chosen:
+    if len(arguments) > 1:
         raise ValueError(USAGE)
+    if not chosen:
+        near = difflib.get_close_matches(part, lines, n=3, cutoff=0.4)
+        hint = f"; similar names are {', '.join(near)}" if near else ""
+        raise ValueError(f"no preset or study has {part!r} in its name{hint}")
     table = Table(box=None, pad_edge=False)
     table.add_column("preset", no_wrap=True)
     table.add_column("what it is", no_wrap=not part, overflow="ellipsis" if not part else "fold")

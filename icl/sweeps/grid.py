@@ -8,7 +8,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..training.config import Config
+from ..training.config import Config, unknown_setting
 
 MAX_MEMBERS = 10_000
 SEED = "training_seed"
@@ -36,7 +36,7 @@ def setting_name(config: Config, name: str) -> str:
             return matches[0]
         if matches:
             raise ValueError(f"{name!r} may be {' or '.join(matches)}; write one of these")
-    raise ValueError(f"no setting {name!r}; there are: {', '.join(known)}")
+    raise ValueError(unknown_setting(name, known))
 
 
 def parse_over(config: Config, text: str) -> tuple[str, list[Any]]:

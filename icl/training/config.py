@@ -1,10 +1,12 @@
 """The settings of a run: frozen dataclasses that check their values and are saved as JSON."""
 
 import dataclasses
+import difflib
 import math
 import numbers
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from ..layers.embedders import check_embedder
@@ -277,7 +279,7 @@ class Config:
         """A copy with changes given as `section_field=value` or `section=object`.
 
         `config.replace(training_steps=500, task_noise=0.5)`. A name that is no
-        setting raises TypeError, whose message lists all settings.
+        setting raises TypeError, whose message lists similar settings, or all.
         """
         whole, parts = {}, {}
         for name, value in changes.items():
@@ -288,7 +290,7 @@ class Config:
             elif dataclasses.is_dataclass(owner) and hasattr(owner, field):
                 parts.setdefault(section, {})[field] = value
             else:
-                raise TypeError(f"no setting {name!r}; there are: {', '.join(self.flat())}")
+                raise TypeError(unknown_setting(name, list(self.flat())))
         for section, fields in parts.items():
             whole[section] = dataclasses.replace(
                 whole.get(section, getattr(self, section)), **fields
@@ -403,3 +405,13 @@ def _check_numbers(name: str, value: Any) -> None:
             raise ValueError(f"{name} must be below 2^{bits}, got {value}")
     elif isinstance(value, numbers.Real) and not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value}")
+
+
+def unknown_setting(name: str, known: Sequence[str]) -> str:
+    """A message that names similar settings, and all if none is similar."""
+    fields = {full.partition("_")[2]: full for full in known}
+    near = difflib.get_close_matches(name, [*known, *fields], n=3, cutoff=0.7)
+    if near:
+        similar = dict.fromkeys(fields.get(one, one) for one in near)
+        return f"no setting {name!r}; did you mean {' or '.join(similar)}?"
+    return f"no setting {name!r}; there are: {', '.join(known)}"

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ..models.flops import training_flops
+from ..output import duration
 from .learner import Learner
 
 # Rate of a training step over the rate of a matrix product; measured: 46% for xs, 60% for small.
@@ -45,7 +46,7 @@ def long_run(steps: int, seconds: float | None) -> str | None:
     if seconds is None or steps * seconds <= LONG_SECONDS:
         return None
     return (
-        f"about {_duration(steps * seconds)} on this CPU ({steps:,} steps of about "
+        f"about {duration(steps * seconds)} on this CPU ({steps:,} steps of about "
         f"{seconds:.2g} s); presets ending in -xs take minutes; Ctrl-C saves and leaves"
     )
 
@@ -74,10 +75,3 @@ def chunk_length(step: int, end: int, at_once: int) -> int:
     if length == 1:
         length = min(1 + at_once, left)
     return left if left - length == 1 else length
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", 86400), ("hours", 3600)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 60:.0f} minutes"

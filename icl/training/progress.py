@@ -59,8 +59,9 @@ class ProgressDisplay:
     def update(self, step: int, record: dict[str, Any]) -> None:
         """Shows the loss of a metrics record, on the scale of the measure, and the speed."""
         rate = record["steps_per_second"]
+        speed = f"{rate:.1f} steps/s" if rate >= 1 else f"{1 / rate:.3g} s a step"
         text = (
-            f"{self._measure.label} {record[self._measure.label]:.4f}  {rate:.1f} steps/s  "
+            f"{self._measure.label} {record[self._measure.label]:.4f}  {speed}  "
             f"{_short(record['tokens_per_second'])} tokens/s"
         )
         self._bar.update(self._task, completed=step, text=text)
@@ -68,8 +69,8 @@ class ProgressDisplay:
         due = now - self._last_line >= LINE_SECONDS or step == self.total
         if not self.console.is_terminal and due:
             self._last_line = now
-            left = (self.total - step) / rate
-            self.say(f"step {step}/{self.total}  {text}  {left:.0f} s left")
+            left = output.duration((self.total - step) / rate)
+            self.say(f"step {step}/{self.total}  {text}  {left} left")
 
 
 def _short(number: float) -> str:

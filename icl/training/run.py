@@ -23,6 +23,7 @@ from .prediction import Predictor
 from .step import variable_items, variables_from
 
 FORMAT = 1
+MAKES_A_RUN = "`icl train NAME` makes a run"
 # Files that an interrupted creation may leave; a folder with only these counts as empty.
 NOTHING = {".lock", "config.json.tmp"}
 
@@ -81,11 +82,11 @@ class Run:
         file = path / "config.json"
         with disk.usable(path):
             if not path.exists():
-                raise RunError(f"{path} does not exist; `icl train NAME` makes a run")
+                of_preset = Path("runs", "-".join(path.parts))
+                hint = f"did you mean {of_preset}?" if of_preset.exists() else MAKES_A_RUN
+                raise RunError(f"{path} does not exist; {hint}")
             if not file.is_file():
-                raise RunError(
-                    f"{path} is not a run: it has no config.json; `icl train NAME` makes a run"
-                )
+                raise RunError(f"{path} is not a run: it has no config.json; {MAKES_A_RUN}")
         with disk.reading(file, "bring back a copy of it") as data:
             _check_format(data)
             config = config_from_dict(data["config"])

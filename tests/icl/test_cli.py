@@ -125,7 +125,8 @@ def test_train_evaluates_at_its_end(trained):
         (["eval", "nowhere", f"--seed={10**20}"], "--seed must be a whole number from 0"),
         (["train", "--resume", "nowhere"], "does not exist"),
         (["train", "garg/linear-xs", "--optimizer.name=adma", "--run-dir=x"], "did you mean"),
-        (["list", "more"], "usage: icl list"),
+        (["list", "garg", "more"], "usage: icl list"),
+        (["list", "lineaar"], "has 'lineaar' in its name; similar names are"),
         (["train", "garg/linear-xs", "--optimizer.warmup-steps=20000"], "longer than the run"),
         (["train", "garg/linear-xs", "--run-dir=x", "--training.steps=9"], "warmup_steps (100)"),
     ],
@@ -135,6 +136,13 @@ def test_wrong_commands_say_what_to_do(arguments, message, capsys, tmp_path, mon
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_preset_in_the_place_of_its_run_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "garg-linear-xs").mkdir(parents=True)
+    assert main(["eval", "garg/linear-xs"]) == 2
+    assert "did you mean runs/garg-linear-xs?" in capsys.readouterr().err
 
 
 def test_a_wrong_option_suggests_the_near_one(capsys):

@@ -165,7 +165,7 @@ def test_settings_and_values_are_read(text, name, values):
 @pytest.mark.parametrize(
     ("over", "message"),
     [
-        (["learning_rat=1"], "no setting 'learning_rat'; there are: .*optimizer_learning_rate"),
+        (["learning_rat=1"], "no setting 'learning_rat'; did you mean optimizer_learning_rate"),
         (["points_=1"], "no setting"),
         (["learning_rate"], "write name=value"),
         (["pool=4..2"], "range '4..2' is empty"),

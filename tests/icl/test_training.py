@@ -133,6 +133,13 @@ def test_progress_shows_the_loss_as_an_error_with_its_name(capsys):
         assert line in text and f"{number}  2.0 steps/s" in text
 
 
+def test_slow_training_is_told_in_seconds_a_step_and_long_waits_in_days(capsys):
+    measure = tiny().training_measure
+    with ProgressDisplay(500_000, 0, measure) as display:
+        display.update(2, dict(error=1.0, steps_per_second=0.05, tokens_per_second=9.0))
+    assert "20 s a step  9 tokens/s  116 days left" in capsys.readouterr().out
+
+
 def test_training_learns(tmp_path):
     config = tiny(
         task=LinearRegression(dim=1, points=5),
@@ -258,7 +265,7 @@ def test_replace_changes_settings_by_name_and_refuses_unknown_names():
     for wrong in ("noise", "task_nois", "training"):
         with pytest.raises((TypeError, ValueError)):
             config.replace(**{wrong: 1})
-    with pytest.raises(TypeError, match="no setting 'task_nois'; there are: .*task_noise"):
+    with pytest.raises(TypeError, match="no setting 'task_nois'; did you mean task_noise"):
         config.replace(task_nois=1)
 
 
