@@ -5,6 +5,7 @@ its state grows with the square of its width, as in fast weight programmers (Sch
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import jax
@@ -12,9 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..layers.linear import linear_dot_general
-from ..layers.taps import tap
 from ..ranges import SIZE, check_ranges
-from .base import Model, ModelConfig, uniform
+from .base import ModelConfig
+from .stack import Stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,33 +100,11 @@ class FastWeightLSTMLayer(nnx.Module):
         return jnp.moveaxis(outputs, 0, 1)
 
 
-class FastWeightLSTM(Model):
-    """Maps prompts of any length to one prediction a token; layers are added to their input.
+class FastWeightLSTM(Stack):
+    """A stack of these layers; each is added to its input."""
 
-    Args:
-      in_width: number of features of a token.
-      config: settings of the model.
-      outputs: number of outputs at each token; None for a scalar.
-      rngs: `nnx.Rngs` with a `params` stream.
-    """
+    def _new_layers(self, config: FastWeightLSTMConfig, rngs: nnx.Rngs) -> Iterator[nnx.Module]:
+        return (FastWeightLSTMLayer(config, rngs=rngs) for _ in range(config.layers))
 
-    def __init__(
-        self,
-        in_width: int,
-        config: FastWeightLSTMConfig,
-        *,
-        outputs: int | None = None,
-        rngs: nnx.Rngs,
-    ):
-        self.dtype = jnp.dtype(config.dtype)
-        self.read_in = nnx.Linear(in_width, config.width, rngs=rngs, **uniform(in_width))
-        self.layers = nnx.List(FastWeightLSTMLayer(config, rngs=rngs) for _ in range(config.layers))
-        self.scalar = outputs is None
-        self.read_out = nnx.Linear(config.width, outputs or 1, rngs=rngs, **uniform(config.width))
-
-    def __call__(self, tokens: jax.Array, read: slice = slice(None)) -> jax.Array:
-        x = tap("residual", self.read_in(tokens).astype(self.dtype))
-        for layer in self.layers:
-            x = tap("residual", x + layer(x))
-        predictions = self.read_out(x[:, read].astype(jnp.float32))
-        return predictions[..., 0] if self.scalar else predictions
+    def _apply(self, layer: FastWeightLSTMLayer, x: jax.Array) -> jax.Array:
+        return x + layer(x)

@@ -5,16 +5,16 @@ it has no state that could hold examples.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from ..layers.linear import linear_dot_general
-from ..layers.taps import tap
 from ..ranges import SIZE, check_ranges
-from .base import Model, ModelConfig, uniform
+from .base import ModelConfig
+from .stack import Stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,31 +51,18 @@ class MLPConfig(ModelConfig):
         }
 
 
-class MLP(Model):
-    """Maps each token to a prediction by itself; ReLU units (Nair and Hinton 2010).
+class MLP(Stack):
+    """Maps each token to a prediction by itself; ReLU units (Nair and Hinton 2010)."""
 
-    Args:
-      in_width: number of features of a token.
-      config: settings of the model.
-      outputs: number of outputs at each token; None for a scalar.
-      rngs: `nnx.Rngs` with a `params` stream.
-    """
+    reads_all = False
 
-    def __init__(
-        self, in_width: int, config: MLPConfig, *, outputs: int | None = None, rngs: nnx.Rngs
-    ):
-        self.dtype = jnp.dtype(config.dtype)
-        self.read_in = nnx.Linear(in_width, config.width, rngs=rngs, **uniform(in_width))
+    def _new_layers(self, config: MLPConfig, rngs: nnx.Rngs) -> Iterator[nnx.Module]:
         options: dict[str, Any] = dict(dtype=self.dtype, dot_general=linear_dot_general, rngs=rngs)
-        self.layers = nnx.List(
-            nnx.Linear(config.width, config.width, **options) for _ in range(config.layers - 1)
-        )
-        self.scalar = outputs is None
-        self.read_out = nnx.Linear(config.width, outputs or 1, rngs=rngs, **uniform(config.width))
+        for _ in range(config.layers - 1):
+            yield nnx.Linear(config.width, config.width, **options)
 
-    def __call__(self, tokens: jax.Array, read: slice = slice(None)) -> jax.Array:
-        x = tap("residual", jax.nn.relu(self.read_in(tokens[:, read])).astype(self.dtype))
-        for layer in self.layers:
-            x = tap("residual", jax.nn.relu(layer(x)))
-        predictions = self.read_out(x.astype(jnp.float32))
-        return predictions[..., 0] if self.scalar else predictions
+    def _enter(self, x: jax.Array) -> jax.Array:
+        return jax.nn.relu(x)
+
+    def _apply(self, layer: nnx.Linear, x: jax.Array) -> jax.Array:
+        return jax.nn.relu(layer(x))

@@ -2,15 +2,16 @@
 
 import dataclasses
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..layers.taps import tap
 from ..ranges import SIZE, check_ranges
-from .base import Model, ModelConfig, uniform
+from .base import ModelConfig
+from .stack import Stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,33 +72,17 @@ class RNNConfig(RecurrentConfig):
         return RNN(in_width, self, outputs=outputs, rngs=rngs)
 
 
-class Recurrent(Model):
-    """Maps prompts of any length to one prediction a token.
+class Recurrent(Stack):
+    """A stack of flax's recurrent layers, with flax's initial weights.
 
-    The layers have flax's initial weights (orthogonal recurrent weights, zero biases). Read-in and
-    read-out are initialised as in the transformer.
-
-    Args:
-      in_width: number of features of a token.
-      config: settings of the model.
-      outputs: number of outputs at each token; None for a scalar.
-      rngs: `nnx.Rngs` with a `params` stream.
+    Recurrent weights are orthogonal, and biases zero.
     """
 
-    def __init__(
-        self, in_width: int, config: RecurrentConfig, *, outputs: int | None = None, rngs: nnx.Rngs
-    ):
-        self.dtype = jnp.dtype(config.dtype)
-        width = config.width
-        self.read_in = nnx.Linear(in_width, width, rngs=rngs, **uniform(in_width))
-        self.layers = nnx.List([self._layer(width, rngs) for _ in range(config.layers)])
-        self.scalar = outputs is None
-        self.read_out = nnx.Linear(width, outputs or 1, rngs=rngs, **uniform(width))
-
-    def _layer(self, width: int, rngs: nnx.Rngs) -> nnx.RNN:
+    def _new_layers(self, config: RecurrentConfig, rngs: nnx.Rngs) -> Iterator[nnx.Module]:
         # Parameters closed over by the scan, not carried through it, save a quarter of the time.
         beside: Any = {...: None}
-        return nnx.RNN(self._cell(width, rngs), rngs=False, state_axes=beside)
+        for _ in range(config.layers):
+            yield nnx.RNN(self._cell(config.width, rngs), rngs=False, state_axes=beside)
 
     @abstractmethod
     def _cell(self, width: int, rngs: nnx.Rngs) -> Any:
@@ -107,15 +92,9 @@ class Recurrent(Model):
     def _carry(self, start: jax.Array) -> Any:
         """The cell's first carry, made of vectors like `start`, `[B, width]`."""
 
-    def __call__(self, tokens: jax.Array, read: slice = slice(None)) -> jax.Array:
-        x: Any = tap("residual", self.read_in(tokens).astype(self.dtype))
+    def _apply(self, layer: Any, x: jax.Array) -> jax.Array:
         # Made from x, so that under shard_map it varies over devices as x does.
-        carry = self._carry(jnp.zeros_like(x[:, 0]))
-        for layer in self.layers:
-            outputs: Any = layer(x, initial_carry=carry)
-            x = tap("residual", outputs)
-        predictions = self.read_out(x[:, read].astype(jnp.float32))
-        return predictions[..., 0] if self.scalar else predictions
+        return layer(x, initial_carry=self._carry(jnp.zeros_like(x[:, 0])))
 
 
 class LSTM(Recurrent):
