@@ -117,11 +117,15 @@ def _read(train: str, test: str, target: str) -> Tables:
         raise ValueError(f"{known.path} has no row whose {target!r} is known")
     if not labelled.all():
         say(f"rows of {known.path} without {target}, left out: {(~labelled).sum()}")
+    read = [Column(name, known.cells[name]) for name in columns]
+    if texts := [f"{c.name} ({len(c.levels)})" for c in read if c.levels is not None]:
+        say(f"columns of text, taken as categories (their number): {', '.join(texts)}")
+    as_matrix = lambda file: np.stack([column.numbers(file) for column in read], axis=1)
     return Tables(
         target,
-        _matrix(known, known, columns)[labelled],
+        as_matrix(known)[labelled],
         [label for label in labels if label is not None],
-        _matrix(known, asked, columns),
+        as_matrix(asked),
         asked.cells.get(target),
         known.path,
     )
@@ -132,11 +136,6 @@ def _opened(path: str) -> CSVFile:
         if not Path(path).exists():
             raise RunError(f"{path} does not exist; give the path of a CSV file")
         return read_csv(path)
-
-
-def _matrix(known: CSVFile, file: CSVFile, columns: list[str]) -> np.ndarray:
-    """Columns of a file as numbers `[rows, columns]`, in the way of the training file."""
-    return np.stack([Column(name, known.cells[name]).numbers(file) for name in columns], axis=1)
 
 
 def _kind_of(run: str | None, tables: Tables) -> Target:

@@ -67,6 +67,7 @@ def test_classes_are_predicted_written_and_scored(capsys):
     p = np.array([[float(row[f"probability of {name}"]) for name in names] for row in found])
     np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-5)
     assert "rows of train.csv without fruit, left out: 1" in said
+    assert "columns of text, taken as categories (their number): color (3)" in said
     assert (
         "fruit is a class; examples: 30, columns that vary: 3" in said and "each member" not in said
     )
