@@ -8,7 +8,8 @@ NEWEST ?= python3.13 python3.12 $(HOME)/.pyenv/versions/3.13*/bin/python $(HOME)
 PRESET ?= garg/linear-xs
 GPU_PYTHON ?= $(PYTHON)
 
-.PHONY: setup train weights test test-newest test-gpu lint format bench bench-quick check-gpu-code clean
+.PHONY: setup train weights test test-newest test-gpu lint format bench bench-quick check-gpu-code \
+  gpu-day gpu-day-wheels gpu-day-rehearsal clean
 
 setup: $(READY)
 
@@ -74,6 +75,23 @@ check-gpu-code:
 	.venv-gpu-code/bin/python -m pip install --quiet --no-deps \
 	  jax-cuda12-plugin==$$(.venv-gpu-code/bin/python -c 'import jax; print(jax.__version__)')
 	.venv-gpu-code/bin/python -m bench gpu-code $(CHECK_FLAGS)
+
+# What only a GPU can tell, on a machine with a GPU and no network: docs/gpu-day.md.
+gpu-day:
+	PYTHONPATH=. $(GPU_PYTHON) -m bench gpu-day $(GPU_DAY_FLAGS)
+
+# pip takes wheels of exactly the platforms that are named.
+GPU_DAY_PLATFORMS := manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
+gpu-day-wheels: $(READY)
+	rm -rf .whl
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --dest .whl \
+	  --python-version 3.12 --implementation cp $(GPU_DAY_PLATFORMS:%=--platform %) \
+	  --requirement bench/requirements-gpu-day.txt
+	$(BIN)/python -m bench gpu-imports --wheels .whl
+
+gpu-day-rehearsal: $(READY)
+	rm -rf build/gpu-day-rehearsal
+	$(BIN)/python -m bench gpu-day --rehearsal --out build/gpu-day-rehearsal
 
 clean:
 	rm -rf $(VENV) .venv-newest .venv-gpu-code build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -23,8 +23,15 @@ COMMANDS = {
     "tables": "predictions on real tables, beside scikit-learn's and XGBoost's",
     "tune": "the fastest launches on this GPU, into a table",
     "gpu-code": "checks of GPU code without a GPU",
+    "gpu-day": "everything that only a GPU can tell, in calls that may be cut off",
+    "gpu-imports": "whether every import is met where a GPU day runs",
 }
-MAINS = {"tune": "bench.kernels.tune", "gpu-code": "bench.gpu_code.check"}
+MAINS = {
+    "tune": "bench.kernels.tune",
+    "gpu-code": "bench.gpu_code.check",
+    "gpu-day": "bench.gpu_day.day",
+    "gpu-imports": "bench.gpu_day.imports",
+}
 # What `python -m bench` runs, with the arguments of a quick run (None: not in a quick run).
 WHOLE = {
     "training": ["xs@64", "--only", "torch", "--rounds", "3", "--steps", "15"],

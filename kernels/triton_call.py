@@ -8,6 +8,7 @@ holds all strides, another all sizes and options.
 import functools
 import importlib.util
 import inspect
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -48,12 +49,13 @@ def call_refusal(here: Target, widths: Sequence[int], widest: int, *arrays: Any)
 
     Args:
       widths: numbers of features of the heads; `widest` is the most that kernels have room for.
-      arrays: query, key and value, None for those that are packed in the query.
+      arrays: query, key and value or their shapes, None for those that are packed in the query.
     """
     found = refusal(here) or dtype_refusal(*arrays)
     if found is None and max(widths) > widest:
         found = f"heads are at most {widest} wide, got {' and '.join(map(str, widths))}"
-    if found is None and max(array[0].size for array in arrays if array is not None) >= 2**31:
+    sizes = [math.prod(array.shape[1:]) for array in arrays if array is not None]
+    if found is None and max(sizes) >= 2**31:
         found = "the query, key or value of one batch row must have fewer than 2^31 elements"
     return found
 

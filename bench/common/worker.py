@@ -50,7 +50,9 @@ class Worker:
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
             "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95",
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(source), str(ROOT)]),
+            "PYTHONPATH": os.pathsep.join(
+                [str(source), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+            ),
         }
         self._process = subprocess.Popen(
             [sys.executable, "-m", __spec__.name, start, json.dumps(arguments)],

@@ -13,16 +13,16 @@ from icl.kernels.attention import launch, row_tiles, triton
 from icl.kernels.attention.launch import Config, Plan
 from icl.kernels.attention.problem import Operands, Problem
 from icl.kernels.attention.workloads import WORKLOADS
-from icl.kernels.dispatch import target
+from icl.kernels.dispatch import interpreting, target
 from icl.kernels.plans import forcing
 
 from ..common import machine
-from ..common.driver import one_of
+from ..common.driver import one_of, positive
 from ..common.worker import describe_error
 from .device_time import Program, Timer, launch_one_by_one
 from .jax_side import attend, directed, draw
 from .ops import BOTH, CASES, FORWARD, Case
-from .sides import EPS, input_sets
+from .sides import EPS, at_hand, input_sets
 
 GAIN = 0.99  # a launch replaces the best one if its time is below this share of the best
 HOPELESS = 1.5  # a form that starts slower than this multiple of the best form is not tuned
@@ -41,7 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     launch_one_by_one()
     here = target()
     cases = by_key(options.workloads, options.dtype)
-    reason = None if here.platform == "cuda" else f"this is {here.platform!r}"
+    cases = {key: at_hand(case, here.platform, options.rows) for key, case in cases.items()}
+    tries = interpreting() and options.out is not None
+    reason = None if here.platform == "cuda" or tries else f"this is {here.platform!r}"
     for case in cases.values():
         problem, operands = call_of(case, options.dtype)
         reason = reason or triton.IMPLEMENTATION.refusal(here, problem, operands)
@@ -53,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     plans = dict(launch.read_table(path))  # entries that are not tuned now are kept
     if options.out:
         path = options.out / path.name
+        plans |= launch.read_table(path)
     timer = Timer(here.platform)
     for key, case in cases.items():
         print(key, flush=True)
@@ -72,6 +75,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                         help=f"{', '.join(WORKLOADS)}; by default all")  # fmt: skip
     parser.add_argument("--dtype", default="bfloat16", choices=tuple(EPS))
     parser.add_argument("--out", type=Path, help="folder for the table in place of the kernels'")
+    parser.add_argument("--rows", type=positive, help="largest number of batch rows, for a try")
     parser.add_argument(
         "--seconds", type=float, default=180, help="time limit for the trials of a key"
     )

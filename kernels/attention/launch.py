@@ -128,7 +128,9 @@ def write_table(path: Path, plans: dict[str, Plan], **about: Any) -> None:
     drop = lambda values: {name: value for name, value in values.items() if value is not None}
     entries = {key: drop(dataclasses.asdict(plan)) for key, plan in sorted(plans.items())}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(about | {"plans": entries}, indent=1) + "\n")
+    part = path.with_suffix(".part")  # so that an interruption leaves the old table
+    part.write_text(json.dumps(about | {"plans": entries}, indent=1) + "\n")
+    part.replace(path)
     read_table.cache_clear()
 
 

@@ -1,0 +1,1 @@
+"""A day with a GPU: everything that only a GPU can tell, in one command that may be cut off."""
