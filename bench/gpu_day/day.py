@@ -53,11 +53,12 @@ def main(
     print(f"{about['gpu']}; revision {about['revision']}; results in {out}", flush=True)
     day = _Day(record, setting, options)
     # Ends the part that runs too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         for name, parts in steps.items():
             day.run_step(name, parts, 60 * ends[name] * options.day / DAY)
     finally:
+        signal.signal(signal.SIGTERM, before)
         day.save()
     print(f"\n{record.summarize(day.not_run)}", flush=True)
     failed = [part for part in record.parts() if record.last(part).get("status") == FAILED]
@@ -116,7 +117,6 @@ class _Day:
 
     def run_step(self, name: str, parts: Callable[[Setting], list[Part]], end: float) -> None:
         """Runs the parts of a step that are not settled, until second `end` of the day."""
-        importlib.invalidate_caches()  # wheels may be new
         for part in parts(self.setting):
             title = f"{name}/{part.name}"
             limit = self._end if part.every_call else min(end, self._end)
@@ -147,6 +147,9 @@ class _Day:
                 )  # fmt: skip
         finally:  # if this process is asked to stop, too
             self._record_end(title, log, status, round(time.monotonic() - started, 1))
+        if part.every_call:  # it may have installed packages
+            importlib.invalidate_caches()
+            self.record.add(versions=machine.describe()["versions"])
 
     def _record_end(self, title: str, log: Path, status: int | None, taken: float) -> None:
         lines = [line.strip("= ") for line in log.read_text(errors="replace").splitlines()]

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import functools
 import importlib
 import importlib.metadata
 import re
@@ -89,6 +90,7 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+@functools.cache
 def imports(root: Path = ROOT) -> dict[str, str]:
     """Every package that is imported, lazily too, by the name of its import; a file that does."""
     found: dict[str, str] = {}

@@ -43,6 +43,8 @@ def main(argv: list[str] | None = None) -> int:
         return status  # it was stopped while it compiled
     print(evaluate(run, prompts=prompts), flush=True)
     training_figure(run, run.path / "training.png")
+    last, steps = run.checkpoint_steps()[-1], run.config.training.steps
+    print(f"evaluated at step {last:,} of {steps:,}; run folder: {run.path}", flush=True)
     return status
 
 

@@ -73,8 +73,9 @@ class Record:
         return found
 
     def parts(self) -> list[str]:
-        """The parts that ever began, in order."""
-        return list(dict.fromkeys(line["began"] for line in self.lines if "began" in line))
+        """The parts that began and are not forgotten, in order."""
+        began = dict.fromkeys(line["began"] for line in self.lines if "began" in line)
+        return [part for part in began if self.last(part)]
 
     def settled(self, part: str) -> bool:
         """Whether a part needs no further run."""
@@ -83,7 +84,8 @@ class Record:
     def summarize(self, not_run: list[str]) -> str:
         """Writes SUMMARY.md, with the parts that have not run; returns it."""
         [*_, call] = [line["call"] for line in self.lines if "call" in line]
-        versions = ", ".join(f"{name} {version}" for name, version in call["versions"].items())
+        [*_, found] = [line for line in self.lines if "versions" in line] or [call]
+        versions = ", ".join(f"{name} {v}" for name, v in found["versions"].items())
         lines = [
             "# GPU day",
             f"{call['gpu']}; revision {call['revision']}, {call['date'][:10]}; {versions}.",

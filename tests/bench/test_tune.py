@@ -1,6 +1,7 @@
 """The tuner of the Triton kernels' launches."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -87,6 +88,19 @@ def test_a_trial_runs_the_plan_and_refuses_wrong_results(monkeypatch):
         trial.compile(row, "forward")
     unfit = dataclasses.replace(row, forward=Config(16, 16, 1, rows=3))
     assert trial.seconds(unfit, "forward") == float("inf")
+
+
+def test_the_command_writes_a_table_and_keeps_its_other_entries(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XLA_FLAGS", "")  # restores what `main` changes
+    tiny = ["--rows", "1", "--seconds", "0", "--dtype", "float32", "--out", str(tmp_path)]
+    for name in ("oswald", "cells-columns"):
+        assert main(["tune", name, *tiny]) == 0, capsys.readouterr()
+    [path] = tmp_path.iterdir()
+    about = json.loads(path.read_text())
+    assert about["device"] and about["versions"]["jax"] and about["revision"]
+    plans = launch.read_table(path)
+    assert set(plans) == set(tune.by_key(("oswald", "cells-columns"), "float32"))
+    assert all(plan.form == "row" for plan in plans.values())
 
 
 def test_without_a_gpu_there_is_nothing_to_tune(capsys, monkeypatch):
