@@ -191,6 +191,10 @@ def _run(
             tick()
             time.sleep(POLL_SECONDS)
     finally:
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            if process.poll() is None and not late:  # this process is asked to stop
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait(GRACE_SECONDS)
         # Also ends processes that the command left, which would disturb the next part.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -126,6 +126,7 @@ class Record:
 
     def pack(self, archive: Path) -> None:
         """Writes everything but wheels and checkpoints into one file."""
+        archive.parent.mkdir(parents=True, exist_ok=True)
         part = archive.with_name(archive.name + ".part")
         with tarfile.open(part, "w:gz") as files:
             for path in sorted(self.out.rglob("*")):
@@ -146,9 +147,9 @@ def replace(path: Path, text: str) -> None:
 def gpu() -> str:
     """Name, driver and memory of the GPU, or that there is none."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return "no NVIDIA GPU"
-    name, driver, memory = (done.stdout.strip().splitlines() or [",,"])[0].split(",")
-    return f"{name}, driver{driver}, {memory.strip()}" if name else "no NVIDIA GPU"
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
+        match [field.strip() for field in done.stdout.partition("\n")[0].split(",")]:
+            case [name, driver, memory]:
+                return f"{name}, driver {driver}, {memory}"
+    return "no NVIDIA GPU"

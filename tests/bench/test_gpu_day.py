@@ -53,7 +53,7 @@ def wait_until(holds):
 
 
 def test_the_rehearsal_runs_every_step(tmp_path, capsys):
-    out, archive = tmp_path / "day", tmp_path / "day.tar.gz"
+    out, archive = tmp_path / "day", tmp_path / "kept" / "day.tar.gz"
     arguments = ["--rehearsal", "--out", str(out), "--archive", str(archive)]
     arguments += ["--wheels", str(tmp_path / "none")]
     assert day.main(arguments) == 0, capsys.readouterr()
@@ -246,6 +246,22 @@ def test_a_preset_that_is_stopped_goes_on_and_is_evaluated(tmp_path, monkeypatch
     monkeypatch.setattr(preset.Run, "checkpoint_steps", lambda self: [7])
     assert preset.main(arguments) == 0
     assert called == ["train", "resume", "evaluate"]
+
+
+@pytest.mark.parametrize(
+    "answer, said",
+    [
+        ("echo NVIDIA H200, 580.1, 143771 MiB", "NVIDIA H200, driver 580.1, 143771 MiB"),
+        ("echo No devices were found", "no NVIDIA GPU"),
+        ("exit 9", "no NVIDIA GPU"),
+    ],
+)
+def test_the_gpu_and_its_driver_are_named(tmp_path, monkeypatch, answer, said):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\n{answer}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert record.gpu() == said
 
 
 def test_a_copy_without_a_repository_takes_its_revision_from_the_environment(monkeypatch):
