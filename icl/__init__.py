@@ -12,8 +12,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .analysis import register_analysis
     from .analysis.instrument import Instrument
     from .api import evaluate, preset, resume, sweep, train
+    from .layers import register_mixer
     from .models import register_model
     from .tasks import register_family
     from .training import Config, Run, export, load_exported
@@ -29,7 +31,9 @@ _EXPORTS = {
     "export": ".training",
     "load_exported": ".training",
     "preset": ".api",
+    "register_analysis": ".analysis",
     "register_family": ".tasks",
+    "register_mixer": ".layers",
     "register_model": ".models",
     "register_optimizer": ".training.optimizer",
     "resume": ".api",
@@ -46,7 +50,9 @@ __all__ = [
     "export",
     "load_exported",
     "preset",
+    "register_analysis",
     "register_family",
+    "register_mixer",
     "register_model",
     "register_optimizer",
     "resume",

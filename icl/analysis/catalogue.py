@@ -2,18 +2,25 @@
 
 `icl eval RUN` asks a run every analysis that applies to it, `icl sweep` asks the one that the
 sweep's preset names, and `icl study NAME` asks one that needs no run. An analysis is imported when
-it is asked; a new one is a file in this folder and an entry here.
+it is asked. One of the library is a file in this folder and an entry here; any other is a function
+with `@register_analysis`.
 """
 
 import dataclasses
 import inspect
 from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+
+from ..registry import check_name, enter
 
 if TYPE_CHECKING:
     from ..report import Result
     from ..training.config import Config
+
+F = TypeVar("F", bound=Callable[..., Any])
+Of = Literal["run", "sweep", "nothing"]
+RESERVED = ("all", "none")  # what `icl eval --analyses` takes beside names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +38,7 @@ class Analysis:
         analyses of runs.
     """
 
-    of: Literal["run", "sweep", "nothing"]
+    of: Of
     summary: str
     function: str | Callable[..., "Result | None"]
     applies: str | Callable[["Config"], bool] | None = None
@@ -68,6 +75,47 @@ def ask(name: str, what: Any, **options: Any) -> Any:
         if not analysis.takes(option):
             raise ValueError(f"the analysis {name} has no option {option}; leave it out")
     return _resolved(analysis.function)(what, **options)
+
+
+def register_analysis(
+    name: str,
+    summary: str,
+    *,
+    of: Of = "run",
+    applies: Callable[["Config"], bool] | None = None,
+) -> Callable[[F], F]:
+    """A decorator that registers an analysis of your own, for `icl eval`, `icl sweep`, `icl study`.
+
+    The decorated function takes a run, a sweep or a folder, and returns a `Result`; see `Analysis`.
+    It may be registered again by the module that registered it, as a reloaded notebook does.
+
+    Args:
+      name: the name in `ask`, in commands and in the `report` of a preset.
+      summary: what it tells, in one line.
+      of, applies: as of `Analysis`.
+
+    Raises:
+      TypeError: the decorated object is no function.
+      ValueError: the name is empty, reserved or that of another analysis, `of` is not one of the
+        three, or `applies` is given for an analysis that is not of runs.
+    """
+    check_name("analysis", name)
+    if name in RESERVED:
+        raise ValueError(f"the name {name!r} is reserved for `icl eval --analyses {name}`")
+    if of not in get_args(Of):
+        raise ValueError(f"an analysis is of one of {', '.join(get_args(Of))}, not of {of!r}")
+    if applies is not None and of != "run":
+        raise ValueError(f"applies tells which runs can be asked; leave it out if of={of!r}")
+
+    def decorate(function: F) -> F:
+        if not callable(function):
+            raise TypeError(f"{function!r} must be a function that returns a Result")
+        known = {name: _resolved(ANALYSES[name].function)} if name in ANALYSES else {}
+        enter(known, name, function)
+        ANALYSES[name] = Analysis(of, summary, function, applies)
+        return function
+
+    return decorate
 
 
 def applicable(config: "Config") -> list[str]:

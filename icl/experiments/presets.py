@@ -95,7 +95,10 @@ def register(
     if summary is None:
         raise ValueError(f"the preset {name!r} needs a summary of one line")
     if report is not None and (report not in ANALYSES or ANALYSES[report].of != "sweep"):
-        raise ValueError(f"icl.analysis.ANALYSES has no analysis {report!r} of a sweep")
+        raise ValueError(
+            f"icl.analysis.ANALYSES has no analysis {report!r} of a sweep; register your own "
+            'with @icl.register_analysis(name, summary, of="sweep") first'
+        )
     PRESETS[name] = Preset(name, config, summary, over, report)
 
 

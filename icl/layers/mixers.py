@@ -3,8 +3,8 @@
 A mixer is built as `Mixer(width, heads, dtype=..., kernel_init=..., out_init=..., rngs=...)`. It
 maps `[B, T, width]` to `[B, positions read, width]`, for the positions that the slice `read`
 selects, causally unless it is bidirectional. A mixer whose attribute `takes_mask` is True also
-takes `mask`, bool `[T, T]` (query, key), in place of its own mask. Add a mixer to `MIXERS` to use
-it by name.
+takes `mask`, bool `[T, T]` (query, key), in place of its own mask. `register_mixer` gives a mixer
+of your own a name; a subclass of `Mixer` needs only `mix`.
 
 The attribute `options` of a mixer names the optional arguments `qk_norm`, `rotary`,
 `bidirectional` and `smeared_keys` with which it can be built. With `rotary` a mixer also takes
@@ -14,7 +14,7 @@ The attribute `options` of a mixer names the optional arguments `qk_norm`, `rota
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,16 +26,32 @@ from ..kernels import (
     linear_attention,
     packed_dot_product_attention,
 )
+from ..registry import check_name, enter
 from .linear import linear_dot_general
 from .mesa import mesa_attention
 from .taps import tap_heads
 
+M = TypeVar("M", bound=Callable[..., Any])
 Initializer = jax.nn.initializers.Initializer
 MIN_REGULARIZATION = 1e-3  # keeps the Cholesky factor of many unit keys finite in float32
 
 
-class _Mixer(nnx.Module):
-    """A mixer with a joint projection to query, key and value, and an output projection."""
+class Mixer(nnx.Module):
+    """A mixer with a joint projection to query, key and value, and an output projection.
+
+    A subclass defines `mix`, which must be causal; `pattern` too, if an analysis reads the weights.
+
+    Args:
+      width: number of features of a token.
+      heads: number N of heads.
+      dtype: dtype of the computation; parameters are float32.
+      kernel_init: initial weights of the projection to query, key and value.
+      out_init: initial weights of the output projection.
+      rngs: `nnx.Rngs` with a `params` stream.
+
+    Raises:
+      ValueError: the width is not a multiple of the number of heads.
+    """
 
     takes_mask = False
     options: tuple[str, ...] = ()
@@ -84,7 +100,7 @@ class _Mixer(nnx.Module):
         raise NotImplementedError
 
 
-class _Recurrence(_Mixer):
+class _Recurrence(Mixer):
     """A mixer whose queries and keys have length 1, and which is linear in the values."""
 
     def mix(self, x: jax.Array, qkv: jax.Array, **options: Any) -> jax.Array:
@@ -102,7 +118,7 @@ class _Recurrence(_Mixer):
         return jnp.moveaxis(mixed, 1, 2).astype(jnp.float32)
 
 
-class SoftmaxAttention(_Mixer):
+class SoftmaxAttention(Mixer):
     """Softmax attention (Vaswani et al. 2017), causal unless it is bidirectional.
 
     Args:
@@ -296,3 +312,24 @@ MIXERS: dict[str, Callable[..., Any]] = {
     "delta_rule": DeltaRule,
     "mesa": Mesa,
 }
+
+
+def register_mixer(name: str) -> Callable[[M], M]:
+    """A decorator that registers a token mixer, for `model.mixer`, config.json and commands.
+
+    The mixer is built and called as the module's docstring says; a subclass of `Mixer` is. A run is
+    resumed and evaluated in a process that has registered its mixer.
+
+    Raises:
+      TypeError: the decorated object cannot be called.
+      ValueError: the name is empty, or already names another mixer.
+    """
+    check_name("mixer", name)
+
+    def decorate(mixer: M) -> M:
+        if not callable(mixer):
+            raise TypeError(f"{mixer!r} must be a class or a function that makes a mixer")
+        enter(MIXERS, name, mixer)
+        return mixer
+
+    return decorate

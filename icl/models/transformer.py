@@ -83,7 +83,11 @@ class TransformerConfig(ModelConfig):
                 'to an even number, or model.position_encoding to "learned"'
             )
         if self.mixer not in MIXERS:
-            raise ValueError(f"no mixer called {self.mixer!r}; there are {sorted(MIXERS)}")
+            raise ValueError(
+                f"no mixer called {self.mixer!r}; there are {', '.join(MIXERS)}. A mixer of your "
+                "own: import the module that registers it first; on the command line: "
+                "icl --import MODULE ..."
+            )
         for option in set(self.mixer_options) - set(getattr(MIXERS[self.mixer], "options", ())):
             setting = {
                 "rotary": 'position_encoding to "learned"',

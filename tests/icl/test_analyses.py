@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import icl
-from icl.analysis import ANALYSES, Analysis, ask, shifts
+from icl.analysis import ANALYSES, Analysis, ask, register_analysis, shifts
 from icl.analysis.catalogue import _resolved
 from icl.experiments import PRESETS
 from icl.experiments.index import FILES
@@ -100,6 +100,37 @@ def test_an_unknown_analysis_or_a_function_of_ones_own(monkeypatch):
         ask("haeds", None)
     monkeypatch.setitem(ANALYSES, "mine", Analysis("nothing", "twice", lambda what: 2 * what))
     assert ask("mine", 4) == 8 and not ANALYSES["mine"].applies_to(PRESETS["park/parity"].config)
+
+
+def test_users_register_analyses(monkeypatch):
+    monkeypatch.setattr("icl.analysis.catalogue.ANALYSES", known := dict(ANALYSES))
+    config = PRESETS["park/parity"].config
+    decorate = register_analysis("mine", "twice", applies=lambda config: config.layout == "tagged")
+
+    @decorate
+    def twice(run, *, prompts=3):
+        return 2 * run * prompts
+
+    assert ask("mine", 4, prompts=1) == 8 and twice(1) == 6
+    assert known["mine"].applies_to(config.replace(layout="tagged"))
+    assert not known["mine"].applies_to(config.replace(layout="interleaved"))
+    assert decorate(twice) is twice
+    other = lambda run: run
+    with pytest.raises(ValueError, match="'mine' is taken by .*twice; choose another"):
+        decorate(other)
+    with pytest.raises(ValueError, match="'heads' is taken by icl.analysis.heads.heads"):
+        register_analysis("heads", "a line")(other)
+    with pytest.raises(TypeError, match="must be a function that returns a Result"):
+        register_analysis("number", "a line")(3)
+    for wrong, message in (
+        (dict(name=""), "string that is not empty"),
+        (dict(name="all"), "reserved"),
+        (dict(of="runs"), "one of run, sweep, nothing, not of 'runs'"),
+        (dict(of="sweep", applies=callable), "leave it out if of='sweep'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            register_analysis(**(dict(name="other", summary="a line") | wrong))
+    assert set(known) - set(ANALYSES) == {"mine"}
 
 
 def test_streams_of_different_purposes_differ():

@@ -10,7 +10,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from icl.layers import MIXERS, layer_norm, rms_norm
+from icl.layers import MIXERS, Mixer, layer_norm, register_mixer, rms_norm
 from icl.layers.linear import linear_dot_general
 from icl.layers.mixers import rotated
 from icl.models import parameter_count
@@ -46,6 +46,23 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(mixer):
     assert b.dtype == jnp.float32
     np.testing.assert_allclose(a, b, atol=0.02)
     assert (a != b).any()
+
+
+def test_users_register_mixers(monkeypatch):
+    monkeypatch.setattr("icl.layers.mixers.MIXERS", known := {})
+
+    @register_mixer("mine")
+    class Mine(Mixer):
+        def mix(self, x, qkv):
+            return qkv[:, :, 2]
+
+    assert known == {"mine": Mine} and register_mixer("mine")(Mine) is Mine
+    with pytest.raises(ValueError, match="'mine' is taken by .*Mine; choose another"):
+        register_mixer("mine")(Mixer)
+    with pytest.raises(ValueError, match="string that is not empty"):
+        register_mixer("")
+    with pytest.raises(TypeError, match="must be a class or a function that makes a mixer"):
+        register_mixer("other")(3)
 
 
 VARIANTS = {
