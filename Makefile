@@ -8,8 +8,8 @@ NEWEST ?= python3.13 python3.12 $(HOME)/.pyenv/versions/3.13*/bin/python $(HOME)
 PRESET ?= garg/linear-xs
 GPU_PYTHON ?= $(PYTHON)
 
-.PHONY: setup train weights test test-newest test-gpu lint format bench bench-quick check-gpu-code \
-  gpu-day gpu-day-wheels gpu-day-rehearsal clean
+.PHONY: setup train weights test test-newest test-gpu lint format docs bench bench-quick \
+  check-gpu-code gpu-day gpu-day-wheels gpu-day-rehearsal clean
 
 setup: $(READY)
 
@@ -56,6 +56,11 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Pages and API as a site that needs no network: open site/index.html. The search needs a server, such
+# as `python -m http.server --directory site`.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # What is compared with needs PyTorch, which the library never does.
 PEERS := $(VENV)/.peers
 $(PEERS): $(READY) bench/requirements.txt
@@ -94,4 +99,4 @@ gpu-day-rehearsal: $(READY)
 	$(BIN)/python -m bench gpu-day --rehearsal --out build/gpu-day-rehearsal
 
 clean:
-	rm -rf $(VENV) .venv-newest .venv-gpu-code build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-newest .venv-gpu-code build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -14,6 +14,11 @@ TRAIN = [
     "pillow>=10",
     "scikit-learn>=1.6",
 ]
+DOCS = [
+    "mkdocs>=1.6,<2",
+    "mkdocs-material>=9.6",
+    "mkdocstrings[python]>=0.29",
+]
 DEV = [
     "setuptools>=77",
     "pytest>=8",
@@ -56,7 +61,8 @@ setup(
         "baselines": ["xgboost>=2.1"],
         "cuda12": ["jax[cuda12]>=0.10", *TRITON],
         "cuda13": ["jax[cuda13]>=0.10", *TRITON],
-        "dev": [*TRAIN, *DEV],
+        "docs": DOCS,
+        "dev": [*TRAIN, *DEV, *DOCS],
     },
     entry_points={"console_scripts": ["icl = icl.cli:main"]},
 )

@@ -9,11 +9,12 @@ from .attention import (
     flax_attention_fn,
     packed_dot_product_attention,
 )
-from .dispatch import targeting
+from .dispatch import choices, targeting
 from .linear_attention import delta_rule, linear_attention
 
 __all__ = [
     "attention_weights",
+    "choices",
     "delta_rule",
     "dot_product_attention",
     "flax_attention_fn",

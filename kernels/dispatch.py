@@ -24,6 +24,7 @@ class Target:
     device: str = ""
 
 
+_choices: ContextVar[list[tuple[str, str]] | None] = ContextVar("choices", default=None)
 _target: ContextVar[Target | None] = ContextVar("target", default=None)
 
 
@@ -56,6 +57,23 @@ def targeting(platform: str, capability: int | None = None, device: str = "") ->
         yield
     finally:
         _target.reset(token)
+
+
+@contextlib.contextmanager
+def choices() -> Iterator[list[tuple[str, str]]]:
+    """Lists the ops that are traced inside, each as (op, implementation that it takes).
+
+    with choices() as chosen:
+        jax.eval_shape(model, x)  # traces, computes nothing
+    print(chosen)  # [("attention", "triton")]
+
+    A function that `jax.jit` has traced before is not traced again: see `jax.clear_caches`.
+    """
+    token = _choices.set(chosen := [])
+    try:
+        yield chosen
+    finally:
+        _choices.reset(token)
 
 
 def interpreting() -> bool:
@@ -109,18 +127,27 @@ def choose(
     """
     here, names = target(), names_of(op, implementations, asked)
     if names is None:
-        for candidate in implementations.values():
+        for name, candidate in implementations.items():
             best = candidate.is_best(here, problem, operands)
             if best and candidate.refusal(here, problem, operands) is None:
+                _note(op, name)
                 return candidate.run_anywhere or candidate.run
+        _note(op, default)
         return implementations[default].run
     reasons = []
     for name in names:
         reason = implementations[name].refusal(here, problem, operands)
         if reason is None:
+            _note(op, name)
             return implementations[name].run
         reasons.append(f"{name}: {reason}")
     raise NotImplementedError(f"{op} cannot run here as asked. " + "; ".join(reasons))
+
+
+def _note(op: str, name: str) -> None:
+    chosen = _choices.get()
+    if chosen is not None:
+        chosen.append((op, name))
 
 
 def run(
@@ -137,7 +164,7 @@ def run(
     forward_mode: the implementation to recommend when JAX says that this one has no forward mode.
 
     Raises:
-      As `choose`.
+      ValueError, TypeError, NotImplementedError: as `choose`.
     """
     call = choose(op, implementations, asked, problem, operands, "xla")
     try:

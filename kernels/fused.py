@@ -24,6 +24,8 @@ def fused(
 ) -> dict[str, Callable]:
     """`run` and `run_anywhere` of an `Implementation`.
 
+    Operands are a NamedTuple whose first field is an array, not None.
+
     Args:
       forward: `(problem, operands) -> (out, saved)`, kernel calls alone.
       backward: `(problem, operands, saved, d_out) -> gradient`, kernel calls alone. The gradient
@@ -68,7 +70,8 @@ def _with_rows_of_cotangent(operands: Any, saved: Any, d_out: Any) -> tuple[Any,
     rows = max(batch_rows(operands), batch_rows(d_out))
     repeat = lambda array: jnp.broadcast_to(array, (rows, *array.shape[1:]))
     if batch_rows(operands) < rows:
-        operands = operands._replace(query=repeat(operands.query))
+        first = operands._fields[0]
+        operands = operands._replace(**{first: repeat(operands[0])})
         saved = jax.tree.map(repeat, saved)
     return operands, saved, jax.tree.map(repeat, d_out)
 

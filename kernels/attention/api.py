@@ -117,14 +117,13 @@ def packed_dot_product_attention(
 
     Args:
       qkv: `[..., T, 3, N, H]`; query, key and value, any leading batch.
-      bias, mask, scale, is_causal, query_seq_lengths, key_value_seq_lengths, local_window_size,
-        implementation: as in `dot_product_attention`.
+      bias, mask and all options: as in `dot_product_attention`.
 
     Returns:
       `[..., T, N, H]` in the dtype of `qkv`.
 
     Raises:
-      As `dot_product_attention`.
+      ValueError, TypeError, NotImplementedError: as `dot_product_attention`.
     """
     qkv = jnp.asarray(qkv)
     if qkv.ndim < 4 or qkv.shape[-3] != 3:
@@ -157,8 +156,7 @@ def attention_weights(
     to no key has weights of 0.
 
     Args:
-      query, key, bias, mask, scale, is_causal, query_seq_lengths, key_value_seq_lengths,
-        local_window_size: as in `dot_product_attention`.
+      query, key, bias, mask and all options: as in `dot_product_attention`.
 
     Returns:
       `[..., N, T, S]`, float32, or float64 for float64 inputs.

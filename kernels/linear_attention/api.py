@@ -137,7 +137,7 @@ def delta_rule(
       As `linear_attention`.
 
     Raises:
-      As `linear_attention`.
+      ValueError, TypeError, NotImplementedError: as `linear_attention`; TypeError without beta too.
     """
     if beta is None:
         raise TypeError("beta must be given: without it this is linear_attention")
