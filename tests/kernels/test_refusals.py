@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from icl.kernels import (
+    choices,
     dispatch,
     packed_dot_product_attention,
     pallas_call,
@@ -328,3 +329,17 @@ def test_a_kernel_refuses_tensors_of_other_names(change):
         arrays["gamma"] = arrays["bias"]
     with pytest.raises(TypeError, match="the kernel takes query, key, value, bias"):
         call_triton(kernel, 1, arrays, outputs, constants, num_warps=1, num_stages=1)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_choices_lists_the_implementations_that_a_traced_program_takes(op):
+    trace = lambda **options: jax.eval_shape(lambda arrays: call(op, arrays, **options), ones(op))
+    with choices() as chosen:
+        trace(implementation="reference")
+        trace(implementation=["pallas", "xla"])
+        with targeting("cpu"):
+            trace()
+        with choices() as inner, pytest.raises(ValueError, match="called 'flash'"):
+            trace(implementation=["reference", "flash"])
+    trace()
+    assert chosen == [(op, "reference"), (op, "pallas"), (op, "xla")] and inner == []
