@@ -23,7 +23,7 @@ OWN_RUNS = ("mine", "linear", "mine-alibi")
 # What stands for a value in the commands of pages.
 STANDS_FOR = {
     "NAME": "garg/linear-xs", "RUN": "runs/mine", "MODE": "flip", "PATH": "images", "DIR": "images",
-    "...": "", "$JOB_COMPLETION_INDEX": "0",
+    "COMMAND": "eval", "...": "", "$JOB_COMPLETION_INDEX": "0",
 }  # fmt: skip
 ENDS = "asked|does not exist|is not a sweep|no argument for"
 
@@ -72,7 +72,7 @@ def asked(there, monkeypatch):
         raise ValueError("asked")
 
     assert icl.train  # imported now, so that it does not keep what is replaced below
-    for place in ("training.train", "sweeps.train_sweep", "analysis.ask"):
+    for place in ("training.train", "sweeps.train_sweep", "commands.study.ask"):
         monkeypatch.setattr(f"icl.{place}", ask_for)
     monkeypatch.setattr("icl.training.processes.start", lambda *arguments, **options: None)
     return found

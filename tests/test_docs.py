@@ -3,7 +3,6 @@
 import re
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -65,7 +64,11 @@ def arrays():
 
 
 def check_readme(names):
-    assert names["y_query"].shape == (100, 3)
+    assert names["y_query"].shape == (100, 3) and names["out"].shape == (2, 4, 2, 8)
+    assert names["probabilities"].shape == (505, 2)
+
+
+def check_look_inside(names):
     assert names["rise"].shape == (64, 12) and np.abs(names["rise"]).max() > 0
     assert Path("patterns.png").stat().st_size > 1000
 
@@ -85,9 +88,10 @@ def check_layers(names):
 GIVEN = {"README.md": arrays, "kernels/README.md": arrays}
 CHECKS = {
     "README.md": check_readme,
+    "docs/look-inside.md": check_look_inside,
     "docs/recipes.md": check_recipes,
     "docs/tables.md": check_tables,
-    "docs/fused-layers.md": check_layers,
+    "docs/own-layers.md": check_layers,
 }
 
 
@@ -112,7 +116,7 @@ def test_the_blocks_of_a_page_run(page, quick, there, capsys):
 
 def test_the_blocks_of_how_to_pages_are_short():
     for page, blocks in BLOCKS.items():
-        if page.startswith(("docs/own-", "docs/fused-")):
+        if page.startswith("docs/own-"):
             assert blocks and all(block.count("\n") <= 40 for block in blocks), page
 
 
@@ -164,9 +168,7 @@ def test_an_experiment_of_ones_own_has_a_grid(there):
 
 def test_an_analysis_of_ones_own_is_asked_by_the_command(there, monkeypatch, capsys):
     path = untrained(there / "run", shrunk(icl.preset("olsson/induction-xs"))).path
-    monkeypatch.setattr("icl.evaluation.evaluate", lambda run, **options: SimpleNamespace(
-        table=lambda: "", figure_path=run.path / "eval.png"))  # fmt: skip
-    monkeypatch.setattr("icl.evaluation.training_figure", lambda *arguments: None)
+    monkeypatch.setattr("icl.commands.eval.evaluate_and_show", lambda run, **options: None)
     command = ["--import", "my_analysis", "eval", str(path), "--analyses", "ablation"]
     assert main([*command, "--prompts", "8"]) == 0
     assert "error without a head" in capsys.readouterr().out

@@ -18,7 +18,7 @@ def test_the_table_of_presets_is_the_registry():
 
 
 def test_the_papers_it_names_have_their_presets():
-    rows = re.findall(r"^\| .* \| (`[\w-]+/[\w-]+`.*?) \| `docs/", README, re.MULTILINE)
+    rows = re.findall(r"^\| .* \| (`[\w-]+/[\w-]+`.*?) \| \[docs/", README, re.MULTILINE)
     named = set()
     for group in ";".join(rows).split(";"):
         names = re.findall(r"`([\w/-]+)`", group)
@@ -29,11 +29,12 @@ def test_the_papers_it_names_have_their_presets():
 
 
 def test_what_it_links_to_exists():
-    paths = re.findall(r"\]\(([\w/.-]+)\)|^\| `([\w/.-]+)`", README, re.MULTILINE)
-    paths += [(page, "") for page in re.findall(r"`(docs/[\w.-]+)`", README)]
-    local = [a or b for a, b in paths if not (b and b in PRESETS)]
-    assert "docs/images/linear-xs.png" in local and "kernels/" in local
-    for path in local:
+    contributing = (ROOT / "CONTRIBUTING.md").read_text()
+    paths = re.findall(r"\]\(([\w/.-]+)\)", README)
+    folders = re.findall(r"`([\w-]+/(?:[\w-]+/)*)`", contributing)
+    assert "docs/images/linear-xs.png" in paths and "docs/index.md" in paths
+    assert "kernels/" in folders and "icl/tasks/" in folders
+    for path in (*paths, *folders):
         assert (ROOT / path).exists(), path
 
 
