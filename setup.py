@@ -15,7 +15,7 @@ TRAIN = [
     "scikit-learn>=1.6",
 ]
 DOCS = [
-    "mkdocs>=1.6,<2",
+    "mkdocs>=1.6,<2",  # 2 has no plugins
     "mkdocs-material>=9.6",
     "mkdocstrings[python]>=0.29",
 ]

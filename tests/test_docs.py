@@ -24,7 +24,7 @@ from icl.training.data import load_data
 from icl.training.optimizer import make_optimizer
 
 from .icl.helpers import shrunk, untrained
-from .pages import BLOCKS, RUNS, there
+from .pages import BLOCKS, RUNS, TEXTS, there
 
 __all__ = ["there"]  # a fixture
 
@@ -112,6 +112,16 @@ def test_the_blocks_of_a_page_run(page, quick, there, capsys):
             losses = [float(line) for line in capsys.readouterr().out.split()]
             assert len(losses) == 20 and np.mean(losses[-5:]) < 0.8 * losses[0]
     CHECKS.get(page, lambda names: None)(names)
+
+
+def test_no_python_of_a_page_escapes():
+    """It is in a block that is marked as Python, and that the test above finds."""
+    for page, text in TEXTS.items():
+        fences = re.findall(r"^\s*(```.*)$", text, re.MULTILINE)
+        assert {*fences} <= {"```", "```python", "```bash"}, page
+        assert fences.count("```python") == len(BLOCKS[page]), page
+        rest = re.sub(r"^```python\n.*?^```", "", text, flags=re.M | re.S)
+        assert not re.search(r"^\s*(import|from) [\w.]+( import .*)?$", rest, re.MULTILINE), page
 
 
 def test_the_blocks_of_how_to_pages_are_short():
