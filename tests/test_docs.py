@@ -22,6 +22,7 @@ from icl.training import Learner, Run, processes
 from icl.training.config import config_from_dict, config_to_dict
 from icl.training.data import load_data
 from icl.training.optimizer import make_optimizer
+from icl.training.step import init_state
 
 from .icl.helpers import shrunk, untrained
 from .pages import BLOCKS, RUNS, TEXTS, there
@@ -156,6 +157,9 @@ def test_a_task_a_model_and_a_mixer_of_ones_own_fit_the_trainer(module, preset, 
     variables = jax.eval_shape(learner.init, key)
     loss, _ = jax.eval_shape(learner.loss_sum, variables, episodes)
     assert loss.shape == ()
+    optimizer = make_optimizer(config.optimizer, config.training.steps)
+    state = jax.eval_shape(lambda: init_state(learner, optimizer))
+    assert jax.tree.leaves(state.variables.params)
 
 
 def test_a_mixer_of_ones_own_has_the_pattern_that_it_mixes_by(there):
