@@ -13,7 +13,7 @@ from icl.analysis import ANALYSES
 from icl.cli import main
 from icl.experiments import PRESETS
 
-from .pages import ROOT, RUNS, TEXTS, there
+from .pages import PYTHON, ROOT, RUNS, TEXTS, there
 
 __all__ = ["there"]  # a fixture
 
@@ -30,7 +30,8 @@ ENDS = "asked|does not exist|is not a sweep|no argument for"
 
 def code(text):
     """Lines of code of a page, and code in its sentences, without comments."""
-    blocks = re.findall(r"^```(?:bash|sh)?\n(.*?)^```", text, re.M | re.S)
+    text = PYTHON.sub("", text)
+    blocks = re.findall(r"^```(?:bash)?\n(.*?)^```", text, re.M | re.S)
     plain = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
     lines = [line for block in blocks for line in block.splitlines()]
     lines += re.findall(r"^    (?! )(\S.*)$", plain, re.M)
@@ -103,6 +104,8 @@ def test_the_commands_of_a_page_are_understood(page, lines, asked, capsys):
         for run in (w.split("/")[1] for w in arguments if w.startswith("runs/")):
             known = run.removesuffix("-sweep")
             assert known in RUNS or known in OWN_RUNS, line
+    verbs = {word for line in code(TEXTS[page]) for word in re.findall(r"^icl (\w+)$", line)}
+    assert verbs <= {*VERBS}
     named = [name for name in re.findall(r"[\w-]+/[\w-]+", TEXTS[page]) if name in PRESETS]
     for setting in flags(TEXTS[page]):
         check_setting(setting, dict.fromkeys(named or ["garg/linear-xs"]), asked)
