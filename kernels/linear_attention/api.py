@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -139,7 +139,7 @@ def delta_rule(
     Raises:
       As `linear_attention`.
     """
-    if beta is None:
+    if cast(Any, beta) is None:
         raise TypeError("beta must be given: without it this is linear_attention")
     return _attend(
         "delta_rule", query, key, value, beta, log_decay, None,
@@ -181,7 +181,7 @@ def _attend(
         is_causal=is_causal,
         normalize=normalize,
         returns_state=as_flag("return_state", return_state),
-        precision=jax.config.jax_default_matmul_precision,
+        precision=dispatch.setting("jax_default_matmul_precision"),
     )
     if 0 in query.shape or 0 in key.shape or 0 in value.shape:
         dispatch.names_of(op, IMPLEMENTATIONS, implementation)
@@ -218,7 +218,7 @@ def _flat_steps(
         return None
     array = jnp.asarray(array)
     check_floating(name, array)
-    rows = flat_rows(name, array, batch, steps, "S, N")
+    rows: Any = flat_rows(name, array, batch, steps, "S, N")
     return jnp.broadcast_to(rows, (rows.shape[0], *steps))
 
 
