@@ -5,7 +5,9 @@ layer. This backward pass needs the probabilities P alone (FlashAttention,
 Dao et al. 2022, appendix B.2): dV = P^T dO, dP = dO V^T, dS = P * (dP - rowsum(dP * P)).
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +116,6 @@ def _backward(
     return optimization_barrier(pack(gradient))
 
 
-attention = differentiable(_forward, _backward, definition)
+attention: Callable[[Any, Any], jax.Array] = differentiable(_forward, _backward, definition)
 
 IMPLEMENTATION = Implementation(attention)

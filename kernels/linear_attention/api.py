@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast, overload
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,30 @@ IMPLEMENTATIONS = {
 }
 
 
+@overload
+def linear_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, is_causal: bool,
+    log_decay: jax.Array | None = None, normalize: bool = False, scale: float | None = None,
+    key_value_seq_lengths: jax.Array | None = None,
+    initial_state: jax.Array | None = None, return_state: Literal[False] = False,
+    implementation: str | Sequence[str] | None = None,
+) -> jax.Array: ...  # fmt: skip
+@overload
+def linear_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, is_causal: bool,
+    log_decay: jax.Array | None = None, normalize: bool = False, scale: float | None = None,
+    key_value_seq_lengths: jax.Array | None = None,
+    initial_state: jax.Array | None = None, return_state: Literal[True],
+    implementation: str | Sequence[str] | None = None,
+) -> tuple[jax.Array, jax.Array]: ...  # fmt: skip
+@overload
+def linear_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, is_causal: bool,
+    log_decay: jax.Array | None = None, normalize: bool = False, scale: float | None = None,
+    key_value_seq_lengths: jax.Array | None = None,
+    initial_state: jax.Array | None = None, return_state: bool,
+    implementation: str | Sequence[str] | None = None,
+) -> Any: ...  # fmt: skip
 def linear_attention(
     query: jax.Array,
     key: jax.Array,
@@ -100,6 +124,27 @@ def linear_attention(
     )  # fmt: skip
 
 
+@overload
+def delta_rule(
+    query: jax.Array, key: jax.Array, value: jax.Array, beta: jax.Array, *,
+    log_decay: jax.Array | None = None, scale: float | None = None,
+    initial_state: jax.Array | None = None, return_state: Literal[False] = False,
+    implementation: str | Sequence[str] | None = None,
+) -> jax.Array: ...  # fmt: skip
+@overload
+def delta_rule(
+    query: jax.Array, key: jax.Array, value: jax.Array, beta: jax.Array, *,
+    log_decay: jax.Array | None = None, scale: float | None = None,
+    initial_state: jax.Array | None = None, return_state: Literal[True],
+    implementation: str | Sequence[str] | None = None,
+) -> tuple[jax.Array, jax.Array]: ...  # fmt: skip
+@overload
+def delta_rule(
+    query: jax.Array, key: jax.Array, value: jax.Array, beta: jax.Array, *,
+    log_decay: jax.Array | None = None, scale: float | None = None,
+    initial_state: jax.Array | None = None, return_state: bool,
+    implementation: str | Sequence[str] | None = None,
+) -> Any: ...  # fmt: skip
 def delta_rule(
     query: jax.Array,
     key: jax.Array,
