@@ -8,7 +8,7 @@ NEWEST ?= python3.13 python3.12 $(HOME)/.pyenv/versions/3.13*/bin/python $(HOME)
 PRESET ?= garg/linear-xs
 GPU_PYTHON ?= $(PYTHON)
 
-.PHONY: setup train weights test test-newest test-gpu lint format docs bench bench-quick \
+.PHONY: setup train weights test test-newest test-gpu lint format docs dist dist-check bench bench-quick \
   check-gpu-code gpu-day gpu-day-wheels gpu-day-rehearsal clean
 
 setup: $(READY)
@@ -61,6 +61,21 @@ format: $(READY)
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+# The wheel is made from the sdist, so that both are complete.
+dist: $(READY)
+	rm -rf dist
+	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('dist')"
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist dist/*.tar.gz
+
+# Installs the wheel as a user does, into an environment with nothing else, and trains elsewhere.
+dist-check: dist
+	rm -rf .venv-dist
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet "$$(ls dist/*.whl)[train]"
+	folder=$$(mktemp -d) && cd $$folder && $(CURDIR)/.venv-dist/bin/icl list garg/linear && \
+	  $(CURDIR)/.venv-dist/bin/icl train garg/linear-xs --training.steps 20 \
+	  --optimizer.warmup-steps 2 && rm -r $$folder
+
 # What is compared with needs PyTorch, which the library never does.
 PEERS := $(VENV)/.peers
 $(PEERS): $(READY) bench/requirements.txt
@@ -99,4 +114,5 @@ gpu-day-rehearsal: $(READY)
 	$(BIN)/python -m bench gpu-day --rehearsal --out build/gpu-day-rehearsal
 
 clean:
-	rm -rf $(VENV) .venv-newest .venv-gpu-code build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-newest .venv-gpu-code .venv-dist build dist site *.egg-info .pytest_cache \
+	  .ruff_cache .hypothesis

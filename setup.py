@@ -1,8 +1,12 @@
 """Distribution `fused-icl`: one import root, `icl`; the folder kernels/ is `icl.kernels`."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+[VERSION] = re.findall(r'^__version__ = "(.+)"$', (HERE / "icl/__init__.py").read_text(), re.M)
 
 TRAIN = [
     "flax>=0.12",
@@ -41,17 +45,31 @@ TRITON = ["triton>=3.6,<3.7", "jax-triton>=0.3.1,<0.4"]
 
 setup(
     name="fused-icl",
-    version="0.1.0",
+    version=VERSION,
     description="Fused attention for short contexts, and a trainer of in-context learners, in JAX",
-    long_description=Path(__file__).with_name("README.md").read_text(),
+    long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
+    keywords="jax, flax, triton, pallas, attention, linear attention, delta rule, transformers, "
+    "in-context learning, meta-learning, prior-fitted networks",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
     # The link icl/kernels -> ../kernels is followed here, so that kernels/ installs inside icl
     # and never as a top-level `kernels`, which is another project's import name.
     packages=find_packages(include=["icl", "icl.*"]),
     package_data={
+        "icl": ["py.typed"],
         "icl.kernels.attention": ["launch_tables/*.json"],
         "icl.sklearn": ["weights/*.npz"],
     },

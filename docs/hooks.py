@@ -10,7 +10,7 @@ from pathlib import Path
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("CONTRIBUTING.md", "kernels/README.md", "bench/README.md", "bench/RESULTS.md")
+PAGES = ("CONTRIBUTING.md", "CHANGELOG.md", "kernels/README.md", "bench/README.md", "bench/RESULTS.md")
 
 
 def on_files(files, config):

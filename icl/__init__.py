@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .training.optimizer import register_optimizer
     from .training.prediction import Predictor
 
+__version__ = "0.2.0"
+
 _EXPORTS = {
     "Config": ".training",
     "Instrument": ".analysis.instrument",
@@ -61,15 +63,17 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'icl' has no attribute {name!r}")
-    try:
-        module = import_module(_EXPORTS[name], __name__)
-    except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] == "icl":
-            raise
-        raise ModuleNotFoundError(
-            f"icl.{name} needs the package {error.name}: pip install 'fused-icl[train]'"
-        ) from error
-    return getattr(module, name)
+if not TYPE_CHECKING:  # a type checker is to find names that do not exist
+
+    def __getattr__(name: str):
+        if name not in _EXPORTS:
+            raise AttributeError(f"module 'icl' has no attribute {name!r}")
+        try:
+            module = import_module(_EXPORTS[name], __name__)
+        except ModuleNotFoundError as error:
+            if error.name and error.name.split(".")[0] == "icl":
+                raise
+            raise ModuleNotFoundError(
+                f"icl.{name} needs the package {error.name}: pip install 'fused-icl[train]'"
+            ) from error
+        return getattr(module, name)

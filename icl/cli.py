@@ -37,6 +37,7 @@ usage: icl list [PART]                   one line about every preset; with PART,
                                          docs/tables.md
        icl plot RUN                      draw a run's figures again, and training.png
        icl train NAME --help             the options of a preset, with defaults and units
+       icl --version                     the version of the package
        icl --import MODULE COMMAND ...   first import a module that registers tasks or models
 """
 
@@ -72,6 +73,11 @@ def _run(arguments: list[str]) -> int:
         if problem := _import(arguments[1:2]):
             return _fail(problem, status=2)
         arguments = arguments[2:]
+    if arguments[:1] == ["--version"]:
+        from . import __version__
+
+        print(f"fused-icl {__version__}")
+        return 0
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-T = TypeVar("T", bound=type)
+Kind = TypeVar("Kind", bound=type)
 
 
-def register(registry: dict[str, Any], base: type, name: str) -> Callable[[T], T]:
+def register(registry: dict[str, Any], base: type, name: str) -> Callable[[Kind], Kind]:
     """A decorator that registers a class of settings under a name.
 
     A class may be registered again by the module that registered it, as a reloaded notebook does.
@@ -24,7 +24,7 @@ def register(registry: dict[str, Any], base: type, name: str) -> Callable[[T], T
     """
     check_name(base.__name__, name)
 
-    def decorate(kind: T) -> T:
+    def decorate(kind: Kind) -> Kind:
         if not isinstance(kind, type) or not issubclass(kind, base):
             raise TypeError(f"{kind!r} must be a class that inherits from {base.__name__}")
         enter(registry, name, kind)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 def check_floating(name: str, array: jax.Array) -> None:
@@ -35,20 +36,25 @@ def as_scale(scale: Any, width: int) -> float:
     """`scale`, or `1 / sqrt(width)` when None."""
     if scale is None:
         return max(width, 1) ** -0.5
-    if isinstance(scale, jax.core.Tracer):
+    if isinstance(scale, Tracer):
         raise TypeError("scale must be a number; multiply the query by a scale that JAX traces")
     number = np.asarray(scale)
     kinds = (jnp.integer, jnp.floating)
     if number.ndim or not any(jnp.issubdtype(number.dtype, kind) for kind in kinds):
         raise TypeError(f"scale must be one number, got {scale!r}; multiply the query by any other")
-    if not math.isfinite(number):
+    if not math.isfinite(float(number)):
         raise ValueError(f"scale must be finite, got {scale!r}")
     return float(number)
 
 
+def _is(given: Any, *kinds: type) -> bool:
+    """`isinstance`, after which a type checker still takes `given` for anything."""
+    return isinstance(given, kinds)
+
+
 def as_flag(name: str, flag: Any) -> bool:
     """`flag`, which must be True or False."""
-    if not isinstance(flag, bool | np.bool_):
+    if not _is(flag, bool, np.bool_):
         raise TypeError(f"{name} must be True or False, got {flag!r}")
     return bool(flag)
 
@@ -57,7 +63,7 @@ def as_window(window: Any) -> tuple[int, int] | None:
     """`(left, right)` of a window; one number stands for both sides."""
     if window is None:
         return None
-    sides = window if isinstance(window, tuple | list) else (window, window)
+    sides: Any = window if _is(window, tuple, list) else (window, window)
     try:
         if len(sides) != 2 or any(isinstance(side, bool | np.bool_) for side in sides):
             raise TypeError

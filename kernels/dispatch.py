@@ -1,13 +1,16 @@
 """Chooses an implementation, by the machine and by what each implementation cannot do."""
 
 import contextlib
+import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 import jax
+
+from .untyped import platform_dependent
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ def target() -> Target:
     override = _target.get()
     if override is not None:
         return override
-    device = jax.config.jax_default_device or jax.local_devices()[0]
+    device: Any = setting("jax_default_device") or jax.local_devices()[0]
     if isinstance(device, str):
         device = jax.local_devices(backend=device)[0]
     platform = device.platform
@@ -45,8 +48,15 @@ def target() -> Target:
     return Target("cuda", capability, device.device_kind)
 
 
+def setting(name: str) -> Any:
+    """A setting of `jax.config`, whose type lists none of them."""
+    return getattr(jax.config, name)
+
+
 @contextlib.contextmanager
-def targeting(platform: str, capability: int | None = None, device: str = "") -> Iterator[None]:
+def targeting(
+    platform: str, capability: int | None = None, device: str = ""
+) -> Generator[None, None, None]:
     """Traces for another machine, to compile for a GPU that this one lacks.
 
     with targeting("cuda", 90):
@@ -97,10 +107,10 @@ class Implementation:
       if the caller asked for no implementation.
     """
 
-    run: Callable[[Any, Any], jax.Array]
+    run: Callable[[Any, Any], Any]
     refusal: Callable[[Target, Any, Any], str | None] = lambda target, problem, operands: None
     is_best: Callable[[Target, Any, Any], bool] = lambda target, problem, operands: False
-    run_anywhere: Callable[[Any, Any], jax.Array] | None = None
+    run_anywhere: Callable[[Any, Any], Any] | None = None
 
 
 def choose(
@@ -110,7 +120,7 @@ def choose(
     problem: Any,
     operands: Any,
     default: str,
-) -> Callable[[Any, Any], jax.Array]:
+) -> Callable[[Any, Any], Any]:
     """The function to run.
 
     Args:
@@ -134,7 +144,7 @@ def choose(
                 return candidate.run_anywhere or candidate.run
         _note(op, default)
         return implementations[default].run
-    reasons = []
+    reasons: list[str] = []
     for name in names:
         reason = implementations[name].refusal(here, problem, operands)
         if reason is None:
@@ -186,10 +196,10 @@ def names_of(
     """
     if asked is None:
         return None
-    names = [asked] if isinstance(asked, str) else asked
-    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+    names: Any = [asked] if isinstance(asked, str) else asked
+    if not _are_names(names):
         raise TypeError(f"implementation must be a name, several or None, got {asked!r}")
-    unknown = [name for name in names if name not in implementations]
+    unknown: list[str] = [name for name in names if name not in implementations]
     if unknown or not names:
         raise ValueError(
             f"no implementation of {op} called {', '.join(map(repr, unknown)) or 'nothing'}; "
@@ -198,14 +208,18 @@ def names_of(
     return list(names)
 
 
-def portable(kernel: Callable, plain: Callable, platform: str = "cuda") -> Callable:
+def _are_names(names: Any) -> TypeGuard[Sequence[str]]:
+    is_sequence = isinstance(names, Sequence)
+    return is_sequence and all(isinstance(name, str) for name in cast(Any, names))
+
+
+def portable(
+    kernel: Callable[..., Any], plain: Callable[..., Any], platform: str = "cuda"
+) -> Callable[..., Any]:
     """`kernel` when lowered for `platform`, `plain` elsewhere; both `(problem, *operands)`."""
 
-    def call(problem, *operands):
-        return jax.lax.platform_dependent(
-            *operands,
-            **{platform: lambda *o: kernel(problem, *o)},
-            default=lambda *o: plain(problem, *o),
-        )
+    def call(problem: Any, *operands: Any) -> Any:
+        fused, default = functools.partial(kernel, problem), functools.partial(plain, problem)
+        return platform_dependent(*operands, **{platform: fused}, default=default)
 
     return call

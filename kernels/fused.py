@@ -8,20 +8,21 @@ import jax.numpy as jnp
 
 from .dispatch import portable
 from .numerics import sum_to
+from .untyped import vjp
 from .wiring import batch_foldable, batch_rows, differentiable, split_floats
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def fused(
-    forward: Callable,
-    backward: Callable,
-    definition: Callable,
+    forward: Callable[..., Any],
+    backward: Callable[..., Any],
+    definition: Callable[..., Any],
     platform: str,
     *,
     prepare: Callable[[Any, Any], Any] = lambda problem, operands: problem,
     plain_saved: Callable[[Any, Any, Any], Any] = lambda problem, operands, out: (),
-) -> dict[str, Callable]:
+) -> dict[str, Any]:
     """`run` and `run_anywhere` of an `Implementation`.
 
     Operands are a NamedTuple whose first field is an array, not None.
@@ -36,23 +37,26 @@ def fused(
       plain_saved: arrays of the shapes that `forward` saves; their values are not read.
     """
     folded_forward = batch_foldable(forward)
-    folded_backward = batch_foldable(
-        lambda p, *arrays: backward(p, *_with_rows_of_cotangent(*arrays))
-    )
 
-    def whole_backward(problem, operands, saved, d_out):
+    def backward_of_rows(problem: Any, *arrays: Any) -> Any:
+        return backward(problem, *_with_rows_of_cotangent(*arrays))
+
+    folded_backward = batch_foldable(backward_of_rows)
+
+    def whole_backward(problem: Any, operands: Any, saved: Any, d_out: Any) -> Any:
         gradient = folded_backward(prepare(problem, operands), operands, saved, d_out)
         floats, rebuild = split_floats(operands)
         summed = zip(jax.tree.leaves(gradient), floats, strict=True)
         return rebuild([sum_to(d, f.shape).astype(f.dtype) for d, f in summed], integers=False)
 
-    def plain_forward(problem, operands):
+    def plain_forward(problem: Any, operands: Any) -> Any:
         out = definition(problem, operands)
         return out, plain_saved(problem, operands, out)
 
-    def plain_backward(problem, operands, saved, d_out):
+    def plain_backward(problem: Any, operands: Any, saved: Any, d_out: Any) -> Any:
         floats, rebuild = split_floats(operands)
-        _, transpose = jax.vjp(lambda f: definition(problem, rebuild(f)), floats)
+        of_floats: Callable[[Any], Any] = lambda f: definition(problem, rebuild(f))
+        _, transpose = vjp(of_floats, floats)
         return rebuild(transpose(d_out)[0], integers=False)
 
     return dict(
@@ -68,7 +72,9 @@ def fused(
 def _with_rows_of_cotangent(operands: Any, saved: Any, d_out: Any) -> tuple[Any, Any, Any]:
     """Repeats arrays of one row if vmap mapped only the operands, or only the cotangent."""
     rows = max(batch_rows(operands), batch_rows(d_out))
-    repeat = lambda array: jnp.broadcast_to(array, (rows, *array.shape[1:]))
+    repeat: Callable[[jax.Array], jax.Array] = lambda array: jnp.broadcast_to(
+        array, (rows, *array.shape[1:])
+    )
     if batch_rows(operands) < rows:
         first = operands._fields[0]
         operands = operands._replace(**{first: repeat(operands[0])})

@@ -6,7 +6,7 @@ so that an entry which a kernel does not write shows.
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ _BUILDER = triton_interpreter.interpreter_builder
 class _Tensor:
     """The part of torch.Tensor that the interpreter uses, over NumPy's memory."""
 
-    def __init__(self, array: np.ndarray | None = None):
+    def __init__(self, array: Any = None):
         self.array = array
 
     def data_ptr(self) -> int:
@@ -38,10 +38,10 @@ class _Tensor:
     def cpu(self) -> "_Tensor":
         return self
 
-    def new_empty(self, *_, **__) -> "_Tensor":
+    def new_empty(self, *_: Any, **__: Any) -> "_Tensor":
         return _Tensor()
 
-    def set_(self, storage: "_Tensor", *_) -> None:
+    def set_(self, storage: "_Tensor", *_: Any) -> None:
         self.array = storage.array
 
     def storage_offset(self) -> int:
@@ -70,7 +70,7 @@ _traffic: Traffic | None = None
 
 
 @contextlib.contextmanager
-def counting() -> Iterator[Traffic]:
+def counting() -> Generator[Traffic, None, None]:
     """Counts the traffic of the kernels that run inside, from one thread at a time."""
     global _traffic
     _traffic = Traffic()
@@ -120,7 +120,7 @@ def _rounding(original: Any) -> Any:
     """Casts of float32 to bfloat16 round to nearest, as a GPU does; the interpreter truncates."""
     language = triton_interpreter.tl
 
-    def cast(source, target):
+    def cast(source: Any, target: Any) -> Any:
         if (source.dtype.scalar, target.scalar) == (language.float32, language.bfloat16):
             data = source.data.astype(jnp.bfloat16).view(np.uint16)
             return triton_interpreter.TensorHandle(data, language.bfloat16)
@@ -130,7 +130,7 @@ def _rounding(original: Any) -> Any:
 
 
 def _counted(original: Any, field: str) -> Any:
-    def call(pointers, *args):
+    def call(pointers: Any, *args: Any) -> Any:
         if _traffic is not None:
             # A load is (mask, other, ...), a store (value, mask, ...).
             mask = args[0] if field == "loaded" else args[1]

@@ -1,10 +1,13 @@
 """Sums and products of explicit precision, and sizes of tiles."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from . import untyped
 
 
 def accumulation_dtype(dtype: Any) -> jnp.dtype:
@@ -12,13 +15,13 @@ def accumulation_dtype(dtype: Any) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
-def einsum(precision: str | None, dtype: jnp.dtype):
+def einsum(precision: str | None, dtype: jnp.dtype) -> Callable[..., jax.Array]:
     """`jnp.einsum` that accumulates in `dtype`.
 
     precision: JAX's default_matmul_precision; None keeps float32 products exact.
     """
-    precision = precision or jax.lax.Precision.HIGHEST
-    return partial(jnp.einsum, preferred_element_type=dtype, precision=precision)
+    exactness = precision or jax.lax.Precision.HIGHEST
+    return partial(untyped.einsum, preferred_element_type=dtype, precision=exactness)
 
 
 def triton_precision(precision: str | None, dtype: jnp.dtype) -> str:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from .dispatch import Target, interpreting, target
 from .fused import dtype_refusal
+from .untyped import dot_general
 
 if TYPE_CHECKING:
     from jax.experimental import pallas as pl
@@ -55,7 +56,12 @@ def padded(rows: int, columns: int) -> int:
     return -(-rows // 8) * 8 * -(-columns // 128) * 128
 
 
-def pallas_call(kernel: Callable, grid: tuple[int, int], inputs: tuple, outputs: tuple) -> Any:
+def pallas_call(
+    kernel: Callable[..., None],
+    grid: tuple[int, int],
+    inputs: tuple[Any, ...],
+    outputs: tuple[Any, ...],
+) -> Any:
     """Runs a program for every batch row and key head.
 
     Args:
@@ -72,8 +78,10 @@ def pallas_call(kernel: Callable, grid: tuple[int, int], inputs: tuple, outputs:
     from jax.experimental.pallas import tpu as pltpu
 
     # In a shard_map all inputs vary over the same axes, and so do the outputs.
-    kind = jax.typeof(jax.tree.leaves(inputs)[0]).manual_axis_type
-    outputs = jax.tree.map(lambda out: out.update(manual_axis_type=kind), outputs)
+    first: Any = jax.typeof(jax.tree.leaves(inputs)[0])
+    kind = first.manual_axis_type
+    varying: Callable[[Any], Any] = lambda out: out.update(manual_axis_type=kind)
+    outputs = jax.tree.map(varying, outputs)
     blocks = partial(jax.tree.map, partial(block, grid[1]))
     return pl.pallas_call(
         kernel,
@@ -92,9 +100,15 @@ def block(key_heads: int, array: Any) -> "pl.BlockSpec":
     from jax.experimental.pallas import tpu as pltpu
 
     rows, heads, *rest = array.shape
+    index: Callable[[Any, Any], Any] = lambda b, k: (
+        b if rows > 1 else 0,
+        k if heads > 1 else 0,
+        0,
+        0,
+    )
     return pl.BlockSpec(
         (None, max(1, heads // key_heads), *rest),
-        lambda b, k: (b if rows > 1 else 0, k if heads > 1 else 0, 0, 0),
+        index,
         memory_space=pltpu.SMEM if array.dtype == jnp.int32 else None,
     )
 
@@ -109,7 +123,7 @@ def wide(tile: jax.Array) -> jax.Array:
     return tile.astype(jnp.float32)
 
 
-def products(precision: str | None, dtype: Any) -> Callable:
+def products(precision: str | None, dtype: Any) -> Callable[[Any, Any, tuple[int, int]], jax.Array]:
     """A function `(a, b, axes)` that casts two tiles to `dtype` and multiplies them.
 
     It sums over one axis of each, in float32.
@@ -126,6 +140,6 @@ def products(precision: str | None, dtype: Any) -> Callable:
             # Mosaic turns this into a product with a vector, which it has in float32 alone.
             a, b = wide(a), wide(b)
         contract = (((axes[0],), (axes[1],)), ((), ()))
-        return jax.lax.dot_general(a, b, contract, exactness, jnp.float32)
+        return dot_general(a, b, contract, exactness, jnp.float32)
 
     return product

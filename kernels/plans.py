@@ -1,7 +1,7 @@
 """What the launches of all Triton kernels share; an op's own are in its `launch.py`."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextvars import ContextVar
 from typing import Any
 
@@ -14,7 +14,7 @@ _forced: ContextVar[Any] = ContextVar("forced", default=None)
 
 
 @contextlib.contextmanager
-def forcing(plan: Any) -> Iterator[None]:
+def forcing(plan: Any) -> Generator[None, None, None]:
     """Takes `plan` for every call of its op traced inside, to tune and to test.
 
     A call that JAX has traced before keeps its plan: see `jax.clear_caches`.

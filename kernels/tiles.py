@@ -5,6 +5,9 @@ broadcasts. The offset finds one of several tensors that share an array. `b` is 
 tensor may have more than 2^31 elements.
 """
 
+# pyright: basic, reportAssignmentType=false
+# A kernel is in Triton's language, whose parameters have no types.
+
 from typing import Any, NamedTuple
 
 import triton

@@ -11,7 +11,7 @@ import inspect
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -129,7 +129,7 @@ def triton_call(
             **options,
             **constants,
         )
-    axes = frozenset().union(*map(varying_axes, arrays.values()))
+    axes = frozenset[Any]().union(*map(varying_axes, arrays.values()))
     return {name: vary_over(result, axes) for name, result in zip(shapes, results, strict=True)}
 
 
@@ -154,16 +154,16 @@ def _call_through_typed_handler() -> None:
         raise RuntimeError("ICL_KERNELS_TYPED_CALLS needs jaxlib 0.10.1 or newer for CUDA")
     legacy = functools.partial(triton_lib.triton_kernel_call_lowering, triton_lib.get_cuda_backend)
 
-    def lowering(ctx, *operands, **parameters):
+    def lowering(ctx: Any, *operands: Any, **parameters: Any) -> Any:
         results: Any = legacy(ctx, *operands, **parameters)
         if not isinstance(parameters["fn"], triton.JITFunction):
             return results  # other people's autotuned kernels
         call = results[0].owner
         launch = ir.StringAttr(call.attributes["backend_config"]).value_bytes
         call.erase()
-        return jax.ffi.ffi_lowering(TYPED)(ctx, *operands, opaque=launch)
+        return cast(Any, jax.ffi).ffi_lowering(TYPED)(ctx, *operands, opaque=launch)
 
-    mlir.register_lowering(triton_lib.triton_kernel_call_p, lowering, platform="cuda")
+    cast(Any, mlir).register_lowering(triton_lib.triton_kernel_call_p, lowering, platform="cuda")
 
 
 def stand_ins(arrays: Mapping[str, Any]) -> dict[str, jax.Array]:

@@ -1,6 +1,8 @@
 """In-context learners."""
 
-from ..registry import register
+from collections.abc import Callable
+
+from ..registry import Kind, register
 from .adapted_transformer import AdaptedTransformer, AdaptedTransformerConfig
 from .base import HeadWeights, Model, ModelConfig
 from .causality import check_causal
@@ -33,7 +35,7 @@ MODELS: dict[str, type[ModelConfig]] = {
 }
 
 
-def register_model(name: str):
+def register_model(name: str) -> Callable[[Kind], Kind]:
     """Class decorator that registers a `ModelConfig` under a name, for configs and commands.
 
         @register_model("mamba")

@@ -1,6 +1,8 @@
 """Task families sampled on the device, task pools, curricula and layouts."""
 
-from ..registry import register
+from collections.abc import Callable
+
+from ..registry import Kind, register
 from .associative_recall import AssociativeRecall, Pairs
 from .base import Data, Difficulty, Episode, FunctionFamily, TaskFamily
 from .basis_regression import BasisRegression, WeightsInBasis
@@ -70,7 +72,7 @@ FAMILIES: dict[str, type[TaskFamily]] = {
 }
 
 
-def register_family(name: str):
+def register_family(name: str) -> Callable[[Kind], Kind]:
     """Class decorator that registers a `TaskFamily` under a name, for configs and commands.
 
         @register_family("rotations")

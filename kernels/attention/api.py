@@ -183,8 +183,8 @@ def _attend(
     operands: Operands, batch: tuple[int, ...], scores: tuple[int, int, int], *options: Any
 ) -> jax.Array:
     """Checks the arguments of both functions and runs; `scores` is (N, T, S)."""
-    *options, implementation = options
-    problem, operands = _prepared(operands, batch, scores, *options)
+    *others, implementation = options
+    problem, operands = _prepared(operands, batch, scores, *others)
     if any(0 in array.shape for array in (operands.query, operands.key) if array is not None):
         dispatch.names_of("attention", IMPLEMENTATIONS, implementation)
         return jnp.zeros_like(operands.query[:, :, 0] if operands.is_packed else operands.query)
@@ -221,7 +221,7 @@ def _prepared(
         scale=as_scale(scale, Dimensions.of(operands).H),
         is_causal=as_flag("is_causal", is_causal),
         window=as_window(local_window_size),
-        precision=jax.config.jax_default_matmul_precision,
+        precision=dispatch.setting("jax_default_matmul_precision"),
     )
     return problem, operands
 

@@ -1,11 +1,13 @@
 """cuDNN's fused attention, called through JAX; the fastest for long rows in half precision."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from ..dispatch import Implementation, Target, portable
+from ..untyped import checkpoint
 from .problem import Dimensions, Operands, Problem, may_blind, unpack
 from .reference import attention as definition
 
@@ -45,8 +47,9 @@ def _is_best(target: Target, problem: Problem, operands: Operands) -> bool:
 
 def _anywhere(problem: Problem, operands: Operands) -> jax.Array:
     # Checkpointed, so that nothing is saved for the branch that is not taken.
-    plain = jax.checkpoint(partial(definition, problem))
-    return portable(attention, lambda _, o: plain(o))(problem, operands)
+    plain = checkpoint(partial(definition, problem))
+    definition_of: Callable[[Problem, Operands], jax.Array] = lambda _, o: plain(o)
+    return portable(attention, definition_of)(problem, operands)
 
 
 IMPLEMENTATION = Implementation(attention, _refusal, _is_best, _anywhere)

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,8 +126,10 @@ def read_table(path: Path) -> dict[str, Plan]:
 
 def write_table(path: Path, plans: dict[str, Plan], **about: Any) -> None:
     """Writes a table for `read_table`, headed by `about`: device, versions, revision."""
-    drop = lambda values: {name: value for name, value in values.items() if value is not None}
-    entries = {key: drop(dataclasses.asdict(plan)) for key, plan in sorted(plans.items())}
+    entries = {
+        key: {n: value for n, value in dataclasses.asdict(plan).items() if value is not None}
+        for key, plan in sorted(plans.items())
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")  # so that an interruption leaves the old table
     part.write_text(json.dumps(about | {"plans": entries}, indent=1) + "\n")
@@ -224,7 +227,7 @@ _OLDER = {
 
 def _row(problem: Problem, operands: Operands, width: int) -> Plan:
     sizes = Dimensions.of(operands)
-    rows = _OLDER if warps_hold_operands() else _HOPPER if has_wgmma() else _BLACKWELL
+    rows: Any = _OLDER if warps_hold_operands() else _HOPPER if has_wgmma() else _BLACKWELL
     width = max(width, 32)
     forward, backward = next(configs for most, *configs in rows[width] if sizes.S <= most)
     if sizes.S > 64 and not problem.is_causal:
@@ -234,7 +237,7 @@ def _row(problem: Problem, operands: Operands, width: int) -> Plan:
         # What is added for them does not fit beside the products of two warps.
         backward = (64, 64, 4)
     shared = rows_of_program(sizes.B, sizes.K // row_tiles.heads_together(operands), sizes.S)
-    fit = lambda t, s, warps: Config(
+    fit: Callable[[int, int, int], Config] = lambda t, s, warps: Config(
         min(t, max(16, next_power_of_2(sizes.T))),
         min(s, max(16, next_power_of_2(sizes.S))),
         warps,
@@ -263,7 +266,9 @@ _TILES = {
 
 
 def _tiled(sizes: Dimensions, width: int, itemsize: int) -> Plan:
-    fit = lambda length, block: max(16, min(block, next_power_of_2(length)))
+    fit: Callable[[int, int], int] = lambda length, block: max(
+        16, min(block, next_power_of_2(length))
+    )
     configs = [
         Config(fit(sizes.T, queries), fit(sizes.S, keys), warps, stages)
         for queries, keys, warps, stages in _TILES[

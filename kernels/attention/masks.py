@@ -1,12 +1,14 @@
 """Combines all that hides keys from queries into one boolean mask."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from .problem import Dimensions, Operands, Problem
 
 
-def allowed_pairs(problem: Problem, operands: Operands) -> jax.Array | None:
+def allowed_pairs(problem: Problem, operands: Operands) -> Any:
     """The keys each query may see: boolean, four axes, broadcastable to `[B, N, T, S]`.
 
     None if nothing is hidden.
@@ -14,7 +16,7 @@ def allowed_pairs(problem: Problem, operands: Operands) -> jax.Array | None:
     sizes = Dimensions.of(operands)
     rows = jnp.arange(sizes.T)[None, None, :, None]
     columns = jnp.arange(sizes.S)[None, None, None, :]
-    parts = []
+    parts: list[jax.Array] = []
     if operands.mask is not None:
         parts.append(operands.mask)
     if problem.is_causal:

@@ -6,6 +6,7 @@ scores is on chip, so nothing is saved for the backward pass: it recomputes the 
 as rowsum(P * dP), and writes each gradient once. Runs on TPU, and in Pallas' interpreter anywhere.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,11 +16,12 @@ import jax.numpy as jnp
 from ..dispatch import Implementation, Target
 from ..fused import fused
 from ..pallas_call import call_refusal, padded, pallas_call, products, readable, wide
+from ..untyped import broadcasted_iota
 from .problem import Dimensions, Operands, Problem, hides, pack, unpack
 from .reference import attention as definition
 
 
-def _softmax(scores):
+def _softmax(scores: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Exponentials, their sum (1 for a row that sees nothing), and which rows see nothing."""
     highest = scores.max(axis=1, keepdims=True)
     highest = jnp.where(highest > -jnp.inf, highest, 0.0)
@@ -82,7 +84,9 @@ def _keys_and_values(operands: Operands, hidden: bool) -> tuple[jax.Array, jax.A
     return k, v, poison
 
 
-def _scores(problem: Problem, operands: Operands, member: int, products: jax.Array, poison: Any):
+def _scores(
+    problem: Problem, operands: Operands, member: int, products: jax.Array, poison: Any
+) -> tuple[jax.Array, Any]:
     """scale * q k^T + bias, -inf where hidden, and which pairs are allowed."""
     scores = products * problem.scale
     if operands.bias is not None:
@@ -93,10 +97,12 @@ def _scores(problem: Problem, operands: Operands, member: int, products: jax.Arr
     return jnp.where(allowed, scores + poison, -jnp.inf), allowed
 
 
-def _pairs_allowed(problem: Problem, operands: Operands, member: int, shape: tuple) -> jax.Array:
+def _pairs_allowed(
+    problem: Problem, operands: Operands, member: int, shape: tuple[int, ...]
+) -> jax.Array:
     """Boolean `[T, S]`: which keys each query may see."""
-    rows = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
-    columns = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    rows = broadcasted_iota(jnp.int32, shape, 0)
+    columns = broadcasted_iota(jnp.int32, shape, 1)
     allowed = columns <= rows if problem.is_causal else columns >= 0
     if problem.left is not None:
         allowed &= columns >= rows - problem.left
@@ -116,7 +122,7 @@ def _of_member(scores: Any, member: int) -> jax.Array:
     return scores[member if scores.shape[0] > 1 else 0]
 
 
-def _forward(problem: Problem, operands: Operands) -> tuple[jax.Array, tuple]:
+def _forward(problem: Problem, operands: Operands) -> tuple[jax.Array, tuple[()]]:
     sizes, inputs = Dimensions.of(operands), _heads_first(operands)
     kernel = partial(_forward_kernel, problem, hides(problem, operands))
     shape = (sizes.B, sizes.N, sizes.T, sizes.H)
@@ -125,19 +131,25 @@ def _forward(problem: Problem, operands: Operands) -> tuple[jax.Array, tuple]:
     return out.swapaxes(1, 2).astype(operands.query.dtype), ()
 
 
-def _backward(problem: Problem, operands: Operands, saved: tuple, d_out: jax.Array) -> Operands:
+def _backward(problem: Problem, operands: Operands, saved: tuple[()], d_out: jax.Array) -> Operands:
     """The gradient; that of the bias is not yet summed over its broadcast axes."""
     sizes, inputs = Dimensions.of(operands), _heads_first(operands)
     kernel = partial(_backward_kernel, problem, hides(problem, operands))
-    gradient_of = lambda array: jax.ShapeDtypeStruct((sizes.B, *array.shape[1:]), array.dtype)
+    gradient_of: Callable[[jax.Array], jax.ShapeDtypeStruct] = lambda array: jax.ShapeDtypeStruct(
+        (sizes.B, *array.shape[1:]), array.dtype
+    )
     d_bias = None
     if operands.bias is not None:
         d_bias = jax.ShapeDtypeStruct((sizes.B, sizes.N, sizes.T, sizes.S), jnp.float32)
-    outputs = Operands(*map(gradient_of, inputs[:3]), d_bias)
+    d_query, d_key, d_value = map(gradient_of, inputs[:3])
+    outputs = Operands(d_query, d_key, d_value, d_bias)
     inputs = inputs, readable(d_out.swapaxes(1, 2))
     [gradient] = pallas_call(kernel, (sizes.B, sizes.K), inputs, (outputs,))
-    back = (array.swapaxes(1, 2).astype(operands.query.dtype) for array in gradient[:3])
-    gradient = Operands(*back, gradient.bias)
+    back: Callable[[jax.Array], jax.Array] = lambda array: array.swapaxes(1, 2).astype(
+        operands.query.dtype
+    )
+    query, key, value = map(back, gradient[:3])
+    gradient = Operands(query, key, value, gradient.bias)
     return pack(gradient) if operands.is_packed else gradient
 
 
@@ -146,7 +158,7 @@ def _heads_first(operands: Operands) -> Operands:
     *first, bias, mask, query_lengths, key_lengths = unpack(operands)
     first = [array.swapaxes(1, 2) for array in first]
     lengths = [a if a is None else a.reshape(-1, 1, 1, 1) for a in (query_lengths, key_lengths)]
-    return jax.tree.map(readable, Operands(*first, bias, mask, *lengths))
+    return jax.tree.map(readable, Operands._make([*first, bias, mask, *lengths]))
 
 
 def _refusal(here: Target, problem: Problem, operands: Operands) -> str | None:

@@ -1,10 +1,13 @@
 """Attention as it is defined: plain jnp, any float dtype, every derivative."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from ..dispatch import Implementation
 from ..numerics import accumulation_dtype, einsum
+from ..untyped import finfo
 from .masks import allowed_pairs
 from .problem import Dimensions, Operands, Problem, unpack
 
@@ -15,7 +18,9 @@ def share_heads(operands: Operands) -> Operands:
     operands = unpack(operands)
     if sizes.K == sizes.N:
         return operands
-    repeat = lambda array: jnp.repeat(array, sizes.N // sizes.K, axis=2)
+    repeat: Callable[[jax.Array], jax.Array] = lambda array: jnp.repeat(
+        array, sizes.N // sizes.K, axis=2
+    )
     return operands._replace(key=repeat(operands.key), value=repeat(operands.value))
 
 
@@ -55,7 +60,7 @@ def _weigh(problem: Problem, operands: Operands) -> tuple[jax.Array, jax.Array, 
     query, key, value, bias = operands[:4]
     dtype = accumulation_dtype(query.dtype)
     product = einsum(problem.precision, dtype)
-    allowed, sees = allowed_pairs(problem, operands), None
+    allowed, sees, poison = allowed_pairs(problem, operands), None, None
     if allowed is not None:
         sees = allowed.any(axis=-1).swapaxes(1, 2)[..., None]
         query = jnp.where(sees, query, 0)
@@ -63,8 +68,8 @@ def _weigh(problem: Problem, operands: Operands) -> tuple[jax.Array, jax.Array, 
     scores = product("btnh,bsnh->bnts", query, key) * problem.scale
     if bias is not None:
         scores = scores + bias.astype(dtype)
-    lowest = jnp.finfo(dtype).min
-    if allowed is not None:
+    lowest = finfo(dtype).min
+    if allowed is not None and poison is not None:
         scores = jnp.where(allowed, scores + poison.astype(dtype), lowest)
     # Never -inf, so that a query whose scores are all -inf has weights of 0.
     highest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))

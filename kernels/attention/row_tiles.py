@@ -1,5 +1,6 @@
 """How the row form cuts a call into tiles, in numbers that the kernels get in `triton.Call`."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from ..numerics import next_power_of_2
@@ -54,7 +55,8 @@ def row_tiles(problem: Problem, operands: Operands, block_t: int, block_s: int) 
     given = (operands.mask, operands.query_lengths, operands.key_lengths)
     # If there are more keys than queries, rows that are no queries must be kept from some.
     is_plain = all(array is None for array in given) and sizes.S <= sizes.T
-    sight, whole = [], []
+    sight: list[tuple[int, int]] = []
+    whole: list[tuple[bool, ...]] = []
     for first, size, _, end in queries:
         last = max(end, first + size) - 1
         seen = [
@@ -73,14 +75,16 @@ def row_tiles(problem: Problem, operands: Operands, block_t: int, block_s: int) 
                 for key, width, is_exact, _ in keys
             )
         )
-    seen_by = lambda key: [i for i, (begin, end) in enumerate(sight) if begin <= key < end]
+    seen_by: Callable[[int], list[int]] = lambda key: [
+        i for i, (begin, end) in enumerate(sight) if begin <= key < end
+    ]
     first_seen = tuple(min(seen_by(key), default=0) for key in range(len(keys)))
     return RowTiles(queries, keys, tuple(sight), first_seen, tuple(whole))
 
 
 def _cut(length: int, block: int) -> Tiles:
     """Tiles of `block`, the last one as small as the rest allows."""
-    found = []
+    found: list[Tile] = []
     for first in range(0, max(length, 1), block):
         size = min(block, max(NARROWEST, next_power_of_2(length - first)))
         found.append(Tile(first, size, first + size <= length, first + size))

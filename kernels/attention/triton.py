@@ -1,6 +1,7 @@
 """The Triton form of attention: which kernel takes a call, and the arguments it gets."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -142,7 +143,9 @@ def _backward(problem: Problem, operands: Operands, saved: Any, d_out: jax.Array
     return Operands(found["d_query"], found["d_key"], found["d_value"], bias)
 
 
-def _backward_row(problem, operands, plan, saved, d_out):
+def _backward_row(
+    problem: Problem, operands: Operands, plan: launch.Plan, saved: Any, d_out: jax.Array
+) -> dict[str, jax.Array]:
     from . import triton_row
 
     sizes = Dimensions.of(operands)
@@ -178,7 +181,9 @@ def _backward_row(problem, operands, plan, saved, d_out):
     return found
 
 
-def _backward_tiled(problem, operands, plan, saved, d_out):
+def _backward_tiled(
+    problem: Problem, operands: Operands, plan: launch.Plan, saved: Any, d_out: jax.Array
+) -> dict[str, jax.Array]:
     from . import triton_tiled
 
     sizes = Dimensions.of(operands)
@@ -191,6 +196,7 @@ def _backward_tiled(problem, operands, plan, saved, d_out):
     d_bias = _bias_gradient(sizes, operands, sizes.B)
     delta = jax.ShapeDtypeStruct(saved["highest_scores"].shape, jnp.float32)
     config = plan.backward_queries
+    assert config is not None
     of_queries = triton_call(
         triton_tiled.backward_queries_kernel,
         sizes.B * sizes.N * -(-sizes.T // config.block_t),
@@ -243,7 +249,9 @@ def _constants(
         tiles = row_tiles(problem, operands, config.block_t, config.block_s)
     sizes = Dimensions.of(operands)
     bias, mask = operands.bias, operands.mask
-    step = lambda lengths: 0 if lengths is None or lengths.shape[0] == 1 else 1
+    step: Callable[[Any], int] = lambda lengths: (
+        0 if lengths is None or lengths.shape[0] == 1 else 1
+    )
     # In half precision small gradients must be scaled before the cast; exact products may wait.
     is_exact = operands.query.dtype == jnp.float32
     return dict(
@@ -312,7 +320,8 @@ def _gradient_strides(operands: Operands, sizes: Dimensions) -> dict[str, tuple[
 
 def _score_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Strides of a bias, a mask or the gradient of a bias, 0 along axes of size 1."""
-    found, step = [], 1
+    found: list[int] = []
+    step = 1
     for size in reversed(shape):
         found.append(0 if size == 1 else step)
         step *= size

@@ -13,6 +13,9 @@ product of two such tiles adds up the features of one head, since those of the o
 of them.
 """
 
+# pyright: basic
+# A kernel is in Triton's language, whose parameters have no types.
+
 import triton
 import triton.language as tl
 

@@ -13,6 +13,9 @@ and a common part of the values leaves no error in dP - delta. With a bias, whos
 float32, delta is rowsum(P * dP), and the keys pass by once more.
 """
 
+# pyright: basic, reportAssignmentType=false
+# A kernel is in Triton's language, whose parameters have no types.
+
 import triton
 import triton.language as tl
 

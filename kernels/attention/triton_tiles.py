@@ -10,6 +10,9 @@ hidden key to every query. So kernels ask of each tile whether anything in it is
 of their key become NaN (`_poison`), which reaches only the queries that see the key.
 """
 
+# pyright: basic
+# A kernel is in Triton's language, whose parameters have no types.
+
 from typing import Any, NamedTuple
 
 import triton

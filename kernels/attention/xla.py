@@ -5,13 +5,16 @@ layer. This backward pass needs the probabilities P alone (FlashAttention,
 Dao et al. 2022, appendix B.2): dV = P^T dO, dP = dO V^T, dS = P * (dP - rowsum(dP * P)).
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ..dispatch import Implementation
 from ..numerics import accumulation_dtype, sum_to
+from ..untyped import dot_general, finfo, optimization_barrier
 from ..wiring import differentiable
 from .masks import allowed_pairs
 from .problem import Dimensions, Operands, Problem, hides, may_blind, pack
@@ -19,9 +22,11 @@ from .reference import attention as definition
 from .reference import share_heads
 
 
-def _product(problem: Problem, dtype: jnp.dtype, a: jax.Array, b: jax.Array, axes: tuple[int, int]):
+def _product(
+    problem: Problem, dtype: jnp.dtype, a: jax.Array, b: jax.Array, axes: tuple[int, int]
+) -> jax.Array:
     """A product for each batch row and head of `[B, N, ., .]`, contracting one axis of each."""
-    return jax.lax.dot_general(
+    return dot_general(
         a,
         b,
         ((axes[:1], axes[1:]), ((0, 1), (0, 1))),
@@ -45,7 +50,7 @@ def _heads_first(array: jax.Array) -> jax.Array:
     return array.swapaxes(1, 2)
 
 
-def _forward(problem: Problem, operands: Operands):
+def _forward(problem: Problem, operands: Operands) -> tuple[jax.Array, jax.Array]:
     apart = share_heads(operands)
     query, key, value, bias = apart[:4]
     dtype = accumulation_dtype(query.dtype)
@@ -60,16 +65,18 @@ def _forward(problem: Problem, operands: Operands):
         scores = jnp.where(allowed_pairs(problem, operands), scores, -jnp.inf)
     # Two maxima make a row of -inf alone 0; in other rows the largest weight is 1. XLA's CPU
     # backend would not fuse selects with the softmax.
-    highest = jnp.maximum(scores.max(axis=-1, keepdims=True), jnp.finfo(dtype).min)
+    highest = jnp.maximum(scores.max(axis=-1, keepdims=True), finfo(dtype).min)
     weights = jnp.exp(scores - highest)
     weights = weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1)
     # Without the barrier XLA computes the softmax again inside each of its users.
-    weights = jax.lax.optimization_barrier(weights)
+    weights = optimization_barrier(weights)
     result = product(weights.astype(value.dtype), _heads_first(value), (3, 2))
     return _heads_first(result).astype(query.dtype), weights
 
 
-def _backward(problem: Problem, operands: Operands, weights: jax.Array, cotangent: jax.Array):
+def _backward(
+    problem: Problem, operands: Operands, weights: jax.Array, cotangent: jax.Array
+) -> Operands:
     sizes = Dimensions.of(operands)
     query, key, value, bias = share_heads(operands)[:4]
     dtype = accumulation_dtype(query.dtype)
@@ -106,9 +113,9 @@ def _backward(problem: Problem, operands: Operands, weights: jax.Array, cotangen
     if not operands.is_packed:
         return gradient
     # Without the barrier XLA packs the gradient again inside each of its users.
-    return jax.lax.optimization_barrier(pack(gradient))
+    return optimization_barrier(pack(gradient))
 
 
-attention = differentiable(_forward, _backward, definition)
+attention: Callable[[Any, Any], jax.Array] = differentiable(_forward, _backward, definition)
 
 IMPLEMENTATION = Implementation(attention)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, cast, overload
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,30 @@ IMPLEMENTATIONS = {
 }
 
 
+@overload
+def linear_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, is_causal: bool,
+    log_decay: jax.Array | None = None, normalize: bool = False, scale: float | None = None,
+    key_value_seq_lengths: jax.Array | None = None,
+    initial_state: jax.Array | None = None, return_state: Literal[False] = False,
+    implementation: str | Sequence[str] | None = None,
+) -> jax.Array: ...  # fmt: skip
+@overload
+def linear_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, is_causal: bool,
+    log_decay: jax.Array | None = None, normalize: bool = False, scale: float | None = None,
+    key_value_seq_lengths: jax.Array | None = None,
+    initial_state: jax.Array | None = None, return_state: Literal[True],
+    implementation: str | Sequence[str] | None = None,
+) -> tuple[jax.Array, jax.Array]: ...  # fmt: skip
+@overload
+def linear_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, is_causal: bool,
+    log_decay: jax.Array | None = None, normalize: bool = False, scale: float | None = None,
+    key_value_seq_lengths: jax.Array | None = None,
+    initial_state: jax.Array | None = None, return_state: bool,
+    implementation: str | Sequence[str] | None = None,
+) -> Any: ...  # fmt: skip
 def linear_attention(
     query: jax.Array,
     key: jax.Array,
@@ -100,6 +124,27 @@ def linear_attention(
     )  # fmt: skip
 
 
+@overload
+def delta_rule(
+    query: jax.Array, key: jax.Array, value: jax.Array, beta: jax.Array, *,
+    log_decay: jax.Array | None = None, scale: float | None = None,
+    initial_state: jax.Array | None = None, return_state: Literal[False] = False,
+    implementation: str | Sequence[str] | None = None,
+) -> jax.Array: ...  # fmt: skip
+@overload
+def delta_rule(
+    query: jax.Array, key: jax.Array, value: jax.Array, beta: jax.Array, *,
+    log_decay: jax.Array | None = None, scale: float | None = None,
+    initial_state: jax.Array | None = None, return_state: Literal[True],
+    implementation: str | Sequence[str] | None = None,
+) -> tuple[jax.Array, jax.Array]: ...  # fmt: skip
+@overload
+def delta_rule(
+    query: jax.Array, key: jax.Array, value: jax.Array, beta: jax.Array, *,
+    log_decay: jax.Array | None = None, scale: float | None = None,
+    initial_state: jax.Array | None = None, return_state: bool,
+    implementation: str | Sequence[str] | None = None,
+) -> Any: ...  # fmt: skip
 def delta_rule(
     query: jax.Array,
     key: jax.Array,
@@ -139,7 +184,7 @@ def delta_rule(
     Raises:
       ValueError, TypeError, NotImplementedError: as `linear_attention`; TypeError without beta too.
     """
-    if beta is None:
+    if cast(Any, beta) is None:
         raise TypeError("beta must be given: without it this is linear_attention")
     return _attend(
         "delta_rule", query, key, value, beta, log_decay, None,
@@ -181,7 +226,7 @@ def _attend(
         is_causal=is_causal,
         normalize=normalize,
         returns_state=as_flag("return_state", return_state),
-        precision=jax.config.jax_default_matmul_precision,
+        precision=dispatch.setting("jax_default_matmul_precision"),
     )
     if 0 in query.shape or 0 in key.shape or 0 in value.shape:
         dispatch.names_of(op, IMPLEMENTATIONS, implementation)
@@ -218,7 +263,7 @@ def _flat_steps(
         return None
     array = jnp.asarray(array)
     check_floating(name, array)
-    rows = flat_rows(name, array, batch, steps, "S, N")
+    rows: Any = flat_rows(name, array, batch, steps, "S, N")
     return jnp.broadcast_to(rows, (rows.shape[0], *steps))
 
 

@@ -103,7 +103,7 @@ def heuristic(problem: Problem, operands: Operands) -> Plan:
     elif kind == "linear" and problem.is_causal and length > 64 and warps_hold_operands():
         kind = "linear, old"
     rows = rows_of_program(sizes.B, sizes.N, length)
-    configs = []
+    configs: list[Config] = []
     for block, warps in _CHUNKS[kind][width]:
         taken = min(block, length)
         warps = max(1, warps * taken // block)

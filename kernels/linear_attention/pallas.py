@@ -8,7 +8,7 @@ on TPU, and in Pallas' interpreter anywhere.
 
 from collections.abc import Callable
 from functools import partial, reduce
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from ..dispatch import Implementation, Target
 from ..fused import fused
 from ..pallas_call import call_refusal, padded, pallas_call, products, readable, wide
+from ..untyped import broadcasted_iota
 from ..wiring import batch_rows
 from .problem import Dimensions, Operands, Problem, Result
 from .xla import chunked
@@ -23,6 +24,7 @@ from .xla import chunked
 # A decay to 0 in float32; a thousand of them add up without error.
 LOWEST = -128.0
 
+_Product: TypeAlias = Callable[[Any, Any, tuple[int, int]], jax.Array]
 _exact = products(None, jnp.float32)
 
 
@@ -111,7 +113,9 @@ def _backward_kernel(
     d = pull_back(problem, product, given, found, d_sums, d_state)
     d = d._replace(value=d.value[:, : gradient.value.shape[2]])
     # NaN in queries and cotangents breaks the gradients of all steps that they saw.
-    nan_in = lambda clean: jnp.where(clean.kept, 0.0, jnp.nan).sum(axis=1, keepdims=True)
+    nan_in: Callable[[_Clean], jax.Array] = lambda clean: jnp.where(clean.kept, 0.0, jnp.nan).sum(
+        axis=1, keepdims=True
+    )
     gradient.query[0] = (d.query + nan_in(query) + nan_in(d_out)).astype(gradient.query.dtype)
     for name, axis in dict(key=0, value=0, beta=1, log_decay=1).items():
         ref, mine, tile = (getattr(each, name) for each in (gradient, kept, d))
@@ -125,14 +129,17 @@ def _backward_kernel(
 def _read(problem: Problem, operands: Operands) -> tuple[Operands, Operands, jax.Array]:
     """A program's inputs except the query, the masks of kept entries, and the first broken step."""
     length = None if operands.key_lengths is None else operands.key_lengths[0, 0, 0]
-    *steps, log_decay = jax.tree.map(lambda ref: ref[0], operands[1:5])
+    own: Callable[[Any], jax.Array] = lambda ref: ref[0]
+    *steps, log_decay = jax.tree.map(own, operands[1:5])
     if log_decay is not None:
         log_decay = jnp.where(log_decay < LOWEST, LOWEST, log_decay)
     cleaned = [
         None if tile is None else _clean(tile, axis, length)
         for tile, axis in zip((*steps, log_decay), (0, 0, 1, 1))
     ]
-    of = lambda field: Operands(None, *(getattr(clean, field, None) for clean in cleaned))
+    of: Callable[[str], Operands] = lambda field: Operands(
+        None, *(getattr(clean, field, None) for clean in cleaned)
+    )
     given, first = of("tile"), reduce(jnp.minimum, jax.tree.leaves(of("first")))
     if problem.normalize:
         ones = jnp.ones((given.value.shape[0], 1), jnp.float32)
@@ -142,7 +149,7 @@ def _read(problem: Problem, operands: Operands) -> tuple[Operands, Operands, jax
     return given, of("kept"), first
 
 
-def _run(problem: Problem, product: Callable, given: Operands) -> _Forward:
+def _run(problem: Problem, product: _Product, given: Operands) -> _Forward:
     query, key, value, beta, log_decay, _, start = given
     if not problem.is_causal:
         state = product(key, value, (0, 0))
@@ -171,7 +178,7 @@ def _run(problem: Problem, product: Callable, given: Operands) -> _Forward:
 
 
 def _pull_back_all(
-    problem: Problem, product: Callable, given: Operands, found: _Forward, d_out: Any, d_state: Any
+    problem: Problem, product: _Product, given: Operands, found: _Forward, d_out: Any, d_state: Any
 ) -> Operands:
     """The gradient of a run that is not causal."""
     d_query = product(d_out, found.state, (1, 1)) * problem.scale
@@ -182,7 +189,7 @@ def _pull_back_all(
 
 
 def _pull_back(
-    problem: Problem, product: Callable, given: Operands, found: _Forward, d_out: Any, d_state: Any
+    problem: Problem, product: _Product, given: Operands, found: _Forward, d_out: Any, d_state: Any
 ) -> Operands:
     """The gradient of a causal run, float32 `[T, ...]`; `[1, T]` for beta and log_decay."""
     query, key, _, beta, _, _, start = given
@@ -238,7 +245,9 @@ def _clean(tile: jax.Array, axis: int = 0, length: Any = None) -> _Clean:
     finite = jnp.abs(wide(tile)) < jnp.inf
     counts = steps >= 0 if length is None else steps < length
     broken = counts & jnp.logical_not(finite)
-    where = lambda otherwise: jnp.where(broken, steps.astype(jnp.float32), otherwise)
+    where: Callable[[float], jax.Array] = lambda otherwise: jnp.where(
+        broken, steps.astype(jnp.float32), otherwise
+    )
     first = where(jnp.inf).min(axis=1, keepdims=True).min(axis=0, keepdims=True)
     last = where(-1.0).max(axis=1, keepdims=True).max(axis=0, keepdims=True)
     kept = counts & finite
@@ -295,9 +304,9 @@ def _with_column(tile: jax.Array, column: jax.Array) -> jax.Array:
     return jnp.where(_indices(wider.shape)[1] == tile.shape[1], column, wider)
 
 
-def _indices(shape: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+def _indices(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """Each element's row and column."""
-    return tuple(jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
+    return broadcasted_iota(jnp.int32, shape, 0), broadcasted_iota(jnp.int32, shape, 1)
 
 
 def _turned(vector: jax.Array) -> jax.Array:
@@ -307,7 +316,7 @@ def _turned(vector: jax.Array) -> jax.Array:
     return jnp.where(rows == columns, vector, 0.0).sum(axis=axis, keepdims=True)
 
 
-def _forward(problem: Problem, operands: Operands) -> tuple[Result, tuple]:
+def _forward(problem: Problem, operands: Operands) -> tuple[Result, tuple[()]]:
     sizes, inputs = Dimensions.of(operands), _heads_first(operands)
     value = inputs.value
     out = jax.ShapeDtypeStruct((sizes.B, sizes.N, sizes.T, sizes.V), value.dtype)
@@ -320,28 +329,32 @@ def _forward(problem: Problem, operands: Operands) -> tuple[Result, tuple]:
     return Result(out.swapaxes(1, 2).astype(operands.query.dtype), state), ()
 
 
-def _backward(problem: Problem, operands: Operands, saved: tuple, d_result: Result) -> Operands:
+def _backward(problem: Problem, operands: Operands, saved: tuple[()], d_result: Result) -> Operands:
     inputs = _heads_first(operands)
     d_inputs = Result(readable(d_result.out.swapaxes(1, 2)), d_result.state)
     rows = batch_rows((inputs, d_inputs))
-    gradient_of = lambda array: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype)
+    gradient_of: Callable[[jax.Array], jax.ShapeDtypeStruct] = lambda array: jax.ShapeDtypeStruct(
+        (rows, *array.shape[1:]), array.dtype
+    )
     outputs = jax.tree.map(gradient_of, inputs._replace(key_lengths=None))
     kernel = partial(_backward_kernel, problem)
     grid = rows, inputs.query.shape[1]
     [gradient] = pallas_call(kernel, grid, (inputs, d_inputs), (outputs,))
     first = (array.swapaxes(1, 2).astype(operands.query.dtype) for array in gradient[:3])
     steps = (a if a is None else a[:, :, 0].swapaxes(1, 2) for a in gradient[3:5])
-    return Operands(*first, *steps, None, gradient.initial_state)
+    return Operands._make([*first, *steps, None, gradient.initial_state])
 
 
 def _heads_first(operands: Operands) -> Operands:
     """`[B or 1, N, length, features]`; beta and log_decay rows, lengths `[B or 1, 1, 1, 1]`."""
     *first, beta, log_decay, lengths, state = operands
     first = [readable(array.swapaxes(1, 2)) for array in first]
-    row = lambda array: array.swapaxes(1, 2)[:, :, None].astype(jnp.float32)
+    row: Callable[[jax.Array], jax.Array] = lambda array: array.swapaxes(1, 2)[:, :, None].astype(
+        jnp.float32
+    )
     steps = [None if array is None else row(array) for array in (beta, log_decay)]
     lengths = None if lengths is None else lengths.reshape(-1, 1, 1, 1)
-    return Operands(*first, *steps, lengths, None if state is None else wide(state))
+    return Operands._make([*first, *steps, lengths, None if state is None else wide(state)])
 
 
 def _refusal(here: Target, problem: Problem, operands: Operands) -> str | None:

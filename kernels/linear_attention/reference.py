@@ -1,5 +1,8 @@
 """The definition of linear attention and the delta rule: the recurrence, step by step."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -21,14 +24,16 @@ def prepare(problem: Problem, operands: Operands) -> tuple[Operands, jax.Array]:
     """
     sizes = Dimensions.of(operands)
     dtype = accumulation_dtype(operands.query.dtype)
-    step_arrays = {"key": operands.key, "value": operands.value}
+    step_arrays: dict[str, jax.Array] = {"key": operands.key, "value": operands.value}
     for name in ("beta", "log_decay"):
         array = getattr(operands, name)
         if array is not None:
             step_arrays[name] = array
     if operands.key_lengths is not None:
         counts = jnp.arange(sizes.S)[None] < operands.key_lengths[:, None]
-        axes = lambda array: counts.reshape(*counts.shape, *(1,) * (array.ndim - 2))
+        axes: Callable[[jax.Array], jax.Array] = lambda array: counts.reshape(
+            *counts.shape, *(1,) * (array.ndim - 2)
+        )
         step_arrays = {n: jnp.where(axes(a), a, 0) for n, a in step_arrays.items()}
     broken = jnp.zeros((sizes.B, sizes.S, sizes.N), bool)
     for name, array in step_arrays.items():
@@ -39,10 +44,8 @@ def prepare(problem: Problem, operands: Operands) -> tuple[Operands, jax.Array]:
         broken |= ~(fine.all(axis=-1) if fine.ndim == 4 else fine)
     steps = jnp.arange(sizes.S)[None, :, None]
     first = jnp.where(broken, steps, sizes.S).min(axis=1, keepdims=True, initial=sizes.S)
-    key, value, beta, log_decay = (
-        None if array is None else array.astype(dtype)
-        for array in map(step_arrays.get, ("key", "value", "beta", "log_decay"))
-    )
+    step_arrays = {name: array.astype(dtype) for name, array in step_arrays.items()}
+    value = step_arrays["value"]
     if problem.normalize:
         value = jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1)
     shape = (sizes.B, sizes.N, sizes.H, value.shape[-1])
@@ -50,7 +53,7 @@ def prepare(problem: Problem, operands: Operands) -> tuple[Operands, jax.Array]:
     if operands.initial_state is not None:
         state = jnp.broadcast_to(operands.initial_state.astype(dtype), shape)
     query = operands.query.astype(dtype)
-    clean = Operands(query, key, value, beta, log_decay, initial_state=state)
+    clean = Operands(query, **step_arrays | {"value": value}, initial_state=state)
     return clean, jnp.where(steps >= first, jnp.nan, 0).astype(dtype)
 
 
@@ -75,7 +78,7 @@ def recurrence(problem: Problem, operands: Operands) -> Result:
     query, key, value, beta, log_decay, _, state = clean
     product = einsum(problem.precision, state.dtype)
 
-    def step(state, now):
+    def step(state: jax.Array, now: Any) -> tuple[jax.Array, Any]:
         q, k, v, b, g = now
         if g is not None:
             state = _decay(state, g[..., None, None])
@@ -86,13 +89,18 @@ def recurrence(problem: Problem, operands: Operands) -> Result:
 
     query = query * problem.scale
     now = (query if problem.is_causal else None, key, value, beta, log_decay)
-    steps_first = jax.tree.map(lambda array: array.swapaxes(0, 1), now)
-    state, out = jax.lax.scan(step, state, steps_first)
+    steps_first = jax.tree.map(_steps_first, now)
+    scanned: tuple[jax.Array, Any] = jax.lax.scan(step, state, steps_first)
+    state, out = scanned
     if problem.is_causal:
         out = out.swapaxes(0, 1)
     else:
         out = product("btnh,bnhv->btnv", query, state)
     return finish(problem, operands, out, state, poison)
+
+
+def _steps_first(array: jax.Array) -> jax.Array:
+    return array.swapaxes(0, 1)
 
 
 def _decay(state: jax.Array, log_decay: jax.Array) -> jax.Array:

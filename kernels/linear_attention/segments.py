@@ -22,7 +22,7 @@ def fold(operands: Operands, segments: int) -> Operands:
     The initial state is left out.
     """
     batch = batch_rows(operands)
-    found = {}
+    found: dict[str, jax.Array] = {}
     for name in ("query", "key", "value", "log_decay"):
         array = getattr(operands, name)
         if array is not None:

@@ -89,7 +89,9 @@ def _forward(problem: Problem, operands: Operands) -> tuple[Result, Any]:
         state = found.get("state")
         return Result(found["out"], state), {n: found[n] for n in _SAVED if n in found}
     folded = segments.fold(operands, plan.segments)
-    in_segments = lambda array: array.reshape(-1, plan.segments, *array.shape[1:])
+    in_segments: Callable[[jax.Array], jax.Array] = lambda array: array.reshape(
+        -1, plan.segments, *array.shape[1:]
+    )
     states_only = replace(problem, returns_state=True)
     added = _call_forward(states_only, folded, plan, only_states=True)
     broken = in_segments(added["broken"])
@@ -165,14 +167,16 @@ def _call_forward(
     return {name: found[name] for name in wanted}
 
 
-def _backward(problem: Problem, operands: Operands, saved: dict, d_result: Result) -> Operands:
+def _backward(
+    problem: Problem, operands: Operands, saved: dict[str, jax.Array], d_result: Result
+) -> Operands:
     """The gradient, with every batch row also for an operand that has one row for all."""
     plan = launch.plan(problem, operands)
     if "starts" not in saved:
         return _call_backward(problem, operands, saved, d_result, plan)
     # vmap may have added rows since the forward pass chose the number of segments.
     count = saved["starts"].shape[1]
-    rows = lambda array: array.reshape(-1, *array.shape[2:])
+    rows: Callable[[jax.Array], jax.Array] = lambda array: array.reshape(-1, *array.shape[2:])
     folded = segments.fold(operands, count)._replace(initial_state=rows(saved["starts"]))
     d_out = segments.fold_steps(d_result.out, count)
     added = _call_backward(
@@ -222,7 +226,7 @@ def _call_backward(
     present = [name for name in names if getattr(operands, name) is not None]
     if only_states:
         present = ["initial_state"]
-    outputs = {}
+    outputs: dict[str, jax.ShapeDtypeStruct] = {}
     for name in names:
         shape = (sizes.B, *getattr(operands, name).shape[1:]) if name in present else (sizes.B,)
         dtype = query.dtype if name in names[:3] else jnp.float32
@@ -275,7 +279,11 @@ def _constants(
 ) -> dict[str, Any]:
     """STRIDES and CALL of a kernel; `others` are the strides of its other tensors."""
     sizes = Dimensions.of(operands)
-    of_step = lambda array: (_rows_apart(array, sizes), sizes.N, 1)
+    of_step: Callable[[jax.Array | None], Any] = lambda array: (
+        _rows_apart(array, sizes),
+        sizes.N,
+        1,
+    )
     states = _saved_shapes(problem, operands, plan).get("states", (sizes.B,))
     return dict(
         STRIDES=Strides(
@@ -341,7 +349,7 @@ def _saved_shapes(
     """
     sizes = Dimensions.of(operands)
     batch, heads, *state = _state_shape(problem, sizes)
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     if sizes.S > plan.save_every:
         saved = [-(-sizes.T // plan.save_every)] if problem.is_causal else []
         shapes["states"] = (batch, heads, *saved, *state)
@@ -357,7 +365,11 @@ def _plain_saved(problem: Problem, operands: Operands, result: Result) -> Any:
         return {name: jnp.zeros(shape, operands.query.dtype) for name, shape in shapes.items()}
     folded = segments.fold(operands, plan.segments)
     shapes = _saved_shapes(problem, folded, plan)
-    of = lambda shape: (sizes.B, plan.segments, *shape[1:])
+    of: Callable[[tuple[int, ...]], tuple[int, ...]] = lambda shape: (
+        sizes.B,
+        plan.segments,
+        *shape[1:],
+    )
     saved = {name: jnp.zeros(of(s), operands.query.dtype) for name, s in shapes.items()}
     return saved | {"starts": jnp.zeros(of(_state_shape(problem, sizes)), jnp.float32)}
 
@@ -372,10 +384,12 @@ def _refusal(target: Target, problem: Problem, operands: Operands) -> str | None
     return None
 
 
-def _with_segments(call: Callable[[Problem, Operands], Result]) -> Callable:
+def _with_segments(
+    call: Callable[[Problem, Operands], Result],
+) -> Callable[[Problem, Operands], Result]:
     """Chooses the number of segments before vmap adds rows to the batch."""
 
-    def run(problem, operands):
+    def run(problem: Problem, operands: Operands) -> Result:
         count = launch.plan(problem, operands).segments
         return call(replace(problem, segments=count), operands)
 

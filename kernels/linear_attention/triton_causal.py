@@ -14,6 +14,9 @@ else.
 `xla.py` has the same computation in plain JAX.
 """
 
+# pyright: basic
+# A kernel is in Triton's language, whose parameters have no types.
+
 import triton
 import triton.language as tl
 

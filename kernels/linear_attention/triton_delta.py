@@ -12,6 +12,9 @@ prediction for its key, which times beta is `u`. The backward pass reads them in
 values. It starts from saved states, one for every SAVE_EVERY steps, and computes those in between.
 """
 
+# pyright: basic
+# A kernel is in Triton's language, whose parameters have no types.
+
 import triton
 import triton.language as tl
 

@@ -7,6 +7,9 @@ keys and values that stay on chip, else the forward pass saves it. Each tensor i
 once, unless a key or value is NaN or infinite: see `triton_tiles.py`.
 """
 
+# pyright: basic
+# A kernel is in Triton's language, whose parameters have no types.
+
 import triton
 import triton.language as tl
 

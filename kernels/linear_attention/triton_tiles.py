@@ -9,6 +9,9 @@ matters: times 0 it is 0, or NaN if anything was broken. If so, the kernel takes
 with guards: what is broken becomes 0, and the results that see it become NaN.
 """
 
+# pyright: basic
+# A kernel is in Triton's language, whose parameters have no types.
+
 import triton
 import triton.language as tl
 

@@ -14,8 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .. import untyped
 from ..dispatch import Implementation
 from ..numerics import einsum
+from ..untyped import checkpoint, custom_linear_solve, finfo, matmul, pad, platform_dependent
 from .problem import Operands, Problem, Result
 from .reference import finish, prepare
 
@@ -37,11 +39,13 @@ def chunked(problem: Problem, operands: Operands, chunk: int = CHUNK) -> Result:
     chunks = jax.tree.map(functools.partial(_cut, chunk=max(1, min(chunk, length))), clean[:5])
     if length <= chunk:
         # Without a state before, its products are left out.
+        first: Callable[[jax.Array], jax.Array] = lambda array: array[0]
         before = None if operands.initial_state is None else state
-        state, out = step(before, jax.tree.map(lambda array: array[0], chunks))
+        state, out = step(before, jax.tree.map(first, chunks))
         out = out[None]
     else:
-        state, out = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), state, chunks)
+        scanned: Any = jax.lax.scan(checkpoint(step, prevent_cse=False), state, chunks)
+        state, out = scanned
     out = out.transpose(1, 0, 3, 2, 4)
     out = out.reshape(out.shape[0], -1, *out.shape[3:])[:, :length] * problem.scale
     return finish(problem, operands, out, state, poison)
@@ -56,14 +60,16 @@ def _narrow_product(
     if dtype == wide:
         return product(*arrays)
     narrow = [array.astype(dtype) for array in arrays]
+
+    def widened(*narrow: jax.Array) -> jax.Array:
+        return product(*(array.astype(wide) for array in narrow))
+
     # XLA's CPU backend cannot multiply some layouts of bfloat16; the numbers are the same.
-    return jax.lax.platform_dependent(
-        *narrow, cpu=lambda *n: product(*(array.astype(wide) for array in n)), default=product
-    )
+    return platform_dependent(*narrow, cpu=widened, default=product)
 
 
 def _step(
-    product: Callable, state: jax.Array | None, chunk: Sequence[Any]
+    product: Callable[..., jax.Array], state: jax.Array | None, chunk: Sequence[Any]
 ) -> tuple[jax.Array, jax.Array]:
     """A chunk of C steps.
 
@@ -80,10 +86,12 @@ def _step(
     between, from_start, to_end, whole = None, None, None, None
     if log_decay is not None:
         between, from_start, to_end, whole = decays(log_decay)
-    scaled = lambda array, factor: array if factor is None else array * factor[..., None]
+    scaled: Callable[[Any, Any], Any] = lambda array, factor: (
+        array if factor is None else array * factor[..., None]
+    )
     earlier = jnp.tri(key.shape[2], dtype=bool)
 
-    def pairs(rows):
+    def pairs(rows: jax.Array) -> jax.Array:
         # Masked before the decay: 0 times an overflow would be NaN.
         found = jnp.where(earlier, product("bnth,bnsh->bnts", rows, key), 0)
         return found if between is None else found * between
@@ -105,7 +113,7 @@ def _step(
 def _cut(array: jax.Array, chunk: int) -> jax.Array:
     """`[B, T, N, ...]` as `[chunks, B, N, chunk, ...]`, 0 past T."""
     batch, length, *rest = array.shape
-    array = jnp.pad(array, [(0, 0), (0, -length % chunk), *[(0, 0)] * len(rest)])
+    array = pad(array, [(0, 0), (0, -length % chunk), *[(0, 0)] * len(rest)])
     array = array.reshape(batch, -1, chunk, *rest)
     return array.transpose(1, 0, 3, 2, *range(4, array.ndim))
 
@@ -126,12 +134,12 @@ def decays(log_decay: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.A
       whole: `[..., 1]`.
     """
     # Lower values decay to 0 in this dtype too, and infinities have no differences.
-    lowest = 1.5 * jnp.log(jnp.finfo(log_decay.dtype).tiny)
+    lowest = 1.5 * jnp.log(finfo(log_decay.dtype).tiny)
     log_decay = jnp.maximum(log_decay, lowest)
     coarse = jax.lax.stop_gradient(jnp.round(log_decay * 512) / 512)
     earlier = jnp.tri(log_decay.shape[-1], dtype=bool)
     # A cumulative sum as a product, which is faster.
-    add = functools.partial(jnp.einsum, "...s,ts->...t", precision=jax.lax.Precision.HIGHEST)
+    add = functools.partial(untyped.einsum, "...s,ts->...t", precision=jax.lax.Precision.HIGHEST)
     sums = [add(part, earlier.astype(part.dtype)) for part in (coarse, log_decay - coarse)]
     passed = sum(s[..., :, None] - s[..., None, :] for s in sums)
     between = jnp.exp(jnp.where(earlier, passed, -jnp.inf))
@@ -152,12 +160,10 @@ def _solve(system: jax.Array, side: jax.Array) -> jax.Array:
     """
     inverse = _inverse(jax.lax.stop_gradient(system))
     # Derivatives of the solution are solutions too.
-    return jax.lax.custom_linear_solve(
-        lambda u: u + _product(system, u),
-        side,
-        lambda _, side: _product(inverse, side),
-        lambda _, side: _product(inverse.mT, side),
-    )
+    apply: Callable[[jax.Array], jax.Array] = lambda u: u + _product(system, u)
+    solve: Callable[[Any, jax.Array], jax.Array] = lambda _, side: _product(inverse, side)
+    transposed: Callable[[Any, jax.Array], jax.Array] = lambda _, side: _product(inverse.mT, side)
+    return custom_linear_solve(apply, side, solve, transposed)
 
 
 def _inverse(system: jax.Array) -> jax.Array:
@@ -172,13 +178,14 @@ def _inverse(system: jax.Array) -> jax.Array:
         below = -_product(last, _product(system[..., bottom, top], first))
         return jnp.block([[first, jnp.zeros_like(below.mT)], [below, last]])
     # The batch comes last, for wide vectors.
-    system, rows = jnp.moveaxis(system, (-2, -1), (0, 1)), []
+    system = jnp.moveaxis(system, (-2, -1), (0, 1))
+    rows: list[jax.Array] = []
     for t in range(size):
         row = jnp.zeros_like(system[t]).at[t].set(1)
         rows.append(row - sum(system[t, s][None] * earlier for s, earlier in enumerate(rows)))
     return jnp.moveaxis(jnp.stack(rows), (0, 1), (-2, -1))
 
 
-_product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+_product = functools.partial(matmul, precision=jax.lax.Precision.HIGHEST)
 
 IMPLEMENTATION = Implementation(chunked)

@@ -1,0 +1,5 @@
+from typing import Any, TypeAlias
+
+Device: TypeAlias = Any
+
+def __getattr__(name: str) -> Any: ...
