@@ -94,13 +94,14 @@ class Alignment(Result):
         result.add_column("")
         for column in ("error", "|Δ|", "cosine", "|Δ gradient|"):
             result.add_column(column, justify="right", no_wrap=True)
-        named = lambda name: name + (f" ({self._rates(name)})" if name in self.rates else "")
-        result.add_row(named("learner"), f"{self.loss[-1]:.4f}", "", "", "", style="bold")
+        for name in self.rates:
+            result.caption = f"{result.caption}\n{name} ({self._rates(name)})"
+        result.add_row("learner", f"{self.loss[-1]:.4f}", "", "", "", style="bold")
         if np.isfinite(self.interpolated[-1]):
             result.add_row("half trained, half constructed", f"{self.interpolated[-1]:.4f}")
         for name, loss in self.losses.items():
             found = [show_number(self.measures[name][m][-1]) for m in MEASURES if name != "zero"]
-            result.add_row(named(name), f"{loss:.4f}", *found)
+            result.add_row(name, f"{loss:.4f}", *found)
         return result
 
     def figure(self, plt: Any) -> Any:

@@ -76,11 +76,12 @@ class Circuits(Result):
             ),
         )
         layers = next(iter(self.metrics.values())).shape[1]
-        for name in ("step", "accuracy", "shuffled labels"):
-            result.add_column(name, justify="right")
+        for name in ("step", "accuracy", "shuffled\nlabels"):
+            result.add_column(name, justify="right", no_wrap=True)
         for layer in range(layers):
             for name in METRICS:
-                result.add_column(f"layer {layer + 1}: {name}", justify="right")
+                title = "\n".join([f"layer {layer + 1}", *name.split()])
+                result.add_column(title, justify="right", no_wrap=True)
         for row in spread(len(self.steps), ROWS):
             numbers = [self.accuracy[row], self.shuffled[row]]
             for layer in range(layers):

@@ -73,20 +73,20 @@ class Comparison(Result):
     again = "icl compare RUN ... --folder {path}"
 
     def table(self) -> Table:
-        """A row for each run."""
+        """A row for each run, and one for the name of its model."""
         shown = spread(len(self.examples), MAX_COLUMNS)
         result = Table(
             title="runs of one task",
             caption=f"{self.error_name} after k examples, mean over {self.prompts} fresh prompts",
         )
-        for name in ("run", "model"):
-            result.add_column(name)
+        result.add_column("run, model")
         for name in ("parameters", "state", *(f"k = {k}" for k in self.examples[shown])):
             result.add_column(name, justify="right")
         for run in self.runs:
             state = "–" if run.state is None else f"{run.state:,}"
             errors = map(show_number, run.error[shown])
-            result.add_row(run.name, run.model, f"{run.parameters:,}", state, *errors)
+            result.add_row(run.name, f"{run.parameters:,}", state, *errors)
+            result.add_row(f"  {run.model}", style="dim")
         return result
 
     def figure(self, plt: Any) -> Any:

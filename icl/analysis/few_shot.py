@@ -45,6 +45,7 @@ QUERIES = 4  # of a prompt
 TUNED_PROMPTS = 64  # for which weights are tuned
 FITTED = 3  # numbers of examples to which a model is fitted by thousands of steps
 RESAMPLES = 500
+MAX_COLUMNS = 6  # of the table
 LEAST = 0.001  # error in the figure
 FINE_TUNED = "fine-tuned"
 METHODS = {"maml": "MAML", "first-order": "first-order MAML", "reptile": "Reptile"}
@@ -105,7 +106,8 @@ class FewShot(Result):
         return super()._read(data | {"tuned": {}}) | {"tuned": tuned}
 
     def table(self) -> Table:
-        """A row for each family and learner."""
+        """A row for each learner, by family; at most `MAX_COLUMNS` numbers of examples."""
+        columns = spread(len(self.shots), MAX_COLUMNS)
         result = Table(
             title=f"error after k examples ({self.path}, step {self.step})",
             caption=(
@@ -114,16 +116,16 @@ class FewShot(Result):
                 "chosen on other prompts of the training mixture"
             ),
         )
-        result.add_column("family")
         result.add_column("learner")
-        for count in self.shots:
+        for count in self.shots[columns]:
             result.add_column(f"k = {count}", justify="right", no_wrap=True)
         for name, shown in self.families.items():
-            first = f"{name.replace('_', ' ')}{'' if shown.trained else ' (held out)'}"
+            held_out = "" if shown.trained else " (held out)"
+            result.add_row(f"{name.replace('_', ' ')}{held_out}", style="bold")
             for learner, curve in shown.curves.items():
                 optimal = " (optimal)" if learner == shown.comparator and shown.optimal else ""
-                result.add_row(first, learner + optimal, *map(show_number, curve.mean))
-                first = ""
+                numbers = map(show_number, curve.mean[columns])
+                result.add_row(f"  {learner}{optimal}", *numbers)
             result.add_section()
         return result
 

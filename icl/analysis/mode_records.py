@@ -81,18 +81,21 @@ class ModeCurves(Result):
 
     def table(self) -> Table:
         """The last record of each mode."""
+        sequences = " or ".join(
+            f"{n:,}" for n in sorted({self.of(m)[-1].prompts for m in self.modes})
+        )
         result = Table(
             title=f"predictions of the query by mode ({self.path})",
             caption=(
-                "n: sequences; closed: among the labels in play, whose number gives chance; own: "
-                "the label that the query's class has in training; then shares of predictions "
-                "that are labels of common and rare classes, and of the context"
+                f"{sequences} sequences of each mode; closed: among the labels in play, whose "
+                "number gives chance; own: the label that the query's class has in training; then "
+                "shares of predictions that are labels of common and rare classes, and of the "
+                "context"
             ),
         )
         names = (
             "mode",
             "step",
-            "n",
             "accuracy",
             "closed",
             "chance",
@@ -107,8 +110,7 @@ class ModeCurves(Result):
             last = self.of(mode)[-1]
             shares = (last.shares[name] for name in ("common", "rare", "support"))
             numbers = (last.accuracy, last.closed, last.chance, last.own, *shares)
-            counts = f"{last.step:,}", f"{last.prompts:,}"
-            result.add_row(mode, *counts, *map(show_number, numbers))
+            result.add_row(mode, f"{last.step:,}", *map(show_number, numbers))
         return result
 
     def figure(self, plt: Any) -> Any:

@@ -73,9 +73,14 @@ class Patching(Result):
                 f"concept, {other:+.3f} to another; with whole activations {whole_own:+.3f} and "
                 f"{whole_other:+.3f}"
             ),
+            box=None,
+            padding=(0, 1),
         )
-        for name in ("prompts of", "error", *(f"to {name}" for name in self.concepts)):
-            result.add_column(name, justify="left" if name == "prompts of" else "right")
+        result.add_column("prompts of")
+        result.add_column("error", justify="right")
+        for name in self.concepts:
+            head = name.replace("_", "\n").replace(" ", "\n")
+            result.add_column(f"to\n{head}", justify="right", no_wrap=True)
         for name, error, row in zip(self.concepts, self.error, self.change):
             result.add_row(name, show_number(error), *(f"{change:+.3f}" for change in row))
         return result

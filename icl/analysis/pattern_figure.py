@@ -33,7 +33,8 @@ def draw_patterns(
                 axes.set_visible(head < len(row))
                 if head < len(row):
                     axes.imshow(row[head], cmap="Blues", vmin=min(0.0, row[head].min()))
-                    axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=8)
+                    name = f"layer {layer + 1}, head {head + 1}"
+                    axes.set_title(name if heads <= 4 else name.replace(", ", "\n"), fontsize=8)
                     axes.tick_params(labelsize=7)
                     axes.grid(False)
         panels[-1, 0].set(xlabel="key", ylabel="query")

@@ -72,7 +72,8 @@ class Plateaus(Result):
             caption=f"below {SHARE:.0%} of the loss of chance{fitted}",
         )
         for name in (self.setting or "settings", "steps", "error at the end"):
-            result.add_column(name.replace("_", " "), justify="right")
+            left = name == "settings"
+            result.add_column(name.replace("_", " "), justify="left" if left else "right")
         for row in self.rows:
             known = [step for step in row.steps if not math.isnan(step)]
             shown = f"{np.mean(known):,.0f}" if known else f"over {row.at[0][-1]:,}"

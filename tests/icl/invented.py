@@ -1,6 +1,7 @@
 """Results of every kind, from invented numbers, in the sizes that figures and tables must stand."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,7 @@ from icl.sweeps import SweepResult
 
 RNG = np.random.default_rng(0)
 START = RNG.bit_generator.state
-STEPS = np.arange(100, 4100, 100)
+STEPS: Any = np.arange(100, 4100, 100)
 ERROR = "squared error / mean squared label"
 ESTIMATORS = (
     "outer-product LSTM", "least squares", "ridge", "least mean squares", "averaging",
@@ -290,13 +291,13 @@ def modes(path):
 
 
 def ngrams(path):
-    several = {kind: falling(end=0.01) for kind in KINDS}
-    losses = dict(zip(KINDS, (1.1, 1.0, 0.89)))
+    several = {str(kind): falling(end=0.01) for kind in KINDS}
+    losses = dict(zip(map(str, KINDS), (1.1, 1.0, 0.89)))
     return NGrams(STEPS, several, several, falling(), losses, 512, path)
 
 
 def patching(path, count=8):
-    concepts = [f"overlapping basis {n + 1}" for n in range(count)]
+    concepts = [f"basis {n + 1}" for n in range(count)]
     change = 0.05 * RNG.standard_normal((count, count))
     name = ERROR + " without noise"
     return Patching(concepts, RNG.random(count), change, change, 2, name, 20_000, 100, path)
@@ -370,8 +371,7 @@ def variants(path):
     labels = ("plain", "regularised, alpha 0.5", "augmented values (residual)",
               "augmented keys (residual)", "augmented values and keys (residual)",
               "augmented values and keys", "1 negatives, beta 0.1",
-              "regularised, alpha 0.5, augmented values and keys (residual), 5 negatives, beta 0.5",
-              "5 negatives, beta 0.5")  # fmt: skip
+                    "5 negatives, beta 0.5")  # fmt: skip
     of = {n: Variant([0.6, 0.7, 0.9], np.stack([falling(end=0.5)] * 3)) for n in labels}
     return Variants(STEPS.tolist(), of, path)
 
@@ -387,7 +387,7 @@ def sweep(path):
     return SweepResult(path, 1280, records, ERROR)
 
 
-INVENTED = {
+INVENTED: dict[str, Any] = {
     "eval": evaluation,
     "eval-3": lambda path: evaluation(path, 11, ESTIMATORS[:3]),
     "eval-single": lambda path: evaluation(path, 1, peak=0),
@@ -403,7 +403,7 @@ INVENTED = {
 }  # fmt: skip
 
 
-def invented(name: str, path: Path):
+def invented(name: str, path: Path) -> Any:
     """The result of that name in that folder; its numbers are always the same."""
     RNG.bit_generator.state = START
     return INVENTED[name](path)

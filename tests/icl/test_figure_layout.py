@@ -12,7 +12,7 @@ from icl.report.figures import WIDTH
 from icl.sweeps import Sweep, SweepResult, results
 from icl.training.run import Run
 
-from .helpers import tiny, untrained
+from .helpers import tiny
 from .invented import INVENTED, RNG, STEPS, falling, invented
 
 FIGURES = [name for name in INVENTED if name not in ("pool", "sweep")]
@@ -92,7 +92,7 @@ def saved(monkeypatch):
 
 
 def test_the_figure_of_a_training_reads_well(saved, tmp_path):
-    figures.training_figure(untrained(tmp_path / "run", tiny()), tmp_path / "training.png")
+    figures.training_figure(Run.create(tmp_path / "run", tiny()), tmp_path / "training.png")
 
 
 def test_the_figure_of_patterns_reads_well(saved, tmp_path):
