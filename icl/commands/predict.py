@@ -22,7 +22,7 @@ from ..training.disk import RunError, usable, write_whole
 
 FEW = 10  # most different whole numbers that are taken for classes
 ROWS_SHOWN = 10
-CLASSES_SHOWN = 5
+CLASSES_SHOWN = 4
 NAME_SHOWN = 12  # characters of the name of a class; the file has whole names
 
 

@@ -46,4 +46,4 @@ def test_no_row_of_predictions_wraps():
     found = Found(names, {name: np.full(7, 0.143) for name in names}, None)
     table = _first_rows(found, names)
     check(table)
-    assert len(table.columns) == 8 and table.row_count == 7
+    assert len(table.columns) == 7 and table.row_count == 7
