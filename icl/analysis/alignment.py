@@ -17,7 +17,20 @@ from rich.table import Table
 from ..evaluation.chunks import in_chunks
 from ..evaluation.curves import draw_prompts
 from ..models import SelfAttentionConfig
-from ..report import Result, in_lines, open_run, show_number
+from ..report import (
+    CHANCE,
+    MARK,
+    OWN,
+    WIDTH,
+    Result,
+    comparator_look,
+    in_lines,
+    legend_of_panel,
+    look,
+    name_cut_lines,
+    open_run,
+    show_number,
+)
 from ..tasks import Episode, FunctionFamily, LinearRegression
 from ..tasks.draws import stream
 from ..training.config import Config
@@ -81,40 +94,42 @@ class Alignment(Result):
         result.add_column("")
         for column in ("error", "|Δ|", "cosine", "|Δ gradient|"):
             result.add_column(column, justify="right", no_wrap=True)
-        named = lambda name: name + (f" ({self._rates(name)})" if name in self.rates else "")
-        result.add_row(named("learner"), f"{self.loss[-1]:.4f}", "", "", "", style="bold")
+        for name in self.rates:
+            result.caption = f"{result.caption}\n{name} ({self._rates(name)})"
+        result.add_row("learner", f"{self.loss[-1]:.4f}", "", "", "", style="bold")
         if np.isfinite(self.interpolated[-1]):
             result.add_row("half trained, half constructed", f"{self.interpolated[-1]:.4f}")
         for name, loss in self.losses.items():
             found = [show_number(self.measures[name][m][-1]) for m in MEASURES if name != "zero"]
-            result.add_row(named(name), f"{loss:.4f}", *found)
+            result.add_row(name, f"{loss:.4f}", *found)
         return result
 
     def figure(self, plt: Any) -> Any:
         """Left the losses over training, right the measures against the last comparator."""
         nearest = list(self.measures)[-1]
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-        marker = dict(marker="o", markersize=3)
-        left.plot(self.steps, self.loss, label="learner", linewidth=2.5, **marker)
+        figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.7), layout="constrained")
+        left.plot(self.steps, self.loss, label="learner", **OWN | MARK)
         if np.isfinite(self.interpolated).any():
-            left.plot(self.steps, self.interpolated, label="half constructed", **marker)
+            half = look(5) | MARK
+            left.plot(self.steps, self.interpolated, label="half constructed", **half)
         for index, (name, loss) in enumerate(self.losses.items()):
-            left.axhline(loss, label=name, linestyle="--", linewidth=1.3, color=f"C{index + 2}")
-        left.set(ylabel=in_lines(self.error_name), title=self.path.name)
+            left.axhline(loss, label=name, **CHANCE if name == "zero" else comparator_look(index))
+        left.set(ylabel=in_lines(self.error_name, 28), title=f"error of {self.path.name}")
         worst = max(self.losses.values())
         highest = min(max(worst, self.loss.max()), 2 * worst)
         lowest = min(*self.losses.values(), self.loss.min())
         left.set_ylim(0.8 * lowest, 1.15 * highest)
-        left.legend(fontsize=8)
+        name_cut_lines(left)
         for index, (name, values) in enumerate(self.measures[nearest].items()):
-            right.plot(self.steps, values, label=name, color=f"C{index}", **marker)
-        right.axhline(1, color="0.7", linewidth=1, linestyle=":")
+            right.plot(self.steps, values, label=name, **look(index) | MARK)
+        right.axhline(1, **CHANCE)
         right.set(title=f"against {nearest}", ylim=(min(0, right.get_ylim()[0]), None))
-        right.legend(fontsize=8, loc="center left")
+        right.set_ylabel("difference, or cosine")
         for axes in (left, right):
             axes.set_xscale("symlog", linthresh=max(1, self.steps[1]))
             axes.set_xlim(0, None)
-            axes.set_xlabel("step")
+            axes.set_xlabel("training step")
+        legend_of_panel(left, right)
         return figure
 
     def _rates(self, name: str) -> str:

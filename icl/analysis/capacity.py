@@ -8,7 +8,7 @@ import numpy as np
 from rich.table import Table
 
 from ..models import TransformerConfig
-from ..report import Result, show_number
+from ..report import Result, draw_line, legend_of_figure, look, name_cut_lines, show_number
 from ..sweeps.results import SweepResult
 from ..tasks import FunctionFamily
 
@@ -50,14 +50,15 @@ class Capacity(Result):
     def figure(self, plt: Any) -> Any:
         """A line a model, with the range over seeds."""
         figure, axes = plt.subplots(layout="constrained")
-        for label, by_dim in self.errors.items():
+        for index, (label, by_dim) in enumerate(self.errors.items()):
             at = sorted(by_dim)
-            [drawn] = axes.plot(at, [np.mean(by_dim[d]) for d in at], "o-", label=label)
-            low, high = ([end(by_dim[d]) for d in at] for end in (min, max))
-            axes.fill_between(at, low, high, alpha=0.2, color=drawn.get_color())
+            ends = ([end(by_dim[d]) for d in at] for end in (np.mean, min, max))
+            draw_line(axes, at, *ends, label=label, **look(index, points=len(at)))
         axes.set(xlabel="dimension d", xticks=self.dimensions, ylim=(-0.03, 1.1))
         axes.set_ylabel("squared error / d, after 2d examples")
-        axes.legend(fontsize=8)
+        axes.set_title(f"error by model and dimension, {self.path.name}")
+        name_cut_lines(axes)
+        legend_of_figure(figure)
         return figure
 
 
@@ -77,7 +78,7 @@ def capacity(sweep: "Sweep") -> Capacity | None:
             return None
         if "examples" in record:
             last = record["normalised_error"][record["examples"].index(2 * task.dim)]
-            label = f"{model.layers} layers, width {model.width}"
+            label = f"{model.layers} layer{'s' * (model.layers > 1)}, width {model.width}"
             errors.setdefault(label, {}).setdefault(task.dim, []).append(last)
     result = Capacity(errors, sweep.path)
     return result.written() if len(result.dimensions) > 1 else None

@@ -16,7 +16,7 @@ from rich.table import Table
 from ..evaluation.baselines.known_tasks import SEEN, predict_from
 from ..evaluation.curves import draw_prompts, errors_of
 from ..models import TransformerConfig
-from ..report import Result, open_run, spread
+from ..report import OWN, WIDTH, Result, legend_of_figure, look, open_run, spread
 from ..tasks import RelabelledClasses
 from ..tasks.draws import stream
 from ..training.config import Config
@@ -76,11 +76,12 @@ class Circuits(Result):
             ),
         )
         layers = next(iter(self.metrics.values())).shape[1]
-        for name in ("step", "accuracy", "shuffled labels"):
-            result.add_column(name, justify="right")
+        for name in ("step", "accuracy", "shuffled\nlabels"):
+            result.add_column(name, justify="right", no_wrap=True)
         for layer in range(layers):
             for name in METRICS:
-                result.add_column(f"layer {layer + 1}: {name}", justify="right")
+                title = "\n".join([f"layer {layer + 1}", *name.split()])
+                result.add_column(title, justify="right", no_wrap=True)
         for row in spread(len(self.steps), ROWS):
             numbers = [self.accuracy[row], self.shuffled[row]]
             for layer in range(layers):
@@ -92,27 +93,26 @@ class Circuits(Result):
         """Accuracy with the levels; below, the metrics of each layer, a line for each head."""
         layers = next(iter(self.metrics.values())).shape[1]
         figure, panels = plt.subplots(
-            1 + layers, 1, figsize=(6.4, 2.6 + 1.9 * layers), sharex=True, layout="constrained",
-            height_ratios=[1.4] + [1.0] * layers,
+            1 + layers, 1, figsize=(WIDTH, 2.2 + 1.4 * layers), sharex=True, layout="constrained",
+            height_ratios=[1.5] + [1.0] * layers,
         )  # fmt: skip
         top, *below = panels
-        top.plot(self.steps, self.accuracy, color="k", label="accuracy")
-        top.plot(self.steps, self.shuffled, color="0.6", label="labels shuffled")
+        top.plot(self.steps, self.accuracy, label="accuracy", **OWN)
+        top.plot(self.steps, self.shuffled, color="0.5", label="accuracy, labels shuffled")
         for name, level in self.levels.items():
-            top.axhline(level, color="0.4", linestyle=":")
+            top.axhline(level, color="0.4", linestyle=":", linewidth=1)
             top.annotate(
-                f"from {name}", (0.995, level), xycoords=("axes fraction", "data"), fontsize=8,
-                ha="right", va="top", color="0.3",
+                f"from\n{name.removeprefix('the ')}", (1.01, level), va="center", fontsize=8,
+                xycoords=("axes fraction", "data"), color="0.3",
             )  # fmt: skip
-        top.set(ylabel="accuracy", ylim=(0, 1.04))
-        top.legend(fontsize=8, loc="lower right")
+        top.set(ylabel="accuracy", ylim=(0, 1.04), title=f"circuits of {self.path.name}")
         for layer, axes in enumerate(below):
             for index, name in enumerate(METRICS):
-                lines = axes.plot(self.steps, self.metrics[name][:, layer], color=f"C{index}")
-                lines[0].set_label(name)
-            axes.set(ylabel=f"attention, layer {layer + 1}", ylim=(0, 1.04))
-        below[0].legend(fontsize=8)
-        below[-1].set_xlabel("step")
+                lines = axes.plot(self.steps, self.metrics[name][:, layer], **look(index + 1))
+                lines[0].set_label(f"attention: {name}")
+            axes.set(ylabel=f"attention,\nlayer {layer + 1}", ylim=(0, 1.04))
+        below[-1].set_xlabel("training step")
+        legend_of_figure(figure)
         return figure
 
 

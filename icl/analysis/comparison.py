@@ -14,7 +14,17 @@ from rich.table import Table
 
 from ..evaluation.curves import learner_errors, mean_of_finite
 from ..models import parameter_count
-from ..report import Result, at_least_one, open_run, show_number, spread
+from ..report import (
+    WIDTH,
+    Result,
+    at_least_one,
+    in_lines,
+    legend_of_figure,
+    look,
+    open_run,
+    show_number,
+    spread,
+)
 from ..training.run import Run
 
 MAX_COLUMNS = 3
@@ -63,39 +73,41 @@ class Comparison(Result):
     again = "icl compare RUN ... --folder {path}"
 
     def table(self) -> Table:
-        """A row for each run."""
+        """A row for each run, and one for the name of its model."""
         shown = spread(len(self.examples), MAX_COLUMNS)
         result = Table(
             title="runs of one task",
             caption=f"{self.error_name} after k examples, mean over {self.prompts} fresh prompts",
         )
-        for name in ("run", "model"):
-            result.add_column(name)
+        result.add_column("run, model")
         for name in ("parameters", "state", *(f"k = {k}" for k in self.examples[shown])):
             result.add_column(name, justify="right")
         for run in self.runs:
             state = "–" if run.state is None else f"{run.state:,}"
             errors = map(show_number, run.error[shown])
-            result.add_row(run.name, run.model, f"{run.parameters:,}", state, *errors)
+            result.add_row(run.name, f"{run.parameters:,}", state, *errors)
+            result.add_row(f"  {run.model}", style="dim")
         return result
 
     def figure(self, plt: Any) -> Any:
         """The last error against the size of the state and against the number of parameters."""
         figure, (left, right) = plt.subplots(
-            1, 2, figsize=(10.5, 4.0), layout="constrained", sharey=True
+            1, 2, figsize=(WIDTH, 2.5), layout="constrained", sharey=True
         )
         models = list(dict.fromkeys(run.model for run in self.runs))
         for index, model in enumerate(models):
             own = [run for run in self.runs if run.model == model]
             last = [run.error[-1] for run in own]
+            mark = look(index, points=1) | dict(linestyle="", markersize=6)
             # A state of 0 has a place on a logarithmic axis as 1.
             states = [np.nan if run.state is None else max(run.state, 1) for run in own]
-            left.plot(states, last, "o", color=f"C{index}", label=model)
-            right.plot([run.parameters for run in own], last, "o", color=f"C{index}")
+            left.plot(states, last, label=model, **mark)
+            right.plot([run.parameters for run in own], last, **mark)
         left.set(xscale="log", xlabel="numbers in the state (1 for none)")
-        left.set_ylabel(f"{self.error_name}, after {self.examples[-1]} examples")
+        left.set_ylabel(in_lines(f"{self.error_name}, after {self.examples[-1]} examples", 28))
         right.set(xscale="log", xlabel="parameters")
-        left.legend(fontsize=8)
+        figure.suptitle("error by size of the state and of the model")
+        legend_of_figure(figure)
         return figure
 
 

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from ..evaluation.curves import draw_prompts
 from ..models import SelfAttention, SelfAttentionConfig
-from ..report import Result, open_run, show_number, spread
+from ..report import MARK, WIDTH, Result, legend_of_panel, look, open_run, show_number, spread
 from ..tasks.draws import stream
 from ..training.config import Config
 from ..training.learner import Learner, Params
@@ -70,15 +70,19 @@ class Copying(Result):
         return result
 
     def figure(self, plt: Any) -> Any:
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-        for name, values in self.norms.items():
-            left.plot(self.steps, values, label=name, marker="o", markersize=3)
-        left.set(xlabel="step", ylabel="norm of the gradient", title=self.path.name)
-        left.legend(fontsize=8)
+        figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.6), layout="constrained")
+        for index, (name, values) in enumerate(self.norms.items()):
+            left.plot(self.steps, values, label=name, **look(index) | MARK)
+        left.set(xlabel="training step", ylabel="norm of the gradient")
+        left.set_title(f"means, {self.path.name}")
+        legend_of_panel(left)
         image = right.imshow(self.matrix, cmap="magma")
         right.set(xlabel="with respect to token", ylabel="token after the first layer")
+        right.set_title(f"at step {self.steps[-1]}")
+        for axis in "xy":
+            right.locator_params(axis=axis, integer=True)
         right.grid(False)
-        figure.colorbar(image, ax=right)
+        figure.colorbar(image, ax=right, label="norm of the gradient")
         return figure
 
 

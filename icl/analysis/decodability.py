@@ -13,7 +13,17 @@ from rich.table import Table
 
 from ..evaluation.comparators import comparators
 from ..evaluation.curves import errors_of, predictions_of
-from ..report import Result, open_run, show_number, spread
+from ..report import (
+    CHANCE,
+    WIDTH,
+    Result,
+    in_lines,
+    legend_of_figure,
+    look,
+    open_run,
+    show_number,
+    spread,
+)
 from ..tasks import Episode
 from ..tasks.draws import stream
 from ..training.learner import Learner
@@ -112,45 +122,37 @@ class Decodability(Result):
 
     def figure(self, plt: Any) -> Any:
         """Errors above decodability, both against the training step, and maps beside them."""
-        figure = plt.figure(figsize=(11.5, 5.0), layout="constrained")
-        curves, plane = figure.subfigures(1, 2, width_ratios=(1.05, 1))
+        figure = plt.figure(figsize=(WIDTH, 4.2), layout="constrained")
+        curves, plane = figure.subfigures(1, 2, width_ratios=(1.1, 1))
         upper, lower = curves.subplots(2, 1, sharex=True)
-        colours = plt.get_cmap("tab10" if len(self.concepts) <= 10 else "turbo")
-        several = dict(zip(self.concepts, colours(np.arange(len(self.concepts)))))
-        if len(self.concepts) > 10:
-            several = dict(zip(self.concepts, colours(np.linspace(0, 1, len(self.concepts)))))
+        count = len(self.concepts)
+        colours = plt.get_cmap("turbo")(np.linspace(0, 1, count))
+        looks = [look(n) | (dict(color=colours[n]) if count > 7 else {}) for n in range(count)]
         for axes, numbers in ((upper, self.error), (lower, self.decoded)):
-            for (name, colour), line in zip(several.items(), numbers.T):
-                axes.plot(self.steps, line, color=colour, linewidth=1, label=name)
-            axes.plot(self.steps, numbers.mean(axis=1), color="black", linewidth=2, label=ALL)
-        looks = ((":", "top"), ("--", "bottom"))
-        for (style, side), (name, error) in zip(looks, self.references.items()):
-            upper.axhline(error, color="0.4", linestyle=style, linewidth=1)
-            upper.annotate(
-                name, (1, error), xycoords=("axes fraction", "data"), ha="right", va=side,
-                fontsize=7, color="0.4",
-            )  # fmt: skip
-        lower.axhline(1 / len(self.concepts), color="0.6", linestyle=":")
-        upper.set_ylabel(
-            self.error_name.replace(" / ", "\n/ ").replace(" without", "\nwithout"), fontsize=8
-        )
-        upper.set(ylim=(0, None))
+            for name, line, values in zip(self.concepts, looks, numbers.T):
+                axes.plot(self.steps, values, label=name, **line | dict(linewidth=1))
+            axes.plot(self.steps, numbers.mean(axis=1), color="0.2", linewidth=2, label=ALL)
+        for index, (name, error) in enumerate(self.references.items()):
+            upper.axhline(error, color="0.4", linestyle=(":", "--")[index % 2], label=name)
+        lower.axhline(1 / count, label="chance", **CHANCE)
+        upper.set_ylabel(in_lines(self.error_name, 24))
+        upper.set(ylim=(0, None), title="errors, and decodability of tasks")
         lower.set(
             ylabel=f"task decodability\nafter {self.layer} layers", ylim=(-0.03, 1.03),
             xlabel="training step",
         )  # fmt: skip
-        upper.legend(fontsize=7, ncols=2)
         panels = plane.subplots(2, 2, squeeze=False).ravel()
-        labels = np.repeat(np.arange(len(self.concepts)), self.prompts)
+        labels = np.repeat(np.arange(count), self.prompts)
         for axes, shown in zip(panels, self.maps):
-            for number, colour in enumerate(several.values()):
+            for number, line in enumerate(looks):
                 own = shown.points[labels == number]
-                axes.scatter(*own.T, s=5, color=colour, linewidths=0)
+                axes.scatter(*own.T, s=5, color=line["color"], linewidths=0)
             axes.set(xticks=[], yticks=[])
-            axes.set_title(f"step {shown.step:,}", fontsize=9)
+            axes.set_title(f"step {shown.step:,}", fontsize=8)
         for axes in panels[len(self.maps) :]:
             axes.set_visible(False)
-        plane.suptitle(f"representations after {self.layer} layers, two components", fontsize=9)
+        plane.suptitle(f"representations after {self.layer} layers,\ntwo components")
+        legend_of_figure(figure)
         return figure
 
 

@@ -17,7 +17,20 @@ from rich.table import Table
 from ..evaluation.chunks import in_chunks
 from ..evaluation.curves import draw_prompts
 from ..models import SelfAttention, SelfAttentionConfig
-from ..report import Result, open_run, show_number, spread
+from ..report import (
+    MARK,
+    OWN,
+    Result,
+    comparator_look,
+    legend_of_figure,
+    log_axis,
+    open_run,
+    panel_grid,
+    show_number,
+    spread,
+    title_cut_lines,
+)
+from ..report.lines import FEW
 from ..tasks import Episode, FunctionFamily, LinearRegression
 from ..tasks.draws import stream
 from ..training.learner import Learner, Params
@@ -29,9 +42,8 @@ INPUT_RANGES = np.linspace(0.5, 2.0, 7)
 TASK_SCALES = np.array([0.5, 1.0, 2.0, 3.0, 4.0, 5.0])
 REPEATS, DAMPING = 50, 0.75
 MAX_COLUMNS = 5  # of the table
-# Of the figure: panels in a row, most values with a marker each, and the ratio above which an axis
-# is logarithmic.
-PANELS, MOST_MARKERS, LOG_RANGE = 3, 15, 30
+# Of the figure: panels in a row, and the ratio above which an axis is logarithmic.
+PANELS, LOG_RANGE = 3, 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,20 +99,13 @@ class DescentShifts(Result):
         return result
 
     def figure(self, plt: Any) -> Any:
-        columns = min(PANELS, len(self.sweeps))
-        rows = -(-len(self.sweeps) // columns)
-        figure, grid = plt.subplots(
-            rows, columns, figsize=(3.2 * columns, 2.6 * rows + 0.4), layout="constrained",
-            squeeze=False,
-        )  # fmt: skip
-        for axes in list(grid.flat)[len(self.sweeps) :]:
-            axes.set_visible(False)
-        for axes, (name, sweep) in zip(grid.flat, self.sweeps.items()):
+        figure, panels = panel_grid(plt, len(self.sweeps), PANELS, 2.1)
+        for axes, (name, sweep) in zip(panels, self.sweeps.items()):
             _draw_panel(axes, sweep)
             axes.set_xlabel(name)
-            axes.legend(fontsize=7)
-        figure.supylabel("squared error / mean squared label", fontsize=10)
-        figure.suptitle(f"{self.path.name}, step {self.step}", fontsize=10)
+        figure.supylabel("squared error / mean squared label")
+        figure.suptitle(f"error under shifts, {self.path.name}, step {self.step}")
+        legend_of_figure(figure)
         return figure
 
 
@@ -213,26 +218,28 @@ def _repeated(
 def _draw_panel(axes: Any, sweep: ShiftCurves) -> None:
     """A line for each predictor; only markers if the values are names."""
     named = any(isinstance(value, str) for value in sweep.values)
+    points = len(sweep.values)
     for index, (who, errors) in enumerate(sweep.errors.items()):
-        own = index == 0
-        look: dict[str, Any] = dict(linestyle="-" if own else "--", linewidth=2.2 if own else 1.3)
-        if len(sweep.values) <= MOST_MARKERS:
-            look |= dict(marker="o" if own else "x", markersize=4 if own else 5)
+        line = OWN | (MARK if points < FEW else {})
+        line = line if index == 0 else comparator_look(index - 1, points)
         at = sweep.values
         if named:
             # Markers of predictors stand beside each other, so that equal errors are both visible.
             at = np.arange(len(errors)) + 0.2 * (index - (len(sweep.errors) - 1) / 2)
-            look["linestyle"] = ""
-        axes.plot(at, errors, label=who, **look)
+            line |= dict(linestyle="")
+        axes.plot(at, errors, label=who, **line)
     if named:
-        axes.set_xticks(range(len(sweep.values)), sweep.values, fontsize=8)
+        axes.set_xticks(
+            range(points), sweep.values, rotation=25, ha="right", rotation_mode="anchor"
+        )
     known = np.array(list(sweep.errors.values()))
     known = known[np.isfinite(known) & (known > 0)]
     if known.size and known.max() > LOG_RANGE * known.min():
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         own = np.array(next(iter(sweep.errors.values())))
         # A predictor that diverges may leave the panel; the learner's curve must stay readable.
-        axes.set_ylim(0.7 * known.min(), min(1.4 * known.max(), 100 * np.nanmax(own)))
+        top = min(1.4 * known.max(), 100 * np.nanmax(own))
+        axes.set(ylim=(0.7 * known.min(), top), yscale="log")
+        log_axis(axes, "y")
     else:
         axes.set_ylim(0, 1.15 * known.max() if known.size else None)
+    title_cut_lines(axes)

@@ -16,7 +16,7 @@ from rich.table import Table
 from ..evaluation.curves import draw_prompts
 from ..experiments.oswald import DIM, EXAMPLES, ONE_LAYER, REGRESSION
 from ..models import SelfAttentionConfig
-from ..report import Result, show_number
+from ..report import WIDTH, Result, in_lines, legend_of_panel, log_axis, show_number
 from ..training.learner import Learner
 from .descent import QUERY_BATCHES, QUERY_PROMPTS, construction, mean_query_error, tuned_descent
 
@@ -95,20 +95,20 @@ class DescentStudy(Result):
 
     def figure(self, plt: Any) -> Any:
         """Left errors by kind of descent, right gamma by number of examples."""
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+        figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.7), layout="constrained")
         names = list(self.rows)
         left.barh(names, [self.rows[name]["error"] for name in names], height=0.6, label="ours")
         left.plot(
-            [REFERENCE.get(name, np.nan) / HALF for name in names], names, "k|", ms=14,
+            [REFERENCE.get(name, np.nan) / HALF for name in names], names, "k|", ms=12,
             label="reference",
         )  # fmt: skip
         left.invert_yaxis()
-        left.set_xlabel(self.error_name)
-        left.legend(fontsize=8)
+        left.set(xlabel=in_lines(self.error_name, 24), title="error by steps of descent")
         right.plot(list(self.gammas), list(self.gammas.values()), "o-", label="ours")
-        right.plot(list(GAMMAS), list(GAMMAS.values()), "kx", label="paper")
-        right.set(xlabel="examples", ylabel="gamma of two steps of GD++", xscale="log")
-        right.legend(fontsize=8)
+        right.plot(list(GAMMAS), list(GAMMAS.values()), "kx", label="paper", zorder=3)
+        right.set(xlabel="examples", ylabel="gamma", title="two steps of GD++")
+        log_axis(right, "x")
+        legend_of_panel(left, right)
         return figure
 
 

@@ -28,7 +28,7 @@ from rich.table import Table
 
 from ..evaluation.curves import draw_prompts
 from ..models import SelfAttentionConfig
-from ..report import Result, open_run, show_number, spread
+from ..report import WIDTH, Result, legend_of_figure, look, open_run, show_number, spread
 from ..tasks.draws import stream
 from ..training.config import Config
 from ..training.learner import Learner
@@ -234,12 +234,13 @@ class DualCurves(Result):
 
     def figure(self, plt: Any) -> Any:
         """The gap and |W| by steps of the dual's descent."""
-        figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4), layout="constrained")
+        figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.5), layout="constrained")
         draw_curves(left, self.gap)
         draw_curves(right, self.norm)
-        left.set(ylabel=GAP_LABEL, title=f"medians over {self.prompts} prompts")
-        right.set(ylabel="$|W|$", title=f"{self.path.name}, step {self.step}")
-        left.legend(fontsize=8)
+        left.set(ylabel=GAP_LABEL, title=f"gap, medians over {self.prompts} prompts")
+        right.set(ylabel="$|W|$", title="size of the weights")
+        figure.suptitle(f"dual of {self.path.name}, step {self.step}")
+        legend_of_figure(figure)
         return figure
 
 
@@ -354,8 +355,9 @@ def feature_label(which: str) -> str:
 
 def draw_curves(axes: Any, curves: dict[str, np.ndarray]) -> None:
     """Medians by step, of quantiles `[3, N + 1]` as in `DualCurves`."""
-    for which, (_, median, _) in curves.items():
-        # Wide, so that it shows behind curves that agree with it.
-        line: dict[str, Any] = dict(color="0.8", linewidth=5) if which == KERNEL else {}
-        axes.plot(median, label=feature_label(which), **line)
-    axes.set_xlabel("steps of the dual's gradient descent")
+    axes.set_xlabel("steps of the dual's descent")
+    axes.locator_params(axis="x", integer=True)
+    # The exact kernel is wide and first, so that it shows behind curves that agree with it.
+    for index, which in enumerate(sorted(curves, key=lambda which: which != KERNEL)):
+        line = dict(color="0.8", linewidth=4) if which == KERNEL else look(index - 1)
+        axes.plot(curves[which][1], label=feature_label(which), **line)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from rich.table import Table
 
-from ..report import Result, show_number
+from ..report import CHANCE, WIDTH, Result, legend_of_figure, show_number
+from ..report.lines import DASHES
 from ..sweeps.checkpoints import variables_by_step
 from ..sweeps.grid import SEED, short_name, values_of
 from ..sweeps.results import SweepResult
@@ -100,7 +101,7 @@ class Emergence(Result):
 
         Colours tell values of the first setting, and styles of lines values of the others.
         """
-        figure, panels = plt.subplots(1, 2, figsize=(11, 4.0), layout="constrained", sharey=True)
+        figure, panels = plt.subplots(1, 2, figsize=(WIDTH, 2.5), layout="constrained", sharey=True)
         firsts = list(dict.fromkeys(tuple(curve.values[:1]) for curve in self.curves))
         others = list(dict.fromkeys(tuple(curve.values[1:]) for curve in self.curves))
         colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(firsts)))
@@ -110,16 +111,15 @@ class Emergence(Result):
                 axes.plot(
                     curve.steps, curve.accuracy[mode],
                     color=colours[firsts.index(tuple(curve.values[:1]))],
-                    linestyle=STYLES[others.index(tuple(curve.values[1:])) % len(STYLES)],
+                    linestyle=DASHES[others.index(tuple(curve.values[1:])) % len(DASHES)],
                     label=", ".join(f"{name} {value}" for name, value in named).replace("_", " ")
                     or "all seeds",
                 )  # fmt: skip
             for labels in sorted({curve.labels for curve in self.curves}):
-                axes.axhline(1 / labels, color="0.6", linestyle=":", label="chance")
+                axes.axhline(1 / labels, label="chance", **CHANCE)
             axes.set(title=f"{title}: {mode}", xlabel="training step", ylim=(-0.03, 1.03))
         panels[0].set_ylabel("accuracy of the query")
-        handles, labels = panels[1].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right center", fontsize=8)
+        legend_of_figure(figure)
         return figure
 
 

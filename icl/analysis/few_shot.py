@@ -19,7 +19,21 @@ from ..evaluation.comparators import comparators
 from ..evaluation.curves import bootstrap, draw_prompts, mean_of_finite, predictions_of
 from ..evaluation.result import Curve
 from ..models import AdaptedTransformerConfig
-from ..report import Result, open_run, show_number, spread
+from ..report import (
+    CHANCE,
+    MARK,
+    OWN,
+    Result,
+    comparator_look,
+    draw_line,
+    in_lines,
+    legend_of_figure,
+    open_run,
+    panel_grid,
+    show_number,
+    spread,
+    title_cut_lines,
+)
 from ..tasks import FAMILIES, Mixture
 from ..tasks.draws import stream
 from ..training.config import Config
@@ -31,6 +45,8 @@ QUERIES = 4  # of a prompt
 TUNED_PROMPTS = 64  # for which weights are tuned
 FITTED = 3  # numbers of examples to which a model is fitted by thousands of steps
 RESAMPLES = 500
+MAX_COLUMNS = 6  # of the table
+LEAST = 0.001  # error in the figure
 FINE_TUNED = "fine-tuned"
 METHODS = {"maml": "MAML", "first-order": "first-order MAML", "reptile": "Reptile"}
 
@@ -90,7 +106,8 @@ class FewShot(Result):
         return super()._read(data | {"tuned": {}}) | {"tuned": tuned}
 
     def table(self) -> Table:
-        """A row for each family and learner."""
+        """A row for each learner, by family; at most `MAX_COLUMNS` numbers of examples."""
+        columns = spread(len(self.shots), MAX_COLUMNS)
         result = Table(
             title=f"error after k examples ({self.path}, step {self.step})",
             caption=(
@@ -99,64 +116,48 @@ class FewShot(Result):
                 "chosen on other prompts of the training mixture"
             ),
         )
-        result.add_column("family")
         result.add_column("learner")
-        for count in self.shots:
+        for count in self.shots[columns]:
             result.add_column(f"k = {count}", justify="right", no_wrap=True)
         for name, shown in self.families.items():
-            first = f"{name.replace('_', ' ')}{'' if shown.trained else ' (held out)'}"
+            held_out = "" if shown.trained else " (held out)"
+            result.add_row(f"{name.replace('_', ' ')}{held_out}", style="bold")
             for learner, curve in shown.curves.items():
                 optimal = " (optimal)" if learner == shown.comparator and shown.optimal else ""
-                result.add_row(first, learner + optimal, *map(show_number, curve.mean))
-                first = ""
+                numbers = map(show_number, curve.mean[columns])
+                result.add_row(f"  {learner}{optimal}", *numbers)
             result.add_section()
         return result
 
     def figure(self, plt: Any) -> Any:
         """A panel for each family: error by number of examples, for each learner."""
-        columns = min(3, len(self.families))
-        rows = -(-len(self.families) // columns)
-        figure, panels = plt.subplots(
-            rows, columns, figsize=(3.6 * columns, 3.0 * rows + 0.9), layout="constrained",
-            sharey=True, squeeze=False,
-        )  # fmt: skip
-        for axes in panels.flat[len(self.families) :]:
-            axes.axis("off")
+        figure, panels = panel_grid(plt, len(self.families), 3, 2.1, sharey=True)
         at = np.arange(len(self.shots))
-        lines: dict[str, Any] = {}
-        for axes, (name, shown) in zip(panels.flat, self.families.items()):
+        for axes, (name, shown) in zip(panels, self.families.items()):
             for index, (learner, curve) in enumerate(shown.curves.items()):
                 label, style = self._style(learner, index, shown)
-                mean = np.maximum(curve.mean, 1e-3)
-                asked = np.isfinite(mean)
-                [line] = axes.plot(at[asked], mean[asked], **style)
-                low, high = (np.maximum(end[asked], 1e-3) for end in (curve.low, curve.high))
-                axes.fill_between(at[asked], low, high, alpha=0.15, color=line.get_color())
-                lines.setdefault(label, line)
-            axes.set(yscale="log", ylim=(1e-3, 3), xticks=at)
-            axes.set_xticklabels(map(str, self.shots))
+                asked = np.isfinite(curve.mean)
+                ends = (np.maximum(e[asked], LEAST) for e in (curve.mean, curve.low, curve.high))
+                draw_line(axes, at[asked], *ends, label=label, **style)
+            axes.set(yscale="log", ylim=(LEAST, 3), xticks=at, xlabel="examples")
+            axes.set_xticklabels(map(str, self.shots), fontsize=7)
             kind = "trained" if shown.trained else "held out"
-            title = f"{name.replace('_', ' ')} ({kind})\nbest: {shown.comparator}"
-            axes.set_title(title, fontsize=8)
+            best = in_lines(f"best: {shown.comparator}", 28)
+            axes.set_title(f"{name.replace('_', ' ')} ({kind})\n{best}")
+            title_cut_lines(axes)
             if not shown.trained:
                 axes.set_facecolor("#f4f1e8")
-        for axes in panels[:, 0]:
-            axes.set_ylabel("error (below 0.001: 0.001)")
-        for axes in panels[-1]:
-            axes.set_xlabel("examples")
-        figure.legend(
-            list(lines.values()), list(lines), loc="outside lower center", ncols=4, fontsize=8
-        )
+        figure.supylabel(f"error (below {LEAST}: {LEAST})")
+        legend_of_figure(figure)
         return figure
 
     def _style(self, learner: str, index: int, shown: Shown) -> tuple[str, dict[str, Any]]:
         """The name in the legend, and the line."""
-        line: dict[str, Any] = dict(marker="o", markersize=3, linewidth=1.3)
         if learner == shown.comparator:
-            return "best estimator of the family", line | dict(color="0.3", linestyle=":")
+            return "best estimator of the family", CHANCE | MARK | dict(color="0.2")
         if learner == FINE_TUNED:
-            return learner, line | dict(color="0.5", linestyle="--")
-        return learner, line | dict(color=f"C{index}", linewidth=2.2 if index == 0 else 1.3)
+            return learner, MARK | dict(color="0.5", linestyle="--", linewidth=1.3)
+        return learner, OWN | MARK if index == 0 else comparator_look(index - 1, points=1)
 
 
 def has_families(config: Config) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-from ..report import Result, in_lines
+from ..report import Result, comparator_look, in_lines, legend_of_figure
 from ..sweeps.grid import SEED, short_name
 from ..sweeps.results import SweepResult
 from ..training.learner import Learner
@@ -54,11 +54,16 @@ class FinalLosses(Result):
         figure, axes = plt.subplots(layout="constrained")
         means = [float(np.mean(values)) for values in self.error.values()]
         axes.bar(list(self.error), means, width=0.6)
+        wide = max(map(len, self.error)) * len(self.error) > 70
+        if wide:
+            axes.tick_params(axis="x", rotation=25)
+            plt.setp(axes.get_xticklabels(), ha="right", rotation_mode="anchor")
         for label, values in self.error.items():
             axes.plot([label] * len(values), values, "k_", markersize=14)
-        axes.axhline(self.one_step, color="C1", linestyle="--", label=self.saved_as["one_step"])
+        axes.axhline(self.one_step, **comparator_look(0), label=self.saved_as["one_step"])
         axes.set_ylabel(in_lines(self.error_name))
-        axes.legend(fontsize=8)
+        axes.set_title(f"error at the query, {self.path.name}")
+        legend_of_figure(figure)
         return figure
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from ..evaluation.chunks import in_chunks
 from ..evaluation.curves import draw_prompts
-from ..report import Result, open_run, show_number
+from ..report import Result, look, open_run, panel_grid, show_number
 from ..tasks import Episode, FunctionFamily, Lines, Scalar, fast_sines
 from ..tasks.draws import stream
 from ..training.config import Config
@@ -93,17 +93,15 @@ class FunctionTransfer(Result):
 
     def figure(self, plt: Any) -> Any:
         """A panel for each kind: functions, their examples, and predictions at the queries."""
-        figure, panels = plt.subplots(
-            1, len(self.kinds), figsize=(4.6 * len(self.kinds), 4.0), layout="constrained"
-        )
+        figure, panels = panel_grid(plt, len(self.kinds), 3, 2.2)
         for axes, (name, kind) in zip(panels, self.kinds.items()):
             for index, (x, y, predicted) in enumerate(zip(kind.x, kind.y, kind.predicted)):
-                order, queries = np.argsort(x), len(predicted)
-                axes.plot(x[order], y[order], color=f"C{index}", linewidth=1, alpha=0.6)
-                axes.plot(x[:-queries], y[:-queries], ".", color=f"C{index}", markersize=3)
-                axes.plot(x[-queries:], predicted, "x", color=f"C{index}", markersize=7)
+                order, queries, colour = np.argsort(x), len(predicted), look(index)["color"]
+                axes.plot(x[order], y[order], color=colour, linewidth=1, alpha=0.6)
+                axes.plot(x[:-queries], y[:-queries], ".", color=colour, markersize=3)
+                axes.plot(x[-queries:], predicted, "x", color=colour, markersize=5)
             axes.set(title=f"{name}: $R^2$ {kind.r_squared:.3f}", xlabel="x")
-        panels[0].set_ylabel("y; dots: examples, crosses: predictions")
+        panels[0].set_ylabel("y; dots: examples,\ncrosses: predictions")
         return figure
 
 

@@ -27,7 +27,21 @@ from ..evaluation.curves import (
 )
 from ..evaluation.result import MAX_COLUMNS
 from ..models import parameter_count
-from ..report import Result, at_least_one, open_run, spread
+from ..report import (
+    CHANCE,
+    MARK,
+    OWN,
+    Result,
+    at_least_one,
+    comparator_look,
+    in_lines,
+    legend_of_figure,
+    look,
+    open_run,
+    panel_grid,
+    spread,
+)
+from ..report.lines import DASHES, FEW
 from ..tasks import Episode, ProjectedImages
 from ..tasks.draws import stream
 from ..training.config import Config
@@ -115,32 +129,29 @@ class Generalisation(Result):
     def figure(self, plt: Any) -> Any:
         """The learner's curves by kind; and beside the others, a panel for each kind."""
         kinds = [kind for kind in self.accuracy if len(self.accuracy[kind]) > 1]
-        figure, panels = plt.subplots(
-            1, 1 + len(kinds), figsize=(4.6 * (1 + len(kinds)), 4.0), layout="constrained",
-            sharey=True, squeeze=False,
-        )  # fmt: skip
-        first, *others = panels[0]
-        marker = dict(marker="o", markersize=4) if len(self.examples) < 15 else {}
+        figure, panels = panel_grid(
+            plt, 1 + len(kinds), 2, 2.1, "in-context examples", sharex=True, sharey=True
+        )
+        first, *others = panels
+        mark = MARK if len(self.examples) < FEW else {}
         for index, (kind, names) in enumerate(self.accuracy.items()):
-            first.plot(
-                self.examples, names[self.learner], color=f"C{index}", linewidth=2, label=kind,
-                **marker,
-            )  # fmt: skip
-        first.set(title=self.learner, ylabel="accuracy")
+            own = look(index, len(self.examples)) | dict(color="C0", linewidth=1.8)
+            own |= dict(alpha=1 if index < len(DASHES) else 0.5)
+            first.plot(self.examples, names[self.learner], label=f"{self.learner}, {kind}", **own)
+        first.set_title(in_lines(f"{self.learner}, by kind of prompts", 34))
         for axes, kind in zip(others, kinds):
             for index, (name, values) in enumerate(self.accuracy[kind].items()):
                 known = np.isfinite(values)
-                dots = dict(marker="o", markersize=4) if known.sum() < 15 else {}
-                width = 2.5 if name == self.learner else 1.3
-                axes.plot(
-                    self.examples[known], values[known], color=f"C{index}", linewidth=width,
-                    label=name, **dots,
-                )  # fmt: skip
-            axes.set(title=kind)
-        for axes in panels[0]:
-            axes.axhline(1 / self.ways, color="0.6", linestyle=":", label="chance")
-            axes.set(xlabel="in-context examples", ylim=(0, 1))
-            axes.legend(fontsize=8)
+                own = name == self.learner
+                line = OWN | mark if own else comparator_look(index - 1, int(known.sum()))
+                axes.plot(self.examples[known], values[known], label=name, **line)
+            axes.set_title(kind)
+        for axes in panels:
+            axes.axhline(1 / self.ways, label="chance", **CHANCE)
+            axes.set(ylim=(0, 1))
+            axes.locator_params(axis="x", integer=True)
+        figure.supylabel("accuracy")
+        legend_of_figure(figure)
         return figure
 
 

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from ..evaluation.curves import draw_prompts
 from ..models.base import HeadWeights
-from ..report import Result, open_run, spread
+from ..report import WIDTH, Result, open_run, spread
 from ..tasks.draws import stream
 from ..training.config import Config
 from ..training.learner import Learner, Params
@@ -150,11 +150,11 @@ class Heads(Result):
         if self.causal:
             seen = np.where(np.tri(seen.shape[-1], dtype=bool), seen, np.nan)
         views = {
-            "$K^T Q$ of a prompt (row: query)": seen,
+            "$K^T Q$ of a prompt\n(row: query)": seen,
             "$W_K^T W_Q$": self.key_query,
             "$W_O W_V$": self.output_value,
         }
-        size = (8.4, 2.2 * len(chosen) + 0.6)
+        size = (WIDTH, 1.75 * len(chosen) + 0.5)
         figure, rows = plt.subplots(
             len(chosen), 4, figsize=size, squeeze=False, layout="constrained"
         )
@@ -163,18 +163,18 @@ class Heads(Result):
                 matrix = matrices[layer, head]
                 limit = float(np.nanmax(np.abs(matrix))) or 1.0
                 axis.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit)
-                axis.set_xlabel(f"white 0, red {limit:.2g}, blue −{limit:.2g}", fontsize=7)
+                axis.set_xlabel(f"red {limit:.2g}, blue −{limit:.2g}", fontsize=7)
             _complex_plane(axes[3], self.eigenvalues[layer, head])
-            axes[0].set_ylabel(f"layer {layer + 1}, head {head + 1}", fontsize=9)
+            axes[0].set_ylabel(f"layer {layer + 1}, head {head + 1}")
             for axis in axes:
-                axis.tick_params(labelsize=6)
+                axis.tick_params(labelsize=7)
                 axis.grid(False)
-        for axis, title in zip(rows[0], [*views, "eigenvalues of $W_O W_V$"]):
-            axis.set_title(title, fontsize=9)
+        for axis, title in zip(rows[0], [*views, "eigenvalues\nof $W_O W_V$"]):
+            axis.set_title(title, fontsize=8)
         which = (
             "" if len(chosen) == layers * count else f", {len(chosen)} of {layers * count} heads"
         )
-        figure.suptitle(f"{self.path.name}, step {self.step}{which}", fontsize=10)
+        figure.suptitle(f"heads of {self.path.name}, step {self.step}{which}; white: 0")
         return figure
 
 
@@ -283,4 +283,4 @@ def _complex_plane(axis: Any, values: np.ndarray) -> None:
     axis.axvline(0, color="0.8", linewidth=0.8)
     axis.scatter(np.real(values), np.imag(values), s=10)
     axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
-    axis.set_xlabel("real part; upwards: imaginary", fontsize=7)
+    axis.set_xlabel("real; upwards: imaginary", fontsize=7)

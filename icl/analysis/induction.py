@@ -13,7 +13,8 @@ import numpy as np
 from rich.table import Table
 
 from ..models.transformer import TransformerConfig
-from ..report import Result, open_run, show_number
+from ..report import WIDTH, Result, legend_of_panel, look, open_run, show_number
+from ..report.lines import COLOURS
 from ..tasks import Episode, SymbolSequences, TaskFamily
 from ..tasks.draws import stream
 from ..training.config import Config
@@ -32,6 +33,7 @@ from .instrument import Instrument, over_checkpoints, zero
 PROMPTS = 256
 PROBES = 32  # prompts of repeated blocks
 CHUNK = 64  # prompts whose patterns are kept at once
+MOST_NAMED = 8  # heads with a name in the figure
 LEAST_VOCABULARY = 8  # of a repeated block that is not mostly one symbol
 
 
@@ -101,38 +103,43 @@ class Induction(Result):
 
     def figure(self, plt: Any) -> Any:
         """Losses, scores of the heads, and the loss by position, over training."""
-        figure, panels = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+        figure, panels = plt.subplots(
+            1, 3, figsize=(WIDTH, 2.5), layout="constrained", width_ratios=(1, 1, 1.15)
+        )
         self._draw_losses(panels[0])
         self._draw_heads(panels[1])
         shown = panels[2].pcolormesh(
             np.arange(self.loss.shape[1]), self.steps, self.loss, shading="nearest", cmap="magma"
         )
         figure.colorbar(shown, ax=panels[2], label="cross-entropy, nats")
-        panels[2].set(xlabel="position in the prompt", ylabel="training step")
+        panels[2].set(xlabel="position in the prompt", ylabel="training step", title="loss")
         panels[2].grid(False)
-        panels[2].set_title(f"{self.path.name}, step {self.steps[-1]}", fontsize=10)
+        figure.suptitle(f"induction heads of {self.path.name}, step {self.steps[-1]}")
+        legend_of_panel(*panels[: 2 if self.ablated.size <= MOST_NAMED else 1])
         return figure
 
     def _draw_losses(self, axes: Any) -> None:
         early, late = windows(self.loss.shape[1])
-        axes.plot(self.steps, self.loss[:, early].mean(axis=1), label="early in the prompt")
-        axes.plot(self.steps, self.loss[:, late].mean(axis=1), label="late in the prompt")
-        axes.plot(self.steps, self.in_context, color="0.3", linestyle="--", label="late - early")
-        axes.set(xlabel="training step", ylabel="cross-entropy, nats")
-        axes.legend(fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        losses = {
+            "early in the prompt": self.loss[:, early].mean(axis=1),
+            "late in the prompt": self.loss[:, late].mean(axis=1),
+            "late - early": self.in_context,
+        }
+        for index, (name, values) in enumerate(losses.items()):
+            axes.plot(self.steps, values, label=name, **look(index))
+        axes.set(xlabel="training step", ylabel="cross-entropy, nats", title="losses")
 
     def _draw_heads(self, axes: Any) -> None:
         styles = (("prefix_matching", "-"), ("previous_token", ":"))
         for layer, head in np.ndindex(self.ablated.shape):
             name = f"layer {layer + 1}, head {head + 1}"
-            colour = f"C{layer * self.ablated.shape[1] + head}"
+            index = (layer * self.ablated.shape[1] + head) % MOST_NAMED
+            colour = (*COLOURS, "0.6")[index]
             for (field, style), label in zip(styles, (name, None)):
                 values = getattr(self, field)[:, layer, head]
                 axes.plot(self.steps, values, style, color=colour, label=label)
-        axes.set(xlabel="training step", ylim=(-0.03, 1.03))
-        axes.set_ylabel("share of attention; solid: prefix matching,\ndotted: previous token")
-        if self.ablated.size <= 8:
-            axes.legend(fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        axes.set(xlabel="training step", ylim=(-0.03, 1.03), ylabel="share of attention")
+        axes.set_title("solid: prefix matching\ndotted: previous token", fontsize=8)
 
 
 def has_symbols(config: Config) -> bool:

@@ -15,7 +15,19 @@ from rich.table import Table
 
 from ..evaluation.chunks import in_chunks
 from ..evaluation.curves import draw_prompts
-from ..report import Result, at_least_one
+from ..report import (
+    CHANCE,
+    MARK,
+    OWN,
+    WIDTH,
+    Result,
+    at_least_one,
+    comparator_look,
+    draw_line,
+    in_lines,
+    legend_of_panel,
+    look,
+)
 from ..sweeps.grid import SEED
 from ..sweeps.results import SweepResult
 from ..tasks import Episode, WhitenedRegression
@@ -36,9 +48,9 @@ LAYERS = "model_layers"
 PROMPTS = 20_000
 LEARNER, DESCENT, PRECONDITIONED = "learner", "gradient descent", "preconditioned descent"
 LOOKS: dict[str, dict[str, Any]] = {
-    LEARNER: dict(color="C0", marker="o", linewidth=2.5, zorder=3),
-    PRECONDITIONED: dict(color="C1", marker="s", linewidth=1.3, linestyle="--"),
-    DESCENT: dict(color="C2", marker="^", linewidth=1.3, linestyle="--"),
+    LEARNER: OWN | MARK,
+    PRECONDITIONED: comparator_look(0, points=1),
+    DESCENT: comparator_look(1, points=1),
 }
 
 
@@ -92,18 +104,16 @@ class Layers(Result):
 
     def figure(self, plt: Any) -> Any:
         """Left the errors, right the distances to the identity, by number of layers."""
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.0), layout="constrained")
-        for name, look in LOOKS.items():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.6), layout="constrained")
+        for name, line in LOOKS.items():
             logs = [np.log10(np.atleast_1d(values)) for values in self.error[name]]
-            left.plot(self.layers, [values.mean() for values in logs], label=name, **look)
-            low, high = ([end(values) for values in logs] for end in (np.min, np.max))
-            left.fill_between(self.layers, low, high, alpha=0.2, color=look["color"])
-        left.axhline(np.log10(self.zero_error), color="0.6", linestyle=":", label="zero")
-        left.set(
-            xticks=self.layers, xlabel="layers, or steps", ylabel=f"log10 of {self.error_name}"
-        )
-        left.legend(fontsize=8)
-        for name, marker in (("Q", "o"), ("P", "s")):
+            ends = ([end(values) for values in logs] for end in (np.mean, np.min, np.max))
+            draw_line(left, self.layers, *ends, label=name, **line)
+        left.axhline(np.log10(self.zero_error), label="zero", **CHANCE)
+        left.set(xticks=self.layers, xlabel="layers, or steps", title="error")
+        left.set_ylabel(in_lines(f"log10 of {self.error_name}", 30))
+        for index, name in enumerate(("Q", "P")):
+            line = look(index, points=len(self.layers))
             seen = [(n, np.mean(d)) for n, d in zip(self.layers, self.distance[name]) if np.size(d)]
             every = [
                 (n, value)
@@ -111,12 +121,16 @@ class Layers(Result):
                 for value in np.ravel(d)
             ]
             if seen:
-                [drawn] = right.plot(*zip(*seen), label=f"{name}, mean")
-                right.scatter(*zip(*every), marker=marker, s=18, color=drawn.get_color())
+                right.plot(*zip(*seen), label=f"{name}, mean", **line | dict(marker=""))
+                right.scatter(
+                    *zip(*every), marker=line.get("marker", "o"), s=18, color=line["color"],
+                    label=f"{name}, a layer",
+                )  # fmt: skip
         right.set(xticks=self.layers, ylim=(-0.02, None), xlabel="layers")
-        right.set_ylabel("distance to the identity, each layer")
-        right.legend(fontsize=8)
-        figure.suptitle(self.path.name, fontsize=10)
+        right.set_ylabel("distance to the identity")
+        right.set_title("matrices of each layer")
+        figure.suptitle(f"error by layers, {self.path.name}")
+        legend_of_panel(left, right)
         return figure
 
 

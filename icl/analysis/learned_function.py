@@ -15,7 +15,17 @@ from rich.table import Table
 from ..evaluation import baselines
 from ..evaluation.chunks import in_chunks
 from ..evaluation.queries import predict_queries
-from ..report import Result, open_run, show_number, spread
+from ..report import (
+    OWN,
+    WIDTH,
+    Result,
+    comparator_look,
+    legend_of_panel,
+    look,
+    open_run,
+    show_number,
+    spread,
+)
 from ..tasks import Episode, FunctionFamily, LinearRegression, SparseLinearRegression
 from ..tasks.draws import stream
 from ..training.config import Config
@@ -85,27 +95,23 @@ class LearnedFunction(Result):
 
     def figure(self, plt: Any) -> Any:
         """Predictions along a line in one prompt; the gradient's cosines by number of examples."""
+        # The truth is wide, so that it shows behind curves that agree with it.
         styles: dict[str, dict[str, Any]] = {
-            "truth": dict(
-                color="0.8", linewidth=5
-            ),  # wide, so that it shows behind curves that agree with it
-            "learner": dict(color="C0", linewidth=2),
-            "least squares": dict(color="C1", linestyle="--"),
+            "truth": dict(color="0.8", linewidth=4),
+            "learner": OWN,
+            "least squares": comparator_look(0) | dict(zorder=3),
         }
-        figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4), layout="constrained")
+        figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.5), layout="constrained")
         for who, values in self.example.items():
             left.plot(self.norms, values, label=who, **styles[who])
-        left.set_xlabel("signed length of the query")
-        left.set_ylabel("prediction")
-        left.set_title(f"one prompt, {len(self.cosine['w']) - 1} examples", fontsize=10)
-        left.legend(fontsize=8)
-        for which, values in self.cosine.items():
-            right.plot(np.arange(len(values)), values, label=which)
-        right.set_ylim(-0.05, 1.05)
-        right.set_xlabel("in-context examples")
-        right.set_ylabel("cosine of the gradient")
-        right.set_title(f"{self.path.name}, step {self.step}", fontsize=10)
-        right.legend(fontsize=8)
+        left.set(xlabel="signed length of the query", ylabel="prediction")
+        left.set_title(f"one prompt, {len(self.cosine['w']) - 1} examples")
+        for index, (which, values) in enumerate(self.cosine.items()):
+            right.plot(np.arange(len(values)), values, label=f"with {which}", **look(index))
+        right.set(ylim=(-0.05, 1.05), xlabel="in-context examples", ylabel="cosine of the gradient")
+        right.locator_params(axis="x", integer=True)
+        right.set_title(f"gradient of {self.path.name}")
+        legend_of_panel(left, right)
         return figure
 
 

@@ -11,7 +11,17 @@ from rich.table import Table
 
 from ..evaluation.curves import learner_errors, mean_of_finite
 from ..models import LoopedTransformer, LoopedTransformerConfig
-from ..report import Result, in_lines, open_run, show_number
+from ..report import (
+    CHANCE,
+    MARK,
+    OWN,
+    Result,
+    in_lines,
+    legend_of_figure,
+    log_axis,
+    open_run,
+    show_number,
+)
 from ..tasks import Episode
 from ..training.config import Config
 from ..training.learner import Params
@@ -58,14 +68,14 @@ class ErrorsByLoop(Result):
         """Errors against loops, and the number of loops in training."""
         order = np.argsort(self.loops)
         figure, axes = plt.subplots(layout="constrained")
-        axes.plot(self.loops[order], self.errors[order], linewidth=2.5, marker="o", markersize=4)
+        axes.plot(self.loops[order], self.errors[order], **OWN | MARK)
         label = f"trained with {self.trained} loops"
-        axes.axvline(self.trained, color="0.6", linestyle=":", label=label)
+        axes.axvline(self.trained, label=label, **CHANCE)
         axes.set_xlabel("loops")
         axes.set_ylabel(in_lines(self.error_name))
-        axes.set_yscale("log")
-        axes.set_title(f"{self.path.name}, step {self.step}, full context", fontsize=10)
-        axes.legend(fontsize=8)
+        log_axis(axes, "y")
+        axes.set_title(f"error of {self.path.name} after all examples, step {self.step}")
+        legend_of_figure(figure)
         return figure
 
 

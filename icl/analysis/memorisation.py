@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-from ..report import Result
+from ..report import Result, panel_grid
 from ..sweeps.grid import SEED, short_name
 from ..sweeps.results import SweepResult
 from .generalisation import SEEN, UNSEEN, accuracies, ends, is_images
@@ -114,21 +114,23 @@ class Memorisation(Result):
             "unseen tasks: late - early": self.gain(UNSEEN),
             "late: seen - unseen": self.gap,
         }
-        height = 1.6 + 0.5 * len(self.models)
-        figure, panels = plt.subplots(1, 4, figsize=(15, height), layout="constrained", sharey=True)
+        height = 0.7 + 0.3 * len(self.models)
+        figure, panels = panel_grid(
+            plt, len(maps), 2, height, "training tasks", sharex=True, sharey=True
+        )
         for axes, (title, values) in zip(panels, maps.items()):
             drawn = axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
             for (row, column), value in np.ndenumerate(values):
                 colour = "k" if value > 0.6 else "w"
                 axes.annotate(
                     f"{100 * value:.0f}", (column, row), ha="center", va="center", color=colour,
-                    fontsize=8,
+                    fontsize=7,
                 )  # fmt: skip
-            axes.set(title=title, xlabel="training tasks", xticks=range(len(self.pool_size)))
-            axes.set_xticklabels([_power(size) for size in self.pool_size], fontsize=8)
+            axes.set(title=title, xticks=range(len(self.pool_size)))
+            axes.set_xticklabels([_power(size) for size in self.pool_size])
             axes.set_yticks(range(len(self.models)), self.models)
             axes.grid(visible=False)
-        figure.colorbar(drawn, ax=panels, label="accuracy", pad=0.01)
+        figure.colorbar(drawn, ax=panels, label="accuracy, or difference", pad=0.01)
         return figure
 
 

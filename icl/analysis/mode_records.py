@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from ..report import Result, show_number
+from ..report import CHANCE, MARK, WIDTH, Result, legend_of_figure, look, show_number
 from ..tasks import KINDS
 from ..training import disk
 from ..training.run import plain
@@ -81,18 +81,21 @@ class ModeCurves(Result):
 
     def table(self) -> Table:
         """The last record of each mode."""
+        sequences = " or ".join(
+            f"{n:,}" for n in sorted({self.of(m)[-1].prompts for m in self.modes})
+        )
         result = Table(
             title=f"predictions of the query by mode ({self.path})",
             caption=(
-                "n: sequences; closed: among the labels in play, whose number gives chance; own: "
-                "the label that the query's class has in training; then shares of predictions "
-                "that are labels of common and rare classes, and of the context"
+                f"{sequences} sequences of each mode; closed: among the labels in play, whose "
+                "number gives chance; own: the label that the query's class has in training; then "
+                "shares of predictions that are labels of common and rare classes, and of the "
+                "context"
             ),
         )
         names = (
             "mode",
             "step",
-            "n",
             "accuracy",
             "closed",
             "chance",
@@ -107,27 +110,25 @@ class ModeCurves(Result):
             last = self.of(mode)[-1]
             shares = (last.shares[name] for name in ("common", "rare", "support"))
             numbers = (last.accuracy, last.closed, last.chance, last.own, *shares)
-            counts = f"{last.step:,}", f"{last.prompts:,}"
-            result.add_row(mode, *counts, *map(show_number, numbers))
+            result.add_row(mode, f"{last.step:,}", *map(show_number, numbers))
         return result
 
     def figure(self, plt: Any) -> Any:
         """Accuracy and accuracy among the labels in play against the training step."""
-        figure, panels = plt.subplots(1, 2, figsize=(9.6, 4.0), layout="constrained", sharey=True)
+        figure, panels = plt.subplots(1, 2, figsize=(WIDTH, 2.6), layout="constrained", sharey=True)
         for index, mode in enumerate(self.modes):
-            records = self.of(mode)
+            records, line = self.of(mode), look(index)
             steps = [record.step for record in records]
             for axes, name in zip(panels, ("accuracy", "closed")):
                 values = [getattr(record, name) for record in records]
-                axes.plot(steps, values, "o-", markersize=4, color=f"C{index}", label=mode)
-            chance = records[-1].chance
-            panels[1].axhline(chance, color=f"C{index}", linestyle=":", linewidth=1)
+                axes.plot(steps, values, label=mode, **line, **MARK)
+            panels[1].axhline(records[-1].chance, **CHANCE | dict(color=line["color"]))
         panels[0].set(ylabel="accuracy of the query", title="among all labels")
-        panels[1].set(title="among the labels in play; dotted: chance")
+        panels[1].set(title="among the labels in play;\nhorizontal: chance")
         for axes in panels:
             axes.set(xlabel="training step", ylim=(-0.03, 1.03))
-        panels[0].legend(fontsize=8)
-        figure.suptitle(self.path.name, fontsize=10)
+        figure.suptitle(f"accuracy by mode, {self.path.name}")
+        legend_of_figure(figure)
         return figure
 
     @classmethod

@@ -12,7 +12,16 @@ import numpy as np
 from rich.table import Table
 
 from ..evaluation.baselines import symbols
-from ..report import Result, open_run, show_number
+from ..report import (
+    OWN,
+    WIDTH,
+    Result,
+    comparator_look,
+    legend_of_figure,
+    log_axis,
+    open_run,
+    show_number,
+)
 from ..tasks import MarkovChains
 from ..tasks.labels import LEAST_PROBABILITY
 from ..training.config import Config
@@ -71,15 +80,18 @@ class NGrams(Result):
 
     def figure(self, plt: Any) -> Any:
         """The divergences, and the losses, over training."""
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.8), layout="constrained")
-        [drawn] = right.plot(self.steps, self.loss, color="0.2", linewidth=2)
+        figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.6), layout="constrained")
+        right.plot(self.steps, self.loss, label="learner", **OWN)
         for index, (kind, divergence) in enumerate(self.divergence.items()):
-            left.plot(self.steps, divergence, color=f"C{index}", label=kind)
-            right.axhline(self.losses[kind], color=f"C{index}", linestyle="--", linewidth=1.2)
-        left.set(yscale="log", xlabel="training step", ylabel="KL(statistics || learner), nats")
-        left.legend(fontsize=9)
-        right.set(xlabel="training step", ylabel="cross-entropy, nats; dashed: statistics")
-        figure.suptitle(f"{self.path.name}, step {self.steps[-1]}", fontsize=10)
+            line = comparator_look(index)
+            left.plot(self.steps, divergence, label=kind, **line)
+            right.axhline(self.losses[kind], **line)
+        left.set(xlabel="training step", ylabel="KL(statistics || learner), nats")
+        left.set_title("divergence of the learner")
+        log_axis(left, "y")
+        right.set(xlabel="training step", ylabel="cross-entropy, nats", title="loss")
+        figure.suptitle(f"statistics that {self.path.name} is near to, step {self.steps[-1]}")
+        legend_of_figure(figure)
         return figure
 
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from ..report import Result, open_run, show_number
+from ..report import WIDTH, Result, in_lines, open_run, show_number
 from ..tasks.draws import stream
 from ..training.run import Run
 from .concepts import (
@@ -27,6 +27,7 @@ from .concepts import (
 from .instrument import Instrument, patch
 
 PROMPTS = 100  # of each concept
+MOST_NUMBERED = 10  # concepts, of the figure, whose changes are also written as numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +73,14 @@ class Patching(Result):
                 f"concept, {other:+.3f} to another; with whole activations {whole_own:+.3f} and "
                 f"{whole_other:+.3f}"
             ),
+            box=None,
+            padding=(0, 1),
         )
-        for name in ("prompts of", "error", *(f"to {name}" for name in self.concepts)):
-            result.add_column(name, justify="left" if name == "prompts of" else "right")
+        result.add_column("prompts of")
+        result.add_column("error", justify="right")
+        for name in self.concepts:
+            head = name.replace("_", "\n").replace(" ", "\n")
+            result.add_column(f"to\n{head}", justify="right", no_wrap=True)
         for name, error, row in zip(self.concepts, self.error, self.change):
             result.add_row(name, show_number(error), *(f"{change:+.3f}" for change in row))
         return result
@@ -82,22 +88,25 @@ class Patching(Result):
     def figure(self, plt: Any) -> Any:
         """A heat map of the changes: blue helps, red hurts."""
         count = len(self.concepts)
-        size = 2.6 + 0.65 * count
-        figure, axes = plt.subplots(figsize=(size + 1.2, size), layout="constrained")
+        size = min(WIDTH, 2.6 + 0.65 * count)
+        figure, axes = plt.subplots(figsize=(size, 0.8 * size), layout="compressed")
         limit = float(np.abs(self.change).max()) or 1.0
         image = axes.imshow(self.change, cmap="RdBu_r", vmin=-limit, vmax=limit)
-        for (row, column), change in np.ndenumerate(self.change):
+        for (row, column), change in np.ndenumerate(self.change) if count <= MOST_NUMBERED else ():
             bright = abs(change) > 0.6 * limit
             axes.text(
                 column, row, f"{change:+.2f}" if abs(change) >= 0.005 else f"{change:+.3f}",
-                ha="center", va="center", fontsize=8, color="white" if bright else "black",
+                ha="center", va="center", fontsize=7, color="white" if bright else "black",
             )  # fmt: skip
         names = range(count)
-        axes.set_xticks(names, self.concepts, rotation=30, ha="right", fontsize=8)
-        axes.set_yticks(names, self.concepts, fontsize=8)
+        axes.set_xticks(names, self.concepts, rotation=30, ha="right", rotation_mode="anchor")
+        axes.set_yticks(names, self.concepts)
         axes.set(xlabel=f"patched after layer {self.layer} to", ylabel="prompts of")
+        axes.set_title(f"patches of {self.path.name}, step {self.step}")
         axes.grid(False)
-        figure.colorbar(image, ax=axes, label=f"change of {self.error_name}", shrink=0.8)
+        figure.colorbar(
+            image, ax=axes, label=in_lines(f"change of {self.error_name}", 30), shrink=0.8
+        )
         return figure
 
 

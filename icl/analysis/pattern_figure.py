@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..report.figures import STYLE, pyplot, save_figure
+from ..report.figures import STYLE, WIDTH, pyplot, save_figure
 
 
 def draw_patterns(
@@ -21,9 +21,11 @@ def draw_patterns(
     plt = pyplot()
     rows = [layer.mean(axis=0) if prompt is None else layer[prompt] for layer in patterns]
     heads = max(len(row) for row in rows)
+    width = min(WIDTH, 2.0 * heads + 0.5)
+    height = (width - 0.5) / heads + 0.1
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(
-            len(rows), heads, figsize=(2.0 * heads + 0.5, 2.1 * len(rows) + 0.3),
+            len(rows), heads, figsize=(width, height * len(rows) + 0.3),
             squeeze=False, layout="constrained",
         )  # fmt: skip
         for layer, (axes_of_layer, row) in enumerate(zip(panels, rows)):
@@ -31,7 +33,8 @@ def draw_patterns(
                 axes.set_visible(head < len(row))
                 if head < len(row):
                     axes.imshow(row[head], cmap="Blues", vmin=min(0.0, row[head].min()))
-                    axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=9)
+                    name = f"layer {layer + 1}, head {head + 1}"
+                    axes.set_title(name if heads <= 4 else name.replace(", ", "\n"), fontsize=8)
                     axes.tick_params(labelsize=7)
                     axes.grid(False)
         panels[-1, 0].set(xlabel="key", ylabel="query")

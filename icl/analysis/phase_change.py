@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-from ..report import Result
+from ..report import Result, legend_of_figure, look, panel_grid
 from ..sweeps.checkpoints import variables_by_step
 from ..sweeps.grid import label_of
 from ..sweeps.results import SweepResult
@@ -93,18 +93,18 @@ class PhaseChange(Result):
 
     def figure(self, plt: Any) -> Any:
         """Loss, in-context score and prefix matching over training, a line a model."""
-        figure, panels = plt.subplots(1, 3, figsize=(12.5, 3.6), layout="constrained")
-        for name, course in self.courses.items():
+        figure, panels = panel_grid(plt, 3, 3, 2.1)
+        for index, (name, course) in enumerate(self.courses.items()):
             best = course.prefix_matching.max(axis=1)
             for axes, values in zip(panels, (course.loss, course.in_context, best)):
-                axes.plot(course.steps, values, label=name.replace("_", " "))
-        panels[0].set(ylabel="cross-entropy, nats")
-        panels[1].set(ylabel="in-context score, nats (late - early)")
-        panels[2].set(ylabel="prefix matching of the best head", ylim=(-0.03, 1.03))
+                axes.plot(course.steps, values, label=name.replace("_", " "), **look(index))
+        panels[0].set(ylabel="cross-entropy, nats", title="loss")
+        panels[1].set(ylabel="late - early, nats", title="in-context score")
+        panels[2].set(ylabel="share of attention", title="prefix matching,\nbest head")
+        panels[2].set_ylim(-0.03, 1.03)
         for axes in panels:
-            axes.set(xlabel="training step")
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=9)
+            axes.set_xlabel("training step")
+        legend_of_figure(figure)
         return figure
 
 

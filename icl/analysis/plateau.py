@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
-from ..report import Result, show_number
+from ..report import CHANCE, WIDTH, Result, legend_of_panel, log_axis, look, show_number
 from ..sweeps.grid import SEED, label_of, short_name
 from ..sweeps.results import SweepResult
 from ..tasks import Classes
@@ -72,7 +72,8 @@ class Plateaus(Result):
             caption=f"below {SHARE:.0%} of the loss of chance{fitted}",
         )
         for name in (self.setting or "settings", "steps", "error at the end"):
-            result.add_column(name.replace("_", " "), justify="right")
+            left = name == "settings"
+            result.add_column(name.replace("_", " "), justify="left" if left else "right")
         for row in self.rows:
             known = [step for step in row.steps if not math.isnan(step)]
             shown = f"{np.mean(known):,.0f}" if known else f"over {row.at[0][-1]:,}"
@@ -85,16 +86,18 @@ class Plateaus(Result):
         """Losses in training; and the length of the plateau against a numeric setting."""
         fitted = not np.isnan(self.exponent)
         figure, panels = plt.subplots(
-            1, 1 + fitted, figsize=(6.4 + 4.6 * fitted, 4.0), layout="constrained", squeeze=False
-        )
+            1, 1 + fitted, figsize=(WIDTH, 2.7), layout="constrained", squeeze=False,
+            width_ratios=(1.4, 1)[: 1 + fitted],
+        )  # fmt: skip
+        left = panels[0, 0]
         for index, row in enumerate(self.rows):
             for seed, (at, loss) in enumerate(zip(row.at, row.loss)):
-                panels[0, 0].plot(
-                    at, loss, color=f"C{index}", label=row.label if not seed else None
-                )
-        panels[0, 0].axhline(SHARE, color="0.6", linestyle=":")
-        panels[0, 0].set(xlabel="step", ylabel="training loss / loss of chance")
-        panels[0, 0].legend(fontsize=8, title=self.setting and self.setting.replace("_", " "))
+                left.plot(at, loss, label=None if seed else row.label, **look(index))
+        left.axhline(SHARE, **CHANCE)
+        left.set(xlabel="training step", ylabel="training loss / loss of chance")
+        left.set_title(f"losses of {self.path.name}")
+        setting = (self.setting or "").replace("_", " ")
+        legend_of_panel(left, title=setting or None)
         if fitted:
             x = np.array([float(row.label) for row in self.rows])
             y = np.array([np.nanmean(row.steps) if _known(row) else np.nan for row in self.rows])
@@ -102,13 +105,11 @@ class Plateaus(Result):
             axes.plot(x, y, "o")
             fit = np.isfinite(y)
             middle = np.exp(np.log(y[fit]).mean()) / np.exp(np.log(x[fit]).mean()) ** self.exponent
-            axes.plot(x[fit], middle * x[fit] ** self.exponent, label=f"power {self.exponent:.2f}")
-            axes.set(xscale="log", yscale="log", ylabel="steps on the plateau")
-            for axis, at in ((axes.xaxis, x), (axes.yaxis, y[fit])):
-                axis.set_ticks(at, [f"{value:g}" for value in at])
-                axis.set_ticks([], minor=True)
-            axes.set_xlabel((self.setting or "").replace("_", " "))
-            axes.legend(fontsize=8)
+            axes.plot(x[fit], middle * x[fit] ** self.exponent, color="C1")
+            log_axis(axes, "x")
+            log_axis(axes, "y")
+            axes.set(xlabel=setting, ylabel="steps on the plateau")
+            axes.set_title(f"line: power {self.exponent:.2f}")
         return figure
 
 

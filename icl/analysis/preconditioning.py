@@ -18,7 +18,7 @@ from rich.table import Table
 
 from ..evaluation.curves import draw_prompts
 from ..models import PreconditionedConfig
-from ..report import Result, open_run
+from ..report import WIDTH, Result, legend_of_figure, look, open_run
 from ..tasks import Episode, WhitenedRegression
 from ..tasks.draws import stream
 from ..training.config import Config
@@ -91,8 +91,7 @@ class Preconditioning(Result):
         rows = {name: row for name, row in rows.items() if len(row[0])}
         layers = len(self.query)
         figure, axes = plt.subplots(
-            len(rows), layers + 1,
-            figsize=(2.3 * layers + 3.6, 2.3 * len(rows) + 0.4), layout="constrained",
+            len(rows), layers + 1, figsize=(WIDTH, 1.7 * len(rows) + 0.4), layout="constrained",
             squeeze=False, width_ratios=[1.0] * layers + [1.5],
         )  # fmt: skip
         for row, (name, (matrices, distances)) in zip(axes, rows.items()):
@@ -101,16 +100,17 @@ class Preconditioning(Result):
                 axis.set_axis_off()
             for layer, (axis, matrix) in enumerate(zip(row, matrices)):
                 drawn = axis.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit)
-                axis.set(xticks=[], yticks=[])
+                axis.set(xticks=[], yticks=[], title=f"layer {layer + 1}")
                 axis.grid(False)
-                axis.set_title(f"layer {layer + 1}: {name}", fontsize=8)
-            bar = figure.colorbar(drawn, ax=list(row[:-1]), shrink=0.8, aspect=15)
-            bar.ax.tick_params(labelsize=7)
+            row[0].set_ylabel(name)
+            figure.colorbar(drawn, ax=list(row[:-1]), shrink=0.8, aspect=15)
             for layer in range(len(matrices)):
-                row[-1].plot(self.steps, distances[:, layer], ".-", label=f"layer {layer + 1}")
-            row[-1].set(ylim=(0, 1.03), xlabel="step", ylabel="distance to identity")
-            row[-1].legend(fontsize=7)
-        figure.suptitle(f"{self.path.name}, step {self.step}", fontsize=10)
+                line = look(layer) | dict(label=f"layer {layer + 1}")
+                row[-1].plot(self.steps, distances[:, layer], **line)
+            row[-1].set(ylim=(0, 1.03), xlabel="training step", ylabel="distance\nto identity")
+            row[-1].locator_params(axis="x", nbins=3)
+        figure.suptitle(f"preconditioners of {self.path.name}, step {self.step}")
+        legend_of_figure(figure)
         return figure
 
 

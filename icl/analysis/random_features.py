@@ -16,7 +16,7 @@ import numpy as np
 from rich.table import Table
 
 from ..experiments.ren import DEMONSTRATIONS, TASK
-from ..report import Result, at_least_one, show_number
+from ..report import CHANCE, WIDTH, Result, at_least_one, legend_of_panel, log_axis, show_number
 from ..tasks import LAYOUTS
 from .dual import (
     GAP_LABEL,
@@ -88,17 +88,20 @@ class FeatureGaps(Result):
         counts = sorted(int(which) for which in self.curves if which != KERNEL)
         ends = [self.curves[str(count)][:, -1] for count in counts]
         low, median, high = np.stack(ends, axis=1)
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6), layout="constrained")
+        figure, (left, right) = plt.subplots(
+            1, 2, figsize=(WIDTH, 2.5), layout="constrained", sharey=False
+        )
         left.plot(counts, median, "o-", label="median")
         left.fill_between(counts, low, high, alpha=0.2, label="5% to 95%", linewidth=0)
         known = [count for count in counts if count in REFERENCE]
-        left.plot(known, [REFERENCE[count] for count in known], "kx", label="reference, one draw")
-        left.axhline(self.start[1], color="0.5", linestyle=":", label="before the first step")
-        left.set(xscale="log", yscale="log", xlabel="random features", ylabel=GAP_LABEL)
+        references = [REFERENCE[count] for count in known]
+        left.plot(known, references, "kx", label="reference, one draw", zorder=3)
+        left.axhline(self.start[1], label="before the first step", **CHANCE)
+        left.set(xlabel="random features", ylabel=GAP_LABEL, title="after all steps", xscale="log")
+        log_axis(left, "y")
         draw_curves(right, self.curves)
-        right.set(ylabel=GAP_LABEL, title="medians")
-        for axes in (left, right):
-            axes.legend(fontsize=8)
+        right.set(ylabel=GAP_LABEL, title="medians by step")
+        legend_of_panel(left, right)
         return figure
 
 

@@ -20,7 +20,19 @@ from ..evaluation.chunks import in_chunks
 from ..evaluation.curves import bootstrap
 from ..evaluation.queries import predict_queries
 from ..evaluation.result import Curve
-from ..report import Result, open_run, show_number, spread
+from ..report import (
+    OWN,
+    Result,
+    comparator_look,
+    draw_line,
+    in_lines,
+    legend_of_figure,
+    open_run,
+    panel_grid,
+    show_number,
+    spread,
+    title_cut_lines,
+)
 from ..tasks import (
     DecisionTree,
     Episode,
@@ -351,36 +363,19 @@ class Shifts(Result):
 
     def figure(self, plt: Any) -> Any:
         """Error against the number of examples, a panel a shift (as Garg et al. 2022, figure 4)."""
-        rows = -(-len(self.curves) // PANELS)
-        columns = min(PANELS, len(self.curves))
-        figure, grid = plt.subplots(
-            rows,
-            columns,
-            sharex=True,
-            sharey=True,
-            squeeze=False,
-            figsize=(2.1 * columns, 1.7 * rows + 0.6),
-            layout="constrained",
+        figure, panels = panel_grid(
+            plt, len(self.curves), PANELS, 1.35, xlabel="examples", sharex=True, sharey=True
         )
-        panels = list(grid.flat)
+        panels[0].set_ylim(-0.05, 1.55)
         for axes, (name, of) in zip(panels, self.curves.items()):
             for who, curve in of.items():
-                own = who == LEARNER
-                line: dict[str, Any] = dict(linewidth=2 if own else 1.3)
-                [drawn] = axes.plot(
-                    self.examples, curve.mean, "-" if own else "--", label=who, **line
-                )
-                axes.fill_between(
-                    self.examples, curve.low, curve.high, alpha=0.25, color=drawn.get_color()
-                )
-            axes.set_title(name, fontsize=9)
-        for axes in panels[len(self.curves) :]:
-            axes.set_visible(False)
-        panels[0].set_ylim(-0.05, 1.55)
-        figure.supxlabel("in-context examples", fontsize=10)
-        figure.supylabel(self.error_name, fontsize=10)
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=9)
+                line = OWN | dict(linewidth=1.8) if who == LEARNER else comparator_look(0)
+                draw_line(axes, self.examples, curve.mean, curve.low, curve.high, label=who, **line)
+            axes.set_title(name, fontsize=8)
+            title_cut_lines(axes)
+        panels[0].locator_params(axis="x", integer=True)
+        figure.supylabel(in_lines(self.error_name, int(13 * figure.get_size_inches()[1])))
+        legend_of_figure(figure)
         return figure
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from rich.table import Table as Grid
 
 from ..evaluation.chunks import in_chunks
-from ..report import Result, open_run, show_number
+from ..report import Result, open_run, panel_grid, show_number
 from ..tasks import Episode, Tables
 from ..tasks.draws import stream
 from ..tasks.labels import NextSymbol
@@ -89,19 +89,14 @@ class TablePrior(Result):
 
     def figure(self, plt: Any) -> Any:
         """A page of tables: their first two columns, coloured by the label."""
-        rows, columns = PANELS
-        figure, panels = plt.subplots(
-            rows, columns, figsize=(2.1 * columns, 2.1 * rows), layout="constrained"
-        )
-        for axes, page, mechanism in zip(panels.flat, self.pages, self.mechanisms):
+        figure, panels = panel_grid(plt, len(self.pages), PANELS[1], 1.2)
+        for axes, page, mechanism in zip(panels, self.pages, self.mechanisms):
             colours = "tab10" if np.issubdtype(page.y.dtype, np.integer) else "viridis"
             limits = dict(vmin=0, vmax=9) if colours == "tab10" else {}
-            axes.scatter(*page.x.T, c=page.y, s=6, cmap=colours, **limits)
-            axes.set_title(f"{mechanism}, {page.columns} columns", fontsize=8)
+            axes.scatter(*page.x.T, c=page.y, s=3, cmap=colours, **limits)
+            axes.set_title(f"{mechanism}\n{page.columns} columns", fontsize=7)
             axes.set(xticks=[], yticks=[])
-        for axes in panels.flat[len(self.pages) :]:
-            axes.set_visible(False)
-        figure.suptitle("tables of the prior: the first two columns, by label", fontsize=10)
+        figure.suptitle("tables of the prior: the first two columns, by label")
         return figure
 
 

@@ -15,7 +15,18 @@ import numpy as np
 from rich.table import Table
 from scipy.special import stdtrit  # scipy comes with JAX
 
-from ..report import Result, show_number
+from ..report import (
+    CHANCE,
+    MARK,
+    OWN,
+    WIDTH,
+    Result,
+    comparator_look,
+    draw_line,
+    legend_of_panel,
+    log_axis,
+    show_number,
+)
 from ..sweeps.grid import SEED, short_name
 from ..sweeps.results import SweepResult
 from ..training.run import Run
@@ -26,7 +37,7 @@ if TYPE_CHECKING:
 
 POOL_SIZE = "training_pool_size"
 PROMPTS = 2048
-COLOURS = {"learner": "C0", "ridge": "C1", "dMMSE": "C2"}
+LOOKS = {"learner": OWN, "ridge": comparator_look(0), "dMMSE": comparator_look(1)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,53 +220,50 @@ class Threshold(Result):
     def figure(self, plt: Any) -> Any:
         """A row a line: differences, the share of ridge, and errors, by pool size."""
         figure, rows = plt.subplots(
-            len(self.lines),
-            3,
-            figsize=(14, 4.0 * len(self.lines)),
-            layout="constrained",
+            len(self.lines), 3, figsize=(WIDTH, 2.4 * len(self.lines)), layout="constrained",
             squeeze=False,
-        )
-        for line, (left, middle, right) in zip(self.lines, rows):
+        )  # fmt: skip
+        for line, panels in zip(self.lines, rows):
+            left, middle, right = panels
             sizes, (share, rest) = line.pool_size, line.share_and_rest()
             between = line.values("difference", "fresh", "ridge, dMMSE")
             for name in ("dMMSE", "ridge"):
                 values = line.values("difference", "fresh", f"learner, {name}")
-                label = f"learner from {name}"
-                _draw(left, sizes, values, label, color=COLOURS[name], marker="o")
-            _draw(left, sizes, between, "ridge from dMMSE", color="0.6", linestyle=":")
+                _draw(left, sizes, values, f"learner from {name}", **LOOKS[name] | MARK)
+            _draw(left, sizes, between, "ridge from dMMSE", **CHANCE)
             _draw(left, sizes, rest, "learner's own error", color="k", linewidth=1)
-            left.set(yscale="log", ylabel="squared difference / d", title="on fresh tasks")
+            left.set(ylabel="squared difference / d", title="differences\non fresh tasks")
 
             for of_seed, seen in zip(share, line.seen):
                 middle.plot(sizes, of_seed, color="C0", linewidth=1, alpha=0.6)
-                middle.plot(np.extract(seen, sizes), of_seed[seen], "o", color="C0", markersize=5)
-                hollow = dict(color="C0", markersize=5, markerfacecolor="w")
+                middle.plot(np.extract(seen, sizes), of_seed[seen], "o", color="C0", markersize=4)
+                hollow = dict(color="C0", markersize=4, markerfacecolor="w")
                 middle.plot(np.extract(~seen, sizes), of_seed[~seen], "o", **hollow)
             for at, name in ((0, "dMMSE"), (1, "ridge")):
-                middle.axhline(at, color=COLOURS[name], linewidth=1.3, label=name)
-            middle.plot([], [], "o", color="C0", label="learner, each seed")
+                middle.axhline(at, label=name, **LOOKS[name])
+            middle.plot([], [], "o", color="C0", markersize=4, label="learner, each seed")
             middle.plot([], [], "o", label="own error is larger", **hollow)
-            middle.set(ylim=(-0.3, 1.5), title="learner, from dMMSE (0) to ridge (1)")
+            middle.set(ylim=(-0.3, 1.5), title="learner, from\ndMMSE (0) to ridge (1)")
 
-            for kind, style in (("fresh", "-"), ("pool", "--")):
+            for kind, style in (("fresh", "-"), ("pool", ":")):
                 for name in PREDICTORS:
-                    own = dict(linewidth=2.5) if name == "learner" else dict(linewidth=1.3)
-                    _draw(
-                        right, sizes, line.values("error", kind, name),
-                        f"{name}, {TASKS[kind]}", color=COLOURS[name], linestyle=style, **own,
-                    )  # fmt: skip
-            right.set(yscale="log", ylabel="squared error / d", title=line.label or "error")
+                    values = line.values("error", kind, name)
+                    own = LOOKS[name] | dict(linestyle=style)
+                    _draw(right, sizes, values, f"{name}, {TASKS[kind]}", **own)
+            right.set(ylabel="squared error / d", title="\n".join(["error", line.label]).strip())
             found = line.threshold()
-            for axes in (left, middle, right):
+            for axes in panels:
                 axes.set_xscale("log", base=2)
                 axes.set_xlabel("tasks in the pool")
-                axes.legend(fontsize=8)
                 axes.set_xlim(0.85 * sizes[0], sizes[-1] / 0.85)
+                if axes is not middle:
+                    log_axis(axes, "y")
                 if found is not None and axes is not right:
                     axes.axvline(found[0], color="0.4", linewidth=1, linestyle="--")
                     if np.isfinite(found[1]):
                         axes.axvspan(*found[1:], color="0.5", alpha=0.15, linewidth=0)
-        figure.suptitle(self.path.name, fontsize=10)
+        figure.suptitle(f"learner, ridge and dMMSE, {self.path.name}")
+        legend_of_panel(*rows[-1])
         return figure
 
 
@@ -299,6 +307,5 @@ def _evaluations(runs: list[Run], prompts: int) -> Iterable[PoolEvaluation]:
 
 def _draw(axes, sizes: list[int], values: np.ndarray, label: str, **line: Any) -> None:
     """The mean over seeds, with their range, of values `[seeds, sizes]`."""
-    axes.plot(sizes, np.nanmean(values, axis=0), label=label, **line)
-    low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
-    axes.fill_between(sizes, low, high, alpha=0.2, color=line["color"], linewidth=0)
+    ends = (end(values, axis=0) for end in (np.nanmean, np.nanmin, np.nanmax))
+    draw_line(axes, sizes, *ends, label=label, **line)

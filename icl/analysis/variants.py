@@ -8,7 +8,7 @@ import numpy as np
 from rich.table import Table
 
 from ..models import ContrastiveAttentionConfig
-from ..report import Result, show_number
+from ..report import WIDTH, Result, in_lines, legend_of_figure, log_axis, look, show_number
 from ..sweeps.grid import SEED
 from ..sweeps.results import SweepResult
 
@@ -76,17 +76,22 @@ class Variants(Result):
 
     def figure(self, plt: Any) -> Any:
         """Training losses, and errors after training with each seed's."""
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.0), layout="constrained")
+        names = [in_lines(label, 28) for label in self.variants]
+        lines = 1 + max(name.count("\n") for name in names)
+        height = 1.2 + max(0.22, 0.13 * lines) * len(names)
+        figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, height), layout="constrained")
         for index, (label, variant) in enumerate(self.variants.items()):
-            colour = "k" if label == PLAIN else plt.get_cmap("tab20")(index)
-            mean = variant.loss.mean(axis=0)
-            left.plot(self.steps, mean, color=colour, label=label, linewidth=1.2)
-            right.barh(index, np.mean(variant.error), color=colour)
-            right.plot(variant.error, [index] * len(variant.error), "k|")
-        left.set(xlabel="step", ylabel="training loss / mean squared label", yscale="log")
+            line = look(index) | (dict(color="0.2") if label == PLAIN else {})
+            left.plot(self.steps, variant.loss.mean(axis=0), label=label, **line)
+            right.barh(index, np.mean(variant.error), color=line["color"], alpha=0.8)
+            right.plot(variant.error, [index] * len(variant.error), "k|", zorder=3)
+        left.set(xlabel="training step", ylabel="training loss /\nmean squared label")
+        log_axis(left, "y")
         right.set(xlabel="error after training", yticks=range(len(self.variants)))
-        right.set_yticklabels(self.variants, fontsize=8)
+        right.set_yticklabels(names)
         right.invert_yaxis()
+        figure.suptitle(f"variants of attention, {self.path.name}")
+        legend_of_figure(figure)
         return figure
 
 

@@ -22,7 +22,8 @@ from ..training.disk import RunError, usable, write_whole
 
 FEW = 10  # most different whole numbers that are taken for classes
 ROWS_SHOWN = 10
-CLASSES_SHOWN = 5
+CLASSES_SHOWN = 4
+NAME_SHOWN = 12  # characters of the name of a class; the file has whole names
 
 
 def main(arguments: list[str]) -> int:
@@ -253,13 +254,18 @@ def _first_rows(found: Found, truth: Sequence[str | None] | None) -> Table:
     table = Table("row", "prediction", box=None, pad_edge=False)
     shown = dict(list(found.probabilities.items())[:CLASSES_SHOWN])
     for name in shown:
-        table.add_column(f"P({name})", justify="right")
+        table.add_column(f"P({_short(name)})", justify="right", no_wrap=True)
     if truth is not None:
         table.add_column("truth")
     for i, prediction in enumerate(found.predictions[:ROWS_SHOWN]):
-        cells = [str(i + 1), prediction, *(f"{p[i]:.3f}" for p in shown.values())]
-        table.add_row(*cells, *([] if truth is None else [truth[i] or "–"]))
+        cells = [str(i + 1), _short(prediction), *(f"{p[i]:.3f}" for p in shown.values())]
+        table.add_row(*cells, *([] if truth is None else [_short(truth[i] or "–")]))
     return table
+
+
+def _short(name: str) -> str:
+    """A name of a class, so short that a row of the table fits one line."""
+    return name if len(name) <= NAME_SHOWN else f"{name[: NAME_SHOWN - 1]}…"
 
 
 def _as_csv(found: Found) -> str:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..report import STYLE, in_lines, pyplot, save_figure
+from ..report import STYLE, in_lines, log_axis, pyplot, save_figure
 from ..training.run import Run, RunError
 
 
@@ -20,8 +20,8 @@ def training_figure(run: Run, path: Path) -> None:
         figure, axes = plt.subplots(layout="constrained")
         measure = run.config.training_measure
         axes.plot([r["step"] for r in records], [r["loss"] / measure.scale for r in records])
-        axes.set_xlabel("step")
+        axes.set_xlabel("training step")
         axes.set_ylabel(in_lines(f"{measure.name}, in training"))
-        axes.set_yscale("log")
-        axes.set_title(run.path.name, fontsize=10)
+        log_axis(axes, "y")
+        axes.set_title(f"training of {run.path.name}")
         save_figure(figure, path)

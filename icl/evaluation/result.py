@@ -7,8 +7,23 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from ..report import Result, draw_rows, in_lines, show_number, spread
+from ..report import (
+    CHANCE,
+    MARK,
+    OWN,
+    WIDTH,
+    Result,
+    comparator_look,
+    draw_line,
+    draw_rows,
+    in_lines,
+    legend_of_figure,
+    name_cut_lines,
+    show_number,
+    spread,
+)
 from ..report.figures import MOST_ERROR
+from ..report.lines import FEW, highest_of
 
 MAX_COLUMNS = 5  # fits 80 characters
 
@@ -94,10 +109,10 @@ class Evaluation(Result):
 
         If prompts have only one query, a row for each estimator with its interval.
         """
-        title = f"{self.path.name}, step {self.step}"
+        title = f"error of {self.path.name}, step {self.step}"
         if len(self.examples) == 1:
             height = 1.2 + 0.3 * len(self.curves)
-            figure, axes = plt.subplots(layout="constrained", figsize=(6.4, height))
+            figure, axes = plt.subplots(layout="constrained", figsize=(WIDTH, height))
             intervals = {
                 name + (" (optimal)" if name == self.reference else ""): (
                     curve.mean[0], curve.low[0], curve.high[0],
@@ -105,35 +120,31 @@ class Evaluation(Result):
                 for name, curve in self.curves.items()
             }  # fmt: skip
             draw_rows(axes, intervals, [self.learner])
-            axes.set_xlabel(in_lines(f"{self.error_name}, 90% interval"))
+            axes.set_xlabel(in_lines(f"{self.error_name}, 90% interval", 60))
             title += f", after {self.examples[0]} examples"
         else:
             figure, axes = plt.subplots(layout="constrained")
             self._draw_curves(axes)
-        axes.set_title(title, fontsize=10)
+        axes.set_title(title)
         return figure
 
     def _draw_curves(self, axes: Any) -> None:
+        others = [name for name in self.curves if name not in (self.learner, "zero")]
         for name, curve in self.curves.items():
-            line: dict[str, Any] = dict(linewidth=1.3, linestyle="--")
             asked = np.isfinite(curve.mean)
+            points = int(asked.sum())
             if name == self.learner:
-                line = dict(linewidth=2.5, zorder=3)
-            if name == "zero":
-                line |= dict(color="0.6", linestyle=":")
-            if asked.sum() < 15:
-                line |= dict(marker="o", markersize=4)
-            examples, mean, low, high = (
-                values[asked] for values in (self.examples, curve.mean, curve.low, curve.high)
-            )
-            [drawn] = axes.plot(examples, mean, label=name, **line)
+                line = OWN | (MARK if points < FEW else {})
+            else:
+                line = CHANCE if name == "zero" else comparator_look(others.index(name), points)
+            examples, *ends = (v[asked] for v in (self.examples, *vars(curve).values()))
             # The bands of few prompts would hide everything else.
-            if asked.all():
-                axes.fill_between(examples, low, high, alpha=0.25, color=drawn.get_color())
+            low, high = ends[1:] if asked.all() else (None, None)
+            draw_line(axes, examples, ends[0], low, high, label=name, **line)
         axes.set_xlabel("in-context examples")
+        axes.locator_params(axis="x", integer=True)
         axes.set_ylabel(in_lines(self.error_name))
         # The learner's curve is never cut; cross-entropies exceed the error of predicting 0.
-        axes.set_ylim(
-            -0.03, max(MOST_ERROR, 1.05 * float(np.nanmax(self.curves[self.learner].mean)))
-        )
-        axes.legend(fontsize=8)
+        axes.set_ylim(-0.03, max(MOST_ERROR, 1.05 * highest_of(self.curves[self.learner].mean)))
+        name_cut_lines(axes)
+        legend_of_figure(axes.figure)

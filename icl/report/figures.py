@@ -10,17 +10,31 @@ from typing import Any
 
 import numpy as np
 
+from .lines import COLOURS
 from .tables import show_number
 
+WIDTH = 6.4  # inches, of every figure: at this width no text is smaller than 7 points
 STYLE: dict[Any, Any] = {
-    "figure.figsize": (6.4, 4.0),
-    "figure.dpi": 150,
+    "figure.figsize": (WIDTH, 3.4),
+    "figure.dpi": 200,
+    "axes.prop_cycle": f"cycler('color', {list(COLOURS)})",
     "axes.grid": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "grid.alpha": 0.3,
+    "axes.axisbelow": True,
     "legend.frameon": False,
-    "font.size": 10,
+    "legend.fontsize": 8,
+    "legend.title_fontsize": 8,
+    "legend.handlelength": 2.6,
+    "legend.columnspacing": 1.4,
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "figure.titlesize": 9,
+    "figure.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
     "pdf.fonttype": 42,  # text stays text
 }
 MOST_ERROR = 1.35  # upper end of an axis of errors; predicting 0 has error 1
@@ -55,6 +69,35 @@ def draw_rows(
     axes.grid(visible=False, axis="y")
 
 
+def panel_grid(
+    plt: Any, count: int, columns: int, row_height: float, xlabel: str = "", **options: Any
+) -> tuple[Any, list[Any]]:
+    """A figure of that many panels, in rows of at most `columns`, and its panels.
+
+    The bottom panel of each column has tick labels, also if panels share their axes, and the label.
+
+    Args:
+      plt: matplotlib.pyplot.
+      count: number of panels.
+      columns: most panels in a row.
+      row_height: inches.
+      xlabel: label of the x axes; a label of the whole figure would be under its legend.
+      **options: of `matplotlib.pyplot.subplots`.
+    """
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(WIDTH, row_height * rows + 0.3), layout="constrained",
+        squeeze=False, **options,
+    )  # fmt: skip
+    for axes in grid.flat[count:]:
+        axes.set_visible(False)
+    for axes in grid.flat[max(0, count - columns) : count]:
+        axes.tick_params(labelbottom=True)
+        axes.set_xlabel(xlabel)
+    return figure, list(grid.flat[:count])
+
+
 def save_figure(figure: Any, path: Path) -> None:
     """Saves a figure as `path`, a PNG, and as a PDF beside it, and closes it."""
     figure.savefig(path)
@@ -63,9 +106,9 @@ def save_figure(figure: Any, path: Path) -> None:
     pyplot().close(figure)
 
 
-def in_lines(name: str) -> str:
+def in_lines(name: str, characters: int = 40) -> str:
     """Breaks a long name into lines that fit beside an axis."""
-    return textwrap.fill(name, 50)
+    return textwrap.fill(name, characters)
 
 
 def pyplot():

@@ -11,15 +11,23 @@ from rich.table import Table
 
 from ..evaluation.curves import learner_errors
 from ..report import (
+    MARK,
     STYLE,
+    WIDTH,
     Result,
+    draw_line,
     draw_rows,
     in_lines,
+    legend_of_panel,
+    log_axis,
+    look,
+    name_cut_lines,
     pyplot,
     save_figure,
     show_number,
     spread,
 )
+from ..report.figures import MOST_ERROR
 from ..training.learner import Learner, Params
 from .folder import Member, Sweep
 from .grid import SEED, short_name
@@ -143,7 +151,7 @@ def sweep_figure(sweep: Sweep, result: SweepResult, path: Path) -> None:
         if name != SEED and len(values) > 1 and all(_is_number(value) for value in values)
     ]  # fmt: skip
     with plt.rc_context(STYLE):
-        figure, (losses, errors) = plt.subplots(1, 2, figsize=(10.5, 4.0), layout="constrained")
+        figure, (losses, errors) = plt.subplots(1, 2, figsize=(WIDTH, 2.7), layout="constrained")
         combinations = result.combinations()
         colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, max(2, len(combinations))))
         runs = {member.path.name: member.run for member in sweep.members}
@@ -156,9 +164,9 @@ def sweep_figure(sweep: Sweep, result: SweepResult, path: Path) -> None:
                     alpha=0.7, linewidth=1.2,
                 )  # fmt: skip
         shown = dict.fromkeys(run.config.training_measure.name for run in runs.values())
-        losses.set(
-            xlabel="step", ylabel=in_lines(f"{' or '.join(shown)}, in training"), yscale="log"
-        )
+        losses.set(xlabel="training step", title="training")
+        losses.set_ylabel(in_lines(f"{' or '.join(shown)}, in training", 30))
+        log_axis(losses, "y")
         single = all(len(r["examples"]) == 1 for r in result.records if "examples" in r)
         if numeric:
             longest = max(numeric, key=lambda name: len(sweep.over[name]))
@@ -168,8 +176,10 @@ def sweep_figure(sweep: Sweep, result: SweepResult, path: Path) -> None:
         else:
             _against_examples(errors, combinations, colours)
         if numeric or not single:
-            errors.set_ylabel(in_lines(result.error_name))
-        figure.suptitle(sweep.path.name, fontsize=10)
+            errors.set_ylabel(in_lines(result.error_name, 30))
+        figure.suptitle(sweep.path.name)
+        if 1 < len(errors.get_legend_handles_labels()[1]) <= MAX_LABELLED:
+            legend_of_panel(errors)
         save_figure(figure, path)
 
 
@@ -181,16 +191,13 @@ def _against_setting(axes, result: SweepResult, setting: str, values: list[Any])
         last = [r["normalised_error"][-1] for r in records if "examples" in r]
         if last:
             lines.setdefault(_label(rest), []).append((changes[setting], np.array(last)))
-    for label, points in lines.items():
+    for index, (label, points) in enumerate(lines.items()):
         at = [value for value, _ in points]
-        [drawn] = axes.plot(at, [last.mean() for _, last in points], "o-", label=label)
-        low, high = ([f(last) for _, last in points] for f in (np.min, np.max))
-        axes.fill_between(at, low, high, alpha=0.2, color=drawn.get_color())
+        ends = ([end(last) for _, last in points] for end in (np.mean, np.min, np.max))
+        draw_line(axes, at, *ends, label=label, **look(index) | MARK)
     if min(values) > 0 and max(values) >= 3 * min(values):
         axes.set_xscale("log", base=2 if all(isinstance(value, int) for value in values) else 10)
-    axes.set(xlabel=short_name(setting).replace("_", " "), title="after all examples")
-    if 1 < len(lines) <= MAX_LABELLED:
-        axes.legend(fontsize=8)
+    axes.set(xlabel=short_name(setting).replace("_", " "), title="error after all examples")
 
 
 def _by_combination(axes, error_name: str, combinations) -> None:
@@ -201,22 +208,21 @@ def _by_combination(axes, error_name: str, combinations) -> None:
         if last:
             intervals[_label(changes)] = (float(np.mean(last)), min(last), max(last))
     draw_rows(axes, intervals)
-    axes.tick_params(axis="y", labelsize=8)
-    axes.set(xlabel=in_lines(error_name), title="and the range over seeds")
+    axes.set(xlabel=in_lines(error_name, 30), title="error, and the range over seeds")
 
 
 def _against_examples(axes, combinations, colours) -> None:
-    for (changes, records), colour in zip(combinations, colours):
+    for index, ((changes, records), colour) in enumerate(zip(combinations, colours)):
         trained = [record for record in records if "examples" in record]
         if not trained:
             continue
         curves = np.array([record["normalised_error"] for record in trained])
         at = trained[0]["examples"]
-        axes.plot(at, curves.mean(axis=0), color=colour, label=_label(changes))
-        axes.fill_between(at, curves.min(axis=0), curves.max(axis=0), alpha=0.2, color=colour)
-    axes.set(xlabel="in-context examples", ylim=(-0.03, 1.35))
-    if 1 < len(combinations) <= MAX_LABELLED:
-        axes.legend(fontsize=8)
+        ends = (end(curves, axis=0) for end in (np.mean, np.min, np.max))
+        draw_line(axes, at, *ends, label=_label(changes), **look(index) | dict(color=colour))
+    axes.set(xlabel="in-context examples", ylim=(-0.03, MOST_ERROR), title="error")
+    axes.locator_params(axis="x", integer=True)
+    name_cut_lines(axes)
 
 
 def _label(changes: dict[str, Any]) -> str:
