@@ -10,7 +10,9 @@ from pathlib import Path
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("CONTRIBUTING.md", "CHANGELOG.md", "kernels/README.md", "bench/README.md", "bench/RESULTS.md")
+PAGES = (
+    "CONTRIBUTING.md", "CHANGELOG.md", "kernels/README.md", "bench/README.md", "bench/RESULTS.md",
+)  # fmt: skip
 
 
 def on_files(files, config):

@@ -70,7 +70,7 @@ def targeting(
 
 
 @contextlib.contextmanager
-def choices() -> Iterator[list[tuple[str, str]]]:
+def choices() -> Generator[list[tuple[str, str]], None, None]:
     """Lists the ops that are traced inside, each as (op, implementation that it takes).
 
     with choices() as chosen:
