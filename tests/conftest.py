@@ -1,6 +1,7 @@
 """Settings of every test: deterministic hypothesis, shared compilations, strict JAX."""
 
 import atexit
+import gc
 import importlib.metadata
 import os
 import shutil
@@ -23,12 +24,17 @@ atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 os.environ["JAX_DEBUG_KEY_REUSE"] = "1"
+# Places in the source, which nobody reads in a test's programs, cost a tenth of tracing.
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 # The same bits wherever the tests run; tests of several devices start processes of their own.
 os.environ["JAX_NUM_CPU_DEVICES"] = "1"
 if os.environ.get("ICL_TEST_DEVICE") != "gpu":
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"
     # Triton and Pallas kernels run step by step on the CPU.
     os.environ["ICL_KERNELS_INTERPRET"] = "1"
+
+# Traces make many objects and few circles: collecting those at the usual pace costs a tenth, too.
+gc.set_threshold(200_000, 20, 20)
 
 hypothesis.settings.register_profile(
     "project", derandomize=True, database=None, deadline=None, max_examples=25
