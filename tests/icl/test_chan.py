@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,6 @@ from PIL import Image
 
 import icl
 from icl import cli
-from icl.analysis import ask
 from icl.analysis.emergence import IN_CONTEXT, IN_WEIGHTS, Emergence, emergence
 from icl.analysis.mode_records import LINES, ModeCurves, append, lines, written
 from icl.analysis.modes import (

@@ -42,7 +42,7 @@ from icl.training import Config, Learner, Run, TrainingConfig
 from icl.training.data import load_data
 from icl.training.step import pool_key
 
-from .helpers import QUIET, shrunk, tiny, untrained
+from .helpers import shrunk, tiny, untrained
 
 FAMILY = ProjectedImages(points=10, size=4, ways=3, biased=0.5)
 TINY = Config(
