@@ -162,9 +162,8 @@ def test_repeated_ways_limit_few_shot_accuracy_to_95_per_cent():
 
 def test_numbers_are_means_over_the_asked_prompts(trained):
     learner, variables = Learner(trained.config), trained.variables()[1]
-    whole = measure_of(learner, TASK.mode("in_context"), 230, 3)(variables)
-    again = measure_of(learner, TASK.mode("in_context"), 230, 3)(variables)
-    other = measure_of(learner, TASK.mode("in_context"), 230, 4)(variables)
+    seeds = [measure_of(learner, TASK.mode("in_context"), 230, seed) for seed in (3, 4)]
+    whole, again, other = seeds[0](variables), seeds[0](variables), seeds[1](variables)
     assert repr(whole) == repr(again) != repr(other)
     assert whole["accuracy"] * 230 == pytest.approx(round(whole["accuracy"] * 230), abs=1e-3)
 
@@ -195,12 +194,12 @@ def test_a_mode_is_evaluated_once_or_at_every_checkpoint(run):
 
 
 def test_damaged_lines_are_left_out_and_the_newest_result_counts(run):
-    evaluate_modes(run, ["flip"], prompts=5)
-    evaluate_modes(run, ["flip"], prompts=6)
+    [record] = evaluate_modes(run, ["flip"], prompts=5).records
+    append(run.path, dataclasses.replace(record, prompts=6))
     with open(run.path / LINES, "a") as file:
         file.write('{"mode": "flip"}\nnonsense\n[1]\n{"mode": "flip", "step"')
     assert len(list(lines(run.path))) == 2
-    evaluate_modes(run, ["flip"], prompts=7)  # not swallowed by the incomplete line
+    append(run.path, dataclasses.replace(record, prompts=7))  # not swallowed by the broken line
     assert len(list(lines(run.path))) == 3
     (run.path / LINES).write_text("\n".join((run.path / LINES).read_text().split("\n")[:2]) + "\n")
     assert [r.prompts for r in ModeCurves.in_folder(run.path).records] == [6]
@@ -358,7 +357,7 @@ def test_emergence_over_a_sweep(tmp_path):
         del record["examples"], record["normalised_error"]
         record["diverged_after"] = 1
     results.save()
-    rest = emergence(sweep, prompts=3)
+    rest = emergence(sweep, prompts=30)
     assert rest and [curve.values for curve in rest.curves] == [["1"]]
 
 
@@ -377,7 +376,7 @@ def omniglot(path, classes=12, drawings=3):
     return path
 
 
-def test_omniglot_from_files_with_batch_statistics(tmp_path, monkeypatch):
+def test_omniglot_from_files_with_batch_statistics(tmp_path):
     source = omniglot(tmp_path / "omniglot")
     config = shrunk(PRESETS["chan/images_augmented"].config).replace(
         task_source=(str(source),), task_rare=80, task_common=8, task_holdout=8
@@ -386,14 +385,6 @@ def test_omniglot_from_files_with_batch_statistics(tmp_path, monkeypatch):
     assert run.variables()[1].state  # batch statistics
     assert json.loads((run.path / "config.json").read_text())["data"]["source"] == str(source)
     assert evaluate_modes(run, ["no_support_rare"], prompts=3).records
-    monkeypatch.chdir(tmp_path)
-    command = "sweep chan/omniglot-xs --task.rare 80 --task.common 8 --task.holdout 8"
-    few = "--training.steps 2 --training.log-every 1 --training.checkpoint-every 1 "
-    few += "--optimizer.warmup-steps 1"
-    over = "--over learning_rate=0.01,0.02 --training.batch-size 2"
-    monkeypatch.setattr("icl.sweeps.train.PROMPTS", 4)
-    assert cli.main([*command.split(), *few.split(), *over.split()]) == 0
-    assert Path("runs/chan-omniglot-xs-sweep/emergence.png").exists()
 
 
 def test_without_the_files_the_error_says_what_to_give(tmp_path, monkeypatch, capsys):
