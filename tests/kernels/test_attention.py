@@ -135,16 +135,17 @@ def draw_options(rng, batch, heads, length, key_length, dtype):
     return options, bias
 
 
-@pytest.mark.parametrize("case", range(12))
+@pytest.mark.parametrize("case", range(12 if ON_GPU else 9))
 def test_all_options_together(case):
     """Every implementation on the same call, whose lengths, heads and options are drawn.
 
-    Every dtype meets every size and every scale, every width occurs, most calls have more keys
-    than queries, and entries that nothing reads are not finite.
+    Every dtype meets every size, every scale and every width occurs, most calls have more keys than
+    queries, and entries that nothing reads are not finite.
     """
-    rng = np.random.default_rng(case)
+    # With these seeds every option occurs, and heads that share a tile each have a mask.
+    rng = np.random.default_rng(245 + case)
     dtype = [jnp.float32, jnp.bfloat16, jnp.float16][case % 3]
-    longest = [20, 70, 20, 140][case % 4]
+    longest = [20, 70, 140][case // 3 % 3]
     width = [8, 64, 128, 16, 1, 100, 24, 32][case % 8]
     length, key_length = (draw_length(rng, longest) for _ in range(2))
     if case % 4:
@@ -153,7 +154,7 @@ def test_all_options_together(case):
     heads = key_heads * rng.integers(1, groups)
     *arrays, d_out = draw_inputs(case, batch, length, key_length, heads, key_heads, width, dtype)
     options, bias = draw_options(rng, batch, heads, length, key_length, dtype)
-    options |= [{}, dict(scale=0.3), dict(scale=0.0), dict(scale=100.0)][case // 3]
+    options |= [{}, dict(scale=0.3), dict(scale=0.0), dict(scale=100.0)][case % 4]
     if bias is not None:
         arrays.append(bias)
     arrays, d_out = spoil(arrays, d_out, **options)
@@ -162,7 +163,7 @@ def test_all_options_together(case):
     names = [*ALL, "tiled"] + ["split"] * (key_length <= 64)
     if not ON_GPU:
         # By turns, each in all dtypes: one has no tiles, the other is a kernel of the rest.
-        names = [name for name in names if name != ("split" if case % 4 < 2 else "pallas")]
+        names = [name for name in names if name != ("pallas" if case % 2 else "split")]
     ours = {name: results(name, arrays, d_out, **options) for name in names}
     for name, mine in ours.items():
         baseline = ours["reference" if name == "xla" else "xla"]
@@ -282,8 +283,12 @@ def test_what_is_hidden_never_leaks(implementation, hiding):
 DTYPES = ["float32", "bfloat16", "float16"]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("form", ["triton", "split", "tiled"])
+FORMS = [(form, dtype) for form in ("triton", "split", "tiled") for dtype in DTYPES]
+if not ON_GPU:
+    FORMS = [*FORMS[:3], ("split", "bfloat16"), ("tiled", "float32"), ("tiled", "float16")]
+
+
+@pytest.mark.parametrize("form, dtype", FORMS)
 def test_a_single_broken_number_is_found(form, dtype):
     """NaN or infinity anywhere in a key or value spoils the queries that see it, of its head."""
     query, key, value, d_out = draw_inputs(0, 3, 40, 40, 2, 2, 8, jnp.dtype(dtype))
