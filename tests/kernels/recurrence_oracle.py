@@ -5,6 +5,7 @@ import numpy as np
 
 from icl.kernels.numerics import accumulation_dtype
 
+from .implementations import on_device
 from .oracle import sum_to
 
 
@@ -153,6 +154,6 @@ def draw(op, seed, batch=2, length=20, heads=2, width=8, columns=None, **options
     if options.get("initial_state"):
         arrays["initial_state"] = state
     dtype = options.get("dtype", jnp.float32)
-    arrays = {name: jnp.asarray(array, dtype) for name, array in arrays.items()}
+    arrays = {name: on_device(array, dtype) for name, array in arrays.items()}
     accumulated = accumulation_dtype(dtype)
-    return arrays, (jnp.asarray(d_out, dtype), jnp.asarray(d_state, accumulated))
+    return arrays, (on_device(d_out, dtype), on_device(d_state, accumulated))

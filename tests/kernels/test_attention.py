@@ -135,16 +135,17 @@ def draw_options(rng, batch, heads, length, key_length, dtype):
     return options, bias
 
 
-@pytest.mark.parametrize("case", range(12))
+@pytest.mark.parametrize("case", range(12 if ON_GPU else 9))
 def test_all_options_together(case):
     """Every implementation on the same call, whose lengths, heads and options are drawn.
 
-    Every dtype meets every size and every scale, every width occurs, most calls have more keys
-    than queries, and entries that nothing reads are not finite.
+    Every dtype meets every size, every scale and every width occurs, most calls have more keys than
+    queries, and entries that nothing reads are not finite.
     """
-    rng = np.random.default_rng(case)
+    # With these seeds every option occurs, and heads that share a tile each have a mask.
+    rng = np.random.default_rng(245 + case)
     dtype = [jnp.float32, jnp.bfloat16, jnp.float16][case % 3]
-    longest = [20, 70, 20, 140][case % 4]
+    longest = [20, 70, 140][case // 3 % 3]
     width = [8, 64, 128, 16, 1, 100, 24, 32][case % 8]
     length, key_length = (draw_length(rng, longest) for _ in range(2))
     if case % 4:
@@ -153,13 +154,16 @@ def test_all_options_together(case):
     heads = key_heads * rng.integers(1, groups)
     *arrays, d_out = draw_inputs(case, batch, length, key_length, heads, key_heads, width, dtype)
     options, bias = draw_options(rng, batch, heads, length, key_length, dtype)
-    options |= [{}, dict(scale=0.3), dict(scale=0.0), dict(scale=100.0)][case // 3]
+    options |= [{}, dict(scale=0.3), dict(scale=0.0), dict(scale=100.0)][case % 4]
     if bias is not None:
         arrays.append(bias)
     arrays, d_out = spoil(arrays, d_out, **options)
     exact = oracle.attention(*arrays, d_out=d_out, **options)
     assert exact[0].any(), "nothing is seen"
     names = [*ALL, "tiled"] + ["split"] * (key_length <= 64)
+    if not ON_GPU:
+        # By turns, each in all dtypes: one has no tiles, the other is a kernel of the rest.
+        names = [name for name in names if name != ("pallas" if case % 2 else "split")]
     ours = {name: results(name, arrays, d_out, **options) for name in names}
     for name, mine in ours.items():
         baseline = ours["reference" if name == "xla" else "xla"]
@@ -196,8 +200,8 @@ def test_lengths_around_the_tiles(length, key_length):
     arrays, d_out = spoil(arrays, d_out, **options)
     exact = oracle.attention(*arrays, d_out=d_out, **options)
     baseline = results("xla", arrays, d_out, **options)
-    # Longer rows are tiled anyway.
-    names = [*FUSED, "tiled"] if key_length <= 128 else FUSED
+    # Longer rows are tiled anyway, and Pallas has no tiles.
+    names = ["triton", "tiled"] if key_length <= 128 else FUSED
     ours = {name: results(name, arrays, d_out, **options) for name in names}
     for name, mine in ours.items():
         assert_as_exact_as(name, baseline, mine, exact, jnp.float32)
@@ -231,17 +235,19 @@ def test_a_bias_of_minus_infinity_for_every_key(implementation, is_causal):
     """The query gives 0 with gradient 0, and other queries are unaffected."""
     *arrays, d_out = draw_inputs(0, 1, 5, 5, 2, 1, 8)
     bias = jnp.zeros((5, 5)).at[2].set(-jnp.inf)
-    run = lambda name: results(name, (*arrays, bias), d_out, is_causal=is_causal)
-    out, d_query, d_key, d_value, d_bias = ours = run(implementation)
+    ours = results(implementation, (*arrays, bias), d_out, is_causal=is_causal)
+    out, d_query, d_key, d_value, d_bias = ours
     for array in (out[:, 2], d_query[:, 2], d_bias[2]):
         np.testing.assert_array_equal(array, 0)
-    for mine, theirs in zip(ours, run("xla")):
+    mask = dict(mask=np.arange(5)[:, None] != 2)
+    exact = oracle.attention(*arrays, 0 * bias[0], d_out=d_out, is_causal=is_causal, **mask)
+    for mine, theirs in zip((out, d_query, d_key, d_value, d_bias.sum(0)), exact):
         np.testing.assert_allclose(mine, theirs, atol=1e-5)
 
 
 HIDING = {
     "causal": (dict(is_causal=True), np.s_[:, 9:]),
-    "lengths": (dict(key_value_seq_lengths=np.array([7, 0])), np.s_[:, 7:]),
+    "lengths": (dict(key_value_seq_lengths=np.array([7, 5])), np.s_[:, 7:]),
     "mask": (dict(mask=np.arange(24) % 3 != 1), np.s_[:, 1::3]),
     # The last query sees keys up to 20.
     "window": (dict(local_window_size=(4, 1)), np.s_[:, 21:]),
@@ -249,9 +255,9 @@ HIDING = {
 
 
 @pytest.mark.parametrize("hiding", HIDING)
-@pytest.mark.parametrize("implementation", [*ALL, "tiled", "split"])
+@pytest.mark.parametrize("implementation", ["xla", *FUSED, "tiled", "split"])
 def test_what_is_hidden_never_leaks(implementation, hiding):
-    """NaN and infinity in keys and values change no bit for queries that do not see them."""
+    """NaN or infinity in keys and values changes no bit for queries that do not see it."""
     options, hidden = HIDING[hiding]
     query, key, value, d_out = draw_inputs(3, 2, 20, 24, 2, 1, 8)
     seen_by = oracle.allowed_pairs((2, 2, 20, 24), **options)
@@ -260,46 +266,53 @@ def test_what_is_hidden_never_leaks(implementation, hiding):
     blind = ~(seen_by & touched[:, None, None, :, 0, 0]).any(-1).swapaxes(1, 2)[..., None]
     # Only results of the spared queries are compared; the others see NaN.
     d_out = jnp.where(blind, d_out, 0)
-    bad = lambda broken: [jnp.where(touched, broken, array) for array in (key, value)]
+    broken = jnp.array([jnp.nan, jnp.inf])[:, None, None, None]  # one in each batch row
+    bad = [jnp.where(touched, broken, array) for array in (key, value)]
     run = runner(implementation, **options)
-    clean = run([query, key, value], d_out)
-    poisoned = {broken: run([query, *bad(broken)], d_out) for broken in (np.nan, np.inf)}
+    clean, found = run([query, key, value], d_out), run([query, *bad], d_out)
     spared = np.broadcast_to(blind, clean[0].shape)
-    for broken, found in poisoned.items():
-        np.testing.assert_array_equal(found[0][spared], clean[0][spared], str(broken))
-        np.testing.assert_array_equal(found[1][spared], clean[1][spared], str(broken))
-        if blind.all():
-            for mine, theirs in zip(found[2:], clean[2:]):
-                np.testing.assert_array_equal(mine, theirs, str(broken))
-        else:
-            assert np.isnan(found[0][~spared]).all(), broken
+    np.testing.assert_array_equal(found[0][spared], clean[0][spared])
+    np.testing.assert_array_equal(found[1][spared], clean[1][spared])
+    if blind.all():
+        for mine, theirs in zip(found[2:], clean[2:]):
+            np.testing.assert_array_equal(mine, theirs)
+    else:
+        assert np.isnan(found[0][~spared]).all()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("form", ["triton", "split", "tiled"])
+DTYPES = ["float32", "bfloat16", "float16"]
+
+
+FORMS = [(form, dtype) for form in ("triton", "split", "tiled") for dtype in DTYPES]
+if not ON_GPU:
+    FORMS = [*FORMS[:3], ("split", "bfloat16"), ("tiled", "float32"), ("tiled", "float16")]
+
+
+@pytest.mark.parametrize("form, dtype", FORMS)
 def test_a_single_broken_number_is_found(form, dtype):
     """NaN or infinity anywhere in a key or value spoils the queries that see it, of its head."""
     query, key, value, d_out = draw_inputs(0, 3, 40, 40, 2, 2, 8, jnp.dtype(dtype))
     run = runner(form, is_causal=True)
     clean = run([query, key, value], d_out)
-    # The first number, one in the middle, and the last one that any query but the last sees.
+    # The first number, one in the middle, and the last one that any query but the last sees; each
+    # meets each kind of broken number in one dtype.
     places = [(0, 0, 0, 0), (1, 17, 1, 3), (2, 38, 1, 7)]
-    for number, spoiled in [(np.nan, "key"), (np.inf, "value"), (-np.inf, "key")]:
-        broken = {"key": key, "value": value}
-        for place in places:
-            broken[spoiled] = broken[spoiled].at[place].set(number)
-        found = run([query, *broken.values()], d_out)
-        seen = np.zeros(clean[0].shape, bool)
+    kinds = 2 * [("key", np.nan), ("value", np.inf), ("key", -np.inf)]
+    broken = {"key": key, "value": value}
+    for place, (spoiled, number) in zip(places, kinds[DTYPES.index(dtype) :]):
+        broken[spoiled] = broken[spoiled].at[place].set(number)
+    found = run([query, *broken.values()], d_out)
+    seen = np.zeros(clean[0].shape, bool)
+    for b, t, n, _ in places:
+        seen[b, t:, n] = True
+    for mine, right in zip(found[:2], clean[:2]):
+        np.testing.assert_array_equal(np.isnan(mine), seen)
+        np.testing.assert_array_equal(mine[~seen], right[~seen])
+    for mine in found[2:]:
         for b, t, n, _ in places:
-            seen[b, t:, n] = True
-        for mine, right in zip(found[:2], clean[:2]):
-            np.testing.assert_array_equal(np.isnan(mine), seen, f"{number} in {spoiled}")
-            np.testing.assert_array_equal(mine[~seen], right[~seen])
-        for mine in found[2:]:
-            for b, t, n, _ in places:
-                assert np.isnan(mine[b, t, n]).any(), "the broken key itself"
-                assert np.isfinite(np.delete(mine[b, :, n], t, 0)).all(), "other keys"
-                assert np.isfinite(mine[b, :, 1 - n]).all(), "the other head"
+            assert np.isnan(mine[b, t, n]).any(), "the broken key itself"
+            assert np.isfinite(np.delete(mine[b, :, n], t, 0)).all(), "other keys"
+            assert np.isfinite(mine[b, :, 1 - n]).all(), "the other head"
 
 
 @pytest.mark.parametrize("form", ["triton", "split"])
@@ -370,7 +383,7 @@ def test_two_runs_give_the_same_bits(implementation):
 
 @pytest.mark.parametrize("implementation", [*ALL, "tiled", "split"])
 def test_packed_is_the_same(implementation):
-    query, key, value, d_out = draw_inputs(0, 3, 17, 17, 2, 2, 8)
+    query, key, value, d_out = draw_inputs(0, 2, 17, 17, 2, 2, 8)
     qkv = jnp.stack([query, key, value], axis=2)
     apart = results(implementation, [query, key, value], d_out, is_causal=True)
     name, context = form_of(implementation)
@@ -412,7 +425,7 @@ def test_gradient_of_a_bias_that_rows_share(implementation, monkeypatch):
 
 
 @pytest.mark.parametrize("implementation", ALL)
-@pytest.mark.parametrize("batch", [(), (2, 1, 3), (0,), (2, 0)])
+@pytest.mark.parametrize("batch", [(), (2, 1, 2), (2, 0)])
 def test_any_leading_axes(implementation, batch):
     rng = np.random.default_rng(0)
     arrays = [jnp.asarray(rng.normal(size=(*batch, 5, 2, 8)), jnp.float32) for _ in range(3)]

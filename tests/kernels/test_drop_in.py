@@ -11,10 +11,10 @@ from flax import linen, nnx
 
 from icl.kernels import dot_product_attention, flax_attention_fn
 
-from .implementations import ALL, draw_inputs
+from .implementations import ALL, FUSED, draw_inputs
 
 # One implementation without batch axes: the layers' arrays are the same for all of them.
-CALLS = [("xla", ()), *((name, (2, 3)) for name in ALL)]
+CALLS = [("xla", ()), *((name, (2, 3)) for name in FUSED)]
 
 
 def layer_inputs(batch):
@@ -25,41 +25,61 @@ def layer_inputs(batch):
     return x, jnp.where(jnp.eye(6, dtype=bool), 1.0, mask)
 
 
+def nnx_attention(**options):
+    return nnx.MultiHeadAttention(
+        num_heads=2, in_features=16, decode=False, rngs=nnx.Rngs(0), **options
+    )
+
+
+@nnx.jit
+def with_mask(layer, x, mask):
+    return layer(x, mask=mask)
+
+
 @pytest.mark.parametrize("implementation, batch", CALLS)
 def test_nnx_layer(implementation, batch):
     x, mask = layer_inputs(batch)
+    fused = flax_attention_fn(is_causal=False, implementation=implementation)
+    ours = with_mask(nnx_attention(attention_fn=fused), x, mask)
+    np.testing.assert_allclose(ours, with_mask(nnx_attention(), x, mask), atol=1e-5)
 
-    def layer(**options):
-        return nnx.MultiHeadAttention(
-            num_heads=2, in_features=16, decode=False, rngs=nnx.Rngs(0), **options
-        )
 
-    fused = partial(flax_attention_fn, implementation=implementation)
-    ours = layer(attention_fn=fused(is_causal=False))
-    run = nnx.jit(lambda layer, x, mask: layer(x, mask=mask))
-    expected = run(layer(), x, mask)
-    np.testing.assert_allclose(run(ours, x, mask), expected, atol=1e-5)
-    # Causality from the call, and from the function, which the call cannot undo.
-    expected = run(layer(), x, jnp.tril(jnp.ones((6, 6))))
+def test_nnx_layer_that_is_causal():
+    """Causality from the call, and from the function, which the call cannot undo."""
+    x, _ = layer_inputs((2, 3))
+    fused = partial(flax_attention_fn, implementation="xla")
+    expected = with_mask(nnx_attention(), x, jnp.tril(jnp.ones((2, 3, 1, 6, 6))))
+    ours = nnx_attention(attention_fn=fused(is_causal=False))
     causal = nnx.jit(lambda layer, x: layer(x, is_causal=True))(ours, x)
     np.testing.assert_allclose(causal, expected, atol=1e-5)
-    always = layer(attention_fn=fused(is_causal=True))
+    always = nnx_attention(attention_fn=fused(is_causal=True))
     causal = nnx.jit(lambda layer, x: layer(x, is_causal=False))(always, x)
     np.testing.assert_allclose(causal, expected, atol=1e-5)
+
+
+def linen_attention(x):
+    """A function that applies linen's layer with given options, and the layer."""
+    theirs = linen.MultiHeadDotProductAttention(num_heads=2)
+    parameters = jax.jit(theirs.init)(jax.random.key(0), x)
+    return lambda layer, **options: jax.jit(partial(layer.apply, **options))(parameters, x), theirs
 
 
 @pytest.mark.parametrize("implementation, batch", CALLS)
 def test_linen_layer(implementation, batch):
     x, mask = layer_inputs(batch)
-    fused = partial(flax_attention_fn, implementation=implementation)
-    theirs = linen.MultiHeadDotProductAttention(num_heads=2)
-    parameters = jax.jit(theirs.init)(jax.random.key(0), x)
+    apply, theirs = linen_attention(x)
+    fused = flax_attention_fn(is_causal=False, implementation=implementation)
+    ours = linen.MultiHeadDotProductAttention(num_heads=2, attention_fn=fused)
+    np.testing.assert_allclose(apply(ours, mask=mask), apply(theirs, mask=mask), atol=1e-5)
+
+
+def test_linen_layer_that_is_causal():
+    x, mask = layer_inputs((2, 3))
+    apply, theirs = linen_attention(x)
+    fused = partial(flax_attention_fn, implementation="xla")
     ours = linen.MultiHeadDotProductAttention(num_heads=2, attention_fn=fused(is_causal=False))
-    apply = lambda layer, **options: jax.jit(partial(layer.apply, **options))(parameters, x)
-    expected = apply(theirs, mask=mask)
-    np.testing.assert_allclose(apply(ours, mask=mask), expected, atol=1e-5)
     # Linen passes only what a signature names: the mask must have arrived.
-    assert not np.allclose(apply(ours), expected, atol=1e-3)
+    assert not np.allclose(apply(ours), apply(theirs, mask=mask), atol=1e-3)
     causal = linen.MultiHeadDotProductAttention(num_heads=2, attention_fn=fused(is_causal=True))
     expected = apply(theirs, mask=jnp.tril(jnp.ones((6, 6))))
     np.testing.assert_allclose(apply(causal), expected, atol=1e-5)
@@ -112,7 +132,7 @@ class Attention(equinox.Module):
         return out.reshape(len(x), 16)
 
 
-@pytest.mark.parametrize("implementation", ALL)
+@pytest.mark.parametrize("implementation", ["xla", *FUSED])
 def test_equinox_model_under_vmap(implementation):
     x, _ = layer_inputs((3,))
     projection = equinox.nn.Linear(16, 48, key=jax.random.key(0))

@@ -14,10 +14,12 @@ from icl.kernels.linear_attention import launch, reference, xla
 from icl.kernels.linear_attention.problem import Operands, Problem
 from icl.kernels.plans import forcing
 
-from .implementations import ALL, FUSED
+from .implementations import ALL, FUSED, ON_GPU, on_device
 from .recurrence_oracle import draw, recurrence
 
 OPS = {"linear_attention": linear_attention, "delta_rule": delta_rule}
+# For what the definition implies, with which the others are compared in all options together.
+PLAIN = ["xla", "triton"]
 # Decays besides mild ones.
 EXTREMES = np.array([0, -0.01, -1, -30, -1e4, -np.inf])
 
@@ -114,16 +116,22 @@ CASES = {
         Case(BF16, 17, 8, 8, log_decay=True, initial_state=True, options=CAUSAL | NORMALIZED),
         Case(F16, 16, 24, 1, 1, 2, 65, initial_state=True, has_lengths=True, options=FULL),
         Case(BF16, 2, 1, 8, 2, 2, 15, has_lengths=True, options=FULL | NORMALIZED),
-        Case(F32, 129, 32, 8, 1, 1, log_decay=True, has_lengths=True, options=CAUSAL),
-        Case(F16, 64, 32, 16, 1, 1, log_decay=True, options=CAUSAL | NORMALIZED),
     ],
     "delta_rule": [
         Case(F16, 17, 3, 1, heads=3, initial_state=True),
         Case(BF16, 65, 32, 8, 1, 1, log_decay=True, initial_state=True),
-        Case(F32, 15, 8, 24, log_decay=True),
-        Case(BF16, 100, 16, 1, 1, 1),
     ],
 }
+if ON_GPU:
+    # Elsewhere other tests are enough in float32.
+    CASES["linear_attention"] += [
+        Case(F32, 129, 32, 8, 1, 1, log_decay=True, has_lengths=True, options=CAUSAL),
+        Case(F16, 64, 32, 16, 1, 1, log_decay=True, options=CAUSAL | NORMALIZED),
+    ]
+    CASES["delta_rule"] += [
+        Case(F32, 15, 8, 24, log_decay=True),
+        Case(BF16, 100, 16, 1, 1, 1),
+    ]
 SCALES = [None, 0.0, 100.0, 0.3]
 DRAWS = ["mild", "extreme", "alike"]
 
@@ -166,7 +174,8 @@ def draw_call(op, number, kind):
         if "beta" in arrays:
             arrays["key"] /= np.linalg.norm(arrays["key"], axis=-1, keepdims=True)
             arrays["beta"] = rng.choice([0.0, 1.0, 2.0], arrays["beta"].shape)
-        d_out, d_state = d_out / 100, jnp.zeros_like(d_state)
+        d_out = on_device(np.asarray(d_out) / 100, d_out.dtype)
+        d_state = on_device(np.zeros(d_state.shape), d_state.dtype)
     # Some axes are cut to size 1, to broadcast.
     cut = lambda a: a[tuple(np.s_[:1] if shapes.random() < 0.5 else np.s_[:] for _ in a.shape)]
     for name in ("beta", "log_decay"):
@@ -180,7 +189,7 @@ def draw_call(op, number, kind):
         dtypes[name] = [case.dtype, F32][shapes.integers(2)]
     if case.has_lengths:
         options["key_value_seq_lengths"] = rng.integers(0, key.shape[1] + 1, case.batch)
-    arrays = {name: jnp.asarray(array, dtypes[name]) for name, array in arrays.items()}
+    arrays = {name: on_device(array, dtypes[name]) for name, array in arrays.items()}
     return arrays, (d_out, d_state), options
 
 
@@ -208,6 +217,15 @@ def test_all_options_together(op, number):
 
 
 @pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("implementation", ALL)
+def test_float32_is_exact(implementation, op):
+    """In each result by itself: the roundings of half precision hide small errors."""
+    arrays, cotangents, options = draw_full(op)
+    ours = results(op, implementation, arrays, cotangents, **options)
+    close(ours, recurrence(arrays, *cotangents, **options), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("op", OPS)
 def test_the_length_of_a_chunk_changes_nothing(op):
     arrays, cotangents, options = draw_full(op, batch=1, length=25, heads=1)
     operands = Operands(**arrays)
@@ -229,7 +247,7 @@ def test_the_length_of_a_chunk_changes_nothing(op):
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("implementation", ALL)
+@pytest.mark.parametrize("implementation", PLAIN)
 def test_a_sequence_in_two_parts(implementation, op):
     """Two calls that pass on the state equal one call, and so do their gradients."""
     arrays, cotangents, options = draw_full(op)
@@ -251,7 +269,7 @@ def test_a_sequence_in_two_parts(implementation, op):
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("implementation", ALL)
+@pytest.mark.parametrize("implementation", PLAIN)
 def test_the_last_of_causal_queries_sees_what_all_see_otherwise(implementation, normalize):
     arrays, _ = draw("linear_attention", 0, normalize=normalize, initial_state=True)
     run = lambda is_causal: outputs(
@@ -263,32 +281,33 @@ def test_the_last_of_causal_queries_sees_what_all_see_otherwise(implementation, 
     assert np.abs(causal[:, 0] - full[:, 0]).max() > 0.01
 
 
-@pytest.mark.parametrize("implementation", ALL)
+@pytest.mark.parametrize("implementation", PLAIN)
 def test_decays_of_any_shape(implementation):
     """Fewer axes equal repeated decays, and gradients are summed over the repeated axes."""
     arrays, cotangents, options = draw_full("delta_rule")
     run = lambda decay: results(
         "delta_rule", implementation, arrays | dict(log_decay=decay), cotangents, **options
     )
-    for small in (arrays["log_decay"][0], arrays["log_decay"][0, 0]):
-        ours, full = run(small), run(jnp.broadcast_to(small, (2, 20, 2)))
-        full["log_decay"] = full["log_decay"].reshape(-1, *small.shape).sum(axis=0)
-        close(ours, full, atol=2e-5)
+    small = arrays["log_decay"][0, 0]
+    ours, full = run(small), run(on_device(np.broadcast_to(small, (2, 20, 2)), F32))
+    full["log_decay"] = full["log_decay"].sum(axis=(0, 1))
+    close(ours, full, atol=2e-5)
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("implementation", ALL)
+@pytest.mark.parametrize("implementation", PLAIN)
 def test_a_decay_of_zero_is_none(implementation, op):
-    arrays, _, options = draw_full(op)
-    arrays["log_decay"] = jnp.zeros_like(arrays["log_decay"])
-    zero = outputs(op, implementation, arrays, **options)
+    arrays, cotangents, options = draw_full(op)
+    arrays["log_decay"] = np.zeros_like(arrays["log_decay"])
+    zero = results(op, implementation, arrays, cotangents, **options)
     del arrays["log_decay"]
-    for mine, theirs in zip(zero, outputs(op, implementation, arrays, **options)):
+    without = outputs(op, implementation, arrays, **options)
+    for mine, theirs in zip((zero["out"], zero["state"]), without):
         np.testing.assert_allclose(mine, theirs, atol=1e-5)
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("implementation", ALL)
+@pytest.mark.parametrize("implementation", ["xla", *FUSED])
 def test_a_decay_of_minus_infinity_forgets(implementation, op):
     """Later steps are as if they began there, whatever the state was; so they are after -1e4."""
     arrays, (d_out, d_state), options = draw_full(op)
@@ -303,7 +322,7 @@ def test_a_decay_of_minus_infinity_forgets(implementation, op):
     )
     forgets, nearly = run(-np.inf), run(-1e4)
     after = {n: a[:, 9:] for n, a in arrays.items() if n != "initial_state"}
-    alone = results(op, implementation, after, (d_out[:, 9:], d_state), **options)
+    alone = recurrence(after, d_out[:, 9:], d_state, **options)
     # The first step alone has no state to decay.
     alone["log_decay"][:, 0] = 0
     for name, theirs in alone.items():
@@ -318,31 +337,36 @@ def test_a_decay_of_minus_infinity_forgets(implementation, op):
     assert np.abs(forgets["out"][:, :9]).min() > 0
 
 
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("implementation", ALL)
-def test_weak_decays_after_strong_ones_stay_exact(implementation, op):
-    """exp of the difference of two sums would lose digits to the growth of the sums."""
-    arrays, cotangents = draw(op, 0, 1, 256, 1, 4, log_decay=True, initial_state=True)
-    arrays = {n: jnp.abs(a) for n, a in arrays.items()}  # no sum is small by cancellation
+# XLA's form has one code for the decays of both, and is slow to compile for the delta rule.
+DECAYS = [(op, name) for op in OPS for name in ALL if (op, name) != ("delta_rule", "xla")]
+
+
+@pytest.mark.parametrize("op, implementation", DECAYS)
+def test_decays_stay_exact_over_many_steps(op, implementation):
+    """Weak decays after strong ones in the first batch row, strong ones at all steps in the second.
+
+    In the first, exp of the difference of two sums would lose digits to the growth of the sums. In
+    the second, the product of all decays is far below the smallest float, and its inverse
+    overflows.
+    """
+    length = 144
+    arrays, cotangents = draw(op, 0, 2, length, 1, 4, log_decay=True, initial_state=True)
+    arrays, cotangents = jax.tree.map(np.array, (arrays, cotangents))
+    decay = arrays.pop("log_decay")
+    for array in (*arrays.values(), *cotangents):
+        array[0] = np.abs(array[0])  # no sum is small by cancellation
+    decay[0] = np.where(np.arange(length) % 72 < 30, -80, -0.01)[:, None]
+    decay[1] *= 50
+    arrays["log_decay"] = decay
     options = dict(is_causal=True) if op == "linear_attention" else {}
-    arrays["log_decay"] = jnp.where(jnp.arange(256) % 100 < 40, -80, -0.01)[None, :, None]
-    cotangents = tuple(map(jnp.abs, cotangents))
     exact = recurrence(arrays, *cotangents)
     ours = results(op, implementation, arrays, cotangents, **options)
     for name in ("out", "state", "query"):
-        largest = np.abs(exact[name]).max(axis=-1, keepdims=True)
-        assert (np.abs(ours[name] - exact[name]) <= 5e-6 * largest).all(), name
-
-
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("implementation", ALL)
-def test_a_strong_decay_over_many_steps(implementation, op):
-    """The product of all decays is far below the smallest float, and its inverse overflows."""
-    arrays, cotangents = draw(op, 0, 1, 256, 1, 4, log_decay=True, initial_state=True)
-    arrays["log_decay"] *= 50
-    options = dict(is_causal=True) if op == "linear_attention" else {}
-    exact = recurrence(arrays, *cotangents)
-    close(results(op, implementation, arrays, cotangents, **options), exact, atol=1e-5)
+        mine, truth = ours[name][0], exact[name][0]
+        largest = np.abs(truth).max(axis=-1, keepdims=True)
+        assert (np.abs(mine - truth) <= 5e-6 * largest).all(), name
+    second = lambda found: {name: array[1] for name, array in found.items()}
+    close(second(ours), second(exact), atol=1e-5)
 
 
 @pytest.mark.parametrize("implementation", ["reference", "xla"])
@@ -364,7 +388,7 @@ def unit_keys(length):
     return arrays | dict(query=key, key=key, beta=jnp.ones((1, length, 1))), cotangents
 
 
-@pytest.mark.parametrize("implementation", ALL)
+@pytest.mark.parametrize("implementation", PLAIN)
 def test_what_beta_does(implementation):
     """0 leaves the state, 1 puts the value in it, 2 reflects it."""
     run = lambda arrays: outputs("delta_rule", implementation, arrays, scale=1)
@@ -386,8 +410,8 @@ def test_what_beta_does(implementation):
 @pytest.mark.parametrize("implementation", ALL)
 def test_the_same_key_again_and_again(implementation):
     """The powers of a triangular matrix of ones grow before they cancel."""
-    arrays, cotangents = unit_keys(70)
-    arrays["query"] = arrays["key"] = jnp.tile(arrays["key"][:, :1], (1, 70, 1, 1))
+    arrays, cotangents = unit_keys(31)
+    arrays["query"] = arrays["key"] = jnp.tile(arrays["key"][:, :1], (1, 31, 1, 1))
     ours = results("delta_rule", implementation, arrays, cotangents, scale=1)
     np.testing.assert_allclose(ours["out"], arrays["value"], atol=1e-5)
     close(ours, recurrence(arrays, *cotangents, scale=1), atol=1e-5)
@@ -401,7 +425,7 @@ def regression(seed, batch=3, examples=10, inputs=5, labels=2):
     return x, y.astype(np.float32)
 
 
-@pytest.mark.parametrize("implementation", ALL)
+@pytest.mark.parametrize("implementation", PLAIN)
 def test_a_layer_that_does_a_step_of_gradient_descent(implementation):
     """von Oswald et al. 2023, proposition 1, with their weights, from W = 0."""
     x, y = regression(0)
@@ -433,7 +457,7 @@ def test_a_layer_that_does_a_step_of_gradient_descent(implementation):
     np.testing.assert_allclose(prediction, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("implementation", ALL)
+@pytest.mark.parametrize("implementation", PLAIN)
 def test_the_delta_rule_is_least_mean_squares(implementation):
     """Widrow and Hoff 1960. The next input as query gives the prediction before its label."""
     x, y = regression(1)
@@ -471,15 +495,21 @@ BROKEN = {
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("implementation", ALL)
 def test_the_future_never_leaks(implementation, op):
-    """NaN in a step of one head changes no bit before it, nor in the other head."""
+    """NaN in a step of one head changes no bit before it, nor in the other head.
+
+    The two batch rows take two kinds of broken numbers at once.
+    """
     arrays, (d_out, d_state), options = draw_full(op)
     sees = (np.arange(20) >= 17)[:, None] & (np.arange(2) == 0)
     # Only results of the spared queries are compared; the others see NaN.
     cotangents = jnp.where(sees[..., None], 0, d_out), d_state.at[:, 0].set(0)
     run = lambda arrays: results(op, implementation, arrays, cotangents, **options)
     clean = run(arrays)
-    for name, broken in BROKEN[op]:
-        bad = run(arrays | {name: arrays[name].at[:, 17, 0].set(broken)})
+    for first in range(0, len(BROKEN[op]), 2):
+        broken, kinds = jax.tree.map(np.array, arrays), (2 * BROKEN[op])[first : first + 2]
+        for row, (name, number) in enumerate(kinds):
+            broken[name][row, 17, 0] = number
+        bad, name = run(broken), str(kinds)
         assert np.isnan(bad["out"][:, sees]).all() and np.isnan(bad["state"][:, 0]).all(), name
         np.testing.assert_array_equal(bad["state"][:, 1], clean["state"][:, 1], name)
         for part in clean.keys() - {"state", "initial_state"}:
@@ -489,10 +519,10 @@ def test_the_future_never_leaks(implementation, op):
 
 
 # One chunk, with states and without; several chunks in each pass or only in the forward one.
-@pytest.mark.parametrize(
-    "dtype, length, has_states",
-    [(BF16, 16, False), (F16, 33, True), (F32, 33, True), (BF16, 80, True)],
-)
+SIZES = [(BF16, 16, False), (F16, 33, True), (F32, 33, True), (BF16, 80, True)]
+
+
+@pytest.mark.parametrize("dtype, length, has_states", SIZES)
 @pytest.mark.parametrize(
     "op, is_causal", [*((op, True) for op in OPS), ("linear_attention", False)]
 )
@@ -500,8 +530,11 @@ def test_the_future_never_leaks(implementation, op):
 def test_one_broken_number_anywhere(implementation, op, is_causal, dtype, length, has_states):
     """Every batch row has its own, in the first, the last or an inner number of a tensor.
 
-    The results that see it are NaN, and all else is as if it were 0.
+    The results that see it are NaN, and all else is as if it were 0. Off a GPU each tensor has it
+    in one place, by turns.
     """
+    if implementation == "pallas" and (length == 80 or dtype == F16):
+        pytest.skip("Pallas takes lengths and dtypes alike")
     plan = contextlib.nullcontext()
     if implementation == "segments":
         if op == "delta_rule" or not is_causal or length < 80:
@@ -511,6 +544,9 @@ def test_one_broken_number_anywhere(implementation, op, is_causal, dtype, length
     places = [(0, 0), (length // 2, 3), (length - 1, 7)]
     names = ["key", "value"] + ["beta"] * (op == "delta_rule") + ["log_decay"] * is_causal
     cases = [(name, *place) for name in names for place in places]
+    turn = SIZES.index((dtype, length, has_states))
+    if not ON_GPU:
+        cases = [(name, *places[(i + turn) % 3]) for i, name in enumerate(names)]
     sizes = dict(batch=len(cases), length=length, heads=1, dtype=dtype)
     arrays, (d_out, d_state) = draw(op, 0, log_decay=is_causal, initial_state=has_states, **sizes)
     options = {} if op == "delta_rule" else dict(is_causal=is_causal)
@@ -523,12 +559,11 @@ def test_one_broken_number_anywhere(implementation, op, is_causal, dtype, length
         gradient = pull_back((d_out, d_state) if has_states else d_out)[0]
         return gradient | dict(out=out, state=state)
 
-    zeroed, bad = dict(arrays), dict(arrays)
+    zeroed, bad = (jax.tree.map(np.array, arrays) for _ in range(2))
     at = lambda row, name, *place: (row, name, (row, place[0], 0, place[1])[: arrays[name].ndim])
     for row, name, index in (at(row, *case) for row, case in enumerate(cases)):
-        broken = [np.nan, np.inf, -np.inf][row % (2 if name == "log_decay" else 3)]
-        zeroed[name] = zeroed[name].at[index].set(0)
-        bad[name] = bad[name].at[index].set(broken)
+        broken = [np.nan, np.inf, -np.inf][(row + turn) % (2 if name == "log_decay" else 3)]
+        zeroed[name][index], bad[name][index] = 0, broken
     wide = lambda found: {n: np.array(a, np.float32) for n, a in found.items()}
     with plan:
         expected, ours = wide(run(zeroed)), wide(run(bad))
@@ -594,9 +629,9 @@ def test_two_runs_give_the_same_bits(implementation, op):
         np.testing.assert_array_equal(mine, second[name], name)
 
 
-@pytest.mark.parametrize("batch", [(), (2, 1, 3), (2, 0)])
+@pytest.mark.parametrize("batch", [(), (2, 1, 2), (2, 0)])
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("implementation", ALL)
+@pytest.mark.parametrize("implementation", PLAIN)
 def test_any_leading_axes(implementation, op, batch):
     arrays, _ = draw(op, 0, int(np.prod(batch)), 5, columns=3, log_decay=True, initial_state=True)
     shaped = {name: a.reshape(*batch, *a.shape[1:]) for name, a in arrays.items()}
@@ -633,13 +668,13 @@ def test_queries_without_steps_and_steps_without_queries():
 @pytest.mark.parametrize("implementation", ["reference", "xla"])
 def test_float64_is_computed_in_float64(implementation, op):
     with jax.enable_x64(True):
-        arrays, cotangents, options = draw_full(op, length=70, dtype=jnp.float64)
+        arrays, cotangents, options = draw_full(op, dtype=jnp.float64)
         ours = results(op, implementation, arrays, cotangents, **options)
     exact = recurrence(arrays, *cotangents, **options)
     close(ours, exact, atol=1e-12, rtol=1e-12)
 
 
-@pytest.mark.parametrize("length, dtype", [(1, BF16), (11, BF16), (64, BF16), (11, F16)])
+@pytest.mark.parametrize("length, dtype", [(1, BF16), (11, F16), (64, BF16)])
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_narrow_inputs_of_many_rows_and_heads(length, is_causal, dtype):
     """The default form has bfloat16 products in layouts that XLA's CPU backend lacks."""

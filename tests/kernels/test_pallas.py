@@ -233,21 +233,6 @@ AGREES = {
             local_window_size=(2, 3),
         ),
     ),
-    "nothing hidden": (attention_inputs(2, 6, 9, 2, 1, 5) | dict(bias=normal(2, 2, 6, 9)), {}),
-    "normalised": (
-        # Sums of positive weights are not near 0.
-        {
-            name: array if name == "value" else jnp.abs(array) + 0.1
-            for name, array in linear_inputs(2, 9, 2, 8, 5).items()
-        }
-        | dict(log_decay=log_decay(2, 9, 2), initial_state=jnp.abs(normal(2, 2, 8, 6)) + 0.1),
-        dict(
-            is_causal=True,
-            normalize=True,
-            return_state=True,
-            key_value_seq_lengths=np.array([4, 9]),
-        ),
-    ),
     "delta": DELTA,
 }
 
