@@ -222,9 +222,9 @@ class _Program:
         """Saves the last checkpoint of each member that reached it; returns their records."""
         steps = self.shared.training.steps
         kept = np.flatnonzero([_last_line(member) == steps for member in self.members])
-        state = jax.tree.map(lambda a: a[kept], on_one_device(state))
+        state = _taken(on_one_device(state), kept)
         for position, index in enumerate(kept):
-            own = _nth(state, position)
+            own = _taken(state, position)
             with contextlib.closing(self.members[index].run.checkpoints()) as checkpoints:
                 checkpoints.save(steps, own.items())
         return member_errors([self.members[index] for index in kept], state.variables, PROMPTS, 0)
@@ -238,8 +238,9 @@ class _Program:
         ]
 
 
-def _nth(tree: Any, index: Any) -> Any:
-    """One member of a tree whose leaves have a leading axis over members."""
+@jax.jit
+def _taken(tree: Any, index: Any) -> Any:
+    """One member, or some, of a tree whose leaves have a leading axis over members."""
     return jax.tree.map(lambda a: a[index], tree)
 
 
@@ -291,7 +292,7 @@ class _Journal:
         rate = float(np.asarray(schedule(step - 1)))
         with disk.saving(f"the metrics of step {step}", self._program.folder, self.resume):
             for index in np.flatnonzero(~self._lost):
-                own = _nth(metrics, index)
+                own = jax.tree.map(lambda a, index=index: a[index], metrics)
                 learner = self._learners[index]
                 peak = learner.config.optimizer.learning_rate
                 line = metrics_record(learner, own, seconds, rate * peak)

@@ -54,7 +54,10 @@ def init_population(configs: Sequence[Config]) -> TrainState:
     for config in configs:
         learner = Learner(config)
         states.append(init_state(learner, make_optimizer(config.optimizer, config.training.steps)))
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    # One program, in place of several for each leaf.
+    return jax.jit(lambda *states: jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))(
+        *states
+    )
 
 
 def compile_population(

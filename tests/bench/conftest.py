@@ -58,12 +58,13 @@ def in_process(monkeypatch):
     """Replaces `Worker` by `InProcess`, and makes peaks, copies and turns small."""
     import jax
 
+    from bench import recipes
     from bench.kernels import device_time, jax_side, sides
     from bench.tasks import lasso, sampling
     from bench.training import benchmark, populations, profile, scaling, trainer
     from icl.layers.mixers import MIXERS
 
-    for module in (worker, benchmark, populations, profile, scaling, lasso, sampling):
+    for module in (worker, benchmark, populations, profile, scaling, lasso, sampling, recipes):
         monkeypatch.setattr(module, "Worker", InProcess)
     monkeypatch.setitem(trainer.PEAK_PRODUCT, "cpu", (64, 1))
     monkeypatch.setitem(jax_side.COPY_ELEMENTS, "cpu", 2**10)

@@ -18,6 +18,7 @@ from icl.tasks import (
     Mixture,
     ProjectedImages,
     SymbolSequences,
+    Tables,
     WhitenedRegression,
 )
 from icl.training import Config, Learner, LoggingConfig, OptimizerConfig, Run
@@ -122,6 +123,9 @@ def shrunk(config):
         # Each family costs the programs of its estimators.
         sizes |= dict(families=task.families[:2], shares=(), options=(), dim=2)
         sizes |= dict(held_out=("random_network",))
+    elif isinstance(task, Tables):
+        # Each mechanism costs a second to compile.
+        sizes |= dict(mechanisms=("linear",), shares=())
     elif not isinstance(task, WhitenedRegression) and hasattr(task, "dim"):
         sizes |= dict(dim=min(task.dim, 4))
     if isinstance(task, SymbolSequences):

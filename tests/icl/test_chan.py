@@ -1,6 +1,7 @@
 """Sequences of classes: modes at checkpoints, beside training, over sweeps, and their commands."""
 
 import dataclasses
+import functools
 import json
 import shutil
 import subprocess
@@ -39,7 +40,6 @@ from icl.training.disk import RunError
 
 from .helpers import QUIET, shrunk, tiny, untrained
 
-NOTHING: Any = None
 SYMBOLS = ClassSequences(source=("symbols",), rare=12, common=4, holdout=6)
 TASK = ClassSequences(source=("gaussians",), dim=4, rare=12, common=4, holdout=5, labels=4)
 TINY = Config(
@@ -70,25 +70,30 @@ def run(trained, tmp_path):
 # What a mode measures
 
 
-def predictor(family, answer) -> Any:
-    """A learner of symbols that answers with a label from the context or from its weights."""
+def predictor(family) -> Any:
+    """A learner of symbols that answers from its weights, or if they are False from the context."""
     known = family.class_labels
 
-    def outputs(variables, episodes):
+    def outputs(from_weights, episodes):
         query = episodes.x[:, -1]
-        if answer == "weights":
-            labels = known.of(query)
-        else:
-            same = episodes.x[:, :-1] == query[:, None]
-            first = jnp.take_along_axis(episodes.y, same.argmax(axis=1)[:, None], axis=1)[:, 0]
-            labels = jnp.where(same.any(axis=1), first, known.number - 1)
+        same = episodes.x[:, :-1] == query[:, None]
+        first = jnp.take_along_axis(episodes.y, same.argmax(axis=1)[:, None], axis=1)[:, 0]
+        shown = jnp.where(same.any(axis=1), first, known.number - 1)
+        labels = jnp.where(from_weights, known.of(query), shown)
         return 9.0 * jax.nn.one_hot(labels, known.number)
 
     return types.SimpleNamespace(query_outputs=outputs, labels=family.label_kind)
 
 
+@functools.cache
+def measure(family, mode, prompts):
+    return measure_of(predictor(family), family.mode(mode), prompts, 0)
+
+
+@functools.cache
 def measured(family, mode, answer, prompts=300):
-    return measure_of(predictor(family, answer), family.mode(mode), prompts, 0)(NOTHING)
+    from_weights: Any = np.bool_(answer == "weights")
+    return measure(family, mode, prompts)(from_weights)
 
 
 @pytest.mark.parametrize("mode", KINDS)

@@ -1,5 +1,6 @@
 """Shifts of prompts: their distributions, and what the optimal predictor makes of them."""
 
+import functools
 import json
 
 import jax
@@ -34,8 +35,9 @@ FAMILY = LinearRegression(dim=DIM, points=POINTS)
 RENORMALISED = LinearRegression(dim=DIM, points=POINTS, noise=1.0, renormalize=True)
 
 
+@functools.cache
 def draw(name, family=FAMILY, prompts=PROMPTS):
-    return SHIFTS[name].draw(family, jax.random.key(3), prompts)
+    return jax.jit(lambda key: SHIFTS[name].draw(family, key, prompts))(jax.random.key(3))
 
 
 def spectrum(name, points=4000):

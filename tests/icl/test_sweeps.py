@@ -10,6 +10,7 @@ import pytest
 
 import icl
 from icl.cli import main
+from icl.models import SelfAttentionConfig
 from icl.sweeps import Sweep, SweepResult, parse_over, resume_sweep, train_sweep
 from icl.sweeps import train as sweep_training
 from icl.sweeps.grid import grid, member_name, setting_name
@@ -19,6 +20,8 @@ from icl.training.step import Program
 
 from .helpers import QUIET, assert_same_bits, tiny
 
+# Its program compiles in half the time of a transformer's.
+QUICK = tiny(model=SelfAttentionConfig(heads=2), layout="concatenated")
 OVER = {"optimizer_learning_rate": [3e-3, 1e30], "training_pool_size": [4, 64]}
 
 
@@ -42,7 +45,7 @@ def programs():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweeps") / "sweep"
-    return train_sweep(tiny(), OVER, seeds=2, sweep_dir=folder, progress=False)
+    return train_sweep(QUICK, OVER, seeds=2, sweep_dir=folder, progress=False)
 
 
 def test_every_member_is_a_run(finished):
@@ -89,24 +92,27 @@ def test_results_are_the_errors_of_the_members(finished):
     assert record["changes"] == {
         "optimizer_learning_rate": 3e-3, "training_pool_size": 4, "training_seed": 0,
     }  # fmt: skip
-    assert record["examples"] == [0, 1, 2, 3, 4]
-    evaluated = icl.evaluate(finished.members[0].path, prompts=64, resamples=2)
-    own = evaluated.curves["transformer"].mean
-    np.testing.assert_allclose(record["normalised_error"], own, rtol=1e-4)
+    assert record["examples"] == [4]
+    evaluated = icl.evaluate(finished.members[1].path, prompts=64, resamples=2)
+    own = next(iter(evaluated.curves.values())).mean
+    np.testing.assert_allclose(result.records[1]["normalised_error"], own, rtol=1e-4)
 
 
 def test_a_program_whose_models_all_diverge_stops_no_other(tmp_path):
     sweep = train_sweep(
-        tiny(training_steps=5), {"noise": [1e30, 0.5]}, sweep_dir=tmp_path / "sweep", progress=False
+        QUICK.replace(training_steps=5),
+        {"noise": [1e30, 0.5]},
+        sweep_dir=tmp_path / "sweep",
+        progress=False,
     )
     first, second = SweepResult.load(sweep).records
-    assert first["diverged_after"] == 0 and len(second["normalised_error"]) == 5
+    assert first["diverged_after"] == 0 and len(second["normalised_error"]) == 1
 
 
 def test_all_diverging_stops_with_advice(tmp_path):
     with pytest.raises(NonFiniteLoss, match="every model .*lower learning_rate"):
         train_sweep(
-            tiny(), {"learning_rate": [1e30, 3e30, 1e31, 3e31]}, seeds=2,
+            QUICK, {"learning_rate": [1e30, 3e30, 1e31, 3e31]}, seeds=2,
             sweep_dir=tmp_path / "sweep", progress=False,
         )  # fmt: skip
 
@@ -118,7 +124,7 @@ def test_a_sweep_that_was_stopped_goes_on_to_the_same_bits(finished, tmp_path, m
         show = lambda display, step, record: step == 10 and stop.append(2)
         patch.setattr(ProgressDisplay, "update", show)
         with pytest.raises(Interrupted, match="step 10; continue with: icl sweep --resume"):
-            train_sweep(tiny(), OVER, seeds=2, sweep_dir=tmp_path / "sweep", progress=False)
+            train_sweep(QUICK, OVER, seeds=2, sweep_dir=tmp_path / "sweep", progress=False)
     with pytest.raises(RunError, match="no results.json.*--resume"):
         SweepResult.load(Sweep.open(tmp_path / "sweep"))
     again = resume_sweep(tmp_path / "sweep", progress=False)
@@ -136,7 +142,7 @@ def test_a_finished_sweep_trains_nothing_again(finished, tmp_path):
 
 def test_folders_are_never_overwritten(finished, tmp_path):
     with pytest.raises(RunError, match="exists.*icl sweep --resume"):
-        train_sweep(tiny(), OVER, sweep_dir=finished.path)
+        train_sweep(QUICK, OVER, sweep_dir=finished.path)
     with pytest.raises(RunError, match="not a sweep"):
         resume_sweep(tmp_path)
     with finished.locked(), pytest.raises(RunError, match="another process"):
@@ -215,6 +221,7 @@ def test_the_command(tmp_path, capsys):
         "--task.dim=3", "--task.points=5", "--model.layers=1", "--model.width=16",
         "--optimizer.learning-rate=3e-3", "--optimizer.warmup-steps=5", "--training.steps=20",
         "--training.batch-size=8", "--training.log-every=5", "--training.checkpoint-every=10",
+        "--optimizer.name=adam",
     ]  # fmt: skip
     arguments = ["sweep", "garg/linear-xs", f"--sweep-dir={folder}", *tiny_options]
     assert main([*arguments, "--over", "pool=4,8", "--seeds", "2"]) == 0

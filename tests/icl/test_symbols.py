@@ -58,17 +58,18 @@ def test_repeated_sequences():
 
 def test_markov_chains():
     family = MarkovChains(points=20, vocabulary=3, concentration=0.5)
-    tasks = jax.vmap(lambda key: family.sample_task(key, family.full))(
-        jax.random.split(jax.random.key(0), 4000)
+    of_keys = lambda sample, seed: np.asarray(
+        jax.jit(jax.vmap(sample))(jax.random.split(jax.random.key(seed), 4000))
     )
+    tasks = of_keys(lambda key: family.sample_task(key, family.full), 0)
     np.testing.assert_allclose(tasks.sum(axis=-1), 1, rtol=1e-5)
     # Beta(1/2, 1) has the variance 4/45 and the mean 1/3.
     np.testing.assert_allclose(tasks[:, 0, 0].mean(), 1 / 3, atol=0.02)
     np.testing.assert_allclose(tasks[:, 0, 0].var(), 4 / 45, atol=0.01)
-    stationary = np.asarray(family.stationary(tasks[0]), np.float64)
-    np.testing.assert_allclose(stationary @ np.asarray(tasks[0]), stationary, atol=1e-5)
-    keys = jax.random.split(jax.random.key(1), 4000)
-    rows = np.asarray(jax.vmap(lambda key: family.sample_sequence(key, tasks[0]))(keys))
+    task = jnp.asarray(tasks[0])
+    stationary = np.asarray(jax.jit(family.stationary)(task), np.float64)
+    np.testing.assert_allclose(stationary @ tasks[0], stationary, atol=1e-5)
+    rows = of_keys(lambda key: family.sample_sequence(key, task), 1)
     np.testing.assert_allclose(np.bincount(rows[:, 0], minlength=3) / 4000, stationary, atol=0.03)
     for state in range(3):
         after = rows[:, 1:][rows[:, :-1] == state]
@@ -119,7 +120,7 @@ def counted(x, number, concentration, order):
 def test_counts_of_unigrams_and_bigrams():
     x = np.random.default_rng(0).integers(0, 3, (4, 15))
     for order, predict in ((1, symbols.unigrams), (2, symbols.bigrams)):
-        found = predict(jnp.asarray(x), 3, concentration=0.5)
+        found = jax.jit(lambda x, predict=predict: predict(x, 3, concentration=0.5))(x)
         np.testing.assert_allclose(found, counted(x, 3, 0.5, order), rtol=1e-5)
 
 
@@ -133,7 +134,7 @@ def test_mixture_over_periods_is_bayes():
         for block in itertools.product(range(number), repeat=period)
     ]
     x = drawn(family, 8).x
-    found = np.asarray(symbols.periods(*periods, jnp.asarray(x), number))
+    found = np.asarray(jax.jit(lambda x: symbols.periods(*periods, x, number))(x))
     for row, position in np.ndindex(x.shape):
         seen = x[row, : position + 1].tolist()
         weights = np.zeros(number)
@@ -146,7 +147,8 @@ def test_mixture_over_periods_is_bayes():
 def test_recall_finds_the_value():
     family = AssociativeRecall(points=16, vocabulary=12, pairs=3)
     found = drawn(family, 20)
-    predicted = symbols.recall(3, jnp.asarray(found.x), 12).argmax(axis=-1)
+    recall = jax.jit(lambda x: symbols.recall(3, x, 12).argmax(axis=-1))
+    predicted = np.asarray(recall(found.x))
     np.testing.assert_array_equal(predicted[found.queries], found.y[found.queries])
 
 

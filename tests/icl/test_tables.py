@@ -55,6 +55,8 @@ def program(target):
 
 
 FULL = Difficulty(10, 60, 10)
+# One mechanism, where it does not matter: each costs a second to compile.
+PLAIN = dataclasses.replace(FAMILY, mechanisms=("linear",))
 
 
 @functools.cache
@@ -172,12 +174,12 @@ def test_mixture_and_looks_of_tables_are_settings():
 
 
 def test_the_gradient_does_not_depend_on_the_size_of_microbatches():
-    task = Tables(points=12, queries=4, columns=2, classes=2, fewest_examples=2)
-    found = []
+    task = dataclasses.replace(PLAIN, points=12, queries=4, columns=2, classes=2, fewest_examples=2)
+    config = tiny(task=task, model=MODEL, layout="masked", training_batch_size=4)
+    config = config.replace(model_layers=1)
+    state, found = init_state(Learner(config), make_optimizer(config.optimizer, 10)), []
     for size in (4, 2):
-        config = tiny(task=task, model=MODEL, layout="masked", training_batch_size=4)
         learner = Learner(config.replace(training_microbatch_size=size))
-        state = init_state(learner, make_optimizer(config.optimizer, 10))
         loss, slopes, _ = jax.jit(lambda s, learner=learner: batch_gradient(learner, s))(state)
         found.append((loss, slopes))
     for one, other in zip(*map(jax.tree.leaves, found)):
@@ -195,10 +197,10 @@ def test_curricula_limit_columns_classes_and_rows():
 
 
 def test_evaluation_draws_powers_of_two_and_errors_are_by_number_of_examples():
-    family = FAMILY.evaluation
+    family = PLAIN.evaluation
     assert family.examples == (8, 16, 32)
     learner = Learner(tiny(task=family, model=MODEL, layout="masked"))
-    tables = draw_prompts(FAMILY, jax.random.key(2), 64)
+    tables = draw_prompts(PLAIN, jax.random.key(2), 64)
     numbers = np.asarray(tables.context.sum(axis=1))
     assert set(numbers) == {8, 16, 32}
     right = np.eye(10)[np.asarray(tables.y)]
@@ -227,12 +229,12 @@ def test_errors_are_by_number_of_examples_even_if_there_are_as_many_numbers_as_p
 
 
 def test_a_run_is_evaluated_beside_estimators_of_its_examples(tmp_path):
-    run = untrained(tmp_path / "run", tiny(task=FAMILY, model=MODEL, layout="masked"))
+    run = untrained(tmp_path / "run", tiny(task=PLAIN, model=MODEL, layout="masked"))
     found = evaluate(run, prompts=24, resamples=10)
     assert found.examples.tolist() == [8, 16, 32]
     others = ["ridge", "1-nearest neighbour", "mean of the examples"]
     assert list(found.curves) == ["transformer", *others]
-    tables = draw_prompts(FAMILY, _keys(0)[0], 24)
+    tables = draw_prompts(PLAIN, _keys(0)[0], 24)
     x, y, context = (np.asarray(a) for a in (tables.x, tables.y, tables.context))
     wrong = []
     for i in np.flatnonzero(context.sum(axis=1) == 32):
@@ -327,7 +329,7 @@ def test_all_queries_of_a_prompt_are_predicted_in_one_pass(positions):
     rng = np.random.default_rng(0)
     asked = rng.normal(size=(3, TOGETHER + 5, 10)).astype(np.float32)
     x, y = np.asarray(tables.x)[:, :8], np.asarray(tables.y)[:, :8]
-    predictor = Predictor(learner, params)
+    predictor, predict = Predictor(learner, params), jax.jit(learner.predict)
     found = predictor(x, y, asked)
     assert found.shape == (3, TOGETHER + 5, 10)
     at = [0, 7, 19, TOGETHER - 1, TOGETHER + 4] if positions == "none" else [0, 20, 40]
@@ -338,7 +340,7 @@ def test_all_queries_of_a_prompt_are_predicted_in_one_pass(positions):
         labels[:, :8] = y
         position = np.broadcast_to(np.arange(60), (3, 60))
         episodes = Episode(alone, labels, position >= 40, position < 8)
-        expected = np.asarray(jax.jit(learner.predict)(params, episodes))[:, 40]
+        expected = np.asarray(predict(params, episodes))[:, 40]
         assert np.allclose(found[:, query], expected, atol=1e-5)
     assert np.allclose(found.sum(axis=-1), 1, atol=1e-5)
     assert np.allclose(predictor(x[0], y[0], asked[0, :3]), found[0, :3], atol=1e-5)

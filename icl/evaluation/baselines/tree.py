@@ -45,9 +45,10 @@ def _one_prompt(x: jax.Array, y: jax.Array, depth: int) -> jax.Array:
         return jnp.where(members, y[:, None], 0).sum(axis=0) / count
 
     def descend(_, members):
-        centred = jnp.where(members, y[:, None] - mean(members)[None], 0)
-        gains, thresholds = _best_by_coordinate(order, ascending, members, centred)
-        tie = _tie(centred)
+        centre = mean(members)
+        centred = jnp.where(members, y[:, None] - centre[None], 0)
+        tie = _tie(centred, centre)
+        gains, thresholds = _best_by_coordinate(order, ascending, members, centred, tie)
         chosen = jnp.argmax(gains >= (gains.max(axis=0) - tie)[None], axis=0)
         threshold = jnp.take_along_axis(thresholds, chosen[None], axis=0)[0]
         left = x[:, chosen] <= threshold[None]
@@ -57,13 +58,21 @@ def _one_prompt(x: jax.Array, y: jax.Array, depth: int) -> jax.Array:
     return mean(jax.lax.fori_loop(0, depth, descend, members))
 
 
-def _tie(centred: jax.Array) -> jax.Array:
-    """Largest difference of gains that rounding can cause, `[P]`."""
-    return 4 * len(centred) * jnp.finfo(centred.dtype).eps * (centred**2).sum(axis=0)
+def _tie(centred: jax.Array, centre: jax.Array) -> jax.Array:
+    """Largest difference of gains that rounding can cause, `[P]`.
+
+    A mean label that is large beside the labels' differences leaves them less exact.
+    """
+    size = jnp.abs(centred) * (jnp.abs(centred) + jnp.abs(centre)[None])
+    return 4 * len(centred) * jnp.finfo(centred.dtype).eps * size.sum(axis=0)
 
 
 def _best_by_coordinate(
-    order: jax.Array, ascending: jax.Array, members: jax.Array, centred: jax.Array
+    order: jax.Array,
+    ascending: jax.Array,
+    members: jax.Array,
+    centred: jax.Array,
+    tie: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Best split of each node by each coordinate.
 
@@ -72,13 +81,13 @@ def _best_by_coordinate(
       ascending: sorted values `[P, D]` of each coordinate.
       members: bool `[P, nodes]`, whether a point is in a node.
       centred: `[P, nodes]`, labels of members minus the node's mean label; 0 for other points.
+      tie: largest difference of equally good splits, `[nodes]`.
 
     Returns:
       The fall of squared error and the threshold, each `[D, nodes]`. The fall is -inf if no split
       is possible.
     """
     total = members.sum(axis=0, dtype=centred.dtype)[None]
-    tie = _tie(centred)[None]
 
     def visit(carry, rank):
         count, label_sum, last, best, threshold = carry
@@ -88,7 +97,7 @@ def _best_by_coordinate(
         rest = total - count
         gain = label_sum**2 * total / jnp.where(count * rest > 0, count * rest, 1)
         possible = member & (count > 0) & (value > last)
-        better = possible & (gain > best + tie)
+        better = possible & (gain > best + tie[None])
         return (
             count + member.astype(count.dtype),
             label_sum + centred[index],
