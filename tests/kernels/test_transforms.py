@@ -146,6 +146,18 @@ def test_vmap_of_the_gradient_of_one_row(op, implementation):
     close(of_one_row(op, implementation), expected(of_one_row, op), 1e-5)
 
 
+def jacobian(op, implementation):
+    arrays = inputs(op, 1, 3, 4)
+    results = attend(op, implementation)
+    return jax.jit(jax.jacrev(lambda query: results(arrays | dict(query=query))))(arrays["query"])
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_vmap_of_the_cotangent_alone(op):
+    """All operands have one batch row, and the cotangent has many."""
+    close(jacobian(op, "triton"), jacobian(op, "reference"))
+
+
 DESCENTS = [(*call, form) for call in CALLS for form in (descent, descent_in_rows)]
 if not ON_GPU:
     # Triton's second derivatives of the linear ops are those of XLA's form.
