@@ -248,27 +248,30 @@ def bootstrap(
     Returns:
       Lower and upper ends, each `[...]`.
     """
-    count = len(errors)
     finite = np.isfinite(errors)
-
-    @jax.jit
-    def resampled_mean(key, errors, finite):
-        drawn = jax.random.randint(key, (count,), 0, count)
-        weights = jnp.zeros(count).at[drawn].add(1 / count)
-        total = partial(jnp.tensordot, weights, axes=1, precision="highest")
-        return total(errors) / total(finite)
-
     # Errors relative to their mean, so that float32 sums stay accurate at every scale.
     centre = mean_of_finite(errors)
     scale = np.where(centre > 0, centre, 1)
     relative = jnp.asarray(np.where(finite, errors, 0) / scale, jnp.float32)
     finite = jnp.asarray(finite, jnp.float32)
-    keys = jax.random.split(key, resamples)
-    means = jax.lax.map(lambda k: resampled_mean(k, relative, finite), keys)
-    means = np.asarray(means, np.float64) * scale
+    means = np.asarray(_resampled(key, relative, finite, resamples), np.float64) * scale
     # A resample may have no finite errors; an entry with none in any resample is NaN.
     known = np.where(np.isfinite(means).any(axis=0), means, 0)
     tail = 50 * (1 - level)
     ends = (np.nanpercentile(known, q, axis=0) for q in (tail, 100 - tail))
     low, high = (np.where(np.isfinite(centre), end, np.nan) for end in ends)
     return low, high
+
+
+@partial(jax.jit, static_argnums=3)
+def _resampled(key: jax.Array, errors: jax.Array, finite: jax.Array, resamples: int) -> jax.Array:
+    """Means over resampled prompts `[resamples, ...]` of the finite errors `[prompts, ...]`."""
+    count = len(errors)
+
+    def mean(key: jax.Array) -> jax.Array:
+        drawn = jax.random.randint(key, (count,), 0, count)
+        weights = jnp.zeros(count).at[drawn].add(1 / count)
+        total = partial(jnp.tensordot, weights, axes=1, precision="highest")
+        return total(errors) / total(finite)
+
+    return jax.lax.map(mean, jax.random.split(key, resamples))

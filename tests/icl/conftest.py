@@ -26,6 +26,13 @@ def quick_pdfs(request):
         yield
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """A figure is a stub, since to draw one takes half a second of CPU time."""
+    stub = lambda figure, path, **options: Path(path).write_bytes(b"figure")
+    monkeypatch.setattr(Figure, "savefig", stub)
+
+
 @pytest.fixture(scope="module")
 def programs():
     """Every chunk is compiled once, though many runs of a file's tests need it."""
