@@ -13,7 +13,7 @@ from icl.analysis.few_shot import few_shot
 from icl.analysis.fine_tuning import FineTuning, Shots
 from icl.models import AdaptedTransformerConfig
 from icl.tasks import Episode, Mixture, sample_batch
-from icl.training import Config, Learner, OptimizerConfig
+from icl.training import Config, Learner, OptimizerConfig, Run
 from icl.training.config import TrainingConfig
 from icl.training.prediction import Predictor
 from icl.training.step import batch_gradient, init_state
@@ -86,15 +86,19 @@ def loss_apart(params, episodes, steps=2, still=lambda slope: slope):
 def state_of(**changes):
     """A learner with weights that are not small, its state and the prompts of its first step."""
     learner = Learner(CONFIG.replace(model=dataclasses.replace(MODEL, **changes)))
-    state = init_state(learner, optax.sgd(0.1))
-    leaves, structure = jax.tree.flatten(state.params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    drawn = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves)]
-    params = structure.unflatten(drawn)
-    state = state._replace(variables=state.variables._replace(params=params))
-    key = jax.random.fold_in(state.data_key, 0)
-    episodes = sample_batch(TASK, key, jnp.arange(6), TASK.full)
-    return learner, state, episodes
+
+    @jax.jit
+    def drawn():
+        state = init_state(learner, optax.sgd(0.1))
+        leaves, structure = jax.tree.flatten(state.params)
+        keys = jax.random.split(jax.random.key(1), len(leaves))
+        grown = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves)]
+        params = structure.unflatten(grown)
+        state = state._replace(variables=state.variables._replace(params=params))
+        key = jax.random.fold_in(state.data_key, 0)
+        return state, sample_batch(TASK, key, jnp.arange(6), TASK.full)
+
+    return learner, *drawn()
 
 
 def near(ours, theirs):
@@ -156,15 +160,15 @@ def test_predictions_depend_on_examples_and_not_on_other_queries():
     # Without examples the initial weights predict, each query by itself.
     none = predict(x[:, :0], y[:, :0], asked)
     itself = jnp.eye(3, dtype=bool)
-    initial = network(state.params["network"], jnp.asarray(asked[0], jnp.float32), itself)
+    initial = jax.jit(network)(state.params["network"], asked[0].astype(np.float32), itself)
     np.testing.assert_allclose(none[0], initial, rtol=1e-4, atol=1e-5)
     two = Episode(
-        jnp.asarray(np.concatenate([x, asked[:, :2]], axis=1), jnp.float32),
-        jnp.asarray(np.concatenate([y, np.zeros((2, 2))], axis=1), jnp.float32),
-        jnp.broadcast_to(jnp.arange(6) >= 4, (2, 6)),
-        jnp.broadcast_to(jnp.arange(6) < 4, (2, 6)),
+        np.concatenate([x, asked[:, :2]], axis=1).astype(np.float32),
+        np.concatenate([y, np.zeros((2, 2))], axis=1).astype(np.float32),
+        np.broadcast_to(np.arange(6) >= 4, (2, 6)),
+        np.broadcast_to(np.arange(6) < 4, (2, 6)),
     )
-    together = learner.predict(state.variables, two)[:, 4:]
+    together = jax.jit(learner.predict)(state.variables, two)[:, 4:]
     np.testing.assert_allclose(together, found[:, :2], rtol=1e-4, atol=1e-5)
 
 
@@ -200,17 +204,23 @@ def test_fine_tuning_is_adam_on_prompts_of_one_point():
     params, optimizer = variables.params, optax.adam(1e-2)
     state = optimizer.init(params)
     alone = lambda x: Episode(x[:, None], jnp.zeros((len(x), 1)), *jnp.array([[[1]], [[0]]]) > 0)
-    ask = jax.jit(lambda params, x: jax.vmap(
-        lambda one: learner.predict(params, alone(one[None]))[0, 0])(x))  # fmt: skip
-    loss = lambda params: ((ask(params, shots.x[0, :2]) - shots.y[0, :2]) ** 2).mean()
-    for _ in range(3):
-        changes, state = optimizer.update(jax.grad(loss)(params), state, params)
+    ask = lambda params, x: jax.vmap(
+        lambda one: learner.predict(params, alone(one[None]))[0, 0])(x)  # fmt: skip
+    wrong = lambda params, x, y: ((ask(params, x) - y) ** 2).mean()
+
+    @jax.jit
+    def step(params, state):
+        slopes = jax.grad(wrong)(params, shots.x[0, :2], shots.y[0, :2])
+        changes, state = optimizer.update(slopes, state, params)
         params = optax.apply_updates(params, changes)
-    wrong = (ask(params, shots.x_query[0]) - shots.y_query[0]) ** 2
-    np.testing.assert_allclose(found[0, 1], wrong.mean(), rtol=1e-3)
+        return params, state, wrong(params, shots.x_query[0], shots.y_query[0])
+
+    for _ in range(3):
+        params, state, error = step(params, state)
+    np.testing.assert_allclose(found[0, 1], error, rtol=1e-3)
 
 
-def test_runs_beside_each_other_are_asked_for_the_same_queries(tmp_path):
+def test_runs_beside_each_other_are_asked_for_the_same_queries(tmp_path, undrawn):
     sizes = dict(families=("linear_regression",), options=(), held_out=("quadratic_regression",))
     task = dataclasses.replace(TASK, **sizes)
     explicit = untrained(tmp_path / "explicit", CONFIG.replace(task=task))
@@ -227,11 +237,11 @@ def test_runs_beside_each_other_are_asked_for_the_same_queries(tmp_path):
     assert shown.curves[shown.comparator].mean[3] < 1e-6 < shown.curves["MAML"].mean[3]
     assert set(result.tuned) == {1, 2, 4}
     assert str(type(result).load(implicit)) == str(result)
-    other = untrained(tmp_path / "other", CONFIG)
+    other = Run.create(tmp_path / "other", CONFIG)
     with pytest.raises(ValueError, match="other families than"):
         few_shot(implicit, beside=[other], prompts=1)
     with pytest.raises(ValueError, match="does not learn a mixture"):
-        few_shot(untrained(tmp_path / "no", tiny()), prompts=1)
+        few_shot(Run.create(tmp_path / "no", tiny()), prompts=1)
 
 
 def test_the_command_passes_runs_and_families_to_the_analysis(tmp_path, monkeypatch, capsys):
@@ -239,7 +249,7 @@ def test_the_command_passes_runs_and_families_to_the_analysis(tmp_path, monkeypa
     from icl.commands import eval as command_eval
 
     task = dataclasses.replace(TASK, queries=None, fewest_points=None)
-    run, asked = untrained(tmp_path / "run", tiny(task=task)), {}
+    run, asked = Run.create(tmp_path / "run", tiny(task=task)), {}
     monkeypatch.setattr(command_eval, "evaluate_and_show", lambda run, **options: None)
     monkeypatch.setattr(command_eval, "show_result", lambda result: None)
     monkeypatch.setattr(command_eval, "ask", lambda name, run, **own: asked.update({name: own}))
@@ -247,6 +257,6 @@ def test_the_command_passes_runs_and_families_to_the_analysis(tmp_path, monkeypa
     assert cli.main(command) == 0
     assert asked["few-shot"] == {"beside": ("a", "b"), "held_out": ("parity",), "seed": 0}
     assert "beside" not in asked["heads"]
-    plain = untrained(tmp_path / "plain", tiny())
+    plain = Run.create(tmp_path / "plain", tiny())
     assert cli.main(["eval", str(plain.path), "--beside", "a"]) == 2
     assert "--beside needs the analysis few-shot" in capsys.readouterr().err
