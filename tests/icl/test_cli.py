@@ -14,6 +14,7 @@ import types
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from icl import cli
 from icl.analysis import ANALYSES, Analysis
@@ -22,6 +23,7 @@ from icl.commands.eval import chosen
 from icl.evaluation import Curve, Evaluation
 from icl.experiments import PRESETS, presets
 from icl.training import Run
+from icl.training.progress import ProgressDisplay
 
 TINY = [
     "--task.dim=3", "--task.points=5", "--model.layers=1", "--model.width=16",
@@ -38,7 +40,9 @@ def train(folder, *more):
 def trained(tmp_path_factory, programs):
     """The folder of a run that the command trained and evaluated, and its output."""
     folder, output = tmp_path_factory.mktemp("cli") / "run", io.StringIO()
-    with contextlib.redirect_stdout(output):
+    with contextlib.redirect_stdout(output), pytest.MonkeyPatch.context() as patch:
+        # A test draws the figures.
+        patch.setattr(Figure, "savefig", lambda figure, path, **options: path.write_bytes(b""))
         assert main(train(folder, "--training.steps=20")) == 0
     return folder, output.getvalue()
 
@@ -94,8 +98,10 @@ def test_a_preset_imports_the_file_of_its_paper_alone(monkeypatch):
 
 
 def test_train_eval_and_plot_leave_a_whole_run(folder, capsys):
+    assert (folder / "eval.png").exists() and (folder / "training.png").exists()
     few = ["--prompts=20", "--resamples=5", "--analyses", "none"]
     assert main(["eval", str(folder), *few]) == 0
+    assert (folder / "eval.png").stat().st_size > 0
     output = capsys.readouterr().out
     assert "transformer" in output and "least squares" in output and "zero" in output
     for name in ("eval.png", "training.png"):
@@ -197,9 +203,17 @@ def wait_for_line(folder, process, seconds=120):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_leaves(tmp_path, signum):
+def test_an_interrupt_saves_and_leaves(tmp_path, programs, monkeypatch, capsys):
+    send = lambda display, step, record: signal.raise_signal(signal.SIGINT)
+    monkeypatch.setattr(ProgressDisplay, "update", send)
     folder = tmp_path / "run"
+    assert main(train(folder, "--training.steps=20")) == 128 + signal.SIGINT
+    assert f"--resume {folder}" in capsys.readouterr().err
+    assert Run.open(folder).checkpoint_steps() == [5]
+
+
+def test_a_signal_to_the_process_saves_and_leaves(tmp_path):
+    folder, signum = tmp_path / "run", signal.SIGTERM
     command = [sys.executable, "-m", "icl.cli", *train(folder, "--training.steps=1000000")]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
@@ -274,7 +288,7 @@ def test_threads_of_a_failed_restore_say_nothing(monkeypatch):
     assert [str(raised.exc_value) for raised in told] == ["another"]
 
 
-def test_eval_asks_what_it_is_told_to(folder, capsys):
+def test_eval_asks_what_it_is_told_to(folder, capsys, undrawn):
     few = ["eval", str(folder), "--prompts=20", "--resamples=5"]
     assert main([*few, "--analyses", "heads"]) == 0
     out = capsys.readouterr().out
