@@ -191,13 +191,14 @@ def evaluate_pools(
     configs = [run.config for run in runs]
     programs: dict[int, Any] = {}
     for group in group_by_program(configs):
-        compare = jax.jit(_comparison(shared_config(configs[group[0]]), prompts))
-        programs |= dict.fromkeys(group, compare)
+        shared = shared_config(configs[group[0]])
+        compare = jax.jit(_comparison(shared, prompts))
+        programs |= dict.fromkeys(group, (compare, _scored(Learner(shared))))
     for index, (run, size) in enumerate(zip(runs, sizes)):
         step, params = run.variables()
         prompt_key = stream("pool", seed)
-        sums = programs[index](params, pool_key(run.config), jnp.int32(size), prompt_key)
-        scored = _scored(Learner(run.config))
+        compare, scored = programs[index]
+        sums = compare(params, pool_key(run.config), jnp.int32(size), prompt_key)
         error, difference = jax.tree.map(partial(_mean, scored, prompts), sums)
         result = PoolEvaluation(
             np.flatnonzero(scored), error, difference, size, step, prompts, seed, run.path
@@ -216,7 +217,7 @@ def _comparison(config: Config, prompts: int):
         fresh_key, key = jax.random.split(prompt_key)
         kinds = {"fresh": (fresh_key, None, None), "pool": (key, tasks_key, pool_size)}
 
-        def sums_of(first: jax.Array | int):
+        def sums_of(first: jax.Array):
             index = first + jnp.arange(size)
             drawn = [
                 sample_batch(family, own_key, index, family.full, *own)
@@ -241,8 +242,9 @@ def _comparison(config: Config, prompts: int):
         def add(sums, first):
             return jax.tree.map(jnp.add, sums, sums_of(first)), None
 
-        empty = jax.eval_shape(lambda: sums_of(0))
-        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), empty)
+        zero = jnp.zeros(family.points)
+        empty = dict.fromkeys(PREDICTORS, zero), dict.fromkeys(map(", ".join, PAIRS), zero)
+        zeros = dict.fromkeys(kinds, empty)
         sums, _ = jax.lax.scan(add, zeros, jnp.arange(0, prompts, size))
         return tuple({kind: sums[kind][part] for kind in kinds} for part in range(2))
 

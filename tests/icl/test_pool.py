@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 import icl
 from icl import api
@@ -178,21 +179,30 @@ def swept(tmp_path_factory):
     folder, output = tmp_path_factory.mktemp("sweeps") / "sweep", io.StringIO()
     training = TrainingConfig(steps=2, batch_size=4)
     config = tiny(task_noise=0.5, layout="tagged", training=training, optimizer_warmup_steps=0)
+    draw = Figure.savefig
+
+    def savefig(figure, path, **options):
+        # The figure of the report alone.
+        if path.name == "threshold.png":
+            draw(figure, path, **options)
+
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
+        patch.setattr(Figure, "savefig", savefig)
         register("raventos/tiny", config, "tiny", over={"pool": [1, 4]}, report="threshold")
         patch.setattr(sweep_training, "PROMPTS", 64)
         patch.setitem(threshold.threshold.__kwdefaults__, "prompts", 64)
         assert main(["sweep", "raventos/tiny", f"--sweep-dir={folder}"]) == 0
+        assert (folder / "threshold.png").stat().st_size > 10_000
+        patch.setattr(Figure, "savefig", draw)
         yield folder, output.getvalue()
         del PRESETS["raventos/tiny"]
 
 
-def test_a_preset_sweeps_its_own_grid_and_reports(swept):
+def test_a_preset_sweeps_its_own_grid_and_reports(swept, undrawn):
     folder, printed = swept
     sweep = Sweep.open(folder)
     assert sweep.preset == "raventos/tiny"
     assert sweep.over == {"training_pool_size": [1, 4]}
-    assert (folder / "threshold.png").stat().st_size > 10_000
     [line] = json.loads((folder / "threshold.json").read_text())["lines"]
     assert line["pool_size"] == [1, 4]
     [[of_one], [of_four]] = line["error"]["pool"]["dMMSE"]
@@ -205,7 +215,7 @@ def test_a_preset_sweeps_its_own_grid_and_reports(swept):
     )
 
 
-def test_resuming_a_finished_sweep_draws_its_figures_again(swept, capsys):
+def test_resuming_a_finished_sweep_draws_its_figures_again(swept, capsys, undrawn):
     folder, _ = swept
     written = Sweep.open(folder).members[0].path / "pool.json"
     before = written.stat().st_mtime_ns
@@ -226,18 +236,20 @@ def test_a_folder_without_a_preset_opens_and_reports_nothing(swept, tmp_path, ca
     assert icl.experiments.report(old) is None
 
 
-@pytest.fixture
-def is_ridge(monkeypatch):
-    """The learner predicts as ridge does, which also compiles sooner."""
+def test_every_prompt_counts_once_and_a_learner_that_is_ridge_is_found_to_be_it(swept, monkeypatch):
+    # It also compiles sooner than a transformer.
     as_ridge = lambda self, params, episodes: baselines.ridge(episodes.x, episodes.y, 0.25)
     monkeypatch.setattr(Learner, "predict", as_ridge)
-
-
-def test_evaluate_pool_counts_every_prompt_once(swept, is_ridge, monkeypatch):
     run = Run.open(Sweep.open(swept[0]).members[1].path)
-    at_once = evaluate_pool(run, prompts=11, seed=1)
-    monkeypatch.setattr(pool, "PROMPTS_AT_ONCE", 4)
-    in_parts = evaluate_pool(run.path, prompts=11, seed=1)
+    at_once = evaluate_pool(run, prompts=16)
+    for kind in ("fresh", "pool"):
+        apart, error = at_once.difference[kind], at_once.error[kind]
+        np.testing.assert_array_equal(apart["learner, ridge"], 0)
+        np.testing.assert_array_equal(apart["learner, dMMSE"], apart["ridge, dMMSE"])
+        np.testing.assert_array_equal(error["learner"], error["ridge"])
+    assert (at_once.error["pool"]["dMMSE"] < at_once.error["pool"]["ridge"])[:2].all()
+    monkeypatch.setattr(pool, "PROMPTS_AT_ONCE", 6)
+    in_parts = evaluate_pool(run.path, prompts=16)
     loaded = PoolEvaluation.load(run)
     for kind in ("fresh", "pool"):
         for part in ("error", "difference"):
@@ -248,17 +260,6 @@ def test_evaluate_pool_counts_every_prompt_once(swept, is_ridge, monkeypatch):
                 )
     assert loaded.examples.tolist() == [0, 1, 2, 3, 4]
     assert "squared difference of learner, dMMSE" in str(loaded)
-
-
-def test_a_learner_that_is_ridge_is_found_to_be_it(swept, is_ridge):
-    run = Run.open(Sweep.open(swept[0]).members[1].path)
-    found = evaluate_pool(run, prompts=16)
-    for kind in ("fresh", "pool"):
-        apart, error = found.difference[kind], found.error[kind]
-        np.testing.assert_array_equal(apart["learner, ridge"], 0)
-        np.testing.assert_array_equal(apart["learner, dMMSE"], apart["ridge, dMMSE"])
-        np.testing.assert_array_equal(error["learner"], error["ridge"])
-    assert (found.error["pool"]["dMMSE"] < found.error["pool"]["ridge"])[:2].all()
 
 
 def test_what_cannot_be_evaluated_is_refused(tmp_path):
