@@ -36,23 +36,33 @@ LINEAR = LinearRegression(dim=3, points=5)
 @functools.cache
 def of_model(model, layout="interleaved", task=LINEAR):
     learner = Learner(Config(task=task, layout=layout, model=model))
-    variables = initial_variables(learner)
+    variables = jax.device_get(initial_variables(learner))
     # Initial weights are small; larger ones let each part of the model act on the predictions.
     larger = lambda leaf: 3 * leaf if leaf.ndim > 1 else leaf
     return Instrument.of(learner, variables._replace(params=jax.tree.map(larger, variables.params)))
+
+
+@functools.cache
+def prompts_of(inside, seed=0):
+    return inside.prompts(4, seed=seed)
 
 
 def transformer(**options):
     return of_model(TransformerConfig(layers=2, heads=2, width=16, **options))
 
 
+@functools.cache
+def program(inside):
+    return jax.jit(inside.learner.predict)
+
+
 def plain(inside, prompts):
-    return np.asarray(jax.jit(inside.learner.predict)(inside.variables, prompts))
+    return np.asarray(program(inside)(inside.variables, prompts))
 
 
 def test_predictions_are_those_of_the_fused_model():
     inside = transformer()
-    prompts = inside.prompts(4)
+    prompts = prompts_of(inside)
     whole, seen = plain(inside, prompts), inside.capture(prompts)
     np.testing.assert_allclose(inside.predict(prompts), whole, rtol=1e-5, atol=1e-6)
     shapes = {site: (len(found), found[0].shape) for site, found in seen.items()}
@@ -72,7 +82,7 @@ def test_predictions_are_those_of_the_fused_model():
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_patterns_times_values_are_the_mixed_values(mixer):
     inside = transformer(mixer=mixer)
-    prompts = inside.prompts(4)
+    prompts = prompts_of(inside)
     whole, patterns = plain(inside, prompts), inside.frozen_patterns(prompts)
     np.testing.assert_allclose(inside.predict(prompts, patterns), whole, rtol=1e-4, atol=1e-4)
     uniform = np.broadcast_to(np.tri(10) / np.arange(1, 11)[:, None], patterns[0].values.shape)
@@ -93,15 +103,16 @@ def test_a_model_without_taps_is_the_program_it_was(monkeypatch):
 def without_head(params: Params, layer: int, head: int) -> Params:
     params = jax.tree.map(lambda leaf: leaf, params)
     kernel = params["blocks"][layer]["mixer"]["out"]["kernel"]
-    params["blocks"][layer]["mixer"]["out"]["kernel"] = kernel.at[8 * head : 8 * head + 8].set(0)
+    params["blocks"][layer]["mixer"]["out"]["kernel"] = kernel = kernel.copy()
+    kernel[8 * head : 8 * head + 8] = 0
     return params
 
 
 def test_an_ablated_head_is_a_head_without_output_weights():
     inside = transformer()
-    prompts = inside.prompts(4)
+    prompts = prompts_of(inside)
     params = without_head(inside.variables.params, 1, 0)
-    expected = jax.jit(inside.learner.predict)(inside.variables._replace(params=params), prompts)
+    expected = program(inside)(inside.variables._replace(params=params), prompts)
     found = inside.predict(prompts, [zero("heads", 1, head=0)])
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert np.abs(found - plain(inside, prompts)).max() > 1e-3
@@ -109,7 +120,7 @@ def test_an_ablated_head_is_a_head_without_output_weights():
 
 def test_patches_move_what_a_prompt_knows_to_another():
     inside = transformer()
-    prompts, others = inside.prompts(4), inside.prompts(4, seed=1)
+    prompts, others = prompts_of(inside), prompts_of(inside, seed=1)
     residual = inside.capture(others, ["residual"])["residual"]
     found = inside.predict(prompts, [patch("residual", 1, residual[1])])
     np.testing.assert_allclose(found, plain(inside, others), rtol=1e-4, atol=1e-5)
@@ -121,7 +132,7 @@ def test_patches_move_what_a_prompt_knows_to_another():
 
 def test_means_and_additions():
     inside = transformer()
-    prompts = inside.prompts(4)
+    prompts = prompts_of(inside)
     seen = inside.capture(prompts, ["residual", "heads"])
     edited = lambda *edits: inside.capture(prompts, ["residual", "heads"], edits)
     labels = seen["residual"][1].copy()
@@ -140,7 +151,7 @@ def test_means_and_additions():
 def test_looped_models_count_every_application():
     model = LoopedTransformerConfig(layers=1, heads=2, width=16, loops=3, window=2)
     inside = of_model(model)
-    prompts = inside.prompts(3)
+    prompts = prompts_of(inside)
     np.testing.assert_allclose(inside.predict(prompts), plain(inside, prompts), rtol=1e-5)
     assert inside.layers()["pattern"] == 3
 
@@ -148,7 +159,7 @@ def test_looped_models_count_every_application():
 @pytest.mark.parametrize("softmax", ["all", "none"])
 def test_layers_of_self_attention(softmax):
     inside = of_model(SelfAttentionConfig(layers=2, softmax=softmax, shared=False), "concatenated")
-    prompts = inside.prompts(3)
+    prompts = prompts_of(inside)
     whole = plain(inside, prompts)
     np.testing.assert_allclose(inside.predict(prompts), whole, rtol=1e-5, atol=1e-6)
     kept = inside.predict(prompts, inside.frozen_patterns(prompts))
@@ -159,7 +170,7 @@ def test_layers_of_self_attention(softmax):
 def test_layers_of_preconditioned_attention():
     task = WhitenedRegression(dim=3, points=5, scales=(1.0, 0.5, 2.0))
     inside = of_model(PreconditionedConfig(layers=2), "concatenated", task)
-    prompts = inside.prompts(3)
+    prompts = prompts_of(inside)
     kept = inside.predict(prompts, inside.frozen_patterns(prompts))
     np.testing.assert_allclose(kept, plain(inside, prompts), rtol=1e-4, atol=1e-5)
 
@@ -194,7 +205,7 @@ def test_models_without_attention_have_a_residual_stream_or_nothing():
 def test_edits_that_do_not_fit(edit, says):
     inside = transformer()
     with pytest.raises(ValueError, match=says):
-        inside.predict(inside.prompts(2), [edit])
+        inside.predict(prompts_of(inside), [edit])
 
 
 def test_scores_over_checkpoints(tmp_path):

@@ -1,5 +1,7 @@
 """Optimisers by name: Muon, those of optax and those of users."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,44 +11,56 @@ import pytest
 
 import icl
 from icl.models import LoopedTransformerConfig, LSTMConfig
-from icl.training import OptimizerConfig
+from icl.training import Learner, OptimizerConfig
 from icl.training.muon import muon_and_adam
 from icl.training.optimizer import OPTIMIZERS, UNUSABLE, make_optimizer, register_optimizer
 
-from .helpers import QUIET, assert_same_bits, start, tiny
+from .helpers import QUIET, assert_same_bits, tiny
 
 RATE = 0.01
 
 
-def gradients(params, seed=0):
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return tree.unflatten(
-        [jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-    )
+def parameters(config):
+    """Drawn for the shapes of a learner's parameters."""
+    shapes = jax.eval_shape(Learner(config).init, jax.random.key(0)).params
+    return drawn(shapes, 9)
 
 
-def updates_of(optimizer, params, steps=3):
-    state = optimizer.init(params)
-    for step in range(steps):
-        updates, state = optimizer.update(gradients(params, step), state, params)
-    return updates
+def drawn(tree, seed):
+    normal = np.random.default_rng(seed).normal
+    return jax.tree.map(lambda leaf: normal(size=leaf.shape).astype(np.float32), tree)
+
+
+def updates_of(optimizers, params, steps=3):
+    """The last updates of each optimiser, in one program."""
+
+    @jax.jit
+    def last(params, *gradients):
+        found = []
+        for optimizer in optimizers:
+            state = optimizer.init(params)
+            for gradient in gradients:
+                updates, state = optimizer.update(gradient, state, params)
+            found.append(updates)
+        return found
+
+    return last(params, *(drawn(params, step) for step in range(steps)))
 
 
 def test_muon_updates_each_matrix_of_a_layer_and_adam_the_rest():
-    params = start(tiny(model_layers=2))[2].params
-    ours = updates_of(muon_and_adam(RATE, adam_ratio=0.5, beta=0.9), params)
+    params = parameters(tiny(model_layers=2))
+    optimizers = muon_and_adam(RATE, adam_ratio=0.5, beta=0.9), optax.nadam(0.5 * RATE, b2=0.95)
+    ours, adam = updates_of(optimizers, params, steps=2)
     block = ours["blocks"][1]
     for name in ("up", "down"):
         kernel = block[name]["kernel"]
         widening = max(1, kernel.shape[1] / kernel.shape[0]) ** 0.5
         values = np.linalg.svd(kernel / widening)[1]
         assert 0.4 * RATE < values.min() and values.max() < 1.5 * RATE
-    for part in jnp.split(block["mixer"]["qkv"]["kernel"], 3, axis=1):  # query, key and value
+    for part in np.split(block["mixer"]["qkv"]["kernel"], 3, axis=1):  # query, key and value
         values = np.linalg.svd(part)[1]
         assert 0.4 * RATE < values.min() and values.max() < 1.5 * RATE
 
-    adam = updates_of(optax.nadam(0.5 * RATE, b2=0.95), params)
     for name in ("read_in", "read_out", "positions", "norm"):
         jax.tree.map(np.testing.assert_array_equal, ours[name], adam[name])
     np.testing.assert_array_equal(ours["blocks"][0]["up"]["bias"], adam["blocks"][0]["up"]["bias"])
@@ -71,10 +85,10 @@ def test_muon_takes_other_models(model):
     sizes = dict(width=16, layers=2)
     if model is LoopedTransformerConfig:
         sizes |= dict(heads=2, loops=2, window=1)
-    params = start(tiny(model=model(**sizes), optimizer_name="muon"))[2].params
-    updates = updates_of(muon_and_adam(RATE), params, steps=1)
-    assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
-    adam = updates_of(optax.nadam(0.3 * RATE, b2=0.95), params, steps=1)
+    params = parameters(tiny(model=model(**sizes)))
+    optimizers = muon_and_adam(RATE), optax.nadam(0.3 * RATE, b2=0.95)
+    updates, adam = map(jax.device_get, updates_of(optimizers, params, steps=1))
+    assert jax.tree.map(np.shape, updates) == jax.tree.map(np.shape, params)
     different = jax.tree.map(lambda a, b: bool((a != b).any()), updates, adam)
     kernels = [path for path, differs in jax.tree.leaves_with_path(different) if differs]
     assert len(kernels) == {LoopedTransformerConfig: 8, LSTMConfig: 4}[model]
@@ -100,16 +114,19 @@ def test_muon_without_a_matrix_of_a_layer_is_refused():
         muon_and_adam(RATE).init({"read_in": {"kernel": jnp.ones((3, 4))}})
 
 
-def test_muon_runs_are_resumed_exactly_and_trained_as_populations(tmp_path):
+def test_muon_runs_are_resumed_exactly_and_trained_as_populations(tmp_path, programs, undrawn):
     config = tiny(
         optimizer_name="muon",
         optimizer_options={"beta": 0.9},
         optimizer_schedule="constant",
         training_steps=10,
+        training_checkpoint_every=5,
     )
     whole = icl.train(config, tmp_path / "whole", logging=QUIET)
-    parts = icl.train(config.replace(training_steps=5), tmp_path / "parts", logging=QUIET)
-    parts = icl.resume(parts, training_steps=10, logging=QUIET)
+    # As of step 5.
+    shutil.copytree(whole.path, tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "10")
+    parts = icl.resume(tmp_path / "parts", logging=QUIET)
     assert_same_bits(whole.variables()[1], parts.variables()[1])
     assert icl.Run.open(whole.path).config == config
 
@@ -131,12 +148,14 @@ def test_users_register_optimizers(tmp_path):
         return optax.sgd(rate)
 
     try:
-        changes = dict(optimizer_name="test_twice", training_steps=6)
-        run = icl.train(tiny(**changes), tmp_path / "run", logging=QUIET)
-        peak = tiny().optimizer.learning_rate
-        same = tiny(**changes, optimizer_learning_rate=2 * peak).replace(optimizer_name="sgd")
-        other = icl.train(same, tmp_path / "other", logging=QUIET)
-        assert_same_bits(run.variables()[1], other.variables()[1])
+        config = tiny(optimizer_name="test_twice", training_steps=6)
+        run = icl.train(config, tmp_path / "run", logging=QUIET)
+        peak = config.optimizer.learning_rate
+        same = config.replace(optimizer_name="sgd", optimizer_learning_rate=2 * peak)
+        optimizers = [make_optimizer(one.optimizer, 6) for one in (config, same)]
+        ours, theirs = updates_of(optimizers, {"kernel": np.ones((2, 3), np.float32)})
+        np.testing.assert_array_equal(ours["kernel"], theirs["kernel"])
+        assert np.abs(ours["kernel"]).min() > 0
         with pytest.raises(ValueError, match="is taken by .*twice; choose another"):
             register_optimizer("test_twice")(muon_and_adam)
         assert register_optimizer("test_twice")(twice) is twice
