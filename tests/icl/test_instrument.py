@@ -36,10 +36,16 @@ LINEAR = LinearRegression(dim=3, points=5)
 @functools.cache
 def of_model(model, layout="interleaved", task=LINEAR):
     learner = Learner(Config(task=task, layout=layout, model=model))
-    variables = jax.device_get(initial_variables(learner))
-    # Initial weights are small; larger ones let each part of the model act on the predictions.
-    larger = lambda leaf: 3 * leaf if leaf.ndim > 1 else leaf
-    return Instrument.of(learner, variables._replace(params=jax.tree.map(larger, variables.params)))
+    shapes = jax.eval_shape(lambda: initial_variables(learner))
+    normal = np.random.default_rng(0).normal
+
+    def drawn(leaf):
+        """Larger than initial weights, so that each part of the model acts on the predictions."""
+        if leaf.ndim < 2:
+            return np.ones(leaf.shape, np.float32)
+        return (2 * normal(size=leaf.shape) / leaf.shape[0] ** 0.5).astype(np.float32)
+
+    return Instrument.of(learner, shapes._replace(params=jax.tree.map(drawn, shapes.params)))
 
 
 @functools.cache
