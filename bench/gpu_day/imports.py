@@ -20,7 +20,9 @@ CARRIED = ROOT / "bench" / "requirements-gpu-day.txt"
 WHEELS = ROOT / ".whl"
 MOST_BYTES = 64 * 2**20  # of all wheels
 FOLDERS = ("icl", "kernels", "bench", "tests")
-OWN = {*FOLDERS, "my_task", "my_tasks"}
+# Modules of the project, and those that pages define.
+OWN = {*FOLDERS, "my_task", "my_tasks", "my_mixer", "my_experiment", "my_analysis"}
+OWN |= {"relu_attention"}
 # Packages whose import has another name.
 DISTRIBUTIONS = {
     "PIL": "pillow",

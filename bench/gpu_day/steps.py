@@ -151,6 +151,7 @@ def training(setting: Setting) -> list[Part]:
     cases, options = TRAINING, ["--rounds", "5", "--seconds", "15"]
     if setting.rehearsal:
         cases, options = ("tiny@8",), ["--alone", "--rounds", "1", "--steps", "1"]
+        options += ["--peak-size", "64"]
     if missing("torch", "transformers"):
         options += ["--alone"]
     return [_benchmark(setting, "training", case, *options) for case in cases]

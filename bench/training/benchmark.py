@@ -52,6 +52,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="ours and these contestants",
     )
+    parser.add_argument(
+        "--peak-size", type=positive, metavar="N",
+        help="rows and columns of the products that measure the machine's peak; by default large",
+    )  # fmt: skip
     parser.add_argument("--alone", action="store_true", help="time ours only, without a gate")
     parser.add_argument("--against", metavar="REVISION", help="also time this revision of ours")
 
@@ -63,7 +67,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         if options.against:
             source = stack.enter_context(machine.checked_out(options.against))
             sources[AGAINST + options.against] = source
-        ceiling = stack.enter_context(Worker(MACHINE))
+        ceiling = stack.enter_context(Worker(MACHINE, options.peak_size))
         platform = ceiling.ready["platform"]
         cases = expand(options.cases, platform)
         asked = {case: _asked(case, platform, options) + list(sources) for case in cases}

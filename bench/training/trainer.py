@@ -59,21 +59,26 @@ def start(case: str, name: str, steps: int, _device: str) -> Started:
     return ready, commands | {"memory": memory}
 
 
-def start_machine() -> Started:
-    """Answers with the device; commands such as `peak float32` give operations a second."""
+def start_machine(size: int | None = None) -> Started:
+    """Answers with the device; commands such as `peak float32` give operations a second.
+
+    Args:
+      size: rows and columns of the products; None for products that reach the peak.
+    """
     device = jax.devices()[0]
-    commands = {f"peak {dtype}": compile_peak(dtype) for dtype in dtypes(device.platform)}
+    commands = {f"peak {dtype}": compile_peak(dtype, size) for dtype in dtypes(device.platform)}
     fastest = lambda peak: max(peak()["rate"] for _ in range(3))
     peaks = {dtype: fastest(commands[f"peak {dtype}"]) for dtype in dtypes(device.platform)}
     return {"device": device.device_kind, "platform": device.platform, "peaks": peaks}, commands
 
 
-def compile_peak(dtype: str) -> Timed:
+def compile_peak(dtype: str, size: int | None = None) -> Timed:
     """A function that measures operations a second of square products at default precision.
 
     Each call takes the median of five runs.
     """
-    size, products = PEAK_PRODUCT.get(jax.default_backend(), PEAK_PRODUCT_ELSEWHERE)
+    usual, products = PEAK_PRODUCT.get(jax.default_backend(), PEAK_PRODUCT_ELSEWHERE)
+    size = size or usual
     a, b = jax.random.normal(jax.random.key(2), (2, size, size), dtype)
     b = b * size**-0.5  # keeps the scale of the chained products
     chain = lambda a, b: jax.lax.fori_loop(0, products, lambda _, a: a @ b, a)
