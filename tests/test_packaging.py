@@ -113,7 +113,9 @@ def test_the_version_is_the_newest_of_the_changelog(built):
     assert built.sdist.name == f"fused_icl-{icl.__version__}.tar.gz"
 
 
-def test_installed_alone_it_imports_icl_kernels_with_jax_and_numpy_only(environment, tmp_path):
+def test_installed_alone_icl_kernels_needs_jax_and_numpy_and_the_rest_says_what_to_install(
+    environment, tmp_path
+):
     program = f"""
 import importlib.util, sys
 import jax.numpy as jnp
@@ -125,6 +127,16 @@ loaded = {{"flax", "optax", "orbax", "tyro", "matplotlib", "rich"}} & set(sys.mo
 assert not loaded, loaded
 found = importlib.util.find_spec("kernels")
 assert found is None, found
+
+sys.modules["flax"] = sys.modules["sklearn"] = None
+import icl
+for use in (lambda: icl.train, lambda: importlib.import_module("icl.sklearn")):
+    try:
+        use()
+    except ModuleNotFoundError as error:
+        assert "fused-icl[train]" in str(error), error
+    else:
+        raise AssertionError("imported without flax")
 """
     run(environment.python, "-I", "-c", program, cwd=tmp_path)
 
@@ -140,22 +152,6 @@ def test_the_installed_commands_work_in_an_empty_folder(environment, tmp_path):
     (tmp_path / "table.csv").write_text("".join(["size,fruit\n", *rows]))
     asked = ["--train", "table.csv", "--test", "table.csv", "--target", "fruit", "--ensemble", 1]
     assert re.search(r"accuracy +1\.000", run(environment.icl, "predict", *asked, cwd=tmp_path))
-
-
-def test_without_the_extra_the_message_says_what_to_install(environment, tmp_path):
-    program = """
-import importlib, sys
-sys.modules["flax"] = sys.modules["sklearn"] = None
-import icl
-for use in (lambda: icl.train, lambda: importlib.import_module("icl.sklearn")):
-    try:
-        use()
-    except ModuleNotFoundError as error:
-        assert "fused-icl[train]" in str(error), error
-    else:
-        raise AssertionError("imported without flax")
-"""
-    run(environment.python, "-I", "-c", program, cwd=tmp_path)
 
 
 def test_the_link_is_a_link():
