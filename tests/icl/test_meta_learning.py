@@ -1,6 +1,7 @@
 """MAML, first-order MAML and Reptile adapt and learn as they are defined; few-shot errors."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -79,13 +80,25 @@ def loss_apart(params, episodes, steps=2, still=lambda slope: slope):
         rates = list(jnp.exp(params["log_rates"]))
     rates = structure.unflatten(rates)
     found = jax.vmap(lambda episode: adapted(start, rates, episode, steps, still)[1])(episodes)
+    return error_of(found, episodes)
+
+
+def error_of(found, episodes):
     wrong = jnp.where(episodes.queries, (found - episodes.y) ** 2, 0)
     return wrong.sum() / episodes.queries.sum().astype(jnp.float32)
 
 
-def state_of(**changes):
+def state_of(learn_rates=False, **changes):
     """A learner with weights that are not small, its state and the prompts of its first step."""
-    learner = Learner(CONFIG.replace(model=dataclasses.replace(MODEL, **changes)))
+    model = dataclasses.replace(MODEL, learn_rates=learn_rates, **changes)
+    return Learner(CONFIG.replace(model=model)), *first_state(learn_rates)
+
+
+@functools.cache
+def first_state(learn_rates):
+    """The state, equal for all methods and numbers of steps, and the prompts."""
+    model = dataclasses.replace(MODEL, learn_rates=learn_rates)
+    learner = Learner(CONFIG.replace(model=model))
 
     @jax.jit
     def drawn():
@@ -98,7 +111,7 @@ def state_of(**changes):
         key = jax.random.fold_in(state.data_key, 0)
         return state, sample_batch(TASK, key, jnp.arange(6), TASK.full)
 
-    return learner, *drawn()
+    return drawn()
 
 
 def near(ours, theirs):
@@ -136,13 +149,9 @@ def test_reptile_moves_the_weights_to_the_adapted_ones():
     def both(state, episodes):
         start = state.params["network"]
         rates = jax.tree.map(lambda leaf: jnp.float32(0.05), start)
-        to, _ = jax.vmap(lambda episode: adapted(start, rates, episode))(episodes)
+        to, found = jax.vmap(lambda episode: adapted(start, rates, episode))(episodes)
         way = jax.tree.map(lambda leaf, ends: leaf - ends.mean(axis=0), start, to)
-        return (
-            batch_gradient(learner, state)[:2],
-            loss_apart(state.params, episodes),
-            way,
-        )
+        return batch_gradient(learner, state)[:2], error_of(found, episodes), way
 
     (loss, gradient), expected, way = both(state, episodes)
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
