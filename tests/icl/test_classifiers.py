@@ -61,7 +61,7 @@ def test_a_prompt_is_scored_without_the_other_prompts():
 
 def test_images_have_comparators_that_learn():
     family = ProjectedImages(points=20)
-    episodes = draw_prompts(family, jax.random.key(0), 64)
+    episodes = draw_prompts(family, jax.random.key(0), 32)
     y = np.asarray(episodes.y)[:, -1]
     found, optimal = comparators(family)
     assert optimal is None
