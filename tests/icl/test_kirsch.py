@@ -30,7 +30,9 @@ from icl.analysis.plateau import (
     plateau_end,
     relative_losses,
 )
-from icl.evaluation import draw_prompts, evaluate
+from icl.evaluation import comparators, draw_prompts, evaluate
+from icl.evaluation.comparators import one_query_at_a_time
+from icl.evaluation.curves import predictions_of
 from icl.experiments import PRESETS
 from icl.models import LSTMConfig, MLPConfig, TransformerConfig
 from icl.sweeps import Sweep, SweepResult
@@ -291,17 +293,19 @@ def functions(tmp_path_factory):
     return untrained(tmp_path_factory.mktemp("functions") / "run", config)
 
 
-def test_functions_are_evaluated_once_for_all_queries(functions, tmp_path, monkeypatch):
+def test_functions_are_evaluated_once_for_all_queries(functions, monkeypatch):
     monkeypatch.setattr(import_module("icl.evaluation.comparators"), "FITTED_STEPS", 5)
-    run, config = functions, functions.config
+    run = functions
     result = evaluate(run, prompts=8, resamples=2)
     # One query of a user's, from any number of examples.
     x, y = np.linspace(-1, 1, 6).reshape(2, 3, 1), np.zeros((2, 3))
     assert run.predict(x, y, x[:, :2]).shape == (2, 2)
     # Comparators that are fitted to prompts too.
-    network = config.replace(task=ReLUNetwork(dim=2, points=6, hidden=3, queries=2))
-    fitted = evaluate(untrained(tmp_path / "network", network), prompts=3, resamples=2)
-    assert np.isfinite(fitted.curves["two-layer network by Adam"].mean).all()
+    family = ReLUNetwork(dim=2, points=6, hidden=3, queries=2)
+    [fit] = [one for one in comparators(family)[0] if "two-layer network by Adam" in one.names]
+    episodes = draw_prompts(family, jax.random.key(0), 3)
+    fitted = predictions_of(one_query_at_a_time(fit, 2), episodes)[0]
+    assert np.isfinite(fitted[..., 4:]).all() and fitted.shape == (1, 3, 6)
     assert result.examples.tolist() == [4]
     assert set(result.curves) > {"transformer", "least squares", "zero"}
     assert all(np.isfinite(curve.mean).all() for curve in result.curves.values())
