@@ -86,24 +86,33 @@ def tuned_descent(
 def _tuned(
     task: LinearRegression, steps: int, plus_plus: bool, shared: bool, seed: int
 ) -> TunedDescent:
-    config = Config(task=task, layout="concatenated", model=GradientDescentConfig())
+    config, params, sizes = _tuned_shared(task, steps, plus_plus, seed)
+    if not shared:
+        config = config.replace(model_shared=False)
+        params = {name: jnp.tile(rate, steps) for name, rate in params.items()}
+        minimised = jax.jit(partial(_minimised, Learner(config)))
+        params = minimised(params, sizes, _tuning_prompts(task, seed))
+    name = f"GD{'++' * plus_plus}, {steps} step{'s' * (steps > 1)}"
+    return TunedDescent(name, Learner(config), params)
+
+
+@lru_cache(maxsize=32)
+def _tuned_shared(
+    task: LinearRegression, steps: int, plus_plus: bool, seed: int
+) -> tuple[Config, Params, dict[str, Any]]:
+    """Settings of descent with one rate for all steps, its best rates, and the units of rates."""
     model = GradientDescentConfig(layers=steps, plus_plus=plus_plus, shared=True)
-    learner = _learner(config, model)
-    episodes = draw_prompts(learner.family, stream("rates", seed), TUNING_PROMPTS)
+    config = Config(task=task, layout="concatenated", model=model)
+    learner, episodes = Learner(config), _tuning_prompts(task, seed)
     params = jax.jit(partial(_line_search, learner))(episodes)
     x = episodes.x[:, :-1]
     # In these units both rates are of order 1.
     sizes = {"learning_rate": params["learning_rate"], "gamma": 1 / (x**2).sum(axis=(1, 2)).mean()}
-    params = jax.jit(partial(_minimised, learner))(params, sizes, episodes)
-    if not shared:
-        learner = _learner(config, dataclasses.replace(model, shared=False))
-        params = {name: jnp.tile(rate, steps) for name, rate in params.items()}
-        params = jax.jit(partial(_minimised, learner))(params, sizes, episodes)
-    return TunedDescent(f"GD{'++' * plus_plus}, {steps} step{'s' * (steps > 1)}", learner, params)
+    return config, jax.jit(partial(_minimised, learner))(params, sizes, episodes), sizes
 
 
-def _learner(config: Config, model: GradientDescentConfig) -> Learner:
-    return Learner(dataclasses.replace(config, model=model))
+def _tuning_prompts(task: LinearRegression, seed: int) -> Any:
+    return draw_prompts(task, stream("rates", seed), TUNING_PROMPTS)
 
 
 def _loss(learner: Learner, params: Params, episodes: Any) -> jax.Array:

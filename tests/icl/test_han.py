@@ -22,7 +22,7 @@ from icl.evaluation import draw_prompts
 from icl.evaluation.baselines import mixture_of_ridges, ridge_in_basis
 from icl.evaluation.comparators import comparators
 from icl.tasks import FAMILIES, BasisRegression, FunctionOfKind, LinearRegression, MixedRegression
-from icl.training import Learner
+from icl.training import Learner, Run
 
 from .helpers import predictions, tiny, untrained
 
@@ -31,7 +31,7 @@ FAMILY = BasisRegression(dim=6, points=7, bases=3, noise=0.3)
 
 def drawn(family, count, seed=0):
     keys = jax.random.split(jax.random.key(seed), count)
-    return jax.vmap(lambda key: family.sample_task(key, family.full))(keys)
+    return jax.jit(jax.vmap(lambda key: family.sample_task(key, family.full)))(keys)
 
 
 @pytest.mark.parametrize(
@@ -68,9 +68,8 @@ def test_functions_of_each_kind():
     x = jnp.array([[1.0, 2.0], [-3.0, 1.0]])
     matrix = jnp.array([[1.0, 2.0], [0.0, -1.0]])
     weights = jnp.array([1.0, 1.0])
-    labels = [
-        family.label(FunctionOfKind(weights, matrix, jnp.int32(kind)), x) for kind in range(4)
-    ]
+    of_kind = jax.jit(lambda kind: family.label(FunctionOfKind(weights, matrix, kind), x))
+    labels = [of_kind(np.int32(kind)) for kind in range(4)]
     expected = [[3, -2], [3, -2], [3, -1], [1 / 2**0.5, 2 / 2**0.5]]
     np.testing.assert_allclose(labels, expected, rtol=1e-6)
     tasks = drawn(MixedRegression(dim=8, points=3), 200)
@@ -191,10 +190,13 @@ def test_the_token_of_the_last_label(layout):
     episodes = draw_prompts(config.task, jax.random.key(0), 1)
     point = last_example(config.task)
     assert point == 2
-    changed = episodes._replace(y=episodes.y.at[:, point].add(1.0))
-    params = learner.init(jax.random.key(0))
-    differs = learner.encode(params, episodes) != learner.encode(params, changed)
-    first = np.flatnonzero(np.asarray(differs[0]).any(axis=-1))[0]
+    y = np.array(episodes.y)
+    y[:, point] += 1
+    params = jax.eval_shape(learner.init, jax.random.key(0))  # no token is embedded
+    params = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), params)
+    encode = jax.jit(learner.encode)
+    before, after = (np.asarray(encode(params, e)) for e in (episodes, episodes._replace(y=y)))
+    first = np.flatnonzero((before[0] != after[0]).any(axis=-1))[0]
     assert first == label_token(config, point)
 
 
@@ -239,11 +241,11 @@ def test_concepts_of_ones_own_family_are_decoded(run):
     with pytest.raises(ValueError, match="layer must be from 0 to 1, got 2"):
         ask("decodability", run, prompts=2, layer=2)
     with pytest.raises(ValueError, match="has no concepts to decode: its task, LinearRegression"):
-        ask("patching", untrained(run.path.parent / "linear", tiny()))
+        ask("patching", Run.create(run.path.parent / "linear", tiny()))
 
 
 def test_patches_of_labels_reach_later_predictions_through_attention(run):
-    first, last = (ask("patching", run, prompts=4, layer=layer) for layer in (0, 1))
+    first, last = (ask("patching", run, prompts=12, layer=layer) for layer in (0, 1))
     assert last.layer == 1 and last.error.shape == (3,)
     for change in (last.change, last.whole):  # no attention comes after the last layer
         np.testing.assert_array_equal(change, 0)

@@ -1,5 +1,6 @@
 """Views of attention heads: scores, weight products, eigenvalues; what of them is saved."""
 
+import functools
 import sys
 
 import jax
@@ -150,8 +151,8 @@ def test_symmetric_share():
 def untrained(path, **settings):
     """A run whose newest checkpoint has the initial parameters, as if it had one."""
     run = Run.create(path, tiny(**settings))
-    params = jax.jit(Learner(run.config).init)(jax.random.key(0))
-    run.variables = lambda: (0, params)
+    initial = functools.cache(lambda: jax.jit(Learner(run.config).init)(jax.random.key(0)))
+    run.variables = lambda: (0, initial())
     return run
 
 
@@ -187,6 +188,8 @@ def test_models_without_heads_are_told_apart(run, tmp_path):
     assert has_heads(run.config) and not has_heads(recurrent)
     assert has_heads(tiny(model=SelfAttentionConfig(), layout="concatenated"))
     other = untrained(tmp_path / "run", model=recurrent.model)
+    abstract = jax.eval_shape(Learner(other.config).init, jax.random.key(0))
+    other.variables = lambda: (0, abstract)
     with pytest.raises(NotImplementedError, match="a LSTM has no attention heads; transformers"):
         heads(other)
     with pytest.raises(RunError, match="no heads.npz.*icl eval"):

@@ -20,7 +20,6 @@ from icl.analysis.generalisation import (
     _kinds,
     accuracies,
     ends,
-    generalisation,
 )
 from icl.analysis.memorisation import Memorisation, memorisation
 from icl.analysis.plateau import (
@@ -31,10 +30,12 @@ from icl.analysis.plateau import (
     plateau_end,
     relative_losses,
 )
-from icl.evaluation import draw_prompts, evaluate
+from icl.evaluation import comparators, draw_prompts, evaluate
+from icl.evaluation.comparators import one_query_at_a_time
+from icl.evaluation.curves import predictions_of
 from icl.experiments import PRESETS
 from icl.models import LSTMConfig, MLPConfig, TransformerConfig
-from icl.sweeps import Sweep, train_sweep
+from icl.sweeps import Sweep, SweepResult
 from icl.sweeps.grid import label_of
 from icl.tasks import Curriculum, LinearRegression, ProjectedImages, ReLUNetwork, pool_task
 from icl.tasks.draws import stream
@@ -53,24 +54,47 @@ TINY = Config(
 )
 
 
+# Prompts of a kind and a number are drawn by one program; these are drawn in two chunks.
+PROMPTS = 130
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "run"
     return untrained(path, TINY.replace(training_pool_size=1))
 
 
-@pytest.fixture
-def few_comparators(monkeypatch):
+@pytest.fixture(scope="module")
+def linear(tmp_path_factory):
+    return Run.create(tmp_path_factory.mktemp("linear") / "run", tiny())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_comparators():
     """Only the first classifier: the others take seconds, and test_classifiers.py has them."""
     module = import_module("icl.evaluation.comparators")
     whole = module._classifiers
-    monkeypatch.setattr(module, "_classifiers", lambda *given: whole(*given)[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_classifiers", lambda *given: whole(*given)[:1])
+        yield
+
+
+@pytest.fixture(scope="module")
+def found(run, few_comparators):
+    return ask("generalisation", run, prompts=PROMPTS, images=("random",))
 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
+    """Untrained members with the files of a finished sweep."""
     path = tmp_path_factory.mktemp("sweep") / "sweep"
-    return train_sweep(TINY, {"pool": [4, 1]}, seeds=2, sweep_dir=path, progress=False)
+    sweep, records = Sweep(path, TINY, {"pool": [4, 1]}, 2), []
+    for member in sweep.members:
+        lines(untrained(member.path, member.config), [1.2, 1.1], every=2)
+        of_member = {"member": member.path.name, "changes": member.changes}
+        records.append(of_member | {"examples": [0, 9], "normalised_error": [0.7, 0.6]})
+    SweepResult(path, 10, records).save()
+    return sweep
 
 
 def test_kinds_of_prompts_have_their_tasks_and_images(run):
@@ -80,7 +104,7 @@ def test_kinds_of_prompts_have_their_tasks_and_images(run):
     task = pool_task(FAMILY, pool_key(run.config), 0, data[TRAINING])
     matrix = np.asarray(task.projection, np.float64)
     for kind, one in kinds.items():
-        x = np.asarray(_draw(one, run.config, 4, 0).x, np.float64)
+        x = np.asarray(_draw(one, run.config, PROMPTS, 0).x[:4], np.float64)
         back = np.linalg.solve(matrix, x.reshape(-1, 16).T).T
         bank = data[kind]
         images = (bank.images - bank.mean[0]) / bank.std[0]
@@ -96,24 +120,23 @@ def test_kinds_of_prompts_have_their_tasks_and_images(run):
     assert list(none_held_out) == [SEEN, UNSEEN]
 
 
-def test_accuracy_is_that_of_the_predictions(run, few_comparators):
-    found = generalisation(run, prompts=40)
-    [many] = accuracies([run], prompts=40)
+def test_accuracy_is_that_of_the_predictions(run, linear, found):
+    [many] = accuracies([run], prompts=PROMPTS)
     for kind, values in many.items():
         np.testing.assert_array_equal(values, found.accuracy[kind]["transformer"])
     learner, (step, variables) = Learner(run.config), run.variables()
-    episodes = _draw(_kinds(run.config, (), False)[SEEN], run.config, 40, 0)
-    right = learner.predict(variables, episodes).argmax(axis=-1) == episodes.y
+    episodes = _draw(_kinds(run.config, (), False)[SEEN], run.config, PROMPTS, 0)
+    right = jax.jit(learner.predict)(variables, episodes).argmax(axis=-1) == episodes.y
     np.testing.assert_allclose(many[SEEN], right.mean(axis=0), atol=1e-6)
     np.testing.assert_array_equal(found.examples, np.arange(10))
     assert found.state == 2 * 16 * 20 and found.step == step == 1
     assert found.parameters == sum(leaf.size for leaf in jax.tree.leaves(variables.params))
     with pytest.raises(ValueError, match="does not classify images: its task is LinearRegression"):
-        list(accuracies([untrained(run.path.parent / "linear", tiny())], prompts=4))
+        list(accuracies([linear], prompts=4))
 
 
-def test_the_analysis_names_kinds_and_learners(run, few_comparators):
-    result = ask("generalisation", run, prompts=20, images=("random",))
+def test_the_analysis_names_kinds_and_learners(run, found):
+    result = found
     assert list(result.accuracy) == [TRAINING, SEEN, UNSEEN, "on random"]
     assert result.learner == "transformer" and set(result.accuracy[SEEN]) == {"transformer"}
     others = {"transformer", "1-nearest neighbour", "class frequencies"}
@@ -127,14 +150,14 @@ def test_the_analysis_names_kinds_and_learners(run, few_comparators):
 
 
 def test_a_map_of_a_sweep(sweep):
-    result = ask("memorisation", sweep)
+    result = ask("memorisation", sweep, prompts=PROMPTS)
     assert isinstance(result, Memorisation) and result.pool_size == [1, 4]
     assert result.models == [""] and result.seeds == 2
     assert result.accuracy[SEEN]["late"].shape == (1, 2)
     assert (sweep.path / "memorisation.png").stat().st_size > 10_000
     assert str(Memorisation.load(sweep)) == str(result)
     seeds = [m.run for m in sweep.members if m.changes["training_pool_size"] == 4]
-    late = [one[UNSEEN][-1] for one in accuracies(seeds, prompts=640)]
+    late = [one[UNSEEN][-1] for one in accuracies(seeds, prompts=PROMPTS)]
     np.testing.assert_allclose(result.accuracy[UNSEEN]["late"][0, 1], np.mean(late), atol=1e-6)
     fresh = Sweep(sweep.path, TINY, {"pool": [None, 4]}, 1)
     assert memorisation(fresh) is None
@@ -155,8 +178,10 @@ def test_phases():
     assert result.phases()[0, 3] == "?"
 
 
-def lines(run, losses):
-    text = "".join(f'{{"step": {10 * (n + 1)}, "loss": {loss}}}\n' for n, loss in enumerate(losses))
+def lines(run, losses, every=10):
+    text = "".join(
+        f'{{"step": {every * (n + 1)}, "loss": {loss}}}\n' for n, loss in enumerate(losses)
+    )
     (run.path / "metrics.jsonl").write_text(text)
 
 
@@ -206,22 +231,22 @@ def test_plateaus_of_a_sweep(sweep, tmp_path):
     assert (tmp_path / "plateau.png").stat().st_size > 10_000
 
 
-def test_runs_of_one_task_are_compared(run, tmp_path, capsys, few_comparators):
+def test_runs_of_one_task_are_compared(run, tmp_path, capsys):
     fresh = TINY.replace(training_pool_size=1)
     others = {"lstm": LSTMConfig(layers=1, width=8), "mlp": MLPConfig(width=8)}
     runs = [run, *(untrained(tmp_path / n, fresh.replace(model=m)) for n, m in others.items())]
-    result = compare(runs, tmp_path / "compared", prompts=50)
+    result = compare(runs, tmp_path / "compared", prompts=PROMPTS)
     assert [(one.model, one.state) for one in result.runs] == [
         ("transformer", 640), ("LSTM", 16), ("MLP", 0),
     ]  # fmt: skip
-    own = evaluate(run, prompts=50, resamples=2).curves["transformer"].mean
+    own = evaluate(run, prompts=PROMPTS, resamples=2).curves["transformer"].mean
     np.testing.assert_allclose(result.runs[0].error, own, atol=1e-6)
     assert (tmp_path / "compared" / "comparison.png").stat().st_size > 10_000
-    folders = [str(one.path) for one in runs]
-    out = ["--folder", str(tmp_path / "again"), "--prompts", "5"]
+    folders = [str(one.path) for one in runs[1:]]
+    out = ["--folder", str(tmp_path / "again"), "--prompts", str(PROMPTS)]
     assert cli.main(["compare", *folders, *out]) == 0
     assert "runs of one task" in capsys.readouterr().out
-    other = untrained(tmp_path / "other", fresh.replace(task_biased=0.1))
+    other = Run.create(tmp_path / "other", fresh.replace(task_biased=0.1))
     assert cli.main(["compare", folders[0], str(other.path)]) == 2
     assert "have different ones" in capsys.readouterr().err
     assert cli.main(["compare"]) == 2
@@ -229,12 +254,11 @@ def test_runs_of_one_task_are_compared(run, tmp_path, capsys, few_comparators):
         compare([], tmp_path / "none")
 
 
-def test_eval_takes_other_images(run, tmp_path, capsys, few_comparators):
+def test_eval_takes_other_images(run, linear, tmp_path, capsys):
     lines(run, [1.0])
-    command = ["eval", str(run.path), "--prompts", "5", "--resamples", "2"]
+    command = ["eval", str(run.path), "--prompts", str(PROMPTS), "--resamples", "2"]
     assert cli.main([*command, "--images", "random"]) == 0
     assert "on random" in capsys.readouterr().out
-    linear = untrained(tmp_path / "linear", tiny())
     lines(linear, [1.0])
     assert cli.main(["eval", str(linear.path), "--images", "random"]) == 2
     assert "does not classify images: its task is LinearRegression" in capsys.readouterr().err
@@ -263,41 +287,52 @@ def test_training_uses_the_data_of_its_files(tmp_path, capsys):
     assert not (tmp_path / "other").exists()
 
 
-def test_functions_are_evaluated_once_for_all_queries(tmp_path, monkeypatch):
-    monkeypatch.setattr(import_module("icl.evaluation.comparators"), "FITTED_STEPS", 5)
+@pytest.fixture(scope="module")
+def functions(tmp_path_factory):
     config = shrunk(PRESETS["kirsch/functions-xs"].config)
-    run = untrained(tmp_path / "run", config)
-    result = evaluate(run, prompts=20, resamples=2)
+    return untrained(tmp_path_factory.mktemp("functions") / "run", config)
+
+
+def test_functions_are_evaluated_once_for_all_queries(functions, monkeypatch):
+    monkeypatch.setattr(import_module("icl.evaluation.comparators"), "FITTED_STEPS", 5)
+    run = functions
+    result = evaluate(run, prompts=8, resamples=2)
     # One query of a user's, from any number of examples.
     x, y = np.linspace(-1, 1, 6).reshape(2, 3, 1), np.zeros((2, 3))
     assert run.predict(x, y, x[:, :2]).shape == (2, 2)
     # Comparators that are fitted to prompts too.
-    network = config.replace(task=ReLUNetwork(dim=2, points=6, hidden=3, queries=2))
-    fitted = evaluate(untrained(tmp_path / "network", network), prompts=3, resamples=2)
-    assert np.isfinite(fitted.curves["two-layer network by Adam"].mean).all()
+    family = ReLUNetwork(dim=2, points=6, hidden=3, queries=2)
+    [fit] = [one for one in comparators(family)[0] if "two-layer network by Adam" in one.names]
+    episodes = draw_prompts(family, jax.random.key(0), 3)
+    fitted = predictions_of(one_query_at_a_time(fit, 2), episodes)[0]
+    assert np.isfinite(fitted[..., 4:]).all() and fitted.shape == (1, 3, 6)
     assert result.examples.tolist() == [4]
     assert set(result.curves) > {"transformer", "least squares", "zero"}
     assert all(np.isfinite(curve.mean).all() for curve in result.curves.values())
 
 
-def test_a_run_of_sines_is_not_asked_for_sines_twice(tmp_path):
-    for name, kinds in (("sines-xs", 2), ("functions-xs", 3)):
-        run = untrained(tmp_path / name, shrunk(PRESETS[f"kirsch/{name}"].config))
+def test_a_run_of_sines_is_not_asked_for_sines_twice(functions, tmp_path):
+    of_sines = untrained(tmp_path / "sines", shrunk(PRESETS["kirsch/sines-xs"].config))
+    for run, kinds in ((of_sines, 2), (functions, 3)):
         result = ask("function-transfer", run, prompts=8)
         assert len(result.kinds) == kinds
         learner, kind = Learner(run.config), result.kinds["training tasks"]
         episodes = draw_prompts(learner.family, stream("transfer", 0), 8)
         asked = np.asarray(episodes.queries)
-        y, predicted = np.asarray(episodes.y)[asked], learner.predict(run.variables()[1], episodes)
+        y, predicted = (
+            np.asarray(episodes.y)[asked],
+            jax.jit(learner.predict)(run.variables()[1], episodes),
+        )
         error = ((np.asarray(predicted)[asked] - y) ** 2).mean()
         np.testing.assert_allclose(kind.squared_error, error, rtol=1e-4)
         np.testing.assert_allclose(kind.r_squared, 1 - error / y.var(), rtol=1e-4)
     config = tiny(task=LinearRegression(dim=1, points=5))
+    tagged = Run.create(tmp_path / "tagged", config)
     with pytest.raises(ValueError, match="does not learn functions of one number"):
-        ask("function-transfer", untrained(tmp_path / "tagged", config))
+        ask("function-transfer", tagged)
 
 
-def test_presets_have_mapped_images_of_their_kind(tmp_path, few_comparators):
+def test_presets_have_mapped_images_of_their_kind(tmp_path):
     few_shot = shrunk(PRESETS["kirsch/few-shot-xs"].config)
     found = ask("generalisation", untrained(tmp_path / "few", few_shot), prompts=10)
     assert found.examples.tolist() == [few_shot.task.points - 1]

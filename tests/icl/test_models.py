@@ -1,6 +1,7 @@
 """Laws of all models; sizes of the transformer; loops."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -70,8 +71,21 @@ def taken(name):
     return dict(layout="shifted" if name == "maml" else "concatenated")
 
 
+@functools.cache
 def build_any(config, outputs=None):
-    return config.build(5, 12, outputs=outputs, rngs=nnx.Rngs(params=jax.random.key(0)))
+    """A model with weights of NumPy's, since initialising it compiles each of its operations."""
+    make = lambda: config.build(5, 12, outputs=outputs, rngs=nnx.Rngs(params=jax.random.key(0)))
+    if isinstance(config, MAMLConfig):  # its descent needs small weights
+        return make()
+    graph, state = nnx.split(nnx.eval_shape(make))
+    rng = np.random.default_rng(0)
+
+    def weights(leaf):
+        drawn = rng.normal(size=leaf.shape)
+        drawn = drawn / leaf.shape[-2] ** 0.5 if leaf.ndim > 1 else 0.5 + 0.1 * drawn
+        return jnp.asarray(drawn, leaf.dtype)
+
+    return nnx.merge(graph, jax.tree.map(weights, state))
 
 
 def test_every_registered_model_has_a_tiny_size():
@@ -80,13 +94,15 @@ def test_every_registered_model_has_a_tiny_size():
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_models_are_causal_and_reading_some_positions_does_not_change_them(name):
-    model, tokens = jitted(build_any(SIZES[name])), prompt()
-    whole, changed = model(tokens), model(tokens.at[:, 7:].add(10.0))
+    model, tokens = jitted(build_any(SIZES[name])), np.array(prompt())
+    later, one = np.arange(12)[:, None] >= 7, np.arange(12)[:, None] == 7
+    several = [tokens, *(np.where(where, tokens + 10, tokens) for where in (later, one))]
+    whole, changed, one_changed = (np.asarray(model(each)) for each in several)
     assert whole.shape == (3, 12) and whole.dtype == jnp.float32
     np.testing.assert_allclose(whole[:, :7], changed[:, :7], atol=1e-6)
     assert np.abs(whole[:, 7:] - changed[:, 7:]).max() > 1e-4
-    later = np.abs(whole[:, 8:] - model(tokens.at[:, 7].add(10.0))[:, 8:]).max()
-    assert later == 0 if name == "mlp" else later > 1e-5  # an MLP sees one token
+    seen = np.abs(whole[:, 8:] - one_changed[:, 8:]).max()
+    assert seen == 0 if name == "mlp" else seen > 1e-5  # an MLP sees one token
     np.testing.assert_allclose(model(tokens, 0, None, 2), whole[:, ::2], rtol=1e-5, atol=1e-6)
 
 
@@ -102,8 +118,8 @@ def test_every_parameter_has_a_gradient_with_vector_outputs(name):
         assert outputs.shape[1:] == (3, 6, 2) and outputs.dtype == jnp.float32
         return (outputs**2).sum()
 
-    gradients = jax.tree.leaves(jax.jit(jax.grad(loss))(state))
-    assert gradients and all(jnp.isfinite(g).all() and jnp.abs(g).max() > 0 for g in gradients)
+    gradients = list(map(np.asarray, jax.tree.leaves(jax.jit(jax.grad(loss))(state))))
+    assert gradients and all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in gradients)
 
 
 @pytest.mark.parametrize("name", [name for name in OTHERS if name != "maml"])
@@ -111,7 +127,7 @@ def test_every_model_in_bfloat16_is_near_float32(name):
     wide = build_any(SIZES[name])
     narrow = build_any(dataclasses.replace(SIZES[name], dtype="bfloat16"))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(nnx.state(narrow)))
-    a, b = jitted(wide)(prompt()), jitted(narrow)(prompt())
+    a, b = (np.asarray(jitted(model)(prompt())) for model in (wide, narrow))
     assert b.dtype == jnp.float32
     np.testing.assert_allclose(a, b, atol=0.03)
     assert (a != b).any()
@@ -133,11 +149,17 @@ def test_settings_of_every_model_can_be_saved_loaded_and_replaced(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_learner_draws_the_initial_parameters_of_the_built_model(name):
-    learner = Learner(tiny(model=SIZES[name], **taken(name)))
-    build = lambda key: SIZES[name].build(learner.width, 5, rngs=nnx.Rngs(params=key))
+    model = dataclasses.replace(SIZES[name], layers=1)
+    learner = Learner(tiny(model=model, **taken(name)))
+    build = lambda key: model.build(learner.width, 5, rngs=nnx.Rngs(params=key))
     init = lambda key: nnx.to_pure_dict(nnx.state(build(key), nnx.Param))
-    theirs, ours = (jax.jit(f)(jax.random.key(3)) for f in (init, learner.init))
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), theirs, ours.params))
+
+    @jax.jit
+    def equal(key):
+        theirs, ours = init(jax.random.clone(key)), learner.init(key).params
+        return jax.tree.map(lambda a, b: (a == b).all(), theirs, ours)
+
+    assert jax.tree.all(equal(jax.random.key(3)))
 
 
 def test_settings_without_a_kind_are_those_of_a_transformer():
@@ -159,25 +181,26 @@ def test_an_unregistered_model_is_refused():
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_looped_and_recurrent_models_learn(name, tmp_path):
+    fewer = dict(loops=3, window=2) if name == "looped_transformer" else {}
     config = tiny(
-        model=SIZES[name],
+        model=dataclasses.replace(SIZES[name], layers=1, **fewer),
         layout="shifted" if name == "maml" else "interleaved",
         training_pool_size=1,
         training_batch_size=32,
         training_steps=80,
         training_log_every=20,
-        training_checkpoint_every=20,
+        training_checkpoint_every=80,
         optimizer_learning_rate=2e-2,
     )
     run = icl.train(config, tmp_path / "run", logging=QUIET)
     losses = [record["loss"] for record in run.metrics()]
     assert losses[-1] < 0.5 * losses[0]
     if name == "looped_transformer":
-        errors = errors_by_loop(run, [7, 1, 20], prompts=256).errors
+        errors = errors_by_loop(run, [3, 1, 20], prompts=32).errors
         assert errors.shape == (3,) and len(set(errors)) == 3
         assert (run.path / "loops.png").stat().st_size > 10_000
         learner = Learner(config)
-        plain = learner_errors(learner, learner.predict, run.variables()[1], 256, 0)[1]
+        plain = learner_errors(learner, learner.predict, run.variables()[1], 32, 0)[1]
         np.testing.assert_allclose(errors[0], plain[:, -1].mean(), rtol=1e-3)
         with pytest.raises(ValueError, match="at least 1"):
             errors_by_loop(run, [0])
@@ -318,18 +341,17 @@ def test_parameter_counts_are_gargs(config, millions):
 
 
 def test_reading_some_positions_does_not_change_predictions():
-    model, tokens = build(), prompt()
-    np.testing.assert_allclose(
-        model(tokens, slice(0, None, 2)), model(tokens)[:, ::2], rtol=1e-5, atol=1e-6
-    )
+    model, tokens = jitted(build()), prompt()
+    whole = np.asarray(model(tokens))
+    np.testing.assert_allclose(model(tokens, 0, None, 2), whole[:, ::2], rtol=1e-5, atol=1e-6)
 
 
 def test_initial_weights_are_gpt2s():
-    model = build(dataclasses.replace(TINY, width=128, layers=8))
+    model = build(dataclasses.replace(TINY, width=128))
     block = model.blocks[0]
     np.testing.assert_allclose(block.up.kernel[...].std(), 0.02, rtol=0.05)
-    np.testing.assert_allclose(block.down.kernel[...].std(), 0.02 / 4, rtol=0.05)
-    np.testing.assert_allclose(block.mixer.out.kernel[...].std(), 0.02 / 4, rtol=0.05)
+    np.testing.assert_allclose(block.down.kernel[...].std(), 0.02 / 2, rtol=0.05)
+    np.testing.assert_allclose(block.mixer.out.kernel[...].std(), 0.02 / 2, rtol=0.05)
     assert float(jnp.abs(model.read_in.kernel[...]).max()) <= 5**-0.5
 
 
