@@ -14,7 +14,8 @@ from bench.common.worker import ROOT
 from bench.kernels import benchmark
 from bench.kernels.ops import CASES, CPU_CASES, PEERS
 
-HELPERS = {"attention_weights", "flax_attention_fn", "targeting"}  # public names that are not ops
+# Public names that are not ops.
+HELPERS = {"attention_weights", "choices", "flax_attention_fn", "targeting"}
 
 
 @pytest.fixture

@@ -423,7 +423,7 @@ def test_a_stop_between_two_lines_of_metrics(tmp_path, monkeypatch, finished, ca
         patch.setattr(ProgressDisplay, "update", show)
         with pytest.raises(Interrupted) as caught:
             icl.train(config, tmp_path / "run")
-    assert "about 1 minutes on this CPU (20 steps of about 4 s)" in capsys.readouterr().out
+    assert "about 80 s on this CPU (20 steps of about 4 s)" in capsys.readouterr().out
     assert caught.value.step == 4
     run = Run.open(tmp_path / "run")
     assert run.variables()[0] == 4 and not run.metrics()

@@ -32,9 +32,9 @@ def test_the_error_is_that_after_twice_the_dimension(tmp_path):
     sweep = made_up(tmp_path / "sweep", {"layers": [1, 3], "size": sizes})
     text = str(capacity(sweep))
     saved = json.loads((sweep.path / "capacity.json").read_text())["error_after_2d_examples"]
-    assert list(saved) == ["1 layers, width 16", "3 layers, width 16"]
+    assert list(saved) == ["1 layer, width 16", "3 layers, width 16"]
     np.testing.assert_allclose(saved["3 layers, width 16"]["2"], [0.3 / 4] * 2)
-    np.testing.assert_allclose(saved["1 layers, width 16"]["4"], [0.1 / 8] * 2)
+    np.testing.assert_allclose(saved["1 layer, width 16"]["4"], [0.1 / 8] * 2)
     assert "d=4" in text and "0.075" in text
     assert (sweep.path / "capacity.png").stat().st_size > 5_000
     assert str(Capacity.load(sweep)) == text
