@@ -52,13 +52,13 @@ class Door:
           NobodyCame: a process did not come within `seconds`; the others are told.
         """
         end = time.monotonic() + seconds
-        while len(self._inside) < self._count - 1:
+        while self._missing():
             self._socket.settimeout(max(0.01, end - time.monotonic()))
             try:
                 guest = self._socket.accept()[0]
             except TimeoutError:
-                missing = (n for n in range(1, self._count) if n not in self._inside)
-                words = f"process {', '.join(map(str, missing))} did not come within {seconds:g} s"
+                missing = ", ".join(map(str, self._missing()))
+                words = f"process {missing} did not come within {seconds:g} s"
                 self._tell_all(gone=words)
                 raise NobodyCame(words) from None
             self._hear(guest)
@@ -74,6 +74,10 @@ class Door:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
+
+    def _missing(self) -> list[int]:
+        """The processes that did not come, or came and ended."""
+        return [n for n in range(1, self._count) if not _lives(self._inside.get(n))]
 
     def _refuse(self) -> None:
         """Refuses every process that comes after all were admitted."""
