@@ -17,6 +17,12 @@ def test_the_table_of_presets_is_the_registry():
     assert rows == {preset.name: preset.summary for preset in PRESETS.values()}
 
 
+def test_the_table_of_analyses_is_the_catalogue():
+    page = (ROOT / "docs" / "look-inside.md").read_text()
+    rows = re.findall(r"^\| `([\w/-]+)` \| (run|sweep|nothing) \| (.*) \|$", page, re.MULTILINE)
+    assert sorted(rows) == sorted((name, a.of, a.summary) for name, a in ANALYSES.items())
+
+
 def test_the_papers_it_names_have_their_presets():
     rows = re.findall(r"^\| .* \| (`[\w-]+/[\w-]+`.*?) \| \[docs/", README, re.MULTILINE)
     named = set()

@@ -20,9 +20,13 @@ CARRIED = ROOT / "bench" / "requirements-gpu-day.txt"
 WHEELS = ROOT / ".whl"
 MOST_BYTES = 64 * 2**20  # of all wheels
 FOLDERS = ("icl", "kernels", "bench", "tests")
-# Modules of the project, and those that pages define.
-OWN = {*FOLDERS, "my_task", "my_tasks", "my_mixer", "my_experiment", "my_analysis"}
-OWN |= {"relu_attention"}
+# Modules of the project and its tests, and those that its pages define.
+OWN = {*FOLDERS, "my_tasks"}
+OWN |= {
+    name
+    for page in (ROOT / "docs").glob("*.md")
+    for name in re.findall(r"^# (\w+)\.py$", page.read_text(), re.MULTILINE)
+}
 # Packages whose import has another name.
 DISTRIBUTIONS = {
     "PIL": "pillow",

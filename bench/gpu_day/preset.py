@@ -10,8 +10,7 @@ from pathlib import Path
 
 from icl import evaluate, preset, resume, train
 from icl.evaluation import training_figure
-from icl.training import Config, Run
-from icl.training.loop import Interrupted
+from icl.training import Config, Interrupted, Run
 
 from .steps import STEPS_LEFT
 

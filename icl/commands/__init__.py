@@ -2,3 +2,5 @@
 
 `main(arguments)` of a module runs its command and returns the exit status.
 """
+
+Folder = str  # because Path("") is the current folder

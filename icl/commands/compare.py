@@ -6,7 +6,7 @@ from ..analysis.comparison import compare
 from ..output import say
 from ..ranges import SEED, SIZE, check_range
 from ..training.run import free_path
-from .presets import Folder
+from . import Folder
 from .results import show_result
 
 

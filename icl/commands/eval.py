@@ -9,7 +9,7 @@ from ..analysis import ANALYSES, applicable, ask
 from ..output import say
 from ..ranges import SEED, SIZE, check_range
 from ..training import Run
-from .presets import Folder
+from . import Folder
 from .results import evaluate_and_show, show_result
 
 

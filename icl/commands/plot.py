@@ -5,7 +5,7 @@ import tyro
 from ..evaluation import Evaluation, training_figure
 from ..output import say
 from ..training import Run
-from .presets import Folder
+from . import Folder
 
 
 def main(arguments: list[str]) -> int:

@@ -6,8 +6,6 @@ import tyro
 
 from ..experiments import preset
 
-Folder = str  # because Path("") is the current folder
-
 
 def resumes(arguments: list[str]) -> bool:
     """Whether a run or sweep is to be continued."""

@@ -7,7 +7,7 @@ from ..experiments.presets import named as entry_named
 from ..output import say
 from ..training.disk import usable
 from ..training.run import free_path, named
-from .presets import Folder
+from . import Folder
 from .results import show_result
 
 

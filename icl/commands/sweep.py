@@ -11,7 +11,8 @@ from ..output import say, show
 from ..sweeps import Sweep, SweepResult, parse_over
 from ..training import Config
 from ..training.run import free_path
-from .presets import Folder, resumes, with_preset
+from . import Folder
+from .presets import resumes, with_preset
 from .results import show_result
 
 

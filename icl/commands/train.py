@@ -10,7 +10,8 @@ from ..output import say
 from ..training import Config, LoggingConfig, processes
 from ..training.history import ModelChanges, OptimizerChanges, TrainingChanges, check_changes
 from ..training.run import free_path
-from .presets import Folder, resumes, with_preset
+from . import Folder
+from .presets import resumes, with_preset
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
